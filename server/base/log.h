@@ -1,0 +1,17 @@
+/* One line per event to stderr: time, level, area, text. Levels: error (a person must look), warn,
+ * info, debug. Never log prompts, outputs, keys or tokens. Thread: any; a line is one write(2). */
+#ifndef RS_BASE_LOG_H
+#define RS_BASE_LOG_H
+
+enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+
+void log_set_level(enum log_level level);
+void log_line(enum log_level level, const char *area, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#define log_error(area, ...) log_line(LOG_LEVEL_ERROR, area, __VA_ARGS__)
+#define log_warn(area, ...)  log_line(LOG_LEVEL_WARN, area, __VA_ARGS__)
+#define log_info(area, ...)  log_line(LOG_LEVEL_INFO, area, __VA_ARGS__)
+#define log_debug(area, ...) log_line(LOG_LEVEL_DEBUG, area, __VA_ARGS__)
+
+#endif
