@@ -1,0 +1,93 @@
+/* What follows the final norm: logits, teacher-forced scores, sketches and sampling. */
+#ifndef RS_KERNELS_HEAD_H
+#define RS_KERNELS_HEAD_H
+
+#include "kernels/args.h"
+
+#define SAMPLE_TOP_MAX 20
+#define SKETCH_DIM     64
+
+/* logits: out[t, v] = sum_k x[t,k] * w[v,k]; the gemm of linear.h with one part (kept apart because
+ * a backend may tile it). Shapes  out [n_row, n_vocab] f32; x [n_row, d_model] f32, after the final
+ * norm. */
+struct logits_args {
+    float *out;
+    const float *x;
+    struct weight w;
+    uint32_t n_row;
+};
+
+/* score: logprob[t] = logit[target[t]] - logsumexp_v(logit[v]), f32, raw logits, without storing
+ * the logits. The same arithmetic as sample's logprob: both walk the vocabulary in ascending order
+ * with the fixed tile SCORE_TILE, max first within a tile, so that a score equals the logprob that
+ * decoding reported, bit for bit. Shapes  x [n_row, d_model] f32; target [n_row] i32; logprob
+ * [n_row] f32; scratch f32 [n_row, SCORE_TILE]. */
+#define SCORE_TILE 1024
+struct score_args {
+    float *logprob;
+    const float *x;
+    struct weight w;
+    const int32_t *target;
+    float *scratch;
+    uint32_t n_row;
+};
+
+/* sketch: out[t, j] = round_even(127 * z_j / |z|), z = P x[t], P [64, d_model] of +-1 given as bits
+ * (bit set: +1), row-major, little-endian bits in bytes, rows padded to whole bytes; |z| = 0 gives
+ * zeros. Shapes  out [n_row, 64] i8; x [n_row, d_model] f32. */
+struct sketch_args {
+    int8_t *out;
+    const float *x;
+    const uint8_t *sign_bits; /* [64, (d_model+7)/8] */
+    uint32_t n_row, d_model;
+};
+
+/* One row's sampling. Order of effects (the order of vLLM): logit_bias, then min-token and allowed
+ * masks are the engine's business through bias entries of -inf; repetition, frequency and presence
+ * penalties; greedy if temperature == 0; else temperature, top_k, min_p, top_p, then a draw with
+ * Philox(seed; counter {draw, 0, 0, 0}). repetition: l > 0 ? l/r : l*r for tokens of prompt and
+ * output; frequency, presence: over output tokens. Candidates are ordered by (logit descending, id
+ * ascending); ties in argmax go to the lowest id; the draw walks that order in f64. top_p keeps the
+ * smallest prefix whose sum >= top_p; min_p keeps p >= min_p * p_max. */
+struct sample_bias {
+    int32_t id;
+    float bias;
+};
+struct sample_row {
+    float temperature, top_p, min_p, repetition, frequency, presence;
+    int32_t top_k; /* 0 or less: off */
+    uint64_t seed;
+    uint32_t draw; /* index of this draw: the output position */
+    const struct sample_bias *bias;
+    uint32_t bias_count;
+    const int32_t *prompt, *output; /* for penalties */
+    uint32_t n_prompt, n_output;
+    uint32_t top_count; /* logprob alternatives wanted, 0..SAMPLE_TOP_MAX */
+};
+struct sample_out {
+    int32_t id;
+    float logprob; /* of id under the raw logits */
+    int32_t top_id[SAMPLE_TOP_MAX];
+    float top_logprob[SAMPLE_TOP_MAX]; /* raw, descending; ties by lowest id */
+};
+/* sample: logits [n_row, n_vocab] f32 are clobbered. scratch: sample_scratch_bytes(n_vocab) per
+ * worker of the backend. */
+struct sample_args {
+    struct sample_out *out; /* [n_row] */
+    float *logits;
+    const struct sample_row *row; /* [n_row] */
+    void *scratch;
+    uint32_t n_row, n_vocab;
+};
+
+/* prompt_logprobs: logprob and the top alternatives of given targets from stored logits (echo,
+ * lm-eval). logits are kept. */
+struct top_logprobs_args {
+    struct sample_out *out; /* id = target, logprob and top_* filled */
+    const float *logits;
+    const int32_t *target; /* [n_row] */
+    const uint32_t *top_count;
+    uint32_t n_row, n_vocab;
+};
+
+#endif

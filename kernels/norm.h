@@ -1,0 +1,20 @@
+/* RMSNorm. */
+#ifndef RS_KERNELS_NORM_H
+#define RS_KERNELS_NORM_H
+
+#include "kernels/args.h"
+
+/* norm: out[t, i] = x[t, i] * rstd[t] * gain[i], rstd = 1/sqrt(mean_i x[t,i]^2 + eps), f32.
+ * Shapes  out, x [n_tok, d_model] f32 (out may be x); gain [d_model] f32; keep_rstd [n_tok] or
+ * NULL. rows    when non-NULL, row t reads x[rows[t]] (the rows whose logits are wanted). */
+struct norm_args {
+    float *out;
+    const float *x;
+    const float *gain;
+    const uint32_t *rows;
+    float *keep_rstd;
+    float eps;
+    uint32_t n_tok, d_model;
+};
+
+#endif

@@ -1,0 +1,58 @@
+/* A PEFT adapter directory as `peft` saves it -> checked facts, and then a packed blob for the
+ * device. Fail-closed: what we cannot honour is refused by name (config field, tensor, found,
+ * expected). Tensor shapes are the truth; the config supplies alpha, patterns and flags. Bytes are
+ * read into owned memory, never mapped. Thread: loader or HTTP; no shared state. */
+#ifndef RS_ADAPTER_PEFT_H
+#define RS_ADAPTER_PEFT_H
+
+#include "kernels/args.h"
+#include "server/model/config.h"
+#include "server/model/safetensors.h"
+
+#define PEFT_CONFIG_BYTES_MAX (1u << 20)
+#define PEFT_HEADER_BYTES_MAX (1u << 20)
+
+struct peft_module { /* one adapted (layer, module) */
+    uint32_t layer;
+    enum lora_module module;
+    uint32_t rank;
+    double scale;
+    const struct st_tensor *a, *b; /* A [rank, d_in], B [d_out, rank] in the file */
+};
+
+struct peft_adapter {
+    char *config_json; /* as read */
+    size_t config_bytes;
+    char *tensor_bytes; /* the whole safetensors file, owned */
+    size_t tensor_file_bytes;
+    struct st_file tensors;
+    struct peft_module *module;
+    uint32_t module_count;
+    uint32_t rank_max;
+    uint8_t id[32];    /* adapterId, SPEC 1 */
+    char *base_name;   /* base_model_name_or_path: a claim, or NULL */
+    char warning[256]; /* what a listing should say, or "" */
+};
+
+/* From a directory (paths below dir_fd, no links followed), or from two byte blocks (ownership
+ * passes on success only). */
+MUST_CHECK enum status peft_read_dir(struct peft_adapter *out, const char *dir,
+                                     const struct model_config *base, uint64_t bytes_max,
+                                     struct errtext *err);
+MUST_CHECK enum status peft_from_bytes(struct peft_adapter *out, char *config_json,
+                                       size_t config_bytes, char *tensors, size_t tensor_bytes,
+                                       const struct model_config *base, struct errtext *err);
+void peft_fini(struct peft_adapter *a);
+
+/* Admission beyond shapes: every value finite, not all B zero ("adapter would change nothing").
+ * Errors name the tensor and index. */
+MUST_CHECK enum status peft_check_values(const struct peft_adapter *a, struct errtext *err);
+
+/* Device form: layout entries [n_layer][LORA_MODULE_COUNT] and the blob (A as stored, B transposed,
+ * converted to dtype). blob must have peft_blob_bytes bytes, 64-byte aligned. */
+void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtype,
+                 struct lora_entry *entry, uint64_t *blob_bytes);
+void peft_pack(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtype,
+               const struct lora_entry *entry, void *blob);
+
+#endif
