@@ -1,0 +1,95 @@
+/* The engine: one thread that owns the device, the KV pages, the batch and adapter residency. Each
+ * step: receive, admit, plan, run, deliver. Everybody else talks to it through engine_submit and
+ * the other messages here (bounded mailbox). After engine_start has returned the engine thread
+ * allocates nothing (mem_seal_thread). */
+#ifndef RS_ENGINE_ENGINE_H
+#define RS_ENGINE_ENGINE_H
+
+#include "kernels/backend.h"
+#include "server/adapter/store.h"
+#include "server/engine/request.h"
+#include "server/model/model.h"
+
+struct engine;
+
+struct engine_options {
+    uint32_t rows_max; /* tokens per step, prefill and decode together (max_num_batched_tokens) */
+    uint32_t seqs_max; /* running sequences (max_num_seqs) */
+    uint32_t waiting_max; /* requests queued; past it engine_submit answers FULL */
+    uint32_t context_max; /* tokens per sequence, <= model pos_max */
+    uint64_t kv_bytes;    /* KV pool */
+    uint32_t adapters_per_batch_max;
+    uint32_t rank_sum_max; /* widest s row: largest sum of ranks of a group over a composition */
+    bool prefix_cache;
+    uint32_t score_rows_max; /* scoring rows per step when nothing else waits; 0: scoring off */
+    uint32_t score_queue_max;
+    uint32_t
+        adapter_wait_ms_max;    /* cold adapter not resident by then: the request fails with BUSY */
+    uint64_t (*clock_ns)(void); /* injectable; NULL: clock_mono_ns */
+};
+
+struct engine_deps { /* all outlive the engine; the engine thread becomes the only user of store and
+                        backend */
+    const struct model *model;
+    struct backend *backend;
+    struct store *store;
+};
+
+/* Allocates everything (KV, activations, tables). Errors: INVALID naming the option, TOO_LARGE with
+ * the line of the memory plan that does not fit. plan: engine_print_plan afterwards. */
+MUST_CHECK enum status engine_create(struct engine **out, const struct engine_options *opt,
+                                     const struct engine_deps *deps, struct errtext *err);
+void engine_print_plan(const struct engine *e, struct buf *out);
+void engine_start(struct engine *e); /* starts the thread */
+/* Refuse new work, finish what runs until deadline_ms, then end the rest with FINISH_ERROR
+ * ("draining"). Blocks. */
+void engine_stop(struct engine *e, uint32_t deadline_ms);
+void engine_destroy(struct engine *e);
+
+/* Hand over a request. OK: the chain's reference passes to the engine. Else nothing happened:
+ * INVALID (can never fit: names prompt tokens, max_tokens and the context or the KV pool), FULL
+ * (queue), CANCELLED (draining). Thread: any. */
+MUST_CHECK enum status engine_submit(struct engine *e, struct request *r, struct errtext *err);
+
+/* Drop an adapter's bytes and wait until they are free (bounded by wait_ms). Thread: any but the
+ * engine's. */
+MUST_CHECK enum status engine_unload_adapter(struct engine *e, const uint8_t id[32],
+                                             uint32_t wait_ms, struct errtext *err);
+
+/* Teacher-forced scoring (signal S0): log-probabilities of each output token of each choice, given
+ * prompt and the tokens before it, under `comp` (base when comp.n == 0). Low-priority prefill:
+ * yields to every user row; same bits as decoding. */
+struct score_job {
+    struct composition comp;
+    struct adapter_entry *entry[LORA_PARTS_MAX]; /* references held by the job's owner until done */
+    const int32_t *ids;                          /* prompt + output of one sequence */
+    uint32_t n_ids, n_prompt;
+    float *logprob;                                  /* [n_ids - n_prompt], engine writes */
+    enum status status;                              /* engine */
+    void (*on_done)(struct score_job *j, void *arg); /* engine thread, must not block */
+    void *on_done_arg;
+};
+MUST_CHECK enum status engine_submit_score(struct engine *e,
+                                           struct score_job *j); /* OK or FULL or CANCELLED */
+
+/* A consistent snapshot for /metrics and listings, published by the engine each step. Thread: any,
+ * lock-light. */
+#define ENGINE_RUNNING_ADAPTERS_MAX 64
+struct engine_stats {
+    uint32_t running_seqs, waiting_requests, swapped;
+    uint32_t kv_pages, kv_pages_used;
+    uint64_t prompt_tokens, generation_tokens, score_tokens, steps, preemptions;
+    uint64_t prefix_queries, prefix_hits; /* tokens */
+    uint64_t finished[5];                 /* by enum finish_reason */
+    uint32_t score_queued;
+    uint32_t adapter_running_count, adapter_waiting_count;
+    uint8_t adapter_running[ENGINE_RUNNING_ADAPTERS_MAX][32],
+        adapter_waiting[ENGINE_RUNNING_ADAPTERS_MAX][32];
+    struct store_stats store;
+    bool draining;
+};
+void engine_get_stats(struct engine *e, struct engine_stats *out);
+/* Engine id of records: BLAKE2b-256 of backend, dtype, deterministic mode, kernel version. */
+void engine_get_id(const struct engine *e, uint8_t id[32]);
+
+#endif
