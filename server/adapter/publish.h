@@ -1,0 +1,66 @@
+/* Admission of adapters from outside: what a dry run checks and what a publish keeps.
+ * Sources: two uploaded bodies (config, safetensors), a directory beneath an allow-listed root, or
+ * a URL of an allow-listed host. Archives are never unpacked, links never followed. Fail-closed;
+ * the report says what was checked. Thread: HTTP's; one publisher's bytes are bounded by its quota.
+ */
+#ifndef RS_ADAPTER_PUBLISH_H
+#define RS_ADAPTER_PUBLISH_H
+
+#include <jansson.h>
+
+#include "server/adapter/catalog.h"
+#include "server/adapter/peft.h"
+#include "server/base/buf.h"
+
+#define PUBLISH_ROOTS_MAX 16
+
+struct publish_options {
+    const struct model_config *model;
+    uint8_t model_id[32];
+    const char *adapters_dir;            /* where published adapters are kept: <id hex>/ */
+    const char *root[PUBLISH_ROOTS_MAX]; /* allow-list for load_lora_adapter and --adapter-dir */
+    uint32_t root_count;
+    uint64_t adapter_bytes_max;   /* one adapter's safetensors */
+    uint64_t publisher_bytes_max; /* all of one API key's */
+    uint32_t rank_max;            /* largest accepted rank */
+    uint64_t chain_id;            /* of manifests; 0 accepts 0 only */
+    uint8_t registry[20];
+};
+
+struct publisher;
+MUST_CHECK enum status publisher_create(struct publisher **out, const struct publish_options *opt,
+                                        struct catalog *c, struct errtext *err);
+void publisher_destroy(struct publisher *p);
+
+/* Register a directory under a name (start-up flags, vLLM's load route): path absolute and beneath
+ * an allowed root, or trusted = true for the operator's own command line. A manifest (publish.json)
+ * in the directory is honoured. */
+MUST_CHECK enum status publisher_load_dir(struct publisher *p, const char *name, const char *path,
+                                          bool trusted, bool replace, struct errtext *err);
+/* Every sub-directory of dir that holds adapter_config.json, named as the directory. Returns the
+ * number registered. */
+MUST_CHECK enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *count,
+                                          struct errtext *err);
+/* Adapters published earlier and kept in adapters_dir. */
+MUST_CHECK enum status publisher_recover(struct publisher *p, uint32_t *count, struct errtext *err);
+
+/* One upload: bytes are checked, stored under the content id (atomically), registered under name.
+ * manifest: the publish manifest object of SPEC 6 with both signatures, or NULL where the policy
+ * allows none. dry_run: check only. report: JSON {id, rank, modules, bytes, checks: [...], warning}
+ * on success. config and tensors stay the caller's. */
+struct publish_upload {
+    const char *name;
+    const char *key_name; /* API key, for quota and ownership of the name */
+    const char *config_json;
+    size_t config_bytes;
+    const char *tensors;
+    size_t tensor_bytes;
+    const json_t *manifest;
+    bool replace, dry_run;
+};
+MUST_CHECK enum status publisher_upload(struct publisher *p, const struct publish_upload *u,
+                                        struct buf *report, struct errtext *err);
+/* Remove a published adapter's files once nothing uses the entry. */
+void publisher_forget(struct publisher *p, const struct adapter_entry *e);
+
+#endif

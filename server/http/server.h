@@ -1,0 +1,72 @@
+/* The HTTP server: libmicrohttpd in epoll + suspend/resume mode on a few threads. Parses,
+ * authenticates, tokenizes, submits to the engine, streams back. Routes are a table (route.c). All
+ * input limits are in one file (request_parse.c). */
+#ifndef RS_HTTP_SERVER_H
+#define RS_HTTP_SERVER_H
+
+#include "server/adapter/publish.h"
+#include "server/engine/engine.h"
+#include "server/influence/recorder.h"
+#include "server/model/model.h"
+
+#define HTTP_KEYS_MAX         1024
+#define HTTP_KEY_ADAPTERS_MAX 64
+
+enum http_role {
+    HTTP_ROLE_INFER = 1,
+    HTTP_ROLE_PUBLISH = 2,
+    HTTP_ROLE_ADMIN = 4,
+    HTTP_ROLE_WORKER = 8
+};
+
+struct http_key {
+    char name[64];
+    uint8_t digest[32]; /* BLAKE2b-256 of the key's text */
+    unsigned roles;
+    char adapter[HTTP_KEY_ADAPTERS_MAX][CATALOG_NAME_MAX + 1]; /* allowed names; trailing '*' is a
+                                                                  prefix; 0 entries: all */
+    uint32_t adapter_count;
+    uint8_t account[20];        /* payer */
+    uint64_t publish_bytes_max; /* 0: the default quota */
+};
+
+struct http_options {
+    char host[64];
+    uint16_t port; /* 0: any free port; http_port tells */
+    uint32_t thread_count;
+    uint32_t connections_max, connections_per_ip_max;
+    uint32_t idle_timeout_s;
+    uint64_t body_bytes_max; /* JSON bodies */
+    uint32_t n_max;          /* choices per prompt */
+    uint32_t drain_s, lame_duck_s;
+    const struct http_key
+        *key; /* none: anyone on loopback has every role; beyond loopback it refuses to start */
+    uint32_t key_count;
+    char model_name[CATALOG_NAME_MAX + 1]; /* what clients call the base */
+    const char *model_path;
+    uint32_t adapters_per_batch_max;
+    bool allow_runtime_loading; /* vLLM's load/unload routes (admin role) */
+    uint64_t (*clock_ns)(void);
+};
+
+struct http_deps {
+    const struct model *model;
+    struct engine *engine;
+    struct catalog *catalog;
+    struct publisher *publisher;
+    struct recorder *recorder;
+};
+
+struct http_server;
+/* Errors: IO with "address already in use: ..." and what to change; DENIED for a public address
+ * without keys. */
+MUST_CHECK enum status http_start(struct http_server **out, const struct http_options *opt,
+                                  const struct http_deps *deps, struct errtext *err);
+uint16_t http_port(const struct http_server *s);
+/* Readiness fails at once; new requests are refused after lame_duck_s; streams run on to drain_s.
+ * Then http_stop. */
+void http_begin_drain(struct http_server *s);
+void http_stop(struct http_server *s);
+uint32_t http_active_requests(const struct http_server *s);
+
+#endif

@@ -1,0 +1,90 @@
+/* The recorder: one thread that turns finished requests into durable, signed records, and scores
+ * into attribution records.
+ *
+ * Flow      engine -> recorder_on_finish -> inference record + job -> spool (one group fsync covers
+ * both) -> receipt on the request -> request_finish (HTTP sends the last chunk). Then the job's
+ * scoring rows go to the engine as low-priority work; their result becomes the attribution record
+ * of the same lane, and the job is erased. Unbound   without chain settings the lane is unbound
+ * (chainId = ledger = 0) and never shipped; binding starts a new lane. Full      recorder_admit
+ * answers FULL when the spool's disk or the job store has no room: the client gets 503, nothing is
+ * lost. Thread    as said at each call; the recorder owns spool, lane key and job store. */
+#ifndef RS_INFLUENCE_RECORDER_H
+#define RS_INFLUENCE_RECORDER_H
+
+#include "server/base/buf.h"
+#include "server/engine/engine.h"
+
+struct recorder;
+
+struct recorder_options {
+    const char *data_dir; /* lane key, spool segments, job store; created 0700 */
+    uint32_t lane;        /* lane id to use when binding; 0 lets an unbound lane start at 1 */
+    uint64_t chain_id;    /* 0: unbound */
+    uint8_t ledger[20];
+    uint8_t treasury[20]; /* payee of what nobody earned */
+    struct tariff base_tariff;
+    uint64_t score_bytes_max;     /* job store */
+    uint32_t score_age_s_max;     /* a job older than this ends with outcome "inputs lost" */
+    uint32_t score_rate_ppb;      /* 1 000 000 000: every answer; 0: none (bench) */
+    uint64_t spool_bytes_max;     /* past 95 % recorder_admit says FULL */
+    uint32_t group_ms, group_max; /* group fsync: at most this long, this many */
+    const char *redis_url;        /* NULL: records stay in the local spool */
+    const char *redis_password_file;
+};
+
+struct recorder_deps {
+    const struct model *model;
+    struct engine *engine;
+    struct catalog *catalog;
+};
+
+/* Opens or creates the lane, recovers the spool and unfinished jobs, starts the thread (and the
+ * shipper's). */
+MUST_CHECK enum status recorder_create(struct recorder **out, const struct recorder_options *opt,
+                                       const struct recorder_deps *deps, struct errtext *err);
+/* Finish queued requests, flush, stop. Jobs that are not scored stay on disk. */
+void recorder_stop(struct recorder *r, uint32_t deadline_ms);
+void recorder_destroy(struct recorder *r);
+
+/* request.on_finish; arg is the recorder. Engine thread; only pushes to a mailbox sized for all
+ * running requests. */
+void recorder_on_finish(struct request *r, void *recorder);
+
+/* Before a request is submitted: reserve room for its record and, where it may be required, its job
+ * (prompt + output ids). OK, or FULL with the reason. Every OK is paired with recorder_on_finish or
+ * recorder_unadmit. Thread: any. */
+MUST_CHECK enum status recorder_admit(struct recorder *r, const struct request *req,
+                                      struct errtext *err);
+void recorder_unadmit(struct recorder *r, const struct request *req);
+
+/* fee = floor((in * sum in + out * sum out) / 1000) of SPEC 2, for admission displays. Pure. */
+u128 recorder_fee(const struct recorder *r, const struct request *req, uint64_t tokens_in,
+                  uint64_t tokens_out);
+
+/* JSON bodies of GET /v1/receipts/{id} and /v1/attribution/{id}. Only the asking key (fair_key) or
+ * admin may see them. Errors: NOT_FOUND (unknown, too old or another key's). Thread: any. */
+MUST_CHECK enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
+                                             uint64_t fair_key, bool admin, struct buf *out,
+                                             struct errtext *err);
+MUST_CHECK enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
+                                                 uint64_t fair_key, bool admin, struct buf *out,
+                                                 struct errtext *err);
+/* The `residual` object of SPEC 7 for a finished request: {request_id, lane, seq, record_digest,
+ * receipt, salt, adapters, telemetry}. Thread: any, after done. */
+void recorder_residual_json(const struct recorder *r, const struct request *req, struct buf *out);
+
+struct recorder_stats {
+    uint32_t lane;
+    bool bound, redis_connected;
+    uint64_t seq_next, seq_durable, seq_shipped;
+    uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count;
+    uint64_t inferences, attributions, voids, outcomes_lost, fsyncs, append_failures;
+};
+void recorder_get_stats(struct recorder *r, struct recorder_stats *out);
+
+/* Segment bytes for a worker that refetches a range: records of the lane with seq in [first, last],
+ * framed as in the spool. At most out's maximum. Thread: any. */
+MUST_CHECK enum status recorder_read_range(struct recorder *r, uint64_t first, uint64_t last,
+                                           struct buf *out, struct errtext *err);
+
+#endif
