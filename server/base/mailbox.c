@@ -97,3 +97,11 @@ size_t mailbox_used(struct mailbox *m)
     pthread_mutex_unlock(&m->lock);
     return used;
 }
+
+bool mailbox_is_closed(struct mailbox *m)
+{
+    pthread_mutex_lock(&m->lock);
+    bool closed = m->closed;
+    pthread_mutex_unlock(&m->lock);
+    return closed;
+}

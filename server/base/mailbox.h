@@ -34,5 +34,6 @@ void mailbox_kick(struct mailbox *m);
 /* Refuse further pushes and wake the receiver; messages already inside stay poppable. */
 void mailbox_close(struct mailbox *m);
 size_t mailbox_used(struct mailbox *m);
+bool mailbox_is_closed(struct mailbox *m);
 
 #endif

@@ -1,0 +1,499 @@
+/* Residency as a table of slots, each in one of four states:
+ *
+ *        FREE --acquire--> LOADING --loader--> READY --unpinned, LRU or unload--> FREE
+ *                             \--failure--> FAILED --5 s or eviction--> FREE
+ *
+ * A slot that is evicted hands blob and entry to a FREE job and is reusable at once: the loader
+ * takes jobs in order, so the bytes are back before the next load allocates. Everything here is
+ * preallocated; the engine thread never waits. `used_bytes` counts READY and LOADING slots. Unload
+ * marks the entry DRAINING until its pins are gone. */
+#include "server/adapter/store.h"
+#include "server/adapter/loader.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+#include <string.h>
+
+#define RETRY_MS    5000u
+#define NO_WAITER   UINT32_MAX
+#define WAITERS_MAX 64
+
+enum slot_state { SLOT_FREE, SLOT_LOADING, SLOT_READY, SLOT_FAILED };
+
+struct slot {
+    enum slot_state state;
+    struct adapter_entry *entry; /* a reference */
+    void *blob;
+    uint64_t blob_bytes, last_used_ms, retry_ms;
+    uint32_t pins, layout, rank_sum;
+    uint32_t waiter; /* an unload waits for it */
+    struct errtext err;
+};
+
+struct waiter {
+    void (*done)(void *arg);
+    void *arg;
+};
+
+struct store {
+    struct store_options opt;
+    struct slot *slot;               /* [slots_max] */
+    struct lora_slot *table_slot;    /* [slots_max] */
+    struct lora_layout *layout;      /* [layouts_max] */
+    struct lora_entry *layout_entry; /* [layouts_max][n_layer * LORA_MODULE_COUNT] */
+    uint32_t *layout_refs;           /* [layouts_max] */
+    struct lora_table table;
+    struct loader *loader;
+    struct loader_job *job;       /* [jobs_max] */
+    struct loader_job **free_job; /* [jobs_max] */
+    uint32_t jobs_max, free_jobs;
+    struct waiter waiter[WAITERS_MAX];
+    uint32_t index_mask, *index; /* id hash -> slot + 1, linear probing */
+    uint64_t used_bytes;
+    uint32_t loading;
+    struct store_stats stats;
+    struct lora_entry *job_layout;
+};
+
+static size_t entries_per_layout(const struct store *s)
+{
+    return (size_t)s->opt.model->n_layer * LORA_MODULE_COUNT;
+}
+
+/* ---- id -> slot ---- */
+
+static uint32_t hash_id(const struct store *s, const uint8_t id[32])
+{
+    uint32_t h;
+    memcpy(&h, id, sizeof h); /* ids are digests */
+    return h & s->index_mask;
+}
+
+static struct slot *find(const struct store *s, const uint8_t id[32])
+{
+    for (uint32_t i = hash_id(s, id); s->index[i]; i = (i + 1) & s->index_mask) {
+        struct slot *slot = &s->slot[s->index[i] - 1];
+        if (memcmp(slot->entry->id, id, 32) == 0)
+            return slot;
+    }
+    return NULL;
+}
+
+static void index_insert(struct store *s, uint32_t slot_idx)
+{
+    uint32_t i = hash_id(s, s->slot[slot_idx].entry->id);
+    while (s->index[i])
+        i = (i + 1) & s->index_mask;
+    s->index[i] = slot_idx + 1;
+}
+
+/* Linear probing removal: re-insert the rest of the cluster. */
+static void index_remove(struct store *s, uint32_t slot_idx)
+{
+    uint32_t i = hash_id(s, s->slot[slot_idx].entry->id);
+    while (s->index[i] != slot_idx + 1) {
+        CHECK(s->index[i]);
+        i = (i + 1) & s->index_mask;
+    }
+    s->index[i] = 0;
+    for (i = (i + 1) & s->index_mask; s->index[i]; i = (i + 1) & s->index_mask) {
+        uint32_t moved = s->index[i] - 1;
+        s->index[i] = 0;
+        index_insert(s, moved);
+    }
+}
+
+/* ---- create ---- */
+
+static void create_tables(struct store *s)
+{
+    const struct store_options *o = &s->opt;
+    size_t per = entries_per_layout(s);
+    s->slot = mem_array(o->slots_max, sizeof *s->slot);
+    s->table_slot = mem_array(o->slots_max, sizeof *s->table_slot);
+    s->layout = mem_array(o->layouts_max, sizeof *s->layout);
+    s->layout_entry = mem_array(o->layouts_max * per, sizeof *s->layout_entry);
+    s->layout_refs = mem_array(o->layouts_max, sizeof *s->layout_refs);
+    for (uint32_t i = 0; i < o->layouts_max; i++)
+        s->layout[i].entry = s->layout_entry + i * per;
+    s->table = (struct lora_table){.slot = s->table_slot,
+                                   .layout = s->layout,
+                                   .n_slot = o->slots_max,
+                                   .n_layer = o->model->n_layer,
+                                   .dtype = o->dtype};
+    uint32_t index_count = 4;
+    while (index_count < 2 * o->slots_max)
+        index_count *= 2;
+    s->index = mem_array(index_count, sizeof *s->index);
+    s->index_mask = index_count - 1;
+}
+
+enum status store_create(struct store **out, const struct store_options *opt, struct errtext *err)
+{
+    *out = NULL;
+    if (opt->slots_max == 0 || opt->layouts_max == 0)
+        return err_param(err, STATUS_INVALID, "adapters_resident_max",
+                         "adapters_resident_max %u, layouts %u: expected at least 1 of each",
+                         opt->slots_max, opt->layouts_max);
+    struct store *s = mem_alloc(sizeof *s);
+    s->opt = *opt;
+    create_tables(s);
+    s->jobs_max = MIN(opt->slots_max, 64u) + 64u;
+    s->job = mem_array(s->jobs_max, sizeof *s->job);
+    s->free_job = mem_array(s->jobs_max, sizeof *s->free_job);
+    s->job_layout = mem_array(s->jobs_max * entries_per_layout(s), sizeof *s->job_layout);
+    for (uint32_t i = 0; i < s->jobs_max; i++) {
+        s->job[i].layout = s->job_layout + i * entries_per_layout(s);
+        s->free_job[s->free_jobs++] = &s->job[i];
+    }
+    s->loader = loader_create(opt, s->jobs_max);
+    *out = s;
+    return STATUS_OK;
+}
+
+void store_destroy(struct store *s)
+{
+    if (!s)
+        return;
+    loader_destroy(s->loader);
+    for (uint32_t i = 0; i < s->opt.slots_max; i++) {
+        CHECK(s->slot[i].pins == 0);
+        mem_free_aligned(s->slot[i].blob, s->slot[i].blob_bytes);
+        if (s->slot[i].state == SLOT_READY || s->slot[i].state == SLOT_FAILED)
+            catalog_release(s->slot[i].entry);
+    }
+    mem_free(s->job_layout);
+    mem_free(s->free_job);
+    mem_free(s->job);
+    mem_free(s->index);
+    mem_free(s->layout_refs);
+    mem_free(s->layout_entry);
+    mem_free(s->layout);
+    mem_free(s->table_slot);
+    mem_free(s->slot);
+    mem_free(s);
+}
+
+const struct lora_table *store_table(const struct store *s)
+{
+    return &s->table;
+}
+
+/* ---- layouts ---- */
+
+static uint32_t layout_take(struct store *s, const struct lora_entry *entry, uint64_t blob_bytes)
+{
+    size_t per = entries_per_layout(s);
+    uint32_t free_idx = UINT32_MAX;
+    for (uint32_t i = 0; i < s->opt.layouts_max; i++) {
+        if (s->layout_refs[i] == 0) {
+            free_idx = free_idx == UINT32_MAX ? i : free_idx;
+            continue;
+        }
+        if (s->layout[i].blob_bytes == blob_bytes &&
+            memcmp(s->layout[i].entry, entry, per * sizeof *entry) == 0) {
+            s->layout_refs[i]++;
+            return i;
+        }
+    }
+    if (free_idx != UINT32_MAX) {
+        memcpy(s->layout_entry + free_idx * per, entry, per * sizeof *entry);
+        s->layout[free_idx].blob_bytes = blob_bytes;
+        s->layout_refs[free_idx] = 1;
+    }
+    return free_idx;
+}
+
+/* Largest sum of ranks over the groups that share an input, over all layers. */
+static uint32_t rank_sum_of(const struct store *s, const struct lora_entry *e)
+{
+    uint32_t most = 0;
+    for (uint32_t l = 0; l < s->opt.model->n_layer; l++, e += LORA_MODULE_COUNT) {
+        uint32_t qkv = e[LORA_MODULE_Q].rank + e[LORA_MODULE_K].rank + e[LORA_MODULE_V].rank;
+        uint32_t gate_up = e[LORA_MODULE_GATE].rank + e[LORA_MODULE_UP].rank;
+        uint32_t single = MAX(e[LORA_MODULE_O].rank, e[LORA_MODULE_DOWN].rank);
+        most = MAX(most, MAX(qkv, MAX(gate_up, single)));
+    }
+    return most;
+}
+
+/* ---- slots ---- */
+
+static void set_state(struct adapter_entry *e, enum adapter_state state)
+{
+    atomic_store_explicit(&e->state, state, memory_order_relaxed);
+}
+
+static struct loader_job *take_job(struct store *s)
+{
+    return s->free_jobs ? s->free_job[--s->free_jobs] : NULL;
+}
+
+/* READY (unpinned) or FAILED -> FREE. Blob and entry go to the loader. */
+static bool drop_slot(struct store *s, uint32_t idx)
+{
+    struct slot *slot = &s->slot[idx];
+    struct loader_job *job = take_job(s);
+    if (!job)
+        return false;
+    CHECK(slot->pins == 0);
+    index_remove(s, idx);
+    job->op = LOADER_FREE;
+    job->entry = slot->entry;
+    job->blob = slot->blob;
+    job->blob_bytes = slot->blob_bytes;
+    job->waiter = slot->waiter;
+    if (slot->state == SLOT_READY) {
+        s->used_bytes -= slot->blob_bytes;
+        s->stats.resident--;
+        s->layout_refs[slot->layout]--;
+        s->table_slot[idx].blob = NULL;
+    }
+    set_state(slot->entry, ADAPTER_DISK);
+    *slot = (struct slot){.state = SLOT_FREE, .waiter = NO_WAITER};
+    loader_submit(s->loader, job);
+    return true;
+}
+
+/* The unpinned slot used longest ago, failures first; UINT32_MAX if all are pinned or loading. */
+static uint32_t pick_victim(const struct store *s)
+{
+    uint32_t victim = UINT32_MAX;
+    for (uint32_t i = 0; i < s->opt.slots_max; i++) {
+        const struct slot *slot = &s->slot[i];
+        if (slot->state == SLOT_FAILED)
+            return i;
+        if (slot->state == SLOT_READY && slot->pins == 0 &&
+            (victim == UINT32_MAX || slot->last_used_ms < s->slot[victim].last_used_ms))
+            victim = i;
+    }
+    return victim;
+}
+
+static uint32_t free_slot(const struct store *s)
+{
+    for (uint32_t i = 0; i < s->opt.slots_max; i++) {
+        if (s->slot[i].state == SLOT_FREE)
+            return i;
+    }
+    return UINT32_MAX;
+}
+
+/* Make room for bytes and one slot by evicting. FULL: pinned adapters hold it all; BUSY: job pool
+ * is empty for now. */
+static enum status make_room(struct store *s, uint64_t bytes, uint32_t *idx, struct errtext *err)
+{
+    while ((*idx = free_slot(s)) == UINT32_MAX || s->used_bytes + bytes > s->opt.host_bytes_max) {
+        uint32_t victim = pick_victim(s);
+        if (victim == UINT32_MAX)
+            return err_set(
+                err, STATUS_FULL,
+                "adapter memory is held by running requests: %llu of %llu bytes, %u of %u slots",
+                (unsigned long long)s->used_bytes, (unsigned long long)s->opt.host_bytes_max,
+                s->stats.resident + s->loading, s->opt.slots_max);
+        bool ready = s->slot[victim].state == SLOT_READY;
+        if (!drop_slot(s, victim))
+            return STATUS_BUSY;
+        s->stats.evictions += ready;
+    }
+    return STATUS_OK;
+}
+
+static enum status start_load(struct store *s, struct adapter_entry *e, struct errtext *err)
+{
+    uint32_t idx;
+    if (e->blob_bytes > s->opt.host_bytes_max)
+        return err_set(
+            err, STATUS_TOO_LARGE,
+            "adapter '%s' needs %llu bytes, the adapter budget is %llu (adapters_host_bytes_max)",
+            e->name, (unsigned long long)e->blob_bytes, (unsigned long long)s->opt.host_bytes_max);
+    if (s->free_jobs < 2)
+        return STATUS_BUSY;
+    enum status st = make_room(s, e->blob_bytes, &idx, err);
+    if (st)
+        return st;
+    struct loader_job *job = take_job(s);
+    if (!job)
+        return STATUS_BUSY;
+    atomic_fetch_add_explicit(&e->refs, 1, memory_order_relaxed);
+    s->slot[idx] = (struct slot){
+        .state = SLOT_LOADING, .entry = e, .blob_bytes = e->blob_bytes, .waiter = NO_WAITER};
+    index_insert(s, idx);
+    s->used_bytes += e->blob_bytes;
+    s->loading++;
+    set_state(e, ADAPTER_REQUESTED);
+    job->op = LOADER_LOAD;
+    job->entry = e;
+    job->slot = idx;
+    job->blob = NULL;
+    job->blob_bytes = 0;
+    job->err = (struct errtext)ERRTEXT_INIT;
+    loader_submit(s->loader, job);
+    return STATUS_BUSY;
+}
+
+enum status store_acquire(struct store *s, struct adapter_entry *e, uint64_t now_ms,
+                          uint32_t *slot_out, struct errtext *err)
+{
+    struct slot *slot = find(s, e->id);
+    if (!slot)
+        return start_load(s, e, err);
+    if (slot->state == SLOT_LOADING || slot->waiter != NO_WAITER)
+        return STATUS_BUSY;
+    if (slot->state == SLOT_FAILED) {
+        if (now_ms >= slot->retry_ms && drop_slot(s, (uint32_t)(slot - s->slot)))
+            return start_load(s, e, err);
+        return err_set(err, STATUS_CORRUPT, "%s", slot->err.text);
+    }
+    slot->pins++;
+    s->stats.pinned += slot->pins == 1;
+    slot->last_used_ms = now_ms;
+    atomic_store_explicit(&e->last_used_ms, now_ms, memory_order_relaxed);
+    *slot_out = (uint32_t)(slot - s->slot);
+    return STATUS_OK;
+}
+
+void store_release(struct store *s, uint32_t idx)
+{
+    struct slot *slot = &s->slot[idx];
+    CHECK(slot->state == SLOT_READY && slot->pins > 0);
+    slot->pins--;
+    s->stats.pinned -= slot->pins == 0;
+    if (slot->pins == 0 && slot->waiter != NO_WAITER)
+        (void)drop_slot(s, idx); /* job pool empty: store_poll tries again */
+}
+
+bool store_is_resident(const struct store *s, const uint8_t id[32])
+{
+    const struct slot *slot = find(s, id);
+    return slot && slot->state == SLOT_READY && slot->waiter == NO_WAITER;
+}
+
+uint32_t store_slot_rank_sum(const struct store *s, uint32_t slot)
+{
+    return s->slot[slot].rank_sum;
+}
+
+/* ---- loader's answers ---- */
+
+static void load_failed(struct store *s, struct slot *slot, const struct loader_job *job,
+                        uint64_t now_ms)
+{
+    s->used_bytes -= slot->blob_bytes;
+    slot->state = SLOT_FAILED;
+    slot->blob_bytes = 0;
+    slot->err = job->err;
+    slot->retry_ms = now_ms + RETRY_MS;
+    s->stats.load_failures++;
+    atomic_fetch_add_explicit(&slot->entry->fail_count, 1, memory_order_relaxed);
+    set_state(slot->entry, ADAPTER_FAILED);
+}
+
+static void load_done(struct store *s, struct loader_job *job, uint64_t now_ms)
+{
+    struct slot *slot = &s->slot[job->slot];
+    s->loading--;
+    uint32_t layout = UINT32_MAX;
+    if (!job->status) {
+        layout = layout_take(s, job->layout, job->blob_bytes);
+        if (layout == UINT32_MAX)
+            job->status =
+                err_set(&job->err, STATUS_FULL,
+                        "adapter '%s': %u distinct rank layouts are resident, the maximum",
+                        slot->entry->name, s->opt.layouts_max);
+    }
+    slot->blob = job->blob;
+    slot->last_used_ms = now_ms;
+    if (job->status) {
+        uint64_t bytes = job->blob_bytes;
+        load_failed(s, slot, job, now_ms);
+        slot->blob_bytes = bytes; /* freed with the slot; not counted in used_bytes */
+    } else {
+        slot->state = SLOT_READY;
+        slot->layout = layout;
+        slot->rank_sum = rank_sum_of(s, job->layout);
+        s->table_slot[job->slot] = (struct lora_slot){.blob = slot->blob, .layout = layout};
+        s->stats.resident++;
+        s->stats.loads++;
+        s->stats.load_ns_sum += job->load_ns;
+        atomic_fetch_add_explicit(&slot->entry->load_count, 1, memory_order_relaxed);
+        set_state(slot->entry, ADAPTER_HOST);
+    }
+}
+
+static void free_done(struct store *s, const struct loader_job *job)
+{
+    if (job->waiter == NO_WAITER)
+        return;
+    struct waiter w = s->waiter[job->waiter];
+    s->waiter[job->waiter] = (struct waiter){0};
+    w.done(w.arg);
+}
+
+/* Slots that an unload waits for and that nothing pins any more. */
+static void drop_drained(struct store *s)
+{
+    for (uint32_t i = 0; i < s->opt.slots_max; i++) {
+        const struct slot *slot = &s->slot[i];
+        if (slot->state != SLOT_FREE && slot->waiter != NO_WAITER && slot->pins == 0 &&
+            slot->state != SLOT_LOADING)
+            (void)drop_slot(s, i);
+    }
+}
+
+static bool has_waiter(const struct store *s)
+{
+    for (uint32_t i = 0; i < WAITERS_MAX; i++) {
+        if (s->waiter[i].done)
+            return true;
+    }
+    return false;
+}
+
+bool store_poll(struct store *s, uint64_t now_ms)
+{
+    bool changed = false;
+    struct loader_job *job;
+    while ((job = loader_take(s->loader))) {
+        if (job->op == LOADER_LOAD)
+            load_done(s, job, now_ms);
+        else
+            free_done(s, job);
+        s->free_job[s->free_jobs++] = job;
+        changed = true;
+    }
+    if (changed && has_waiter(s))
+        drop_drained(s);
+    return changed;
+}
+
+enum status store_unload(struct store *s, const uint8_t id[32], void (*done)(void *arg), void *arg)
+{
+    struct slot *slot = find(s, id);
+    if (!slot) {
+        done(arg);
+        return STATUS_OK;
+    }
+    if (slot->waiter != NO_WAITER)
+        return STATUS_BUSY;
+    for (uint32_t i = 0; i < WAITERS_MAX; i++) {
+        if (s->waiter[i].done)
+            continue;
+        s->waiter[i] = (struct waiter){.done = done, .arg = arg};
+        slot->waiter = i;
+        set_state(slot->entry, ADAPTER_DRAINING);
+        if (slot->pins == 0 && slot->state != SLOT_LOADING)
+            (void)drop_slot(s, (uint32_t)(slot - s->slot));
+        return STATUS_OK;
+    }
+    return STATUS_FULL;
+}
+
+void store_get_stats(const struct store *s, struct store_stats *out)
+{
+    *out = s->stats;
+    out->host_bytes = s->used_bytes;
+    out->host_bytes_max = s->opt.host_bytes_max;
+    out->slots_max = s->opt.slots_max;
+    out->loading = s->loading;
+}

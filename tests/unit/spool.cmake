@@ -1,0 +1,2 @@
+rs_unit_test(spool rs_spool)
+rs_fuzz_target(spool rs_spool)
