@@ -23,7 +23,8 @@ struct rope_config {
     bool truncate; /* yarn: round the correction range (default true) */
 };
 
-#define MODEL_EOS_MAX 16
+#define MODEL_EOS_MAX    16
+#define MODEL_LAYERS_MAX 512
 
 struct model_config {
     enum model_family family;
@@ -31,9 +32,9 @@ struct model_config {
     uint32_t n_layer, d_model, d_ff, n_head, n_kv_head, d_head, n_vocab, pos_max;
     float norm_eps;
     bool tied, bias_qkv, bias_o, bias_mlp, qk_norm;
-    uint32_t window;             /* sliding window, 0: none */
-    uint32_t window_layer_first; /* qwen: layers before this index attend fully */
-    enum dtype stored_dtype;     /* as the weights are stored */
+    uint32_t window; /* sliding window of the layers marked below, 0: none */
+    uint8_t window_layers[MODEL_LAYERS_MAX / 8]; /* bit i: layer i attends to the window only */
+    enum dtype stored_dtype; /* what config.json claims; model_load replaces it by the truth */
     struct rope_config rope;
     int32_t bos_id; /* -1: none */
     int32_t eos_id[MODEL_EOS_MAX];
@@ -48,6 +49,21 @@ struct model_config {
 MUST_CHECK enum status model_config_parse(struct model_config *out, const char *json, size_t len,
                                           const char *generation_json, size_t generation_len,
                                           struct errtext *err);
+
+/* The window of a layer, 0: full attention. */
+static inline uint32_t model_config_window(const struct model_config *c, uint32_t layer)
+{
+    return c->window_layers[layer / 8] >> (layer % 8) & 1 ? c->window : 0;
+}
+
+/* What attention multiplies scores by: 1/sqrt(d_head). */
+float model_attention_scale(const struct model_config *c);
+
+/* Shape of one linear module: what weights and adapters are checked against. */
+void model_module_shape(const struct model_config *c, enum lora_module module, uint32_t *d_out,
+                        uint32_t *d_in);
+/* Path of a linear module without prefix, such as "model.layers.3.self_attn.q_proj". */
+void model_module_path(uint32_t layer, enum lora_module module, char *out, size_t out_bytes);
 
 /* cos/sin [pos_count, d_head/2] f32 for the config's rope, attention factor folded in (the formulas
  * of transformers' modeling_rope_utils). Both arrays owned by the caller. */

@@ -1,0 +1,66 @@
+/* One pass of the model over a step's rows: a straight list of launcher calls (kernels/backend.h),
+ * from token ids to the final-norm hidden states of the rows whose logits are wanted. Logits,
+ * score, sample and sketch are the caller's next calls. All activation buffers are made by
+ * forward_create; forward_run allocates nothing and keeps nothing between calls (what lasts is in
+ * the KV cache).
+ *
+ * Use       forward_create -> fill a forward_batch -> forward_run -> ops->logits(hidden) ...
+ * Thread    the engine's. Model and backend outlive the forward. */
+#ifndef RS_ENGINE_FORWARD_H
+#define RS_ENGINE_FORWARD_H
+
+#include "kernels/backend.h"
+#include "server/model/model.h"
+
+struct forward;
+
+struct forward_options {
+    uint32_t rows_max;     /* rows per step */
+    uint32_t pos_max;      /* positions 0 .. pos_max-1 (rope tables), <= the model's pos_max */
+    uint32_t rank_sum_max; /* widest row of shrink outputs: the largest sum of ranks of a group
+                              (qkv | o | gate,up | down) over a segment; 0: never any adapter */
+};
+
+/* Bytes that forward_create allocates; for the memory plan. */
+uint64_t forward_bytes(const struct model_config *c, const struct forward_options *opt);
+
+/* Errors: INVALID naming the option, NO_MEMORY. */
+MUST_CHECK enum status forward_create(struct forward **out, const struct model *model,
+                                      struct backend *backend, const struct forward_options *opt,
+                                      struct errtext *err);
+void forward_destroy(struct forward *f);
+
+/* Keep mode: what a backward pass needs, each [rows of the batch, ...] f32 in the caller's memory;
+ * NULL members are not kept. The norms' inputs are in_attn / gain / rstd and so on. */
+struct forward_keep_layer {
+    float *attn_rstd, *mlp_rstd;             /* [n_tok] */
+    float *attn_in, *mlp_in;                 /* [n_tok, d_model] inputs of q,k,v and of gate,up */
+    float *q;                                /* [n_tok, n_head*d_head] after norm and RoPE */
+    float *k, *v;                            /* [n_tok, n_kv_head*d_head], k after RoPE */
+    float *lse;                              /* [n_tok, n_head] */
+    float *o_in;                             /* [n_tok, n_head*d_head] input of o */
+    float *gate, *up;                        /* [n_tok, d_ff] */
+    float *down_in;                          /* [n_tok, d_ff] */
+    float *ax_qkv, *ax_o, *ax_mlp, *ax_down; /* [n_tok, rank_sum_max] unscaled A x */
+};
+
+struct forward_batch {
+    const int32_t *ids; /* [n_tok], 0 <= id < n_vocab: checked by the caller */
+    uint32_t n_tok;     /* 0 .. rows_max */
+    struct kv_rows rows;
+    struct kv_cache kv;
+    const struct lora_table *lora; /* NULL: no adapters exist */
+    const struct lora_seg *seg;    /* sorted, disjoint, covering all rows; unused without lora */
+    uint32_t n_seg;
+    const uint32_t *out_rows; /* [n_out] rows of the batch whose hidden states are wanted */
+    uint32_t n_out;
+    float *hidden;                         /* [n_out, d_model] out: after the final norm */
+    double *norm2;                         /* telemetry [n_tok][2], += (see args.h); NULL: off */
+    const struct forward_keep_layer *keep; /* [n_layer] or NULL */
+    float *keep_final_rstd;                /* [n_out] or NULL */
+};
+
+/* Errors: only those of the ops. Broken preconditions panic. */
+MUST_CHECK enum status forward_run(struct forward *f, const struct forward_batch *b);
+
+#endif

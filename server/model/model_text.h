@@ -1,0 +1,18 @@
+/* The text side of a model directory: tokenizer.json, tokenizer_config.json, chat templates. */
+#ifndef RS_MODEL_MODEL_TEXT_H
+#define RS_MODEL_MODEL_TEXT_H
+
+#include "server/model/model.h"
+
+struct model_text {
+    char *tokenizer_json; /* as read, for the model id */
+    size_t tokenizer_bytes;
+};
+
+/* Fills the tokenizer, chat and special token fields of m, which stay m's on errors too. text is
+ * freed by the caller with model_text_fini in every case. */
+MUST_CHECK enum status model_text_load(struct model *m, struct model_text *text, const char *dir,
+                                       struct errtext *err);
+void model_text_fini(struct model_text *text);
+
+#endif

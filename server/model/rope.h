@@ -1,0 +1,13 @@
+/* The rope settings of config.json, in the old spelling (rope_theta + rope_scaling) and in that of
+ * transformers v5 (rope_parameters). model_rope_fill is declared in config.h. */
+#ifndef RS_MODEL_ROPE_H
+#define RS_MODEL_ROPE_H
+
+#include "server/model/config.h"
+#include "server/model/config_json.h"
+
+/* r reads the whole config.json; c's dimensions and pos_max are already set. Errors are left in
+ * r. */
+void rope_config_parse(struct cfg_reader *r, struct model_config *c);
+
+#endif
