@@ -1,0 +1,263 @@
+/* tokenizer.json -> struct tokenizer. The file may come from anyone: duplicate keys, wrong types,
+ * ids out of range and counts past their maximum are refused with a sentence; components are loaded
+ * by the file that runs them. Ids of added tokens are taken from the file and must not collide.
+ * "truncation" and "padding" are ignored: a server never cuts a prompt silently. */
+#include "server/base/mem.h"
+#include "server/text/jsonget.h"
+#include "server/text/tokenizer.h"
+#include "server/text/tokenizer_impl.h"
+
+#include <string.h>
+
+#define TOKEN_BYTES_TOTAL_MAX ((size_t)1 << 30)
+#define POST_PROCESSORS_MAX   16
+
+void tokenizer_free(struct tokenizer *t)
+{
+    if (!t)
+        return;
+    normalizer_fini(&t->normalizer);
+    pretokenizer_fini(&t->pretokenizer);
+    added_fini(&t->added);
+    bpe_fini(&t->bpe);
+    decoder_fini(&t->decoder);
+    vocab_fini(&t->added_ids);
+    buf_fini(&t->bytes);
+    mem_free(t->info);
+    mem_free(t);
+}
+
+/* The ids of one entry of special_tokens, appended to list. */
+static enum status template_ids(const json_t *specials, const char *name, int32_t *list, size_t *n,
+                                struct errtext *err)
+{
+    static const char where[] = "post_processor TemplateProcessing";
+    json_t *ids;
+    const json_t *entry = json_object_get(specials, name);
+    enum status st = json_get_array(entry, where, "ids", TEMPLATE_IDS_MAX, &ids, err);
+    for (size_t i = 0; !st && i < json_array_size(ids); i++) {
+        const json_t *v = json_array_get(ids, i);
+        if (!json_is_integer(v) || json_integer_value(v) < 0 ||
+            json_integer_value(v) > TOKENIZER_ID_MAX)
+            return err_set(err, STATUS_INVALID, "%s: \"%.40s\" has a bad id", where, name);
+        if (*n == TEMPLATE_IDS_MAX)
+            return err_set(err, STATUS_TOO_LARGE, "%s: more than %d ids", where, TEMPLATE_IDS_MAX);
+        list[(*n)++] = (int32_t)json_integer_value(v);
+    }
+    return st;
+}
+
+struct frame {
+    int32_t before[TEMPLATE_IDS_MAX], after[TEMPLATE_IDS_MAX];
+    size_t n_before, n_after;
+};
+
+static enum status read_template(const json_t *json, struct frame *f, struct errtext *err)
+{
+    static const char where[] = "post_processor TemplateProcessing";
+    json_t *single;
+    const json_t *specials = json_object_get(json, "special_tokens");
+    enum status st = json_get_array(json, where, "single", TEMPLATE_IDS_MAX, &single, err);
+    bool seen = false;
+    for (size_t i = 0; !st && i < json_array_size(single); i++) {
+        const json_t *item = json_array_get(single, i);
+        const json_t *special = json_object_get(item, "SpecialToken");
+        const json_t *sequence = json_object_get(item, "Sequence");
+        const char *name = json_string_value(json_object_get(special ? special : sequence, "id"));
+        if (!name)
+            return err_set(err, STATUS_INVALID, "%s: an item is neither SpecialToken nor Sequence",
+                           where);
+        if (sequence && (seen || strcmp(name, "A") != 0))
+            return err_set(err, STATUS_UNSUPPORTED, "%s: \"single\" must use $A once", where);
+        if (sequence)
+            seen = true;
+        else
+            st = template_ids(specials, name, seen ? f->after : f->before,
+                              seen ? &f->n_after : &f->n_before, err);
+    }
+    if (!st && !seen)
+        st = err_set(err, STATUS_UNSUPPORTED, "%s: \"single\" must use $A once", where);
+    return st;
+}
+
+/* A template around what earlier post-processors already framed. */
+static enum status load_template(struct tokenizer *t, const json_t *json, struct errtext *err)
+{
+    struct frame f = {.n_before = 0};
+    enum status st = read_template(json, &f, err);
+    if (st)
+        return st;
+    if (f.n_before + t->n_prefix > TEMPLATE_IDS_MAX || f.n_after + t->n_suffix > TEMPLATE_IDS_MAX)
+        return err_set(err, STATUS_TOO_LARGE, "post_processor: more than %d ids", TEMPLATE_IDS_MAX);
+    memmove(t->prefix + f.n_before, t->prefix, t->n_prefix * sizeof *t->prefix);
+    memcpy(t->prefix, f.before, f.n_before * sizeof *t->prefix);
+    memcpy(t->suffix + t->n_suffix, f.after, f.n_after * sizeof *t->suffix);
+    t->n_prefix += f.n_before;
+    t->n_suffix += f.n_after;
+    return STATUS_OK;
+}
+
+static enum status load_post(struct tokenizer *t, const json_t *json, int depth,
+                             struct errtext *err)
+{
+    const char *type;
+    if (!json || json_is_null(json))
+        return STATUS_OK;
+    enum status st = json_get_type(json, "post_processor", &type, err);
+    if (st)
+        return st;
+    if (strcmp(type, "ByteLevel") == 0) /* changes offsets only */
+        return STATUS_OK;
+    if (strcmp(type, "TemplateProcessing") == 0)
+        return load_template(t, json, err);
+    if (strcmp(type, "Sequence") != 0)
+        return err_set(err, STATUS_UNSUPPORTED, "post_processor \"%.64s\" is not supported", type);
+    json_t *list;
+    st = json_get_array(json, "post_processor Sequence", "processors", POST_PROCESSORS_MAX, &list,
+                        err);
+    if (!st && depth == 0)
+        st = err_set(err, STATUS_TOO_LARGE, "post_processor: Sequences nested too deep");
+    for (size_t i = 0; !st && i < json_array_size(list); i++)
+        st = load_post(t, json_array_get(list, i), depth - 1, err);
+    return st;
+}
+
+static enum status set_info(struct tokenizer *t, int32_t id, const char *content, size_t len,
+                            struct errtext *err)
+{
+    struct token_info *info = &t->info[id];
+    if (info->content && (info->content_len != len || memcmp(info->content, content, len) != 0))
+        return err_set(err, STATUS_INVALID,
+                       "tokenizer.json: id %d is used by \"%.40s\" and by \"%.40s\"", id,
+                       info->content, content);
+    info->content = content;
+    info->content_len = (uint32_t)len;
+    return STATUS_OK;
+}
+
+static enum status fill_added(struct tokenizer *t, struct errtext *err)
+{
+    if (!vocab_init(&t->added_ids, t->added.n))
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the added tokens");
+    enum status st = STATUS_OK;
+    for (size_t i = 0; !st && i < t->added.n; i++) {
+        const struct added_token *a = &t->added.tokens[i];
+        int32_t model_id = vocab_get(&t->bpe.vocab, a->content, a->len);
+        if (vocab_get(&t->added_ids, a->content, a->len) >= 0)
+            return err_set(err, STATUS_INVALID, "added_tokens: \"%.40s\" appears twice",
+                           a->content);
+        if (model_id >= 0 && model_id != a->id)
+            return err_set(err, STATUS_INVALID,
+                           "added_tokens: \"%.40s\" has id %d here and %d in the vocabulary",
+                           a->content, a->id, model_id);
+        vocab_set(&t->added_ids, a->content, a->len, a->id);
+        st = set_info(t, a->id, a->content, a->len, err);
+        t->info[a->id].special = a->special;
+    }
+    return st;
+}
+
+static enum status fill_info(struct tokenizer *t, struct errtext *err)
+{
+    int32_t id_max = t->bpe.id_max;
+    for (size_t i = 0; i < t->added.n; i++)
+        id_max = t->added.tokens[i].id > id_max ? t->added.tokens[i].id : id_max;
+    t->n_ids = (uint32_t)(id_max + 1);
+    t->info = mem_try_array(t->n_ids + 1, sizeof *t->info);
+    if (!t->info)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %u tokens", t->n_ids);
+    enum status st = STATUS_OK;
+    for (size_t i = 0; !st && i <= t->bpe.vocab.mask; i++) {
+        const struct vocab_slot *slot = &t->bpe.vocab.slots[i];
+        if (slot->id >= 0)
+            st = set_info(t, slot->id, slot->key, slot->len, err);
+    }
+    return st ? st : fill_added(t, err);
+}
+
+/* Every token's bytes in a stream, once. */
+static enum status fill_bytes(struct tokenizer *t, struct errtext *err)
+{
+    buf_init(&t->bytes, TOKEN_BYTES_TOTAL_MAX);
+    buf_puts(&t->bytes, "");
+    for (uint32_t id = 0; id < t->n_ids; id++) {
+        struct token_info *info = &t->info[id];
+        size_t start = t->bytes.len;
+        if (!info->content)
+            continue;
+        enum status st =
+            decoder_token(&t->decoder, info->content, info->content_len, false, &t->bytes, err);
+        if (st)
+            return st;
+        if (t->bytes.failed)
+            return err_set(err, STATUS_TOO_LARGE, "tokenizer.json: the tokens' text is too large");
+        info->bytes_start = (uint32_t)start;
+        info->bytes_len = (uint32_t)(t->bytes.len - start);
+    }
+    for (size_t i = t->decoder.fuse_idx + 1; i < t->decoder.n; i++) {
+        if (t->decoder.steps[i].kind != DECODE_STRIP)
+            continue;
+        if (t->lead_strip)
+            return err_set(err, STATUS_UNSUPPORTED, "decoder: two Strips after Fuse");
+        t->lead_strip = &t->decoder.steps[i];
+    }
+    return STATUS_OK;
+}
+
+static enum status check_frame(const struct tokenizer *t, struct errtext *err)
+{
+    for (size_t i = 0; i < t->n_prefix + t->n_suffix; i++) {
+        int32_t id = i < t->n_prefix ? t->prefix[i] : t->suffix[i - t->n_prefix];
+        if ((uint32_t)id >= t->n_ids || !t->info[id].content)
+            return err_set(err, STATUS_INVALID, "post_processor: id %d is not a token", id);
+    }
+    return STATUS_OK;
+}
+
+static enum status load_all(struct tokenizer *t, const json_t *root, struct errtext *err)
+{
+    enum status st = bpe_load(&t->bpe, json_object_get(root, "model"), err);
+    if (!st)
+        st = normalizer_load(&t->normalizer, json_object_get(root, "normalizer"), err);
+    if (!st)
+        st = pretokenizer_load(&t->pretokenizer, json_object_get(root, "pre_tokenizer"), err);
+    if (!st)
+        st = decoder_load(&t->decoder, json_object_get(root, "decoder"), err);
+    if (!st)
+        st = load_post(t, json_object_get(root, "post_processor"), 4, err);
+    if (!st)
+        st = added_load(&t->added, json_object_get(root, "added_tokens"), err);
+    if (!st)
+        st = added_index(&t->added, &t->normalizer, err);
+    if (!st)
+        st = fill_info(t, err);
+    if (!st)
+        st = fill_bytes(t, err);
+    return st ? st : check_frame(t, err);
+}
+
+enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
+                           struct errtext *err)
+{
+    *out = NULL;
+    if (len > TOKENIZER_JSON_BYTES_MAX)
+        return err_set(err, STATUS_TOO_LARGE, "tokenizer.json: %zu bytes; at most %zu", len,
+                       TOKENIZER_JSON_BYTES_MAX);
+    json_error_t why;
+    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
+    if (!root)
+        return err_set(err, STATUS_INVALID, "tokenizer.json: line %d: %s", why.line, why.text);
+    struct tokenizer *t = mem_try_alloc(sizeof *t);
+    enum status st = t ? STATUS_OK : STATUS_NO_MEMORY;
+    if (!st && !json_is_object(root))
+        st = err_set(err, STATUS_INVALID, "tokenizer.json: expected an object");
+    if (!st)
+        st = load_all(t, root, err);
+    json_decref(root);
+    if (st) {
+        tokenizer_free(t);
+        return err_set(err, st, "tokenizer.json could not be loaded (%s)", status_name(st));
+    }
+    *out = t;
+    return STATUS_OK;
+}
