@@ -32,6 +32,8 @@ struct backend_ops {
     enum status (*sketch)(struct backend *b, const struct sketch_args *a);
     enum status (*sample)(struct backend *b, const struct sample_args *a);
     enum status (*top_logprobs)(struct backend *b, const struct top_logprobs_args *a);
+    size_t (*sample_scratch_bytes)(const struct backend *b, uint32_t n_vocab);
+    void (*destroy)(struct backend *b);
 };
 
 struct backend {
@@ -45,7 +47,8 @@ struct backend {
 };
 
 struct backend_options {
-    const char *name;      /* "auto", "cpu", "ref", "cuda" */
+    const char *name;      /* "auto", "cpu", "ref", "cuda"; "cpu:PATH" forces an instruction path of
+                              the CPU backend: scalar, avx2, avx512, avx512_bf16, dnnl */
     uint32_t thread_count; /* 0: as many as the process may use */
     bool deterministic;    /* default true; false lets libraries choose by shape (oneDNN) */
 };

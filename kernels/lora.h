@@ -22,4 +22,34 @@ struct lora_shrink_args {
     uint32_t module_count;
 };
 
+/* ---- where things are, shared by every backend ---- */
+
+static inline const struct lora_entry *lora_entry_at(const struct lora_table *table, uint32_t slot,
+                                                     uint32_t layer, uint32_t module)
+{
+    const struct lora_layout *layout = &table->layout[table->slot[slot].layout];
+    return &layout->entry[(size_t)layer * LORA_MODULE_COUNT + module];
+}
+
+/* Sum of ranks of a segment's parts in one (layer, module): the width of the module's range in s.
+ */
+static inline uint32_t lora_seg_rank(const struct lora_table *table, const struct lora_seg *seg,
+                                     uint32_t layer, uint32_t module)
+{
+    uint32_t sum = 0;
+    for (uint32_t p = 0; p < seg->part_count; p++)
+        sum += lora_entry_at(table, seg->part[p].slot, layer, module)->rank;
+    return sum;
+}
+
+/* off(module, part 0) within the group that starts at `first`. */
+static inline uint32_t lora_seg_offset(const struct lora_table *table, const struct lora_seg *seg,
+                                       uint32_t layer, uint32_t first, uint32_t module)
+{
+    uint32_t sum = 0;
+    for (uint32_t m = first; m < module; m++)
+        sum += lora_seg_rank(table, seg, layer, m);
+    return sum;
+}
+
 #endif

@@ -1,0 +1,298 @@
+/* attention: online softmax over blocks of 16 positions counted from position 0. For each (run of
+ * rows of one sequence, kv head) a block's K is transposed to f32 once and shared by all rows of
+ * the run and all heads of the group; scores then are 16 lanes at a time, values d_head lanes at a
+ * time. What a (row, head) computes is the same whatever else the run holds: blocks outside its
+ * range are skipped, positions outside are masked, and the order is fixed. */
+#include "kernels/bf16.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/vec.h"
+#include "kernels/cpu/cpu.h"
+#include "server/base/check.h"
+
+#define BLOCK      16
+#define D_MAX      256
+#define RUN_ROWS   8
+#define STATE_MAX  16384 /* floats of accumulators in a unit */
+#define BLOCK_VECS (BLOCK / VW)
+
+/* A worker's scratch. */
+struct attn_work {
+    float k[D_MAX][BLOCK]; /* transposed */
+    float v[BLOCK][D_MAX];
+    float acc[STATE_MAX];
+    float max[STATE_MAX / 8], sum[STATE_MAX / 8];
+};
+
+/* Rows [t0, t0+rows) of one sequence, heads [h0, h0+heads) of one kv head. */
+struct attn_unit {
+    uint32_t t0, rows, kv_head, h0, heads;
+    uint32_t first, last; /* positions that any row needs */
+};
+
+struct attn_pass {
+    const struct attention_args *a;
+    struct cpu_backend *c;
+    uint32_t group, head_step, run_rows;
+    uint64_t cost;
+};
+
+static uint32_t row_first(const struct attention_args *a, uint32_t t)
+{
+    uint32_t end = a->rows.pos[t] + 1;
+    return a->window && end > a->window ? end - a->window : 0;
+}
+
+static const char *elem_row(const struct attention_args *a, const struct attn_unit *u, uint32_t pos,
+                            uint32_t is_v)
+{
+    const struct kv_cache *kv = &a->kv;
+    uint32_t page =
+        a->rows.page_table[(size_t)a->rows.seq[u->t0] * a->rows.page_stride + pos / kv->page_tok];
+    uint64_t off = kv_offset(kv, page, a->layer, is_v, u->kv_head, pos % kv->page_tok);
+    return (const char *)kv->base + off * dtype_bytes(kv->dtype);
+}
+
+static void load_row(float *dst, const char *src, enum dtype dtype, uint32_t d)
+{
+    uint32_t i = 0;
+    if (dtype == DTYPE_F32) {
+        memcpy(dst, src, d * sizeof(float));
+        return;
+    }
+    for (; i + VW <= d; i += VW)
+        vf_store(dst + i, vf_load_bf16(src + 2 * i));
+    if (i < d)
+        vf_store_n(dst + i, d - i, vf_load_bf16_n(src + 2 * i, d - i));
+}
+
+/* Positions outside [first, last] may be unwritten memory: they load as zeros. */
+static void load_block(const struct attention_args *a, const struct attn_unit *u, uint32_t block,
+                       struct attn_work *w)
+{
+    float row[D_MAX];
+    for (uint32_t j = 0; j < BLOCK; j++) {
+        uint32_t pos = block * BLOCK + j;
+        if (pos < u->first || pos > u->last) {
+            memset(w->v[j], 0, a->d_head * sizeof(float));
+            for (uint32_t i = 0; i < a->d_head; i++)
+                w->k[i][j] = 0;
+            continue;
+        }
+        load_row(w->v[j], elem_row(a, u, pos, 1), a->kv.dtype, a->d_head);
+        load_row(row, elem_row(a, u, pos, 0), a->kv.dtype, a->d_head);
+        for (uint32_t i = 0; i < a->d_head; i++)
+            w->k[i][j] = row[i];
+    }
+}
+
+/* s[j] = scale * q . k_j, masked to -inf outside [lo, hi]. */
+static void block_scores(const struct attention_args *a, const struct attn_work *w, const float *q,
+                         const uint32_t range[2], float s[BLOCK])
+{
+    for (uint32_t b = 0; b < BLOCK_VECS; b++) {
+        vf acc0 = {0}, acc1 = {0}, acc2 = {0}, acc3 = {0};
+        for (uint32_t i = 0; i < a->d_head; i += 4) {
+            acc0 = vf_fma(vf_set1(q[i]), vf_load(&w->k[i][b * VW]), acc0);
+            acc1 = vf_fma(vf_set1(q[i + 1]), vf_load(&w->k[i + 1][b * VW]), acc1);
+            acc2 = vf_fma(vf_set1(q[i + 2]), vf_load(&w->k[i + 2][b * VW]), acc2);
+            acc3 = vf_fma(vf_set1(q[i + 3]), vf_load(&w->k[i + 3][b * VW]), acc3);
+        }
+        vf_store(s + b * VW, ((acc0 + acc1) + (acc2 + acc3)) * vf_set1(a->scale));
+    }
+    for (uint32_t j = 0; j < range[0]; j++)
+        s[j] = -INFINITY;
+    for (uint32_t j = range[1] + 1; j < BLOCK; j++)
+        s[j] = -INFINITY;
+}
+
+static float block_max(const float s[BLOCK])
+{
+    float m = s[0];
+    for (uint32_t j = 1; j < BLOCK; j++)
+        m = s[j] > m ? s[j] : m;
+    return m;
+}
+
+static float exp_one(float x)
+{
+    return vf_exp(vf_set1(x))[0];
+}
+
+/* Replaces s by e^(s - max) and returns their sum. */
+static float block_exp(float s[BLOCK], float max)
+{
+    for (uint32_t b = 0; b < BLOCK_VECS; b++)
+        vf_store(s + b * VW, vf_exp(vf_load(s + b * VW) - vf_set1(max)));
+    float t[BLOCK / 2];
+    for (uint32_t j = 0; j < BLOCK / 2; j++)
+        t[j] = s[j] + s[j + BLOCK / 2];
+    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
+}
+
+INLINE void add_values(float *acc, const struct attn_work *w, const float *p,
+                       const uint32_t range[2], uint32_t i, const uint32_t n_vec)
+{
+    vf v[4];
+#pragma GCC unroll 4
+    for (uint32_t x = 0; x < n_vec; x++)
+        v[x] = vf_load(acc + i + x * VW);
+    for (uint32_t j = range[0]; j <= range[1]; j++) {
+        vf pj = vf_set1(p[j]);
+#pragma GCC unroll 4
+        for (uint32_t x = 0; x < n_vec; x++)
+            v[x] = vf_fma(pj, vf_load(&w->v[j][i + x * VW]), v[x]);
+    }
+#pragma GCC unroll 4
+    for (uint32_t x = 0; x < n_vec; x++)
+        vf_store(acc + i + x * VW, v[x]);
+}
+
+static void weigh_values(float *acc, const struct attn_work *w, const float *p,
+                         const uint32_t range[2], uint32_t d)
+{
+    uint32_t i = 0;
+    for (; i + 4 * VW <= d; i += 4 * VW)
+        add_values(acc, w, p, range, i, 4);
+    for (; i + VW <= d; i += VW)
+        add_values(acc, w, p, range, i, 1);
+    for (uint32_t j = range[0]; i < d && j <= range[1]; j++) {
+        vf v =
+            vf_fma(vf_set1(p[j]), vf_load_n(&w->v[j][i], d - i, 0), vf_load_n(acc + i, d - i, 0));
+        vf_store_n(acc + i, d - i, v);
+    }
+}
+
+/* One block for one (row, head), whose state has index x in the unit. */
+static void attend_block(const struct attention_args *a, struct attn_work *w, const float *q,
+                         const uint32_t range[2], uint32_t x)
+{
+    float s[BLOCK], *acc = w->acc + (size_t)x * a->d_head;
+    block_scores(a, w, q, range, s);
+    float max = block_max(s);
+    if (max > w->max[x]) {
+        float shrink = exp_one(w->max[x] - max);
+        w->sum[x] *= shrink;
+        for (uint32_t i = 0; i < a->d_head; i++)
+            acc[i] *= shrink;
+        w->max[x] = max;
+    }
+    w->sum[x] += block_exp(s, w->max[x]);
+    weigh_values(acc, w, s, range, a->d_head);
+}
+
+static void unit_begin(struct attn_work *w, uint32_t count, uint32_t d)
+{
+    memset(w->acc, 0, (size_t)count * d * sizeof(float));
+    for (uint32_t x = 0; x < count; x++) {
+        w->max[x] = -INFINITY;
+        w->sum[x] = 0;
+    }
+}
+
+static void unit_end(const struct attention_args *a, const struct attn_unit *u,
+                     const struct attn_work *w)
+{
+    uint32_t d = a->d_head;
+    for (uint32_t x = 0; x < u->rows * u->heads; x++) {
+        size_t th = (size_t)(u->t0 + x / u->heads) * a->n_head + u->h0 + x % u->heads;
+        float inv = 1.0f / w->sum[x];
+        for (uint32_t i = 0; i < d; i++)
+            a->out[th * d + i] = w->acc[(size_t)x * d + i] * inv;
+        if (a->keep_lse)
+            a->keep_lse[th] = w->max[x] + logf(w->sum[x]);
+    }
+}
+
+static void unit_run(const struct attn_pass *p, const struct attn_unit *u, struct attn_work *w)
+{
+    const struct attention_args *a = p->a;
+    unit_begin(w, u->rows * u->heads, a->d_head);
+    for (uint32_t block = u->first / BLOCK; block <= u->last / BLOCK; block++) {
+        uint32_t begin = block * BLOCK;
+        load_block(a, u, block, w);
+        for (uint32_t r = 0; r < u->rows; r++) {
+            uint32_t t = u->t0 + r, lo = row_first(a, t), hi = a->rows.pos[t];
+            if (hi < begin || lo >= begin + BLOCK)
+                continue;
+            uint32_t range[2] = {lo > begin ? lo - begin : 0, MIN(hi - begin, BLOCK - 1u)};
+            for (uint32_t h = 0; h < u->heads; h++)
+                attend_block(a, w, a->q + ((size_t)t * a->n_head + u->h0 + h) * a->d_head, range,
+                             r * u->heads + h);
+        }
+    }
+    unit_end(a, u, w);
+}
+
+/* ---- the list of units ---- */
+
+typedef void unit_fn(const struct attn_pass *p, const struct attn_unit *u, void *arg);
+
+static void each_unit(const struct attn_pass *p, unit_fn *fn, void *arg)
+{
+    const struct attention_args *a = p->a;
+    struct attn_unit u;
+    for (u.t0 = 0; u.t0 < a->n_tok; u.t0 += u.rows) {
+        u.first = row_first(a, u.t0);
+        u.last = a->rows.pos[u.t0];
+        for (u.rows = 1; u.rows < p->run_rows && u.t0 + u.rows < a->n_tok; u.rows++) {
+            uint32_t t = u.t0 + u.rows;
+            if (a->rows.seq[t] != a->rows.seq[u.t0])
+                break;
+            u.first = MIN(u.first, row_first(a, t));
+            u.last = MAX(u.last, a->rows.pos[t]);
+        }
+        for (u.kv_head = 0; u.kv_head < a->n_kv_head; u.kv_head++) {
+            for (uint32_t h = 0; h < p->group; h += p->head_step) {
+                u.h0 = u.kv_head * p->group + h;
+                u.heads = MIN(p->head_step, p->group - h);
+                fn(p, &u, arg);
+            }
+        }
+    }
+}
+
+static uint64_t unit_cost(const struct attn_unit *u)
+{
+    uint64_t blocks = u->last / BLOCK - u->first / BLOCK + 1;
+    return blocks * (4 + (uint64_t)u->rows * u->heads);
+}
+
+static void unit_count(const struct attn_pass *p, const struct attn_unit *u, void *arg)
+{
+    (void)p;
+    *(uint64_t *)arg += unit_cost(u);
+}
+
+struct attn_share {
+    uint64_t at, lo, hi;
+    struct attn_work *work;
+};
+
+static void unit_take(const struct attn_pass *p, const struct attn_unit *u, void *arg)
+{
+    struct attn_share *s = arg;
+    if (s->at >= s->lo && s->at < s->hi)
+        unit_run(p, u, s->work);
+    s->at += unit_cost(u);
+}
+
+static void attn_work(void *arg, uint32_t worker, uint32_t n_worker)
+{
+    struct attn_pass *p = arg;
+    struct attn_share s = {.work = cpu_scratch(p->c, worker)};
+    pool_share(p->cost, worker, n_worker, &s.lo, &s.hi);
+    each_unit(p, unit_take, &s);
+}
+
+enum status ISA(attention)(struct backend *b, const struct attention_args *a)
+{
+    _Static_assert(sizeof(struct attn_work) <= CPU_WORKER_BYTES, "scratch of a worker");
+    struct attn_pass p = {.a = a, .c = cpu_of(b)};
+    CHECK(a->d_head <= D_MAX && a->d_head % 8 == 0 && a->n_head % a->n_kv_head == 0);
+    p.group = a->n_head / a->n_kv_head;
+    p.head_step = MIN(p.group, STATE_MAX / a->d_head);
+    p.run_rows = MIN((uint32_t)RUN_ROWS, STATE_MAX / (a->d_head * p.head_step));
+    each_unit(&p, unit_count, &p.cost);
+    cpu_run(p.c, attn_work, &p, p.cost * a->d_head < 2048);
+    return STATUS_OK;
+}

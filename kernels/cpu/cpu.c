@@ -1,0 +1,104 @@
+/* Creation of the CPU backend: which instruction paths this machine has, and which one to use. */
+#include "kernels/cpu/cpu.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+extern const struct backend_ops cpu_scalar_ops;
+#if defined(__x86_64__)
+extern const struct backend_ops cpu_avx2_ops, cpu_avx512_ops, cpu_avx512_bf16_ops;
+#endif
+
+struct cpu_path {
+    const char *name;
+    const struct backend_ops *ops;
+    bool (*present)(void);
+    bool has_bf16;
+};
+
+static bool always(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+static bool have_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool have_avx512(void)
+{
+    return have_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static bool have_avx512_bf16(void)
+{
+    return have_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+/* Best first. */
+static const struct cpu_path paths[] = {
+#if defined(__x86_64__)
+    {"avx512_bf16", &cpu_avx512_bf16_ops, have_avx512_bf16, true},
+    {"avx512", &cpu_avx512_ops, have_avx512, false},
+    {"avx2", &cpu_avx2_ops, have_avx2, false},
+#endif
+    {"scalar", &cpu_scalar_ops, always, false},
+};
+
+static const struct cpu_path *path_find(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(paths); i++)
+        if (name[0] ? strcmp(paths[i].name, name) == 0 : paths[i].present())
+            return &paths[i];
+    return NULL;
+}
+
+enum status cpu_backend_create(struct backend **out, const struct backend_options *opt,
+                               const char *path, struct errtext *err)
+{
+    *out = NULL;
+    const struct cpu_path *found = path_find(path);
+    if (!found)
+        return err_param(err, STATUS_INVALID, "backend",
+                         "unknown CPU instruction path \"%s\"; expected scalar, avx2, avx512, "
+                         "avx512_bf16 or dnnl",
+                         path);
+    if (!found->present())
+        return err_param(err, STATUS_UNSUPPORTED, "backend",
+                         "this CPU has no %s; the best path here is %s", path, path_find("")->name);
+    struct pool *pool;
+    enum status st = pool_create(&pool, opt->thread_count, err);
+    if (st != STATUS_OK)
+        return st;
+    struct cpu_backend *c = mem_alloc(sizeof(*c));
+    c->pool = pool;
+    c->x = mem_alloc_aligned(CPU_X_BYTES);
+    c->worker_scratch = mem_alloc_aligned(pool_size(pool) * CPU_WORKER_BYTES);
+    c->norm_part = mem_alloc_aligned(sizeof(double) * 2 * CPU_FINISH_ROWS * CPU_FINISH_CHUNKS);
+    c->base.ops = found->ops;
+    snprintf(c->base.name, sizeof(c->base.name), "cpu");
+    snprintf(c->base.version, sizeof(c->base.version), "cpu 1 %s", found->name);
+    c->base.worker_count = pool_size(pool);
+    c->base.has_bf16 = found->has_bf16;
+    c->base.deterministic = true;
+    *out = &c->base;
+    return STATUS_OK;
+}
+
+void cpu_backend_destroy(struct backend *b)
+{
+    struct cpu_backend *c = cpu_of(b);
+    uint32_t n = pool_size(c->pool);
+    pool_destroy(c->pool);
+    mem_free_aligned(c->x, CPU_X_BYTES);
+    mem_free_aligned(c->worker_scratch, n * CPU_WORKER_BYTES);
+    mem_free_aligned(c->norm_part, sizeof(double) * 2 * CPU_FINISH_ROWS * CPU_FINISH_CHUNKS);
+    mem_free(c);
+}

@@ -1,0 +1,207 @@
+/* The dot-product kernel: see dot.h. Three element kinds: f32 weights; bf16 weights widened to f32
+ * (x rounded to bf16 and kept as f32); bf16 weights with native bf16 products. Weights are streamed
+ * once for each block of rows that fits in L2 beside them; while the first rows of a tile run, the
+ * next tile's weights are prefetched, so that memory and arithmetic overlap at any row count. */
+#include "kernels/cpu/dot.h"
+
+#include "kernels/bf16.h"
+#include "kernels/cpu/vec.h"
+
+#define TILE_N 4
+#if VW == 16
+#define TILE_M 6
+#elif VW == 8
+#define TILE_M 3
+#else
+#define TILE_M 2
+#endif
+
+#define X_BLOCK_BYTES ((size_t)384 << 10)
+
+enum dot_kind { DOT_F32, DOT_WIDE, DOT_NATIVE };
+
+#if defined(__AVX512BF16__)
+#define BF16_KIND DOT_NATIVE
+#else
+#define BF16_KIND DOT_WIDE
+#endif
+
+/* Elements of k that one vector step consumes. */
+#define STEP(kind) ((kind) == DOT_NATIVE ? 2u * VW : (uint32_t)VW)
+
+INLINE vf load_w(enum dot_kind kind, const char *w)
+{
+    return kind == DOT_WIDE ? vf_load_bf16(w) : vf_load(w);
+}
+
+INLINE vf load_w_tail(enum dot_kind kind, const char *w, uint32_t n)
+{
+    if (kind == DOT_WIDE)
+        return vf_load_bf16_n(w, n);
+    if (kind == DOT_F32)
+        return vf_load_n(w, n, 0);
+    uint16_t tmp[2 * VW] = {0};
+    memcpy(tmp, w, n * sizeof(uint16_t));
+    return vf_load(tmp);
+}
+
+INLINE vf dot_step(enum dot_kind kind, vf acc, vf w, vf x)
+{
+#if defined(__AVX512BF16__)
+    if (kind == DOT_NATIVE)
+        return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x);
+#endif
+    (void)kind;
+    return vf_fma(w, x, acc);
+}
+
+struct tile {
+    const char *w[TILE_N];
+    const char *x;
+    size_t x_stride;
+    size_t prefetch; /* distance in bytes; 0: none */
+    uint32_t d_in;
+    float out[TILE_M][TILE_N];
+};
+
+INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kind kind)
+{
+    const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
+    const uint32_t step = STEP(kind), full = tl->d_in / step * step;
+    const char *w0 = tl->w[0], *w1 = tl->w[1], *w2 = tl->w[2], *w3 = tl->w[3];
+    const size_t prefetch = tl->prefetch;
+    vf acc[TILE_M][TILE_N] = {{{0}}};
+    for (uint32_t k = 0; k < full; k += step) {
+        size_t at = k * w_bytes;
+        vf a = load_w(kind, w0 + at), b = load_w(kind, w1 + at);
+        vf c = load_w(kind, w2 + at), d = load_w(kind, w3 + at);
+        if (prefetch) {
+            __builtin_prefetch(w0 + at + prefetch, 0, 2);
+            __builtin_prefetch(w1 + at + prefetch, 0, 2);
+            __builtin_prefetch(w2 + at + prefetch, 0, 2);
+            __builtin_prefetch(w3 + at + prefetch, 0, 2);
+        }
+#pragma GCC unroll 8
+        for (uint32_t m = 0; m < m_count; m++) {
+            vf x = vf_load(tl->x + m * tl->x_stride + k * x_bytes);
+            acc[m][0] = dot_step(kind, acc[m][0], a, x);
+            acc[m][1] = dot_step(kind, acc[m][1], b, x);
+            acc[m][2] = dot_step(kind, acc[m][2], c, x);
+            acc[m][3] = dot_step(kind, acc[m][3], d, x);
+        }
+    }
+    if (full < tl->d_in) {
+        vf w[TILE_N];
+        for (uint32_t n = 0; n < TILE_N; n++)
+            w[n] = load_w_tail(kind, tl->w[n] + full * w_bytes, tl->d_in - full);
+#pragma GCC unroll 8
+        for (uint32_t m = 0; m < m_count; m++) {
+            vf x = vf_load(tl->x + m * tl->x_stride + full * x_bytes);
+#pragma GCC unroll 4
+            for (uint32_t n = 0; n < TILE_N; n++)
+                acc[m][n] = dot_step(kind, acc[m][n], w[n], x);
+        }
+    }
+#pragma GCC unroll 8
+    for (uint32_t m = 0; m < m_count; m++)
+        vf_sum4(tl->out[m], acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
+}
+
+#define TILE_FN(kind, m)                                                                           \
+    static void tile_##kind##_##m(struct tile *t)                                                  \
+    {                                                                                              \
+        tile_run(t, m, kind);                                                                      \
+    }
+#if TILE_M == 6
+#define TILE_FNS(kind)                                                                             \
+    TILE_FN(kind, 1)                                                                               \
+    TILE_FN(kind, 2) TILE_FN(kind, 3) TILE_FN(kind, 4) TILE_FN(kind, 5) TILE_FN(kind, 6)
+#define TILE_ROW(kind)                                                                             \
+    {                                                                                              \
+        tile_##kind##_1, tile_##kind##_2, tile_##kind##_3, tile_##kind##_4, tile_##kind##_5,       \
+            tile_##kind##_6                                                                        \
+    }
+#elif TILE_M == 3
+#define TILE_FNS(kind) TILE_FN(kind, 1) TILE_FN(kind, 2) TILE_FN(kind, 3)
+#define TILE_ROW(kind)                                                                             \
+    {                                                                                              \
+        tile_##kind##_1, tile_##kind##_2, tile_##kind##_3                                          \
+    }
+#else
+#define TILE_FNS(kind) TILE_FN(kind, 1) TILE_FN(kind, 2)
+#define TILE_ROW(kind)                                                                             \
+    {                                                                                              \
+        tile_##kind##_1, tile_##kind##_2                                                           \
+    }
+#endif
+
+TILE_FNS(DOT_F32)
+#if defined(__AVX512BF16__)
+TILE_FNS(DOT_NATIVE)
+#define BF16_ROW TILE_ROW(DOT_NATIVE)
+#else
+TILE_FNS(DOT_WIDE)
+#define BF16_ROW TILE_ROW(DOT_WIDE)
+#endif
+
+static void (*const tile_fn[2][TILE_M])(struct tile *) = {TILE_ROW(DOT_F32), BF16_ROW};
+
+size_t ISA(dot_row_bytes)(enum dtype dtype, uint32_t d_in)
+{
+    size_t item = dtype == DTYPE_BF16 && BF16_KIND == DOT_NATIVE ? 2 : 4;
+    return (d_in * item + 63) / 64 * 64;
+}
+
+void ISA(dot_convert)(char *dst, const float *x, uint32_t d_in, enum dtype dtype)
+{
+    size_t bytes = ISA(dot_row_bytes)(dtype, d_in), used = d_in * sizeof(float);
+    if (dtype == DTYPE_BF16 && BF16_KIND == DOT_NATIVE) {
+        uint16_t *h = (uint16_t *)(void *)dst;
+        for (uint32_t i = 0; i < d_in; i++)
+            h[i] = bf16_from_f32(x[i]);
+        used = d_in * sizeof(uint16_t);
+    } else if (dtype == DTYPE_BF16) {
+        float *f = (float *)(void *)dst;
+        for (uint32_t i = 0; i < d_in; i++)
+            f[i] = bf16_round(x[i]);
+    } else {
+        memcpy(dst, x, used);
+    }
+    memset(dst + used, 0, bytes - used);
+}
+
+static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t t0, uint32_t rows,
+                       uint32_t n0, uint32_t n_count)
+{
+    for (uint32_t m = 0; m < rows; m++) {
+        float *y = j->y + (t0 + m) * j->y_stride + n0;
+        for (uint32_t n = 0; n < n_count; n++)
+            y[n] = tl->out[m][n];
+    }
+}
+
+void ISA(dot_range)(const struct dot_job *j, uint32_t n0, uint32_t n1)
+{
+    size_t w_stride = j->d_in * dtype_bytes(j->dtype);
+    uint32_t fit = (uint32_t)(X_BLOCK_BYTES / j->x_stride_bytes) / TILE_M * TILE_M;
+    uint32_t block = fit ? fit : TILE_M;
+    for (uint32_t b0 = 0; b0 < j->rows; b0 += block) {
+        uint32_t b1 = j->rows - b0 < block ? j->rows : b0 + block;
+        for (uint32_t n = n0; n < n1; n += TILE_N) {
+            uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
+            struct tile tl;
+            tl.x_stride = j->x_stride_bytes;
+            tl.d_in = j->d_in;
+            for (uint32_t i = 0; i < TILE_N; i++)
+                tl.w[i] = j->w + (n + (i < n_count ? i : n_count - 1)) * w_stride;
+            tl.prefetch = n + 2 * TILE_N <= n1 ? TILE_N * w_stride : 0;
+            for (uint32_t t = b0; t < b1; t += TILE_M) {
+                uint32_t rows = b1 - t < TILE_M ? b1 - t : TILE_M;
+                tl.x = j->x + t * j->x_stride_bytes;
+                tile_fn[j->dtype == DTYPE_BF16][rows - 1](&tl);
+                tile_store(j, &tl, t, rows, n, n_count);
+                tl.prefetch = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+/* Workers that spin, then park. A run is published by bumping `epoch` (release) after fn and arg
+ * are written; a worker that sees a new epoch (acquire) runs its share and decrements `pending`
+ * (release); the caller waits for zero (acquire). Parking: a worker announces itself in `parked`
+ * under the lock and re-checks the epoch before it waits; the caller bumps the epoch first and
+ * reads `parked` after, both sequentially consistent, so one of the two always sees the other. */
+#include "kernels/cpu/pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/mem.h"
+
+#define SPIN_NS     50000
+#define SPIN_BATCH  64
+#define YIELD_AFTER 2000
+
+struct pool_worker {
+    struct pool *pool;
+    pthread_t thread;
+    uint32_t index;
+};
+
+struct pool {
+    _Alignas(64) atomic_uint epoch;
+    _Alignas(64) atomic_uint pending;
+    _Alignas(64) atomic_uint parked;
+    atomic_bool stop;
+    pool_fn *fn;
+    void *arg;
+    uint32_t size, started;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    struct pool_worker worker[];
+};
+
+static inline void cpu_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static unsigned wait_for_epoch(struct pool *p, unsigned seen)
+{
+    uint64_t until = clock_mono_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < SPIN_BATCH; i++) {
+            unsigned now = atomic_load_explicit(&p->epoch, memory_order_acquire);
+            if (now != seen)
+                return now;
+            cpu_pause();
+        }
+    } while (clock_mono_ns() < until);
+    pthread_mutex_lock(&p->lock);
+    atomic_fetch_add(&p->parked, 1);
+    unsigned now;
+    while ((now = atomic_load(&p->epoch)) == seen)
+        pthread_cond_wait(&p->wake, &p->lock);
+    atomic_fetch_sub(&p->parked, 1);
+    pthread_mutex_unlock(&p->lock);
+    return now;
+}
+
+static void *worker_main(void *arg)
+{
+    struct pool_worker *w = arg;
+    struct pool *p = w->pool;
+    unsigned seen = 0;
+    for (;;) {
+        seen = wait_for_epoch(p, seen);
+        if (atomic_load_explicit(&p->stop, memory_order_acquire))
+            return NULL;
+        p->fn(p->arg, w->index, p->size);
+        atomic_fetch_sub_explicit(&p->pending, 1, memory_order_release);
+    }
+}
+
+static void publish(struct pool *p)
+{
+    atomic_fetch_add(&p->epoch, 1);
+    if (atomic_load(&p->parked) == 0)
+        return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void pool_run(struct pool *p, pool_fn *fn, void *arg)
+{
+    if (p->size == 1) {
+        fn(arg, 0, 1);
+        return;
+    }
+    p->fn = fn;
+    p->arg = arg;
+    atomic_store_explicit(&p->pending, p->size - 1, memory_order_relaxed);
+    publish(p);
+    fn(arg, 0, p->size);
+    for (uint32_t i = 0; atomic_load_explicit(&p->pending, memory_order_acquire) != 0; i++) {
+        if (i < YIELD_AFTER)
+            cpu_pause();
+        else
+            sched_yield();
+    }
+}
+
+uint32_t pool_size(const struct pool *p)
+{
+    return p->size;
+}
+
+/* The cgroup v2 quota in whole CPUs, rounded up; 0 when there is none. */
+static uint32_t cgroup_cpus(void)
+{
+    unsigned long long quota = 0, period = 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (!f)
+        return 0;
+    int n = fscanf(f, "%llu %llu", &quota, &period);
+    fclose(f);
+    return n == 2 && period > 0 ? (uint32_t)((quota + period - 1) / period) : 0;
+}
+
+static uint32_t usable_cpus(void)
+{
+    cpu_set_t set;
+    uint32_t n = 1;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0)
+        n = (uint32_t)CPU_COUNT(&set);
+    uint32_t quota = cgroup_cpus();
+    return quota > 0 && quota < n ? quota : n;
+}
+
+enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext *err)
+{
+    *out = NULL;
+    uint32_t n = thread_count ? thread_count : MIN(usable_cpus(), (uint32_t)POOL_WORKERS_MAX);
+    if (n > POOL_WORKERS_MAX)
+        return err_param(err, STATUS_INVALID, "threads",
+                         "threads is %u; expected 1..%d, or 0 for as many as the process may use",
+                         n, POOL_WORKERS_MAX);
+    size_t bytes = sizeof(struct pool) + n * sizeof(struct pool_worker);
+    struct pool *p = mem_alloc_aligned(bytes);
+    p->size = n;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    for (uint32_t i = 1; i < n; i++) {
+        p->worker[i] = (struct pool_worker){.pool = p, .index = i};
+        int rc = pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i]);
+        if (rc != 0) {
+            pool_destroy(p);
+            return err_set(err, STATUS_NO_MEMORY, "cannot start worker thread %u of %u: %s", i,
+                           n - 1, strerror(rc));
+        }
+        p->started = i;
+    }
+    *out = p;
+    return STATUS_OK;
+}
+
+void pool_destroy(struct pool *p)
+{
+    if (!p)
+        return;
+    atomic_store(&p->stop, true);
+    publish(p);
+    for (uint32_t i = 1; i <= p->started; i++)
+        pthread_join(p->worker[i].thread, NULL);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
+    mem_free_aligned(p, sizeof(struct pool) + p->size * sizeof(struct pool_worker));
+}

@@ -1,0 +1,45 @@
+/* The reference backend's table and its creation. */
+#include "kernels/ref/ref.h"
+
+#include <stdio.h>
+
+#include "server/base/mem.h"
+
+static void ref_destroy(struct backend *b)
+{
+    mem_free(b);
+}
+
+static const struct backend_ops ref_ops = {
+    .embed = ref_embed,
+    .norm = ref_norm,
+    .gemm = ref_gemm,
+    .lora_shrink = ref_lora_shrink,
+    .qkv_finish = ref_qkv_finish,
+    .residual_finish = ref_residual_finish,
+    .mlp_finish = ref_mlp_finish,
+    .attention = ref_attention,
+    .logits = ref_logits,
+    .score = ref_score,
+    .sketch = ref_sketch,
+    .sample = ref_sample,
+    .top_logprobs = ref_top_logprobs,
+    .sample_scratch_bytes = ref_sample_scratch_bytes,
+    .destroy = ref_destroy,
+};
+
+enum status ref_backend_create(struct backend **out, const struct backend_options *opt,
+                               struct errtext *err)
+{
+    (void)opt;
+    (void)err;
+    struct backend *b = mem_alloc(sizeof(*b));
+    b->ops = &ref_ops;
+    snprintf(b->name, sizeof(b->name), "ref");
+    snprintf(b->version, sizeof(b->version), "ref 1 plain loops");
+    b->worker_count = 1;
+    b->has_bf16 = false;
+    b->deterministic = true;
+    *out = b;
+    return STATUS_OK;
+}

@@ -1,0 +1,1 @@
+rs_unit_test(kernels_linear rs_kernels)
