@@ -1,0 +1,621 @@
+/* Reward(e), the money of an epoch, in four steps (SPEC 5; choices in contracts/README.md 4).
+ *
+ * Records are sorted by (set, lane, model), so that a set is one run and each (lane, model) of it a
+ * run inside. One pass over the runs does steps 1 and 2 and gathers the weights of step 4:
+ *
+ *   fees of a run --LR by policy--> base pool of the model, set pool, operator, TREASURY
+ *   set pool      --LR by X------->  adapter pools
+ *   adapter pool  --LR by bps----->  entries; the role-data ones together are the data pool
+ *   data pool     --LR by Y------->  the owners that evidence names, or the role-data entries
+ *
+ * All sums live in one table keyed by (tag, id): what accounts earn, base pools by model, and Y by
+ * (adapter, payee). Adapter pools are an array beside the caller's adapter table. LR conserves
+ * every unit, so what accounts earn sums to the fees; that is checked at the end, not assumed. */
+#include "chain_client/reward.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/commit.h"
+#include "chain_client/lr.h"
+#include "chain_client/sums.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+enum { TAG_EARNED = 0, TAG_BASE = 1, TAG_DATA = 2 /* + the adapter's place in the table */ };
+
+struct work {
+    const struct reward_input *in;
+    const struct reward_record **sorted; /* by (set, lane, model) */
+    u128 *adapter_pool;                  /* [adapter_count] */
+    struct sums sums;
+    struct reward_result *out;
+};
+
+/* What one set collects while its run is walked. */
+struct set_run {
+    struct tail_set set;
+    const struct reward_adapter *adapter[TAIL_ADAPTERS_MAX]; /* NULL: not registered */
+    uint32_t weight[TAIL_ADAPTERS_MAX];                      /* |weight| */
+    struct u256 x[TAIL_ADAPTERS_MAX];
+    u128 pool;
+};
+
+void reward_record_from(struct reward_record *out, const struct record_inference *inf,
+                        const uint8_t *digest)
+{
+    *out = (struct reward_record){.lane = inf->prefix.lane,
+                                  .seq = inf->prefix.seq,
+                                  .fee = inf->fee,
+                                  .model_id = inf->model_id,
+                                  .digest = digest,
+                                  .set = inf->set,
+                                  .rate_ppb = TAIL_E9};
+}
+
+void reward_evidence_from(struct reward_evidence *out, const struct record_attribution *att)
+{
+    *out = (struct reward_evidence){.lane = att->prefix.lane,
+                                    .seq = att->prefix.seq,
+                                    .inf_seq = att->inf_seq,
+                                    .inf_digest = att->inf_digest,
+                                    .outcome = att->outcome,
+                                    .influence = att->influence};
+}
+
+static int place_order(uint32_t lane_a, uint64_t seq_a, uint32_t lane_b, uint64_t seq_b)
+{
+    if (lane_a != lane_b)
+        return lane_a < lane_b ? -1 : 1;
+    return seq_a < seq_b ? -1 : seq_a > seq_b;
+}
+
+static struct reward_record *find_record(struct reward_record *record, size_t count, uint32_t lane,
+                                         uint64_t seq)
+{
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        int order = place_order(record[mid].lane, record[mid].seq, lane, seq);
+        if (!order)
+            return &record[mid];
+        if (order < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return NULL;
+}
+
+static bool is_valid_evidence(const struct reward_evidence *e, const struct reward_record *r)
+{
+    struct tail_influence influence;
+    if (e->inf_seq >= e->seq || memcmp(e->inf_digest, r->digest, 32) != 0)
+        return false;
+    if (e->outcome != RECORD_OUTCOME_SCORED)
+        return true;
+    return tail_influence_decode(&influence, e->influence.data, e->influence.len, NULL) == 0 &&
+           influence.count == r->set.len / 36;
+}
+
+enum status reward_match(struct reward_record *record, size_t record_count,
+                         const struct reward_evidence *evidence, size_t evidence_count,
+                         struct errtext *err)
+{
+    for (size_t i = 0; i < record_count; i++) {
+        if (i &&
+            place_order(record[i - 1].lane, record[i - 1].seq, record[i].lane, record[i].seq) >= 0)
+            return err_set(err, STATUS_INVALID, "records are not ascending by lane and seq");
+        record[i].is_scored = false;
+        record[i].influence = (struct canon_bytes){NULL, 0};
+    }
+    uint8_t *settled = mem_try_array(record_count ? record_count : 1, 1);
+    if (!settled)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to match evidence");
+    enum status st = STATUS_OK;
+    for (size_t i = 0; i < evidence_count && !st; i++) {
+        const struct reward_evidence *e = &evidence[i];
+        if (i && place_order(e[-1].lane, e[-1].seq, e->lane, e->seq) >= 0)
+            st = err_set(err, STATUS_INVALID, "evidence is not ascending by lane and seq");
+        struct reward_record *r = find_record(record, record_count, e->lane, e->inf_seq);
+        if (st || !r || settled[r - record] || !is_valid_evidence(e, r))
+            continue;
+        settled[r - record] = 1;
+        r->is_scored = e->outcome == RECORD_OUTCOME_SCORED;
+        r->influence = e->influence;
+    }
+    mem_free(settled);
+    return st;
+}
+
+/* ---- the tables ---- */
+
+static enum status check_split(const struct reward_split *s, const char *what, struct errtext *err)
+{
+    uint32_t bps = 0;
+    if (!s->count || s->count > REWARD_ENTRIES_MAX)
+        return err_set(err, STATUS_INVALID, "%s: %zu split entries, expected 1 to %d", what,
+                       s->count, REWARD_ENTRIES_MAX);
+    for (size_t i = 0; i < s->count; i++) {
+        const struct reward_entry *e = &s->entry[i];
+        bps += e->bps;
+        if (!e->bps)
+            return err_set(err, STATUS_INVALID, "%s: split entry %zu has 0 bps", what, i);
+        if (i && (e[-1].role > e->role ||
+                  (e[-1].role == e->role && memcmp(e[-1].payee, e->payee, 20) >= 0)))
+            return err_set(err, STATUS_INVALID, "%s: split entry %zu is not above the one before",
+                           what, i);
+    }
+    if (bps != REWARD_BPS)
+        return err_set(err, STATUS_INVALID, "%s: bps sum to %u, expected %d", what, bps,
+                       REWARD_BPS);
+    return STATUS_OK;
+}
+
+static enum status check_tables(const struct reward_input *in, struct errtext *err)
+{
+    const struct reward_policy *p = in->policy;
+    enum status st = STATUS_OK;
+    if (p->base_bps + p->adapters_bps + p->operator_bps + p->protocol_bps != REWARD_BPS)
+        st = err_set(err, STATUS_INVALID, "policy: bps do not sum to %d", REWARD_BPS);
+    if (addr_is_zero(p->treasury))
+        st = err_set(err, STATUS_INVALID, "policy: treasury is the zero address");
+    for (size_t i = 1; i < in->lane_count && !st; i++) {
+        if (in->lane[i - 1].lane >= in->lane[i].lane)
+            st = err_set(err, STATUS_INVALID, "lanes are not strictly ascending");
+    }
+    for (size_t i = 0; i < in->base_count && !st; i++) {
+        st = check_split(&in->base[i].split, "base", err);
+        if (i && memcmp(in->base[i - 1].model_id, in->base[i].model_id, 32) >= 0)
+            st = err_set(err, STATUS_INVALID, "bases are not strictly ascending");
+    }
+    for (size_t i = 0; i < in->adapter_count && !st; i++) {
+        st = check_split(&in->adapter[i].split, "adapter", err);
+        if (i && memcmp(in->adapter[i - 1].adapter_id, in->adapter[i].adapter_id, 32) >= 0)
+            st = err_set(err, STATUS_INVALID, "adapters are not strictly ascending");
+    }
+    for (size_t i = 1; i < in->prev_count && !st; i++) {
+        if (memcmp(in->prev[i - 1].payee, in->prev[i].payee, 20) >= 0)
+            st = err_set(err, STATUS_INVALID, "previous accounts are not strictly ascending");
+    }
+    return st;
+}
+
+static int lane_order(const void *key, const void *item)
+{
+    uint32_t lane = *(const uint32_t *)key, found = ((const struct reward_lane *)item)->lane;
+    return lane < found ? -1 : lane > found;
+}
+
+static int base_order(const void *key, const void *item)
+{
+    return memcmp(key, ((const struct reward_base *)item)->model_id, 32);
+}
+
+static int adapter_order(const void *key, const void *item)
+{
+    return memcmp(key, ((const struct reward_adapter *)item)->adapter_id, 32);
+}
+
+/* bsearch does not like a NULL table even when it is empty. */
+static const void *lookup(const void *key, const void *table, size_t count, size_t item_bytes,
+                          int (*order)(const void *, const void *))
+{
+    return count ? bsearch(key, table, count, item_bytes, order) : NULL;
+}
+
+/* ---- sums ---- */
+
+static enum status add_sum(struct work *w, uint32_t tag, const uint8_t *id, size_t id_len, u128 v)
+{
+    struct u256 wide = u256_from(v);
+    struct u256 *sum = v ? sums_at(&w->sums, tag, id, id_len) : NULL;
+    if (!v)
+        return STATUS_OK;
+    if (!sum)
+        return STATUS_NO_MEMORY;
+    CHECK(u256_add(sum, &wide));
+    return STATUS_OK;
+}
+
+static enum status earn(struct work *w, const uint8_t payee[20], u128 v)
+{
+    return add_sum(w, TAG_EARNED, payee, 20, v);
+}
+
+static enum status earn_treasury(struct work *w, u128 v)
+{
+    return earn(w, w->in->policy->treasury, v);
+}
+
+/* Step 1 for one (lane, model, set): fee by policy; the set's part is added to run->pool. */
+static enum status share_fees(struct work *w, struct set_run *run, const struct reward_record *r,
+                              u128 fee)
+{
+    const struct reward_policy *p = w->in->policy;
+    bool alone = run->set.count == 0;
+    uint32_t weight[4] = {p->base_bps, p->adapters_bps, p->operator_bps, p->protocol_bps};
+    u128 part[4];
+    if (alone) {
+        weight[0] += weight[1];
+        weight[1] = 0;
+    }
+    enum status st = lr_split_small(part, fee, weight, 4);
+    const struct reward_lane *lane =
+        lookup(&r->lane, w->in->lane, w->in->lane_count, sizeof *lane, lane_order);
+    run->pool += part[1];
+    if (!st)
+        st = add_sum(w, TAG_BASE, r->model_id, 32, part[0]);
+    if (!st)
+        st = lane ? earn(w, lane->account, part[2]) : earn_treasury(w, part[2]);
+    return st ? st : earn_treasury(w, part[3]);
+}
+
+/* Y of one adapter for one required record; gain is of E9. */
+static enum status weigh_data(struct work *w, const struct reward_adapter *a, u128 part,
+                              const struct tail_credit *credit)
+{
+    static const uint8_t treasury[20]; /* key 0 */
+    uint32_t tag = TAG_DATA + (uint32_t)(a - w->in->adapter);
+    uint32_t count = credit ? credit->share_count : 1;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint8_t *payee = credit ? credit->share[i].payee : treasury;
+        struct u256 *y = sums_at(&w->sums, tag, payee, 20);
+        if (!y)
+            return STATUS_NO_MEMORY;
+        CHECK(u256_add_product(y, part, credit ? credit->share[i].ppb : TAIL_E9));
+    }
+    return STATUS_OK;
+}
+
+/* floor(fee * gain / E9) */
+static u128 part_of(u128 fee, uint32_t gain)
+{
+    struct u256 weight = u256_from(gain), all = u256_from(TAIL_E9), rest;
+    u128 out;
+    u256_muldiv(&out, &rest, fee, &weight, &all);
+    return out;
+}
+
+static bool is_required(const struct set_run *run, const struct reward_record *r)
+{
+    struct commit_sample s = {.fee = r->fee,
+                              .adapter_count = run->set.count,
+                              .has_datanet = run->adapter[0] && run->adapter[0]->has_datanet,
+                              .lane = r->lane,
+                              .seq = r->seq};
+    return commit_is_required(&s, r->seed, r->rate_ppb);
+}
+
+/* Steps 2 and 4: what one record adds to X and Y. */
+static enum status weigh_record(struct work *w, struct set_run *run, const struct reward_record *r)
+{
+    static _Thread_local struct tail_influence influence; /* 12 KiB: not on the stack */
+    struct reward_stats *stats = &w->out->stats;
+    u128 gain[TAIL_ADAPTERS_MAX];
+    if (!is_required(run, r))
+        return STATUS_OK;
+    stats->required++;
+    stats->fee_required += r->fee;
+    *(r->is_scored ? &stats->scored : &stats->missing) += 1;
+    *(r->is_scored ? &stats->fee_scored : &stats->fee_missing) += r->fee;
+    if (r->is_scored) {
+        enum status st =
+            tail_influence_decode(&influence, r->influence.data, r->influence.len, NULL);
+        if (st || influence.count != run->set.count)
+            return STATUS_INVALID;
+    } else {
+        enum status st = lr_split_small(gain, TAIL_E9, run->weight, run->set.count);
+        if (st)
+            return st;
+    }
+    for (uint32_t i = 0; i < run->set.count; i++) {
+        uint32_t g = r->is_scored ? influence.adapter[i].gain : (uint32_t)gain[i];
+        const struct reward_adapter *a = run->adapter[i];
+        CHECK(u256_add_product(&run->x[i], r->fee, g));
+        if (!a || !a->has_datanet)
+            continue;
+        enum status st =
+            weigh_data(w, a, part_of(r->fee, g), r->is_scored ? &influence.adapter[i] : NULL);
+        if (st)
+            return st;
+    }
+    return STATUS_OK;
+}
+
+/* Step 2: the set's pool to its adapters. */
+static enum status share_set(struct work *w, const struct set_run *run)
+{
+    u128 part[TAIL_ADAPTERS_MAX];
+    bool has_x = false;
+    if (!run->set.count)
+        return STATUS_OK;
+    for (uint32_t i = 0; i < run->set.count; i++)
+        has_x |= !u256_is_zero(&run->x[i]);
+    enum status st = has_x ? lr_split(part, run->pool, run->x, run->set.count)
+                           : lr_split_small(part, run->pool, run->weight, run->set.count);
+    for (uint32_t i = 0; i < run->set.count && !st; i++) {
+        if (run->adapter[i])
+            w->adapter_pool[run->adapter[i] - w->in->adapter] += part[i];
+        else
+            st = earn_treasury(w, part[i]);
+    }
+    return st;
+}
+
+/* ---- runs ---- */
+
+static int set_order(const struct reward_record *a, const struct reward_record *b)
+{
+    if (a->set.len != b->set.len)
+        return a->set.len < b->set.len ? -1 : 1;
+    return a->set.len ? memcmp(a->set.data, b->set.data, a->set.len) : 0;
+}
+
+static int group_order(const struct reward_record *a, const struct reward_record *b)
+{
+    if (a->lane != b->lane)
+        return a->lane < b->lane ? -1 : 1;
+    return memcmp(a->model_id, b->model_id, 32);
+}
+
+static int record_order(const void *a, const void *b)
+{
+    const struct reward_record *x = *(const struct reward_record *const *)a;
+    const struct reward_record *y = *(const struct reward_record *const *)b;
+    int order = set_order(x, y);
+    return order ? order : group_order(x, y);
+}
+
+static enum status begin_run(struct work *w, struct set_run *run, const struct reward_record *r,
+                             struct errtext *err)
+{
+    memset(run, 0, sizeof *run);
+    enum status st = tail_set_decode(&run->set, r->set.data, r->set.len, err);
+    for (uint32_t i = 0; i < run->set.count && !st; i++) {
+        int64_t weight = run->set.adapter[i].weight;
+        run->weight[i] = (uint32_t)(weight < 0 ? -weight : weight);
+        run->adapter[i] = lookup(run->set.adapter[i].id, w->in->adapter, w->in->adapter_count,
+                                 sizeof **run->adapter, adapter_order);
+    }
+    return st;
+}
+
+/* Steps 1 and 2 for the run of one set that begins at *at. */
+static enum status walk_set(struct work *w, size_t *at, struct errtext *err)
+{
+    struct set_run run;
+    size_t n = w->in->record_count;
+    const struct reward_record *first = w->sorted[*at];
+    enum status st = begin_run(w, &run, first, err);
+    while (*at < n && !st && set_order(first, w->sorted[*at]) == 0) {
+        const struct reward_record *group = w->sorted[*at];
+        u128 fee = 0;
+        for (; *at < n && !st; ++*at) {
+            const struct reward_record *r = w->sorted[*at];
+            if (set_order(group, r) || group_order(group, r))
+                break;
+            fee += r->fee;
+            st = weigh_record(w, &run, r);
+        }
+        if (!st)
+            st = share_fees(w, &run, group, fee);
+    }
+    return st ? st : share_set(w, &run);
+}
+
+static enum status walk_records(struct work *w, struct errtext *err)
+{
+    const struct reward_input *in = w->in;
+    for (size_t i = 0; i < in->record_count; i++) {
+        w->sorted[i] = &in->record[i];
+        w->out->fee_sum += in->record[i].fee;
+        if (w->out->fee_sum < in->record[i].fee)
+            return err_set(err, STATUS_INVALID, "the sum of the fees passes 2^128");
+        if (in->record[i].rate_ppb > TAIL_E9)
+            return err_set(err, STATUS_INVALID, "a sampling rate is above %u ppb", TAIL_E9);
+        if (in->record[i].rate_ppb < TAIL_E9 && !in->record[i].seed)
+            return err_set(err, STATUS_INVALID, "a sampling rate below %u ppb needs a seed",
+                           TAIL_E9);
+    }
+    qsort(w->sorted, in->record_count, sizeof *w->sorted, record_order);
+    enum status st = STATUS_OK;
+    for (size_t at = 0; at < in->record_count && !st;)
+        st = walk_set(w, &at, err);
+    return st;
+}
+
+/* ---- steps 3 and 4 ---- */
+
+static enum status share_split(struct work *w, const struct reward_split *s, u128 pool,
+                               bool only_data)
+{
+    uint32_t weight[REWARD_ENTRIES_MAX] = {0};
+    u128 part[REWARD_ENTRIES_MAX];
+    size_t n = 0;
+    const uint8_t *payee[REWARD_ENTRIES_MAX];
+    for (size_t i = 0; i < s->count; i++) {
+        if (only_data && s->entry[i].role != REWARD_ROLE_DATA)
+            continue;
+        weight[n] = s->entry[i].bps;
+        payee[n++] = s->entry[i].payee;
+    }
+    enum status st = lr_split_small(part, pool, weight, n);
+    for (size_t i = 0; i < n && !st; i++)
+        st = earn(w, payee[i], part[i]);
+    return st;
+}
+
+/* Step 4: y[0..count) are the adapter's weights, payees ascending. */
+static enum status share_data(struct work *w, const struct reward_adapter *a, u128 pool,
+                              const struct sums_entry *y, size_t count)
+{
+    static const uint8_t treasury[20];
+    bool has_y = false;
+    for (size_t i = 0; i < count; i++)
+        has_y |= !u256_is_zero(&y[i].sum);
+    if (!a->has_datanet || !has_y)
+        return share_split(w, &a->split, pool, true);
+    struct u256 *weight = mem_try_array(count, sizeof *weight);
+    u128 *part = mem_try_array(count, sizeof *part);
+    enum status st = weight && part ? STATUS_OK : STATUS_NO_MEMORY;
+    for (size_t i = 0; i < count && !st; i++)
+        weight[i] = y[i].sum;
+    if (!st)
+        st = lr_split(part, pool, weight, count);
+    for (size_t i = 0; i < count && !st; i++) {
+        bool is_treasury = memcmp(y[i].key.id, treasury, 20) == 0;
+        st = is_treasury ? earn_treasury(w, part[i]) : earn(w, y[i].key.id, part[i]);
+    }
+    mem_free(weight);
+    mem_free(part);
+    return st;
+}
+
+/* Step 3 for one adapter; y as above. */
+static enum status share_adapter(struct work *w, const struct reward_adapter *a, u128 pool,
+                                 const struct sums_entry *y, size_t count)
+{
+    uint32_t weight[REWARD_ENTRIES_MAX] = {0};
+    u128 part[REWARD_ENTRIES_MAX], data = 0;
+    bool has_data = false;
+    for (size_t i = 0; i < a->split.count; i++)
+        weight[i] = a->split.entry[i].bps;
+    enum status st = lr_split_small(part, pool, weight, a->split.count);
+    for (size_t i = 0; i < a->split.count && !st; i++) {
+        if (a->split.entry[i].role == REWARD_ROLE_DATA) {
+            data += part[i];
+            has_data = true;
+        } else {
+            st = earn(w, a->split.entry[i].payee, part[i]);
+        }
+    }
+    return st || !has_data ? st : share_data(w, a, data, y, count);
+}
+
+static enum status share_pools(struct work *w)
+{
+    size_t count = w->sums.used, at = 0;
+    struct sums_entry *all = sums_sorted(&w->sums);
+    enum status st = all ? STATUS_OK : STATUS_NO_MEMORY;
+    while (!st && at < count && all[at].key.tag == TAG_EARNED)
+        at++;
+    for (; !st && at < count && all[at].key.tag == TAG_BASE; at++) {
+        u128 pool = (u128)all[at].sum.w[1] << 64 | all[at].sum.w[0];
+        const struct reward_base *base =
+            lookup(all[at].key.id, w->in->base, w->in->base_count, sizeof *base, base_order);
+        st = base ? share_split(w, &base->split, pool, false) : earn_treasury(w, pool);
+    }
+    for (size_t i = 0; i < w->in->adapter_count && !st; i++) {
+        size_t first = at;
+        while (at < count && all[at].key.tag == TAG_DATA + i)
+            at++;
+        if (w->adapter_pool[i])
+            st = share_adapter(w, &w->in->adapter[i], w->adapter_pool[i], all + first, at - first);
+    }
+    mem_free(all);
+    return st;
+}
+
+/* ---- the result ---- */
+
+static enum status put_account(struct reward_result *out, const uint8_t *payee, u128 before,
+                               u128 amount, struct errtext *err)
+{
+    struct reward_account *a = &out->account[out->account_count];
+    memcpy(a->payee, payee, 20);
+    a->amount = amount;
+    a->cumulative = before + amount;
+    if (a->cumulative < before || out->total + a->cumulative < out->total)
+        return err_set(err, STATUS_INVALID, "the cumulative amounts pass 2^128");
+    out->total += a->cumulative;
+    out->account_count += a->cumulative != 0;
+    return STATUS_OK;
+}
+
+/* Merge the previous accounts with what was earned, both ascending by payee. */
+static enum status merge_accounts(struct work *w, const struct sums_entry *earned, size_t count,
+                                  struct errtext *err)
+{
+    const struct reward_account *prev = w->in->prev;
+    size_t i = 0, k = 0;
+    enum status st = STATUS_OK;
+    while (!st && (i < w->in->prev_count || k < count)) {
+        int order = i == w->in->prev_count ? 1
+                    : k == count           ? -1
+                                           : memcmp(prev[i].payee, earned[k].key.id, 20);
+        u128 before = order <= 0 ? prev[i].cumulative : 0;
+        u128 amount = order >= 0 ? (u128)earned[k].sum.w[1] << 64 | earned[k].sum.w[0] : 0;
+        st =
+            put_account(w->out, order <= 0 ? prev[i].payee : earned[k].key.id, before, amount, err);
+        i += order <= 0;
+        k += order >= 0;
+    }
+    return st;
+}
+
+static enum status make_result(struct work *w, struct errtext *err)
+{
+    struct reward_result *out = w->out;
+    struct sums_entry *all = sums_sorted(&w->sums);
+    size_t earned = 0;
+    while (all && earned < w->sums.used && all[earned].key.tag == TAG_EARNED)
+        earned++;
+    size_t room = w->in->prev_count + earned + 1; /* put_account writes one ahead */
+    out->account = mem_try_array(room, sizeof *out->account);
+    enum status st = all && out->account ? merge_accounts(w, all, earned, err) : STATUS_NO_MEMORY;
+    mem_free(all);
+    u128 before = 0, amounts = 0;
+    for (size_t i = 0; i < w->in->prev_count; i++)
+        before += w->in->prev[i].cumulative;
+    for (size_t i = 0; i < out->account_count && !st; i++)
+        amounts += out->account[i].amount;
+    if (!st && (amounts != out->fee_sum || out->total != before + out->fee_sum))
+        st = err_set(err, STATUS_CORRUPT, "the accounts' amounts do not sum to the fees");
+    const struct reward_stats *s = &out->stats;
+    if (!st && (s->required != s->scored + s->missing ||
+                s->fee_required != s->fee_scored + s->fee_missing))
+        st = err_set(err, STATUS_CORRUPT, "required is not scored and missing");
+    return st;
+}
+
+enum status reward_compute(struct reward_result *out, const struct reward_input *input,
+                           struct errtext *err)
+{
+    struct work w = {.in = input, .out = out};
+    memset(out, 0, sizeof *out);
+    enum status st = check_tables(input, err);
+    if (st)
+        return st;
+    if (input->record_count > REWARD_RECORDS_MAX)
+        return err_set(err, STATUS_TOO_LARGE, "%zu records in one epoch, at most %u",
+                       input->record_count, REWARD_RECORDS_MAX);
+    w.sorted = mem_try_array(input->record_count + 1, sizeof *w.sorted);
+    w.adapter_pool = mem_try_array(input->adapter_count + 1, sizeof *w.adapter_pool);
+    st = sums_init(&w.sums);
+    if (!w.sorted || !w.adapter_pool)
+        st = STATUS_NO_MEMORY;
+    if (!st)
+        st = walk_records(&w, err);
+    if (!st)
+        st = share_pools(&w);
+    if (!st)
+        st = make_result(&w, err);
+    if (st == STATUS_NO_MEMORY)
+        st = err_set(err, st, "no memory for the reward of %zu records", input->record_count);
+    else if (st)
+        st = err_set(err, st, "a record's influence does not fit its set");
+    sums_fini(&w.sums);
+    mem_free(w.sorted);
+    mem_free(w.adapter_pool);
+    if (st)
+        reward_result_fini(out);
+    return st;
+}
+
+void reward_result_fini(struct reward_result *r)
+{
+    mem_free(r->account);
+    memset(r, 0, sizeof *r);
+}
