@@ -39,6 +39,8 @@ struct engine_deps { /* all outlive the engine; the engine thread becomes the on
  * the line of the memory plan that does not fit. plan: engine_print_plan afterwards. */
 MUST_CHECK enum status engine_create(struct engine **out, const struct engine_options *opt,
                                      const struct engine_deps *deps, struct errtext *err);
+/* The loader has something for the store: wake the loop. Thread: any. */
+void engine_wake(struct engine *e);
 void engine_print_plan(const struct engine *e, struct buf *out);
 void engine_start(struct engine *e); /* starts the thread */
 /* Refuse new work, finish what runs until deadline_ms, then end the rest with FINISH_ERROR
@@ -70,7 +72,8 @@ struct score_job {
     void *on_done_arg;
 };
 MUST_CHECK enum status engine_submit_score(struct engine *e,
-                                           struct score_job *j); /* OK or FULL or CANCELLED */
+                                           struct score_job *j); /* OK, FULL, CANCELLED (drain),
+                                                                    UNSUPPORTED (scoring is off) */
 
 /* A consistent snapshot for /metrics and listings, published by the engine each step. Thread: any,
  * lock-light. */
@@ -87,6 +90,7 @@ struct engine_stats {
         adapter_waiting[ENGINE_RUNNING_ADAPTERS_MAX][32];
     struct store_stats store;
     bool draining;
+    uint64_t control_ns_max; /* longest a step took outside the device's work */
 };
 void engine_get_stats(struct engine *e, struct engine_stats *out);
 /* Engine id of records: BLAKE2b-256 of backend, dtype, deterministic mode, kernel version. */

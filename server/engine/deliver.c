@@ -1,0 +1,125 @@
+/* After the device: what was computed is accounted, tokens are appended to their requests, and what
+ * ends a sequence is looked for, in this order: end-of-text and stop ids, stop strings, the token
+ * limit. A token is visible to readers when n_out has been stored, so everything else of it is
+ * written before. */
+#include "server/engine/steps.h"
+#include "server/base/check.h"
+
+static void add_telemetry(struct engine *e, struct seq *s)
+{
+    struct job_seq *js = &s->job->seq[s->idx];
+    struct request_seq *rs = &s->job->r->seq[s->idx];
+    if (s->comp->n == 0)
+        return;
+    for (uint32_t i = 0; i < s->rows; i++) {
+        if (s->n_kv + i < js->counted)
+            continue; /* recomputed after a preemption */
+        const double *norm2 = e->head.norm2 + (size_t)(s->row_first + i) * 2;
+        rs->delta2 += norm2[0];
+        rs->base2 += norm2[1];
+    }
+    js->counted = MAX(js->counted, s->n_kv + s->rows);
+}
+
+static void advance(struct engine *e, struct seq *s)
+{
+    if (s->score) {
+        score_advance(e, s);
+        return;
+    }
+    add_telemetry(e, s);
+    s->n_kv += s->rows;
+    seq_key_pages(e, s);
+    if (s->n_kv >= s->n_prompt)
+        s->job->seq[s->idx].prompt_scored = true;
+    if (s->n_kv == s->n_tok && s->job->r->params.max_tokens == 0)
+        job_finish_seq(e, s->job, s->idx, FINISH_LENGTH);
+}
+
+static bool is_stop_id(const struct engine *e, const struct request_params *p, int32_t id)
+{
+    const struct model_config *c = &e->model->config;
+    for (uint32_t i = 0; i < c->eos_count && !p->ignore_eos; i++) {
+        if (c->eos_id[i] == id)
+            return true;
+    }
+    for (uint32_t i = 0; i < p->stop_id_count; i++) {
+        if (p->stop_id[i] == id)
+            return true;
+    }
+    return false;
+}
+
+static bool has_stop_string(struct engine *e, struct seq *s, int32_t id, uint32_t n_out)
+{
+    const struct request_params *p = &s->job->r->params;
+    struct request_seq *rs = &s->job->r->seq[s->idx];
+    struct stop_hit hit;
+    size_t len;
+    if (p->stop_count == 0)
+        return false;
+    const char *text = e->token_text(e->model->tokenizer, id, &len);
+    /* Up to min_tokens the text is remembered but cannot end. */
+    uint32_t stop_count = n_out > p->min_tokens ? p->stop_count : 0;
+    if (!stop_feed(&s->stop, p->stop, stop_count, text, len, &hit))
+        return false;
+    rs->stop_index = (int32_t)hit.index;
+    rs->stop_text_bytes = (uint32_t)hit.begin;
+    return true;
+}
+
+static enum finish_reason why_finished(struct engine *e, struct seq *s, int32_t id, uint32_t n_out)
+{
+    const struct request_params *p = &s->job->r->params;
+    if (is_stop_id(e, p, id)) {
+        s->job->r->seq[s->idx].stop_token = id;
+        return FINISH_STOP;
+    }
+    if (has_stop_string(e, s, id, n_out))
+        return FINISH_STOP;
+    return n_out >= p->max_tokens ? FINISH_LENGTH : FINISH_NONE;
+}
+
+static void take_token(struct engine *e, struct seq *s, const struct sample_out *out)
+{
+    struct job *j = s->job;
+    struct request_seq *rs = &j->r->seq[s->idx];
+    uint32_t n_out = s->n_tok - s->n_prompt;
+    CHECK(n_out < j->r->params.max_tokens);
+    rs->out_id[n_out] = out->id;
+    rs->out_logprob[n_out] = out->logprob;
+    if (rs->out_top)
+        rs->out_top[n_out] = *out;
+    n_out++;
+    s->n_tok++;
+    j->dirty = true;
+    e->count.generation_tokens++;
+    sched_charge(&e->sched, j->fair, SCHED_COST_OUTPUT);
+    if (j->r->first_token_ns == 0)
+        j->r->first_token_ns = e->now_ns;
+    enum finish_reason why = why_finished(e, s, out->id, n_out);
+    atomic_store_explicit(&rs->n_out, n_out, memory_order_release);
+    if (why != FINISH_NONE)
+        job_finish_seq(e, j, s->idx, why);
+}
+
+void deliver_step(struct engine *e)
+{
+    const struct head *h = &e->head;
+    const struct batch_out *o = e->batch.out;
+    for (uint32_t i = 0; i < h->n_score; i++) {
+        const struct batch_out *scored = &o[h->n_sample + h->n_prompt + i];
+        score_deliver(e, &e->seq[scored->slot], scored->pos, h->logprob[i]);
+    }
+    for (uint32_t i = 0; i < e->slot_count; i++) {
+        if (e->seq[i].used && e->seq[i].rows > 0)
+            advance(e, &e->seq[i]);
+    }
+    for (uint32_t i = 0; i < h->n_sample; i++)
+        take_token(e, &e->seq[o[i].slot], &h->out[i]);
+    for (uint32_t i = e->job_live_count; i-- > 0;) {
+        struct job *j = &e->job[e->job_live[i]];
+        job_wake(e, j);
+        job_end_if_done(e, j);
+    }
+}

@@ -1,0 +1,129 @@
+/* THE loop: receive, admit, plan, run, deliver. In this order because each reads what the one
+ * before it settled: cancels and drains give back slots and pages first, then newcomers take them,
+ * then rows are shared out among all (preempting if pages ran out), then the device works, then
+ * readers get their tokens. Nothing here waits except the device and, when nothing can run, the
+ * mailbox. Who else talks to the engine: mail.c. How it is made: setup.c. */
+#include "server/engine/steps.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+static void clock_read(struct engine *e)
+{
+    e->now_ns = e->opt.clock_ns();
+    e->now_ms = e->now_ns / 1000000;
+}
+
+static void receive(struct engine *e)
+{
+    if (store_poll(e->store, e->now_ms))
+        e->store_epoch++;
+    unload_receive(e);
+    job_receive(e);
+    if (atomic_load_explicit(&e->draining, memory_order_acquire) &&
+        e->now_ms >= atomic_load_explicit(&e->drain_deadline_ms, memory_order_relaxed))
+        engine_end_all(e, STATUS_CANCELLED,
+                       "the server is draining: the request was ended at the deadline");
+}
+
+static void admit(struct engine *e)
+{
+    admit_requests(e);
+    score_admit(e);
+}
+
+/* A broken device serves nobody: everybody is told, and the next step tries it again. */
+static void device_failed(struct engine *e, enum status st)
+{
+    log_error("engine", "the device failed a step: %s", status_name(st));
+    engine_end_all(e, STATUS_IO, "the device failed while the request ran");
+}
+
+bool engine_step(struct engine *e)
+{
+    uint64_t begin_ns, run_ns = 0;
+    clock_read(e);
+    begin_ns = e->now_ns;
+    receive(e);
+    admit(e);
+    bool any = plan_step(e);
+    if (any) {
+        uint64_t before_ns = e->opt.clock_ns();
+        enum status st = run_step(e);
+        clock_read(e);
+        run_ns = e->now_ns - before_ns;
+        if (st == STATUS_OK)
+            deliver_step(e);
+        else
+            device_failed(e, st);
+    }
+    e->count.steps += any;
+    uint64_t control_ns = e->opt.clock_ns() - begin_ns - run_ns;
+    e->count.control_ns_max = MAX(e->count.control_ns_max, control_ns);
+    stats_publish(e);
+#if RS_CHECKING
+    engine_verify(e);
+#endif
+    return any;
+}
+
+void engine_end_all(struct engine *e, enum status st, const char *why)
+{
+    struct errtext err = ERRTEXT_INIT;
+    err_set(&err, st, "%s", why);
+    do {
+        while (e->job_live_count > 0)
+            job_fail(e, &e->job[e->job_live[0]], st, &err);
+        job_receive(e);
+    } while (e->job_live_count > 0);
+    score_end_all(e, st);
+}
+
+static bool user_work(struct engine *e)
+{
+    return e->job_live_count > 0 || mailbox_used(&e->mail) > 0;
+}
+
+static uint32_t pause_ms(const struct engine *e)
+{
+    bool waits = e->job_live_count > 0 || e->unloads_open > 0;
+    for (uint32_t i = 0; i < SCORE_RUNS_MAX; i++)
+        waits = waits || e->score[i].state != SCORE_FREE;
+    return waits ? BLOCKED_WAIT_MS : IDLE_WAIT_MS;
+}
+
+/* The last messages: whoever pushed before the mailboxes closed gets an answer. */
+static void close_down(struct engine *e)
+{
+    mailbox_close(&e->mail);
+    mailbox_close(&e->score_mail);
+    mailbox_close(&e->unload_mail);
+    clock_read(e);
+    job_receive(e);
+    engine_end_all(e, STATUS_CANCELLED, "the server is draining: no new work is taken");
+    for (uint32_t tries = 0; tries < 5000; tries++) {
+        clock_read(e);
+        store_poll(e->store, e->now_ms);
+        unload_receive(e);
+        if (e->unloads_open == 0)
+            break;
+        clock_sleep_ms(1);
+    }
+    stats_publish(e);
+}
+
+void *engine_main(void *arg)
+{
+    struct engine *e = arg;
+    mem_seal_thread();
+    for (;;) {
+        bool ran = engine_step(e);
+        if (atomic_load_explicit(&e->draining, memory_order_acquire) && !user_work(e))
+            break;
+        if (!ran)
+            mailbox_wait(&e->mail, pause_ms(e));
+    }
+    close_down(e);
+    return NULL;
+}

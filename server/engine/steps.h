@@ -1,0 +1,76 @@
+/* The calls between the files of this folder, by file, in the order a step makes them. Engine
+ * thread only, but for the calls that engine.h declares. */
+#ifndef RS_ENGINE_STEPS_H
+#define RS_ENGINE_STEPS_H
+
+#include "server/engine/state.h"
+
+/* engine.c */
+/* One step. false: nothing could run. Tests call it without a thread. */
+bool engine_step(struct engine *e);
+/* End everything with FINISH_ERROR and st; nothing is running or waiting afterwards. */
+void engine_end_all(struct engine *e, enum status st, const char *why);
+void *engine_main(void *engine);
+
+/* job.c: requests inside the engine */
+void job_receive(struct engine *e);
+void job_finish_seq(struct engine *e, struct job *j, uint32_t idx, enum finish_reason why);
+/* Every unfinished sequence; the job is gone afterwards. */
+void job_finish_all(struct engine *e, struct job *j, enum finish_reason why);
+void job_fail(struct engine *e, struct job *j, enum status st, const struct errtext *why);
+/* Frees the job and passes the request on if all its sequences are done. */
+bool job_end_if_done(struct engine *e, struct job *j);
+void job_wake(struct engine *e, struct job *j);
+struct sched_rank job_rank(const struct engine *e, const struct job *j);
+
+/* admit.c */
+void admit_requests(struct engine *e);
+
+/* seq.c: slots of the running set */
+struct seq *seq_start(struct engine *e, uint32_t slot, const struct seq *init);
+void seq_stop(struct engine *e, struct seq *s);
+void seq_start_job(struct engine *e, struct job *j, uint32_t idx, struct seq *s);
+void seq_preempt(struct engine *e, struct seq *s);
+void seq_attach_cached(struct engine *e, struct seq *s);
+void seq_attach_sibling(struct engine *e, struct seq *s, const struct seq *sibling, uint32_t pages);
+bool seq_reserve(struct engine *e, struct seq *s, uint32_t n_pos);
+void seq_key_pages(struct engine *e, struct seq *s);
+static inline uint32_t *seq_pages(const struct engine *e, const struct seq *s)
+{
+    return e->page_table + (size_t)s->slot * e->page_stride;
+}
+static inline uint32_t pages_for(uint32_t n_pos)
+{
+    return (n_pos + KV_PAGE_TOK - 1) / KV_PAGE_TOK;
+}
+
+/* pins.c */
+enum status pins_take(struct engine *e, const struct composition *comp,
+                      struct adapter_entry *const *entry, uint32_t *slot, struct errtext *err);
+void pins_drop(struct engine *e, const struct composition *comp, const uint32_t *slot);
+
+/* plan.c: rows of the step and pages for them, preempting if need be; false: nothing to run */
+bool plan_step(struct engine *e);
+
+/* run.c: the device work of a step */
+enum status run_step(struct engine *e);
+
+/* deliver.c */
+void deliver_step(struct engine *e);
+
+/* score.c */
+void score_admit(struct engine *e);
+void score_deliver(struct engine *e, struct seq *s, uint32_t pos, float logprob);
+void score_advance(struct engine *e, struct seq *s);
+void score_yield(struct engine *e);
+void score_preempt(struct engine *e, struct score_run *run);
+void score_end_all(struct engine *e, enum status st);
+
+/* stats.c */
+void stats_publish(struct engine *e);
+void engine_verify(struct engine *e);
+
+/* mail.c */
+void unload_receive(struct engine *e);
+
+#endif

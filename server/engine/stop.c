@@ -1,0 +1,62 @@
+/* Byte by byte: append to the tail, then compare each stop string with the tail's end. At most 16
+ * strings and one memcmp per string whose last byte agrees: nanoseconds beside a token's cost. */
+#include "server/engine/stop.h"
+#include "server/base/check.h"
+
+#include <string.h>
+
+void stop_init(struct stop_match *m)
+{
+    m->bytes = 0;
+    m->tail_bytes = 0;
+}
+
+static void tail_append(struct stop_match *m, char c)
+{
+    if (m->tail_bytes == sizeof(m->tail)) {
+        memmove(m->tail, m->tail + 1, sizeof(m->tail) - 1);
+        m->tail_bytes--;
+    }
+    m->tail[m->tail_bytes++] = c;
+    m->bytes++;
+}
+
+static bool ends_with(const struct stop_match *m, const struct request_stop *s)
+{
+    return s->len > 0 && s->len <= m->tail_bytes &&
+           memcmp(m->tail + m->tail_bytes - s->len, s->text, s->len) == 0;
+}
+
+bool stop_feed(struct stop_match *m, const struct request_stop *stop, uint32_t stop_count,
+               const char *data, size_t len, struct stop_hit *hit)
+{
+    for (size_t i = 0; i < len; i++) {
+        uint32_t best_len = 0;
+        tail_append(m, data[i]);
+        for (uint32_t k = 0; k < stop_count; k++) {
+            VERIFY(stop[k].len <= REQUEST_STOP_BYTES_MAX);
+            if (stop[k].len > best_len && ends_with(m, &stop[k])) {
+                best_len = stop[k].len;
+                *hit = (struct stop_hit){.index = k, .begin = m->bytes - stop[k].len};
+            }
+        }
+        if (best_len > 0)
+            return true;
+    }
+    return false;
+}
+
+uint32_t stop_hold(const struct stop_match *m, const struct request_stop *stop, uint32_t stop_count)
+{
+    uint32_t hold = 0;
+    for (uint32_t k = 0; k < stop_count; k++) {
+        uint32_t longest = stop[k].len ? MIN(stop[k].len - 1, m->tail_bytes) : 0;
+        for (uint32_t n = longest; n > hold; n--) {
+            if (memcmp(m->tail + m->tail_bytes - n, stop[k].text, n) == 0) {
+                hold = n;
+                break;
+            }
+        }
+    }
+    return hold;
+}

@@ -1,0 +1,566 @@
+/* See engine_world.h. */
+#include "tests/unit/engine_world.h"
+
+#include <math.h>
+#include <sodium.h>
+
+#include "kernels/bf16.h"
+
+#define N_LAYER   2
+#define D_MODEL   32
+#define D_FF      48
+#define N_HEAD    4
+#define N_KV_HEAD 2
+#define D_HEAD    8
+
+const struct world_options world_default = {.backend = "ref",
+                                            .thread_count = 1,
+                                            .dtype = DTYPE_F32,
+                                            .n_vocab = 96,
+                                            .context_max = 256,
+                                            .rows_max = 64,
+                                            .seqs_max = 16,
+                                            .waiting_max = 256,
+                                            .kv_pages = 128,
+                                            .adapter_count = 8,
+                                            .store_slots = 8,
+                                            .adapters_per_batch_max = 8,
+                                            .adapter_wait_ms_max = 10000,
+                                            .score_rows_max = 16,
+                                            .prefix_cache = true,
+                                            .load_polls = 2,
+                                            .seed = 1};
+
+/* ---- clock and randomness ---- */
+
+static _Atomic uint64_t clock_ns = 1000000;
+
+static uint64_t fake_clock(void)
+{
+    return clock_ns += 50000;
+}
+
+void world_advance_ms(uint64_t ms)
+{
+    clock_ns += ms * 1000000;
+}
+
+uint32_t world_random(uint64_t *state, uint32_t below)
+{
+    *state = *state * 6364136223846793005ull + 1442695040888963407ull;
+    uint32_t x = (uint32_t)(*state >> 33);
+    return below ? x % below : x;
+}
+
+static float random_normal(uint64_t *state)
+{
+    float sum = 0;
+    for (int i = 0; i < 12; i++)
+        sum += (float)world_random(state, 0) / 2147483648.0f;
+    return sum - 6.0f;
+}
+
+/* ---- the model ---- */
+
+static void *keep(struct world *w, void *p)
+{
+    CHECK(w->block_count < ARRAY_COUNT(w->blocks));
+    w->blocks[w->block_count++] = p;
+    return p;
+}
+
+static void *random_matrix(enum dtype t, size_t n, float scale, uint64_t *state)
+{
+    char *data = mem_array(n, dtype_bytes(t));
+    for (size_t i = 0; i < n; i++)
+        elem_store(data, t, i, random_normal(state) * scale);
+    return data;
+}
+
+static struct weight random_weight(struct world *w, uint32_t d_out, uint32_t d_in, uint64_t *state)
+{
+    float scale = 1.2f / sqrtf((float)d_in);
+    enum dtype t = w->model.dtype;
+    return (struct weight){.data = keep(w, random_matrix(t, (size_t)d_out * d_in, scale, state)),
+                           .dtype = t,
+                           .d_out = d_out,
+                           .d_in = d_in};
+}
+
+static float *random_gain(struct world *w, uint32_t n, uint64_t *state)
+{
+    float *g = keep(w, mem_array(n, sizeof(float)));
+    for (uint32_t i = 0; i < n; i++)
+        g[i] = 1.0f + 0.1f * random_normal(state);
+    return g;
+}
+
+static void make_layer(struct world *w, struct model_layer *l, uint64_t *state)
+{
+    l->attn_norm = random_gain(w, D_MODEL, state);
+    l->mlp_norm = random_gain(w, D_MODEL, state);
+    l->q = random_weight(w, N_HEAD * D_HEAD, D_MODEL, state);
+    l->k = random_weight(w, N_KV_HEAD * D_HEAD, D_MODEL, state);
+    l->v = random_weight(w, N_KV_HEAD * D_HEAD, D_MODEL, state);
+    l->o = random_weight(w, D_MODEL, N_HEAD * D_HEAD, state);
+    l->gate = random_weight(w, D_FF, D_MODEL, state);
+    l->up = random_weight(w, D_FF, D_MODEL, state);
+    l->down = random_weight(w, D_MODEL, D_FF, state);
+}
+
+static void make_model(struct world *w)
+{
+    uint64_t state = w->opt.seed * 977 + 5;
+    struct model *m = &w->model;
+    m->config = (struct model_config){
+        .family = MODEL_LLAMA,
+        .family_name = "llama",
+        .n_layer = N_LAYER,
+        .d_model = D_MODEL,
+        .d_ff = D_FF,
+        .n_head = N_HEAD,
+        .n_kv_head = N_KV_HEAD,
+        .d_head = D_HEAD,
+        .n_vocab = w->opt.n_vocab,
+        .pos_max = 4096,
+        .norm_eps = 1e-5f,
+        .bos_id = -1,
+        .eos_id = {0},
+        .eos_count = 1,
+        .rope = {
+            .theta = 10000.0, .factor = 1.0, .attention_factor = 1.0, .original_pos_max = 4096}};
+    m->dtype = w->opt.dtype;
+    m->embed = random_weight(w, w->opt.n_vocab, D_MODEL, &state);
+    m->lm_head = random_weight(w, w->opt.n_vocab, D_MODEL, &state);
+    m->final_norm = random_gain(w, D_MODEL, &state);
+    m->layer = w->layers = mem_array(N_LAYER, sizeof(*m->layer));
+    for (uint32_t i = 0; i < N_LAYER; i++)
+        make_layer(w, &w->layers[i], &state);
+}
+
+/* ---- adapters ---- */
+
+static void module_shape(enum lora_module m, uint32_t *d_in, uint32_t *d_out)
+{
+    static const uint32_t in[LORA_MODULE_COUNT] = {D_MODEL, D_MODEL, D_MODEL, N_HEAD * D_HEAD,
+                                                   D_MODEL, D_MODEL, D_FF};
+    static const uint32_t out[LORA_MODULE_COUNT] = {
+        N_HEAD * D_HEAD, N_KV_HEAD * D_HEAD, N_KV_HEAD * D_HEAD, D_MODEL, D_FF, D_FF, D_MODEL};
+    *d_in = in[m];
+    *d_out = out[m];
+}
+
+static uint32_t group_rank_sum(const struct lora_entry *e)
+{
+    uint32_t qkv = e[LORA_MODULE_Q].rank + e[LORA_MODULE_K].rank + e[LORA_MODULE_V].rank;
+    uint32_t mlp = e[LORA_MODULE_GATE].rank + e[LORA_MODULE_UP].rank;
+    return MAX(MAX(qkv, mlp), MAX(e[LORA_MODULE_O].rank, e[LORA_MODULE_DOWN].rank));
+}
+
+static void fill_blob(struct world *w, struct world_adapter *a, uint64_t *state)
+{
+    enum dtype t = w->model.dtype;
+    a->blob = mem_alloc_aligned(a->blob_bytes);
+    for (uint32_t i = 0; i < N_LAYER * LORA_MODULE_COUNT; i++) {
+        const struct lora_entry *e = &a->layout[i];
+        uint32_t d_in, d_out;
+        module_shape((enum lora_module)(i % LORA_MODULE_COUNT), &d_in, &d_out);
+        for (uint32_t k = 0; k < e->rank * d_in; k++)
+            elem_store((char *)a->blob + e->a_off, t, k, random_normal(state) * 0.2f);
+        for (uint32_t k = 0; k < e->rank * d_out; k++)
+            elem_store((char *)a->blob + e->b_off, t, k, random_normal(state) * 0.2f);
+    }
+}
+
+static void make_adapter(struct world *w, uint32_t idx)
+{
+    struct world_adapter *a = &w->adapter[idx];
+    uint64_t state = w->opt.seed * 131 + idx * 7919 + 3;
+    enum dtype t = w->model.dtype;
+    a->entry = mem_alloc(sizeof(*a->entry));
+    atomic_init(&a->entry->refs, 1);
+    snprintf(a->entry->name, sizeof(a->entry->name), "adapter-%u", idx);
+    crypto_generichash(a->entry->id, 32, (const uint8_t *)&idx, sizeof(idx), NULL, 0);
+    a->layout = mem_array(N_LAYER * LORA_MODULE_COUNT, sizeof(*a->layout));
+    for (uint32_t i = 0; i < N_LAYER * LORA_MODULE_COUNT; i++) {
+        struct lora_entry *e = &a->layout[i];
+        uint32_t d_in, d_out;
+        module_shape((enum lora_module)(i % LORA_MODULE_COUNT), &d_in, &d_out);
+        e->rank = world_random(&state, 6);
+        e->scale = 1.0f + 0.25f * (float)world_random(&state, 5);
+        e->a_off = a->blob_bytes;
+        a->blob_bytes += (e->rank * d_in * dtype_bytes(t) + 63) / 64 * 64;
+        e->b_off = a->blob_bytes;
+        a->blob_bytes += (e->rank * d_out * dtype_bytes(t) + 63) / 64 * 64;
+    }
+    a->blob_bytes = MAX(a->blob_bytes, 64);
+    for (uint32_t i = 0; i < N_LAYER; i++)
+        a->rank_sum = MAX(a->rank_sum, group_rank_sum(a->layout + i * LORA_MODULE_COUNT));
+    fill_blob(w, a, &state);
+}
+
+void catalog_release(struct adapter_entry *e)
+{
+    if (atomic_fetch_sub(&e->refs, 1) == 1)
+        mem_free(e);
+}
+
+/* ---- the store's double ---- */
+
+struct store_place { /* one slot */
+    int32_t adapter; /* -1: free */
+    uint32_t pins, polls_left;
+    uint64_t used;
+    bool loading, draining;
+    void (*done)(void *arg);
+    void *done_arg;
+};
+
+struct store {
+    struct world *world;
+    struct store_place place[64];
+    struct lora_slot slot[64];
+    struct lora_layout layout[WORLD_ADAPTERS_MAX];
+    struct lora_table table;
+    uint64_t tick;
+    bool failed[WORLD_ADAPTERS_MAX]; /* its last load failed, not yet told */
+    bool stuck;
+    uint64_t loads, evictions, failures;
+};
+
+static struct store *store_open(struct world *w)
+{
+    struct store *s = mem_alloc(sizeof(*s));
+    CHECK(w->opt.store_slots <= ARRAY_COUNT(s->place));
+    s->world = w;
+    for (uint32_t i = 0; i < w->opt.store_slots; i++)
+        s->place[i].adapter = -1;
+    for (uint32_t i = 0; i < w->opt.adapter_count; i++)
+        s->layout[i] = (struct lora_layout){.entry = w->adapter[i].layout,
+                                            .blob_bytes = w->adapter[i].blob_bytes};
+    s->table = (struct lora_table){.slot = s->slot,
+                                   .layout = s->layout,
+                                   .n_slot = w->opt.store_slots,
+                                   .n_layer = N_LAYER,
+                                   .dtype = w->model.dtype};
+    return s;
+}
+
+const struct lora_table *store_table(const struct store *s)
+{
+    return &s->table;
+}
+
+static int32_t adapter_idx(const struct store *s, const uint8_t id[32])
+{
+    for (uint32_t i = 0; i < s->world->opt.adapter_count; i++) {
+        if (memcmp(s->world->adapter[i].entry->id, id, 32) == 0)
+            return (int32_t)i;
+    }
+    return -1;
+}
+
+static struct store_place *place_of(struct store *s, int32_t adapter)
+{
+    for (uint32_t i = 0; i < s->table.n_slot; i++) {
+        if (s->place[i].adapter == adapter)
+            return &s->place[i];
+    }
+    return NULL;
+}
+
+static struct store_place *place_to_fill(struct store *s)
+{
+    struct store_place *best = NULL;
+    for (uint32_t i = 0; i < s->table.n_slot; i++) {
+        struct store_place *p = &s->place[i];
+        if (p->adapter == -1)
+            return p;
+        if (p->pins == 0 && !p->loading && !p->draining && (!best || p->used < best->used))
+            best = p;
+    }
+    return best;
+}
+
+static void clear_place(struct store *s, struct store_place *p)
+{
+    s->slot[p - s->place].blob = NULL;
+    *p = (struct store_place){.adapter = -1};
+}
+
+enum status store_acquire(struct store *s, struct adapter_entry *e, uint64_t now_ms, uint32_t *slot,
+                          struct errtext *err)
+{
+    int32_t a = adapter_idx(s, e->id);
+    CHECK(a >= 0);
+    struct store_place *p = place_of(s, a);
+    if (p && p->draining)
+        return STATUS_BUSY;
+    if (p && !p->loading) {
+        p->pins++;
+        p->used = ++s->tick;
+        *slot = (uint32_t)(p - s->place);
+        return STATUS_OK;
+    }
+    if (p)
+        return STATUS_BUSY;
+    if (s->failed[a]) {
+        s->failed[a] = false;
+        return err_set(err, STATUS_CORRUPT, "adapter %s: the load failed by script", e->name);
+    }
+    p = place_to_fill(s);
+    if (!p)
+        return STATUS_FULL;
+    s->evictions += p->adapter >= 0;
+    clear_place(s, p);
+    *p = (struct store_place){
+        .adapter = a, .loading = true, .polls_left = s->world->opt.load_polls, .used = ++s->tick};
+    return STATUS_BUSY;
+}
+
+void store_release(struct store *s, uint32_t slot)
+{
+    CHECK(slot < s->table.n_slot);
+    CHECK(s->place[slot].pins > 0);
+    s->place[slot].pins--;
+}
+
+static bool poll_place(struct store *s, struct store_place *p)
+{
+    if (p->draining && p->pins == 0) {
+        void (*done)(void *) = p->done;
+        void *arg = p->done_arg;
+        clear_place(s, p);
+        done(arg);
+        return true;
+    }
+    if (!p->loading || s->stuck || p->polls_left-- > 0)
+        return false;
+    if (s->world->adapter[p->adapter].fails) {
+        s->failed[p->adapter] = true;
+        s->failures++;
+        clear_place(s, p);
+        return true;
+    }
+    p->loading = false;
+    s->loads++;
+    s->slot[p - s->place] = (struct lora_slot){.blob = s->world->adapter[p->adapter].blob,
+                                               .layout = (uint32_t)p->adapter};
+    return true;
+}
+
+bool store_poll(struct store *s, uint64_t now_ms)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < s->table.n_slot; i++)
+        any |= poll_place(s, &s->place[i]);
+    return any;
+}
+
+enum status store_unload(struct store *s, const uint8_t id[32], void (*done)(void *arg), void *arg)
+{
+    int32_t a = adapter_idx(s, id);
+    struct store_place *p = a >= 0 ? place_of(s, a) : NULL;
+    if (p && p->draining)
+        return STATUS_BUSY;
+    if (!p) {
+        done(arg);
+        return STATUS_OK;
+    }
+    p->draining = true;
+    p->loading = false;
+    p->done = done;
+    p->done_arg = arg;
+    return STATUS_OK;
+}
+
+void store_get_stats(const struct store *s, struct store_stats *out)
+{
+    *out = (struct store_stats){.slots_max = s->table.n_slot,
+                                .loads = s->loads,
+                                .evictions = s->evictions,
+                                .load_failures = s->failures};
+}
+
+uint32_t store_slot_rank_sum(const struct store *s, uint32_t slot)
+{
+    return s->world->adapter[s->place[slot].adapter].rank_sum;
+}
+
+void world_store_stick(struct world *w, bool stuck)
+{
+    w->store->stuck = stuck;
+}
+
+uint32_t world_store_pins(const struct world *w)
+{
+    uint32_t pins = 0;
+    for (uint32_t i = 0; i < w->store->table.n_slot; i++)
+        pins += w->store->place[i].pins;
+    return pins;
+}
+
+void world_store_evict_all(struct world *w)
+{
+    for (uint32_t i = 0; i < w->store->table.n_slot; i++) {
+        if (w->store->place[i].pins == 0 && !w->store->place[i].draining)
+            clear_place(w->store, &w->store->place[i]);
+    }
+}
+
+/* ---- the world ---- */
+
+void world_open(struct world *w, const struct world_options *opt)
+{
+    struct errtext err = ERRTEXT_INIT;
+    memset(w, 0, sizeof(*w));
+    w->opt = *opt;
+    CHECK(sodium_init() >= 0);
+    make_model(w);
+    for (uint32_t i = 0; i < opt->adapter_count; i++)
+        make_adapter(w, i);
+    w->store = store_open(w);
+    struct backend_options bo = {
+        .name = opt->backend, .thread_count = opt->thread_count, .deterministic = true};
+    if (backend_create(&w->backend, &bo, &err))
+        fail_msg("backend: %s", err.text);
+    struct engine_options eo = {.rows_max = opt->rows_max,
+                                .seqs_max = opt->seqs_max,
+                                .waiting_max = opt->waiting_max,
+                                .context_max = opt->context_max,
+                                .kv_bytes = (uint64_t)opt->kv_pages * KV_PAGE_TOK * N_LAYER * 2 *
+                                            N_KV_HEAD * D_HEAD * dtype_bytes(opt->dtype),
+                                .adapters_per_batch_max = opt->adapters_per_batch_max,
+                                .rank_sum_max = 15 * LORA_PARTS_MAX,
+                                .prefix_cache = opt->prefix_cache,
+                                .score_rows_max = opt->score_rows_max,
+                                .score_queue_max = 64,
+                                .adapter_wait_ms_max = opt->adapter_wait_ms_max,
+                                .clock_ns = opt->real_clock ? NULL : fake_clock};
+    struct engine_deps deps = {.model = &w->model, .backend = w->backend, .store = w->store};
+    if (engine_create(&w->engine, &eo, &deps, &err))
+        fail_msg("engine: %s", err.text);
+}
+
+void world_close(struct world *w)
+{
+    struct engine *e = w->engine;
+    assert_int_equal(e->job_live_count, 0);
+    assert_int_equal(e->seqs_running, 0);
+    assert_int_equal(e->order_count, 0);
+    assert_int_equal(e->pin_count, 0);
+    assert_int_equal(kv_free_count(&e->kv), e->kv.page_count);
+    assert_int_equal(atomic_load(&e->waiting), 0);
+    assert_int_equal(atomic_load(&e->score_backlog), 0);
+    assert_int_equal(world_store_pins(w), 0);
+    engine_verify(e);
+    engine_destroy(e);
+    backend_destroy(w->backend);
+    mem_free(w->store);
+    for (uint32_t i = 0; i < w->opt.adapter_count; i++) {
+        assert_int_equal(atomic_load(&w->adapter[i].entry->refs), 1);
+        catalog_release(w->adapter[i].entry);
+        mem_free(w->adapter[i].layout);
+        mem_free_aligned(w->adapter[i].blob, w->adapter[i].blob_bytes);
+    }
+    for (uint32_t i = 0; i < w->block_count; i++)
+        mem_free(w->blocks[i]);
+    mem_free(w->layers);
+}
+
+static void seal(struct composition *c)
+{
+    crypto_generichash(c->id, 32, (const uint8_t *)c->part, c->n * sizeof(c->part[0]), NULL, 0);
+}
+
+void world_mix(struct world *w, struct request *r, uint32_t adapter, int32_t weight_q16)
+{
+    uint32_t at = r->comp.n++;
+    CHECK(at < LORA_PARTS_MAX);
+    struct adapter_entry *e = w->adapter[adapter].entry;
+    atomic_fetch_add(&e->refs, 1);
+    while (at > 0 && memcmp(r->comp.part[at - 1].adapter, e->id, 32) > 0) {
+        r->comp.part[at] = r->comp.part[at - 1];
+        r->entry[at] = r->entry[at - 1];
+        at--;
+    }
+    memcpy(r->comp.part[at].adapter, e->id, 32);
+    r->comp.part[at].weight_q16 = weight_q16;
+    r->entry[at] = e;
+    seal(&r->comp);
+}
+
+struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
+                              uint32_t max_tokens, uint32_t n, uint32_t adapter)
+{
+    uint64_t state = seed * 2654435761u + 17;
+    struct request *r = request_create(1, n, max_tokens, true);
+    CHECK(r);
+    r->params.temperature = 0.0f;
+    r->params.top_count = 5;
+    r->params.logprobs = true;
+    r->prompt[0].ids = mem_array(n_prompt, sizeof(int32_t));
+    r->prompt[0].n_ids = n_prompt;
+    for (uint32_t i = 0; i < n_prompt; i++)
+        r->prompt[0].ids[i] = (int32_t)(1 + world_random(&state, w->opt.n_vocab - 1));
+    for (uint32_t i = 0; i < n; i++)
+        r->seq[i].seed = seed * 1000 + i;
+    seal(&r->comp);
+    if (adapter != WORLD_BASE)
+        world_mix(w, r, adapter, COMPOSITION_WEIGHT_ONE);
+    return r;
+}
+
+void world_submit(struct world *w, struct request *r)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (engine_submit(w->engine, r, &err))
+        fail_msg("submit: %s", err.text);
+}
+
+void world_step(struct world *w)
+{
+    engine_step(w->engine);
+    engine_verify(w->engine);
+}
+
+static bool busy(const struct world *w)
+{
+    bool any = w->engine->job_live_count > 0 || mailbox_used(&w->engine->mail) > 0 ||
+               mailbox_used(&w->engine->score_mail) > 0;
+    for (uint32_t i = 0; i < SCORE_RUNS_MAX; i++)
+        any = any || w->engine->score[i].state != SCORE_FREE;
+    return any;
+}
+
+void world_run(struct world *w)
+{
+    uint32_t steps = 0;
+    do {
+        world_step(w);
+        if (++steps > 200000)
+            fail_msg("the engine does not come to an end");
+    } while (busy(w));
+}
+
+bool world_done(const struct request *r)
+{
+    return atomic_load_explicit(&r->done, memory_order_acquire);
+}
+
+void assert_same_seq(const struct request *a, uint32_t ia, const struct request *b, uint32_t ib)
+{
+    const struct request_seq *x = &a->seq[ia], *y = &b->seq[ib];
+    uint32_t n = atomic_load(&x->n_out);
+    assert_int_equal(n, atomic_load(&y->n_out));
+    assert_int_equal(atomic_load(&x->finish), atomic_load(&y->finish));
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(x->out_id[i], y->out_id[i]);
+        assert_memory_equal(&x->out_logprob[i], &y->out_logprob[i], sizeof(float));
+        for (uint32_t k = 0; k < a->params.top_count; k++) {
+            assert_int_equal(x->out_top[i].top_id[k], y->out_top[i].top_id[k]);
+            assert_memory_equal(&x->out_top[i].top_logprob[k], &y->out_top[i].top_logprob[k],
+                                sizeof(float));
+        }
+    }
+}

@@ -1,0 +1,85 @@
+/* A small world for the engine's tests: a random llama-shaped model in memory, random LoRA
+ * adapters, a store whose loader is a script (how many polls a load takes, whether it fails,
+ * whether it is stuck), and requests made by hand. The engine is stepped by the test, so every run
+ * is repeatable. The store's double counts pins: world_close fails on any that is left. */
+#ifndef RS_TESTS_UNIT_ENGINE_WORLD_H
+#define RS_TESTS_UNIT_ENGINE_WORLD_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "server/base/check.h"
+#include "server/base/mem.h"
+#include "server/engine/steps.h"
+
+#define WORLD_ADAPTERS_MAX 40
+#define WORLD_BASE         UINT32_MAX
+
+struct world_options {
+    const char *backend; /* "ref", "cpu" */
+    uint32_t thread_count;
+    enum dtype dtype;
+    uint32_t n_vocab, context_max, rows_max, seqs_max, waiting_max, kv_pages;
+    uint32_t adapter_count, store_slots, adapters_per_batch_max, adapter_wait_ms_max;
+    uint32_t score_rows_max;
+    bool prefix_cache;
+    uint32_t load_polls; /* polls that a cold load takes */
+    uint64_t seed;       /* of the weights */
+    bool real_clock;
+};
+
+struct world_adapter {
+    struct adapter_entry *entry;
+    struct lora_entry *layout; /* [n_layer][LORA_MODULE_COUNT] */
+    void *blob;
+    uint64_t blob_bytes;
+    uint32_t rank_sum;
+    bool fails; /* its load fails */
+};
+
+struct world {
+    struct world_options opt;
+    struct model model;
+    struct model_layer *layers;
+    void *blocks[256]; /* weights, to be freed */
+    uint32_t block_count;
+    struct backend *backend;
+    struct store *store;
+    struct world_adapter adapter[WORLD_ADAPTERS_MAX];
+    struct engine *engine;
+};
+
+extern const struct world_options world_default;
+
+void world_open(struct world *w, const struct world_options *opt);
+/* Everything must have finished: no page, slot or pin may be in use. */
+void world_close(struct world *w);
+
+/* The store's script. */
+void world_store_stick(struct world *w, bool stuck); /* no load completes while stuck */
+uint32_t world_store_pins(const struct world *w);
+void world_store_evict_all(struct world *w);
+
+/* A greedy request of one prompt with n_prompt tokens drawn from `seed`, under adapter a (or
+ * WORLD_BASE). Change params before submitting. */
+struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
+                              uint32_t max_tokens, uint32_t n, uint32_t adapter);
+/* Add a part to the composition (before submit). */
+void world_mix(struct world *w, struct request *r, uint32_t adapter, int32_t weight_q16);
+void world_submit(struct world *w, struct request *r);
+/* Step until nothing is in the engine; panics after too many steps. */
+void world_run(struct world *w);
+void world_step(struct world *w);
+bool world_done(const struct request *r);
+
+/* Bitwise: ids, log-probabilities, alternatives, finish. */
+void assert_same_seq(const struct request *a, uint32_t ia, const struct request *b, uint32_t ib);
+void world_advance_ms(uint64_t ms);
+uint32_t world_random(uint64_t *state, uint32_t below);
+
+#endif
