@@ -1,10 +1,10 @@
 /* Canonical order first, digest second: two requests that mean the same set get the same id
  * whatever order they named. */
 #include "server/adapter/composition.h"
+#include "chain_client/ids.h"
 #include "server/base/check.h"
-#include "server/base/hex.h"
 
-#include <sodium.h>
+#include <assert.h>
 #include <string.h>
 
 static void sort_parts(struct composition *c)
@@ -20,8 +20,8 @@ static void sort_parts(struct composition *c)
 
 enum status composition_seal(struct composition *c, struct errtext *err)
 {
-    static const char domain[] = "residual.set.1";
-    crypto_generichash_state h;
+    struct tail_set set = {.count = c->n};
+    static_assert(LORA_PARTS_MAX == TAIL_ADAPTERS_MAX, "a composition is a record's set");
     CHECK(c->n <= LORA_PARTS_MAX);
     sort_parts(c);
     for (uint32_t i = 0; i < c->n; i++) {
@@ -33,15 +33,9 @@ enum status composition_seal(struct composition *c, struct errtext *err)
             return err_param(
                 err, STATUS_INVALID, "adapters",
                 "adapters: the same adapter content is named twice, expected each once");
+        memcpy(set.adapter[i].id, c->part[i].adapter, 32);
+        set.adapter[i].weight = c->part[i].weight_q16;
     }
-    crypto_generichash_init(&h, NULL, 0, 32);
-    crypto_generichash_update(&h, (const uint8_t *)domain, sizeof domain - 1);
-    for (uint32_t i = 0; i < c->n; i++) {
-        uint8_t weight[4];
-        be_put(weight, (uint32_t)c->part[i].weight_q16, 4);
-        crypto_generichash_update(&h, c->part[i].adapter, 32);
-        crypto_generichash_update(&h, weight, 4);
-    }
-    crypto_generichash_final(&h, c->id, 32);
+    ids_composition(c->id, &set);
     return STATUS_OK;
 }

@@ -16,6 +16,7 @@
 
 struct publish_options {
     const struct model_config *model;
+    enum dtype dtype; /* of packed blobs */
     uint8_t model_id[32];
     const char *adapters_dir;            /* where published adapters are kept: <id hex>/ */
     const char *root[PUBLISH_ROOTS_MAX]; /* allow-list for load_lora_adapter and --adapter-dir */

@@ -1,3 +1,5 @@
-pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
 add_library(rs_adapter STATIC composition.c catalog.c loader.c store.c)
-target_link_libraries(rs_adapter PUBLIC rs_peft rs_base PkgConfig::SODIUM Threads::Threads)
+target_link_libraries(rs_adapter PUBLIC rs_peft rs_chain rs_base Threads::Threads)
+if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/publish.cmake)
+  include(publish.cmake)
+endif()

@@ -21,14 +21,13 @@ struct recorder_options {
     uint32_t lane;        /* lane id to use when binding; 0 lets an unbound lane start at 1 */
     uint64_t chain_id;    /* 0: unbound */
     uint8_t ledger[20];
-    uint8_t treasury[20]; /* payee of what nobody earned */
     struct tariff base_tariff;
-    uint64_t score_bytes_max;     /* job store */
-    uint32_t score_age_s_max;     /* a job older than this ends with outcome "inputs lost" */
-    uint32_t score_rate_ppb;      /* 1 000 000 000: every answer; 0: none (bench) */
-    uint64_t spool_bytes_max;     /* past 95 % recorder_admit says FULL */
-    uint32_t group_ms, group_max; /* group fsync: at most this long, this many */
-    const char *redis_url;        /* NULL: records stay in the local spool */
+    uint64_t score_bytes_max; /* job store */
+    uint32_t score_age_s_max; /* a job older than this ends with outcome "inputs lost" */
+    uint32_t score_rate_ppb;  /* 1 000 000 000: every answer; 0: none (bench) */
+    uint64_t spool_bytes_max; /* past 95 % recorder_admit says FULL */
+    uint32_t group_max;       /* records per group fsync: what gathered while the last one ran */
+    const char *redis_url;    /* NULL: records stay in the local spool */
     const char *redis_password_file;
 };
 

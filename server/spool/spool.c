@@ -93,6 +93,14 @@ size_t spool_frame_parse(const void *data, size_t len, uint64_t *seq, const uint
     return SPOOL_FRAME_HEAD_BYTES + n;
 }
 
+void spool_frame_put(struct buf *out, uint64_t seq, const void *body, size_t len)
+{
+    uint8_t head[SPOOL_FRAME_HEAD_BYTES];
+    frame_head(head, seq, body, len);
+    buf_put(out, head, sizeof head);
+    buf_put(out, body, len);
+}
+
 /* ---- recovery ---- */
 
 static void segment_path(const struct spool *s, uint64_t first_seq, char path[PATH_MAX])

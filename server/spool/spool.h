@@ -67,4 +67,7 @@ void spool_cursor_close(struct spool_cursor *c);
 size_t spool_frame_parse(const void *data, size_t len, uint64_t *seq, const uint8_t **body,
                          size_t *body_len);
 
+/* Append one frame to out. */
+void spool_frame_put(struct buf *out, uint64_t seq, const void *body, size_t len);
+
 #endif

@@ -1,0 +1,53 @@
+/* Publish manifests (SPEC 6): who owns an adapter, its prices, who shares its money, and its
+ * datanet's documents.
+ *
+ * {"version": n, "adapterId": "0x…", "modelId": "0x…", "datanetId": "0x…" (0: none), "owner":
+ * "0x…", "prices": {"in": "…", "out": "…"} (base units per 1 000 tokens), "split": [{"payee",
+ * "role": author|data|other, "bps"}], "chainId": n, "registry": "0x…", "documents": [{"docId",
+ * "owner", "licence", "bytes", "digest"}] (with a datanet), "publisherKey": Ed25519 key,
+ * "publisherSignature": over the digest below, "ownerSignature": 65 bytes over the same} digest =
+ * EIP-712 of Publish in the registry's domain. An operator's own directory may hold the same facts
+ * unsigned, as publish.json and datanet.json: trusted because the operator named the directory.
+ * Pure. Thread: any. */
+#ifndef RS_ADAPTER_MANIFEST_H
+#define RS_ADAPTER_MANIFEST_H
+
+#include <jansson.h>
+
+#include "server/adapter/catalog.h"
+
+#define MANIFEST_DOCUMENTS_MAX 1000000
+
+struct manifest {
+    uint64_t version, chain_id;
+    uint8_t adapter_id[32], model_id[32], datanet_id[32], owner[20], registry[20];
+    struct tariff tariff;
+    struct split_entry split[CATALOG_SPLIT_MAX];
+    uint32_t split_count;
+    struct contributor contributor[CATALOG_CONTRIB_MAX]; /* ascending by payee */
+    uint32_t contributor_count;
+};
+
+/* What a signed manifest must be about. */
+struct manifest_expect {
+    const uint8_t *adapter_id, *model_id; /* 32 each */
+    uint64_t chain_id;
+    const uint8_t *registry; /* 20 */
+};
+
+/* A signed manifest: every field, both signatures. Errors name the field, found and expected. */
+MUST_CHECK enum status manifest_parse_signed(struct manifest *out, const json_t *json,
+                                             const struct manifest_expect *expect,
+                                             struct errtext *err);
+/* publish.json (and datanet.json) of an operator's directory; adapter and model ids are not in it.
+ * datanet may be NULL. */
+MUST_CHECK enum status manifest_parse_local(struct manifest *out, const json_t *publish,
+                                            const json_t *datanet, struct errtext *err);
+/* The digest both signatures cover. */
+void manifest_digest(uint8_t out[32], const struct manifest *m);
+/* keccak over the sorted (digest, owner) of the documents: what stands for the datanet where no
+ * registry has given it an id. */
+MUST_CHECK enum status manifest_documents_root(uint8_t out[32], const json_t *documents,
+                                               struct errtext *err);
+
+#endif

@@ -1,0 +1,505 @@
+/* Admission and keeping of adapters. Everything is checked before anything is kept; kept files lie
+ * in <adapters_dir>/<id hex>/ (written beside, synced, renamed), with entry.json holding what the
+ * catalog needs after a restart. */
+#include "server/adapter/publish.h"
+#include "chain_client/addr.h"
+#include "server/adapter/manifest.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define MANIFEST_BYTES_MAX (64u << 20)
+
+struct publisher {
+    struct publish_options opt;
+    char *adapters_dir, *root[PUBLISH_ROOTS_MAX];
+    struct catalog *catalog;
+    pthread_mutex_t lock; /* one publish at a time: quota and files */
+};
+
+enum status publisher_create(struct publisher **out, const struct publish_options *opt,
+                             struct catalog *c, struct errtext *err)
+{
+    *out = NULL;
+    enum status st = file_mkdirs(opt->adapters_dir, 0700, err);
+    if (st)
+        return st;
+    struct publisher *p = mem_alloc(sizeof *p);
+    p->opt = *opt;
+    p->catalog = c;
+    p->adapters_dir = mem_strdup(opt->adapters_dir);
+    CHECK(pthread_mutex_init(&p->lock, NULL) == 0);
+    for (uint32_t i = 0; i < opt->root_count; i++) {
+        p->root[i] = realpath(opt->root[i], NULL);
+        if (!p->root[i]) {
+            st = err_param(err, STATUS_NOT_FOUND, "adapter_roots", "adapter_roots: %s: %s",
+                           opt->root[i], strerror(errno));
+            publisher_destroy(p);
+            return st;
+        }
+    }
+    *out = p;
+    return STATUS_OK;
+}
+
+void publisher_destroy(struct publisher *p)
+{
+    if (!p)
+        return;
+    for (uint32_t i = 0; i < PUBLISH_ROOTS_MAX; i++)
+        mem_free(p->root[i]);
+    mem_free(p->adapters_dir);
+    pthread_mutex_destroy(&p->lock);
+    mem_free(p);
+}
+
+/* ---- one adapter, checked ---- */
+
+static enum status admit(const struct publisher *p, const struct peft_adapter *a,
+                         struct errtext *err)
+{
+    for (uint32_t i = 0; i < a->module_count; i++) {
+        if (a->module[i].rank > p->opt.rank_max)
+            return err_set(err, STATUS_UNSUPPORTED,
+                           "layer %u: rank %u, this server accepts at most %u (adapter_rank_max)",
+                           a->module[i].layer, a->module[i].rank, p->opt.rank_max);
+    }
+    return peft_check_values(a, err);
+}
+
+static void fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
+                       const char *dir, const struct peft_adapter *a)
+{
+    struct lora_entry *layout =
+        mem_array((size_t)p->opt.model->n_layer * LORA_MODULE_COUNT, sizeof *layout);
+    snprintf(e->name, sizeof e->name, "%s", name);
+    memcpy(e->id, a->id, 32);
+    mem_free(e->dir);
+    e->dir = mem_strdup(dir);
+    e->rank_max = a->rank_max;
+    peft_layout(a, p->opt.model->n_layer, p->opt.dtype, layout, &e->blob_bytes);
+    mem_free(layout);
+    snprintf(e->warning, sizeof e->warning, "%s", a->warning);
+    e->created_unix = (int64_t)(clock_wall_ms() / 1000);
+}
+
+static void apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed)
+{
+    e->has_manifest = is_signed;
+    e->tariff = m->tariff;
+    memcpy(e->owner, m->owner, 20);
+    memcpy(e->split, m->split, sizeof e->split);
+    e->split_count = m->split_count;
+    memcpy(e->datanet_root, m->datanet_id, 32);
+    memcpy(e->contributor, m->contributor, sizeof e->contributor);
+    e->contributor_count = m->contributor_count;
+}
+
+static enum status read_json(json_t **out, const char *dir, const char *name, struct errtext *err)
+{
+    char path[PATH_MAX], *text;
+    size_t len;
+    json_error_t je;
+    *out = NULL;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    if (!file_exists(path))
+        return STATUS_OK;
+    enum status st = file_read(path, MANIFEST_BYTES_MAX, &text, &len, err);
+    if (st)
+        return st;
+    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    mem_free(text);
+    return *out ? STATUS_OK
+                : err_set(err, STATUS_INVALID, "%s: line %d: %s", path, je.line, je.text);
+}
+
+/* publish.json and datanet.json of an operator's own directory. */
+static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
+                                       struct errtext *err)
+{
+    json_t *publish = NULL, *datanet = NULL;
+    struct manifest *m = mem_alloc(sizeof *m);
+    enum status st = read_json(&publish, dir, "publish.json", err);
+    if (!st && publish)
+        st = read_json(&datanet, dir, "datanet.json", err);
+    if (!st && publish) {
+        st = manifest_parse_local(m, publish, datanet, err);
+        if (!st)
+            apply_manifest(e, m, false);
+        else
+            err_prefix(err, "%s/publish.json", dir);
+    }
+    json_decref(publish);
+    json_decref(datanet);
+    mem_free(m);
+    return st;
+}
+
+static enum status register_entry(struct publisher *p, struct adapter_entry *e, bool replace,
+                                  struct errtext *err)
+{
+    struct adapter_entry *old;
+    enum status st = catalog_put(p->catalog, e, replace, &old, err);
+    catalog_release(old);
+    return st;
+}
+
+static enum status load_checked_dir(struct publisher *p, const char *name, const char *dir,
+                                    bool replace, struct errtext *err)
+{
+    struct peft_adapter a;
+    enum status st = peft_read_dir(&a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
+    if (st) {
+        err_prefix(err, "adapter '%s'", name);
+        return st;
+    }
+    struct adapter_entry *e = catalog_entry_new();
+    st = admit(p, &a, err);
+    if (!st) {
+        fill_entry(p, e, name, dir, &a);
+        st = read_local_manifest(e, dir, err);
+    }
+    if (!st)
+        st = register_entry(p, e, replace, err);
+    if (st && err && !strstr(err->text, name))
+        err_prefix(err, "adapter '%s'", name);
+    catalog_release(e);
+    peft_fini(&a);
+    return st;
+}
+
+/* ---- directories ---- */
+
+/* path resolves, without links in its last part, beneath one of the roots. */
+static enum status check_root(const struct publisher *p, const char *path, struct errtext *err)
+{
+    char *real = realpath(path, NULL);
+    if (!real)
+        return err_param(err, STATUS_NOT_FOUND, "lora_path", "lora_path '%.200s': %s", path,
+                         strerror(errno));
+    bool inside = false;
+    for (uint32_t i = 0; i < p->opt.root_count && !inside; i++) {
+        size_t n = strlen(p->root[i]);
+        inside = strncmp(real, p->root[i], n) == 0 && (real[n] == '/' || real[n] == '\0');
+    }
+    mem_free(real);
+    return inside ? STATUS_OK
+                  : err_param(err, STATUS_DENIED, "lora_path",
+                              "lora_path '%.200s': not beneath a folder that the server allows "
+                              "(adapter_roots)",
+                              path);
+}
+
+enum status publisher_load_dir(struct publisher *p, const char *name, const char *path,
+                               bool trusted, bool replace, struct errtext *err)
+{
+    if (!trusted) {
+        enum status st = path[0] == '/'
+                             ? check_root(p, path, err)
+                             : err_param(err, STATUS_INVALID, "lora_path",
+                                         "lora_path '%.200s': expected an absolute path", path);
+        if (st)
+            return st;
+    }
+    char *real = realpath(path, NULL);
+    if (!real)
+        return err_param(err, STATUS_NOT_FOUND, "lora_path", "adapter '%s': %s: %s", name, path,
+                         strerror(errno));
+    enum status st = load_checked_dir(p, name, real, replace, err);
+    mem_free(real);
+    return st;
+}
+
+enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *count,
+                               struct errtext *err)
+{
+    char path[PATH_MAX];
+    struct dirent **list;
+    *count = 0;
+    int n = scandir(dir, &list, NULL, alphasort);
+    if (n < 0)
+        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: %s", dir,
+                         strerror(errno));
+    enum status st = STATUS_OK;
+    for (int i = 0; i < n; i++) {
+        snprintf(path, sizeof path, "%s/%s/adapter_config.json", dir, list[i]->d_name);
+        if (!st && list[i]->d_name[0] != '.' && file_exists(path)) {
+            snprintf(path, sizeof path, "%s/%s", dir, list[i]->d_name);
+            st = publisher_load_dir(p, list[i]->d_name, path, true, false, err);
+            *count += !st;
+        }
+        free(list[i]); /* lint: waive banned - scandir's memory */
+    }
+    free(list); /* lint: waive banned - scandir's memory */
+    return st;
+}
+
+/* ---- uploads ---- */
+
+static void kept_dir(const struct publisher *p, const uint8_t id[32], char dir[PATH_MAX])
+{
+    char hex[65];
+    hex_encode(hex, id, 32);
+    snprintf(dir, PATH_MAX, "%s/%s", p->adapters_dir, hex);
+}
+
+struct quota {
+    const char *publisher;
+    uint64_t bytes;
+};
+
+static bool add_bytes(void *arg, struct adapter_entry *e)
+{
+    struct quota *q = arg;
+    struct stat sb;
+    char path[PATH_MAX];
+    if (q->publisher[0] && strcmp(e->publisher, q->publisher) == 0) {
+        snprintf(path, sizeof path, "%s/adapter_model.safetensors", e->dir);
+        q->bytes += stat(path, &sb) == 0 ? (uint64_t)sb.st_size : 0;
+    }
+    return true;
+}
+
+static enum status check_quota(struct publisher *p, const struct publish_upload *u,
+                               struct errtext *err)
+{
+    struct quota q = {.publisher = u->key_name};
+    if (u->tensor_bytes > p->opt.adapter_bytes_max)
+        return err_set(err, STATUS_TOO_LARGE,
+                       "adapter_model.safetensors: %zu bytes, at most %llu (adapter_bytes_max)",
+                       u->tensor_bytes, (unsigned long long)p->opt.adapter_bytes_max);
+    catalog_each(p->catalog, add_bytes, &q);
+    if (q.bytes + u->tensor_bytes > p->opt.publisher_bytes_max)
+        return err_set(err, STATUS_TOO_LARGE,
+                       "this key has published %llu bytes, its quota is %llu",
+                       (unsigned long long)q.bytes, (unsigned long long)p->opt.publisher_bytes_max);
+    return STATUS_OK;
+}
+
+/* A name belongs to the key that published it first; start-up adapters to the operator. */
+static enum status check_name_owner(struct publisher *p, const struct publish_upload *u,
+                                    struct errtext *err)
+{
+    struct adapter_entry *e = catalog_find(p->catalog, u->name);
+    if (!e)
+        return STATUS_OK;
+    bool own = strcmp(e->publisher, u->key_name) == 0;
+    catalog_release(e);
+    return own ? STATUS_OK
+               : err_param(err, STATUS_DENIED, "name",
+                           "adapter name '%s' belongs to another publisher", u->name);
+}
+
+static enum status write_part(const char *dir, const char *name, const void *data, size_t len,
+                              struct errtext *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return file_write_atomic(path, data, len, 0600, err);
+}
+
+static enum status keep_files(struct publisher *p, const struct publish_upload *u,
+                              const struct adapter_entry *e, struct errtext *err)
+{
+    json_t *entry = json_pack("{s:s, s:s, s:O?}", "name", e->name, "publisher", u->key_name,
+                              "manifest", u->manifest);
+    char *text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
+    enum status st = text ? file_mkdirs(e->dir, 0700, err) : STATUS_NO_MEMORY;
+    if (!st)
+        st = write_part(e->dir, "adapter_config.json", u->config_json, u->config_bytes, err);
+    if (!st)
+        st = write_part(e->dir, "adapter_model.safetensors", u->tensors, u->tensor_bytes, err);
+    if (!st)
+        st = write_part(e->dir, "entry.json", text, strlen(text), err);
+    mem_free(text);
+    json_decref(entry);
+    return st;
+}
+
+static void write_report(const struct publisher *p, const struct publish_upload *u,
+                         const struct peft_adapter *a, const struct adapter_entry *e,
+                         struct buf *out)
+{
+    char id[65];
+    hex_encode(id, a->id, 32);
+    buf_printf(out, "{\"object\":\"adapter.admission\",\"admitted\":true,\"dry_run\":%s,\"name\":",
+               u->dry_run ? "true" : "false");
+    buf_put_json_string(out, u->name, strlen(u->name));
+    buf_printf(out,
+               ",\"id\":\"0x%s\",\"rank_max\":%u,\"modules\":%u,\"file_bytes\":%zu,\"resident_"
+               "bytes\":%llu,",
+               id, a->rank_max, a->module_count, u->tensor_bytes,
+               (unsigned long long)e->blob_bytes);
+    buf_puts(out, "\"checks\":[\"config fields\",\"tensor header\",\"shapes against the "
+                  "base\",\"finite values\",\"non-zero effect\"");
+    if (e->has_manifest)
+        buf_puts(out, ",\"manifest fields\",\"publisher signature\",\"owner signature\"");
+    buf_puts(out, "],\"warning\":");
+    buf_put_json_string(out, a->warning, strlen(a->warning));
+    buf_putc(out, '}');
+}
+
+static enum status copy_and_parse(const struct publisher *p, const struct publish_upload *u,
+                                  struct peft_adapter *a, struct errtext *err)
+{
+    char *config = mem_try_strndup(u->config_json, u->config_bytes),
+         *tensors = mem_try_alloc(u->tensor_bytes + 1);
+    if (!config || !tensors) {
+        mem_free(config);
+        mem_free(tensors);
+        return err_set(err, STATUS_NO_MEMORY, "no memory for an adapter of %zu bytes",
+                       u->tensor_bytes);
+    }
+    memcpy(tensors, u->tensors, u->tensor_bytes);
+    enum status st =
+        peft_from_bytes(a, config, u->config_bytes, tensors, u->tensor_bytes, p->opt.model, err);
+    if (st) {
+        mem_free(config);
+        mem_free(tensors);
+    }
+    return st;
+}
+
+static enum status take_manifest(const struct publisher *p, const struct publish_upload *u,
+                                 const struct peft_adapter *a, struct adapter_entry *e,
+                                 struct errtext *err)
+{
+    struct manifest_expect x = {.adapter_id = a->id,
+                                .model_id = p->opt.model_id,
+                                .chain_id = p->opt.chain_id,
+                                .registry = p->opt.registry};
+    if (!u->manifest)
+        return STATUS_OK;
+    struct manifest *m = mem_alloc(sizeof *m);
+    enum status st = manifest_parse_signed(m, u->manifest, &x, err);
+    if (!st)
+        apply_manifest(e, m, true);
+    mem_free(m);
+    return st;
+}
+
+static enum status upload_locked(struct publisher *p, const struct publish_upload *u,
+                                 struct buf *report, struct errtext *err)
+{
+    struct peft_adapter a;
+    char dir[PATH_MAX];
+    enum status st = check_quota(p, u, err);
+    if (!st)
+        st = check_name_owner(p, u, err);
+    if (!st)
+        st = copy_and_parse(p, u, &a, err);
+    if (st)
+        return st;
+    struct adapter_entry *e = catalog_entry_new();
+    kept_dir(p, a.id, dir);
+    st = admit(p, &a, err);
+    if (!st) {
+        fill_entry(p, e, u->name, dir, &a);
+        snprintf(e->publisher, sizeof e->publisher, "%s", u->key_name);
+        st = take_manifest(p, u, &a, e, err);
+    }
+    if (!st && !u->dry_run)
+        st = keep_files(p, u, e, err);
+    if (!st && !u->dry_run)
+        st = register_entry(p, e, u->replace, err);
+    if (!st)
+        write_report(p, u, &a, e, report);
+    catalog_release(e);
+    peft_fini(&a);
+    return st;
+}
+
+enum status publisher_upload(struct publisher *p, const struct publish_upload *u,
+                             struct buf *report, struct errtext *err)
+{
+    pthread_mutex_lock(&p->lock);
+    enum status st = upload_locked(p, u, report, err);
+    pthread_mutex_unlock(&p->lock);
+    return st;
+}
+
+/* ---- after a restart ---- */
+
+static enum status recover_one(struct publisher *p, const char *dir, struct errtext *err)
+{
+    json_t *kept;
+    struct peft_adapter a;
+    enum status st = read_json(&kept, dir, "entry.json", err);
+    const char *name = json_string_value(json_object_get(kept, "name"));
+    const char *publisher = json_string_value(json_object_get(kept, "publisher"));
+    if (!st && (!name || !publisher))
+        st = err_set(err, STATUS_CORRUPT, "%s/entry.json: name or publisher missing", dir);
+    if (!st)
+        st = peft_read_dir(&a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
+    if (st) {
+        json_decref(kept);
+        return st;
+    }
+    struct adapter_entry *e = catalog_entry_new();
+    json_t *manifest = json_object_get(kept, "manifest");
+    struct publish_upload u = {.name = name,
+                               .key_name = publisher,
+                               .manifest = json_is_object(manifest) ? manifest : NULL};
+    fill_entry(p, e, name, dir, &a);
+    snprintf(e->publisher, sizeof e->publisher, "%s", publisher);
+    st = take_manifest(p, &u, &a, e, err);
+    if (!st)
+        st = register_entry(p, e, true, err);
+    catalog_release(e);
+    peft_fini(&a);
+    json_decref(kept);
+    return st;
+}
+
+enum status publisher_recover(struct publisher *p, uint32_t *count, struct errtext *err)
+{
+    char dir[PATH_MAX];
+    struct dirent **list;
+    *count = 0;
+    int n = scandir(p->adapters_dir, &list, NULL, alphasort);
+    if (n < 0)
+        return err_set(err, STATUS_IO, "%s: %s", p->adapters_dir, strerror(errno));
+    for (int i = 0; i < n; i++) {
+        struct errtext why = ERRTEXT_INIT;
+        if (strlen(list[i]->d_name) == 64) {
+            snprintf(dir, sizeof dir, "%s/%s", p->adapters_dir, list[i]->d_name);
+            if (recover_one(p, dir, &why) == STATUS_OK)
+                (*count)++;
+            else
+                log_warn("adapters", "published adapter %.16s is not served: %s", list[i]->d_name,
+                         why.text);
+        }
+        free(list[i]); /* lint: waive banned - scandir's memory */
+    }
+    free(list); /* lint: waive banned - scandir's memory */
+    return STATUS_OK;
+}
+
+void publisher_forget(struct publisher *p, const struct adapter_entry *e)
+{
+    static const char *const files[] = {"entry.json", "adapter_config.json",
+                                        "adapter_model.safetensors"};
+    char dir[PATH_MAX], path[PATH_MAX + 32];
+    kept_dir(p, e->id, dir);
+    if (strcmp(dir, e->dir) != 0)
+        return; /* not ours: an operator's directory */
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        (void)unlink(path);
+    }
+    (void)rmdir(dir);
+}

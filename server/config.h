@@ -1,0 +1,47 @@
+/* residuald's settings: defaults, then the config file, then flags of the same names; later wins.
+ * One const struct. Unknown keys and flags are refused by name; ranges are checked; secrets are
+ * only *_file keys. The table in config.c is the one list of keys: --help prints it. */
+#ifndef RS_SERVER_CONFIG_H
+#define RS_SERVER_CONFIG_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/base/errtext.h"
+#include "server/base/hex.h"
+
+#define CONFIG_LIST_MAX 4096
+
+struct config_list { /* of strings, owned */
+    char **item;
+    uint32_t count;
+};
+
+struct config {
+    char *model, *model_name, *adapter_dir, *listen, *backend, *dtype, *data_dir, *log_level;
+    char *redis_url, *redis_password_file, *api_keys_file;
+    char *ledger, *registry, *base_price_in, *base_price_out;
+    struct config_list adapter;       /* NAME=DIR */
+    struct config_list adapter_roots; /* allow-list of load_lora_adapter */
+    json_t *api_keys;                 /* array or NULL */
+    bool deterministic, prefix_cache, allow_runtime_loading, plan, help, version;
+    uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
+    uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
+        adapters_host_bytes_max;
+    uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max;
+    uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max;
+    uint64_t spool_bytes_max, group_max, chain_id, lane;
+    uint64_t http_threads, connections_max, connections_per_ip_max, idle_timeout_s, body_bytes_max,
+        n_max;
+    uint64_t drain_s, lame_duck_s;
+};
+
+/* argv without the program's name is argv[1..]. Errors name the key, the found and the expected
+ * value. */
+MUST_CHECK enum status config_load(struct config *out, int argc, char **argv, struct errtext *err);
+void config_fini(struct config *c);
+/* The text of --help: every key with unit, default and meaning. */
+void config_print_help(void);
+
+#endif

@@ -1,0 +1,52 @@
+/* A job: what scoring one answer needs after the reply has left (token ids, salt, Q8
+ * log-probabilities under the adapters), self-contained, so that it survives a restart. Token ids
+ * are private: jobs never leave the server, are encrypted on disk and erased once their attribution
+ * record is durable. Encoding (big-endian): version u8, infSeq u64, infDigest 32, requestId 32,
+ * salt 32, createdMs u64, K u8, K x {adapterId 32, weight i32, datanet root 32, n u8, n x {payee
+ * 20, documents u32}}, prompts u16, each u32 n + ids u32, sequences u16, each {prompt u16, u32 n,
+ * ids u32, Q8 i32 per id}. Thread: the recorder's. */
+#ifndef RS_INFLUENCE_JOB_H
+#define RS_INFLUENCE_JOB_H
+
+#include "server/base/buf.h"
+#include "server/engine/request.h"
+
+#define JOB_BYTES_MAX (64u << 20)
+
+struct job_adapter {
+    uint8_t id[32], datanet_root[32];
+    int32_t weight_q16;
+    uint32_t contributor_count;
+    struct contributor contributor[CATALOG_CONTRIB_MAX];
+};
+struct job_prompt {
+    int32_t *ids;
+    uint32_t n_ids;
+};
+struct job_seq {
+    uint32_t prompt_idx, n_out;
+    int32_t *ids;    /* [n_out] */
+    int32_t *set_q8; /* [n_out] log-probability under the whole set, as decoded, Q8 nats */
+};
+struct job {
+    uint64_t inf_seq, created_ms;
+    uint8_t inf_digest[32], request_id[32], salt[32];
+    uint32_t adapter_count, prompt_count, seq_count;
+    struct job_adapter adapter[LORA_PARTS_MAX];
+    struct job_prompt *prompt;
+    struct job_seq *seq;
+};
+
+/* Round nats to Q8, nearest even, saturating. */
+int32_t job_q8(float nats);
+/* From a finished request. inf_seq, inf_digest and salt are of its record. NULL when memory is
+ * refused. */
+struct job *job_from_request(const struct request *r);
+void job_free(struct job *j); /* wipes */
+uint64_t job_bytes_for(uint32_t prompt_tokens,
+                       uint64_t out_tokens); /* upper bound of the encoding */
+void job_encode(const struct job *j, struct buf *out);
+MUST_CHECK enum status job_decode(struct job **out, const uint8_t *data, size_t len,
+                                  struct errtext *err);
+
+#endif

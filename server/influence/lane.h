@@ -1,0 +1,44 @@
+/* A lane: the identity under which one spool of one server signs. Its folder is named by what it is
+ * bound to, so binding to a chain starts a new lane by construction:
+ *   <data_dir>/lanes/unbound-<lane>/  or  <chain id>-<ledger>-<lane>/
+ *     lane.json (public facts), lane.key, transport.key, jobs.key (mode 600), spool/, jobs/,
+ * lookup/ Lane keys are made here and hold no funds. Thread: the recorder's; const after open. */
+#ifndef RS_INFLUENCE_LANE_H
+#define RS_INFLUENCE_LANE_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "chain_client/secp.h"
+#include "server/base/errtext.h"
+
+#define LANE_TAG_BYTES 32
+
+struct lane {
+    uint32_t id;
+    uint64_t chain_id;
+    uint8_t ledger[20];
+    bool bound;
+    char dir[PATH_MAX - 128];
+    uint8_t domain[32]; /* EIP-712 */
+    struct secp *secp;
+    struct secp_key key;
+    uint8_t transport_key[32]; /* of the tag that ends every entry in spool and Redis */
+    uint8_t jobs_key[32];
+};
+
+struct lane_options {
+    const char *data_dir;
+    uint32_t lane; /* 0: 1 */
+    uint64_t chain_id;
+    uint8_t ledger[20];
+};
+
+MUST_CHECK enum status lane_open(struct lane *out, const struct lane_options *opt,
+                                 struct errtext *err);
+void lane_close(struct lane *l); /* wipes the keys */
+/* Keyed BLAKE2b of an entry's bytes. */
+void lane_tag(const struct lane *l, uint8_t tag[LANE_TAG_BYTES], const void *data, size_t len);
+
+#endif

@@ -1,0 +1,184 @@
+/* A ring of entries and an open-addressing table from request id to ring place. The private log is
+ * a spool of its own with bodies {request id, salt, fair key, seq, adapter count}. */
+#include "server/influence/lookup.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+#include "server/spool/spool.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#define TABLE_SLOTS   (4u * LOOKUP_MAX)
+#define LOG_BODY      (32 + 32 + 8 + 8 + 1)
+#define LOG_SEG_BYTES (4u << 20)
+
+struct lookup {
+    pthread_mutex_t lock;
+    struct lookup_entry *ring; /* [LOOKUP_MAX] */
+    uint64_t put_count;        /* ring place = count % LOOKUP_MAX */
+    uint32_t *table;           /* [TABLE_SLOTS] place + 1 */
+    struct spool *log;
+};
+
+static uint32_t hash_of(const uint8_t id[32])
+{
+    uint32_t h;
+    memcpy(&h, id, sizeof h); /* ids are random */
+    return h & (TABLE_SLOTS - 1);
+}
+
+static struct lookup_entry *find(struct lookup *l, const uint8_t id[32])
+{
+    for (uint32_t i = hash_of(id); l->table[i]; i = (i + 1) & (TABLE_SLOTS - 1)) {
+        struct lookup_entry *e = &l->ring[l->table[i] - 1];
+        if (memcmp(e->request_id, id, 32) == 0)
+            return e;
+    }
+    return NULL;
+}
+
+static void table_insert(struct lookup *l, uint32_t place)
+{
+    uint32_t i = hash_of(l->ring[place].request_id);
+    while (l->table[i])
+        i = (i + 1) & (TABLE_SLOTS - 1);
+    l->table[i] = place + 1;
+}
+
+static void table_remove(struct lookup *l, uint32_t place)
+{
+    uint32_t i = hash_of(l->ring[place].request_id);
+    while (l->table[i] != place + 1)
+        i = (i + 1) & (TABLE_SLOTS - 1);
+    l->table[i] = 0;
+    for (i = (i + 1) & (TABLE_SLOTS - 1); l->table[i]; i = (i + 1) & (TABLE_SLOTS - 1)) {
+        uint32_t moved = l->table[i] - 1;
+        l->table[i] = 0;
+        table_insert(l, moved);
+    }
+}
+
+static void put_locked(struct lookup *l, const struct lookup_entry *e)
+{
+    uint32_t place = (uint32_t)(l->put_count % LOOKUP_MAX);
+    if (l->put_count >= LOOKUP_MAX)
+        table_remove(l, place);
+    l->ring[place] = *e;
+    table_insert(l, place);
+    l->put_count++;
+}
+
+/* ---- the private log ---- */
+
+static void append_log(struct lookup *l, const struct lookup_entry *e)
+{
+    uint8_t body[LOG_BODY];
+    memcpy(body, e->request_id, 32);
+    memcpy(body + 32, e->salt, 32);
+    be_put(body + 64, e->fair_key, 8);
+    be_put(body + 72, e->seq, 8);
+    body[80] = e->adapter_count;
+    uint64_t seq = spool_next_seq(l->log);
+    if (spool_append(l->log, seq, body, sizeof body, NULL) == STATUS_OK && seq > 2 * LOOKUP_MAX)
+        spool_trim(l->log, seq - 2 * LOOKUP_MAX, 0);
+    mem_wipe(body, sizeof body);
+}
+
+static void replay_log(struct lookup *l)
+{
+    struct spool_cursor c;
+    struct buf body;
+    uint64_t seq;
+    buf_init(&body, SPOOL_BODY_BYTES_MAX);
+    if (spool_cursor_open(&c, l->log, spool_first_seq(l->log), NULL) == STATUS_OK) {
+        while (spool_cursor_next(&c, &seq, &body, NULL) == STATUS_OK) {
+            const uint8_t *p = (const uint8_t *)body.data;
+            struct lookup_entry e = {.state = LOOKUP_NOT_SCORED};
+            if (body.len != LOG_BODY)
+                continue;
+            memcpy(e.request_id, p, 32);
+            memcpy(e.salt, p + 32, 32);
+            e.fair_key = (uint64_t)be_get(p + 64, 8);
+            e.seq = (uint64_t)be_get(p + 72, 8);
+            e.adapter_count = p[80];
+            if (!find(l, e.request_id))
+                put_locked(l, &e);
+        }
+        spool_cursor_close(&c);
+    }
+    mem_wipe(body.data, body.len);
+    buf_fini(&body);
+}
+
+enum status lookup_open(struct lookup **out, const char *dir, struct errtext *err)
+{
+    struct lookup *l = mem_alloc(sizeof *l);
+    struct spool_options opt = {
+        .dir = dir, .segment_bytes_max = LOG_SEG_BYTES, .bytes_max = 256u << 20};
+    *out = NULL;
+    CHECK(pthread_mutex_init(&l->lock, NULL) == 0);
+    l->ring = mem_array(LOOKUP_MAX, sizeof *l->ring);
+    l->table = mem_array(TABLE_SLOTS, sizeof *l->table);
+    enum status st = spool_open(&l->log, &opt, err);
+    if (st) {
+        lookup_close(l);
+        return st;
+    }
+    replay_log(l);
+    *out = l;
+    return STATUS_OK;
+}
+
+void lookup_close(struct lookup *l)
+{
+    if (!l)
+        return;
+    spool_close(l->log);
+    pthread_mutex_destroy(&l->lock);
+    mem_wipe(l->ring, LOOKUP_MAX * sizeof *l->ring);
+    mem_free(l->ring);
+    mem_free(l->table);
+    mem_free(l);
+}
+
+void lookup_put(struct lookup *l, const struct lookup_entry *e, bool persist)
+{
+    pthread_mutex_lock(&l->lock);
+    put_locked(l, e);
+    if (persist)
+        append_log(l, e);
+    pthread_mutex_unlock(&l->lock);
+}
+
+bool lookup_get(struct lookup *l, const uint8_t request_id[32], struct lookup_entry *out)
+{
+    pthread_mutex_lock(&l->lock);
+    const struct lookup_entry *e = find(l, request_id);
+    if (e)
+        *out = *e;
+    pthread_mutex_unlock(&l->lock);
+    return e != NULL;
+}
+
+void lookup_update(struct lookup *l, const struct lookup_entry *e)
+{
+    pthread_mutex_lock(&l->lock);
+    struct lookup_entry *at = find(l, e->request_id);
+    if (at)
+        *at = *e;
+    pthread_mutex_unlock(&l->lock);
+}
+
+void lookup_mark_recorded(struct lookup *l, uint64_t seq, uint64_t att_seq)
+{
+    pthread_mutex_lock(&l->lock);
+    uint64_t kept = MIN(l->put_count, (uint64_t)LOOKUP_MAX);
+    for (uint64_t i = 0; i < kept; i++) {
+        if (l->ring[i].seq == seq) {
+            l->ring[i].att_seq = att_seq;
+            l->ring[i].state = LOOKUP_RECORDED;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
+}

@@ -1,0 +1,309 @@
+/* What the API shows of records: the `residual` object of a response, receipts and attributions.
+ * Everything that is signed is read back from the spool and decoded; what is unsigned says so. */
+#include "chain_client/addr.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+#include "server/influence/recorder_impl.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static void put_hex(struct buf *out, const char *key, const uint8_t *data, size_t n)
+{
+    char text[2 * 65 + 1];
+    CHECK(n <= 65);
+    hex_encode(text, data, n);
+    buf_printf(out, "\"%s\":\"0x%s\"", key, text);
+}
+
+static void put_u128(struct buf *out, const char *key, u128 v)
+{
+    char text[40];
+    u128_format(text, v);
+    buf_printf(out, "\"%s\":\"%s\"", key, text);
+}
+
+static void put_adapter_name(struct recorder *r, struct buf *out, const uint8_t id[32])
+{
+    struct adapter_entry *e = catalog_find_id(r->deps.catalog, id);
+    if (!e)
+        return;
+    buf_puts(out, "\"name\":");
+    buf_put_json_string(out, e->name, strlen(e->name));
+    buf_putc(out, ',');
+    catalog_release(e);
+}
+
+static void put_telemetry(const struct request *req, struct buf *out)
+{
+    double delta2 = 0, base2 = 0;
+    for (uint32_t i = 0; i < req->seq_count; i++) {
+        delta2 += req->seq[i].delta2;
+        base2 += req->seq[i].base2;
+    }
+    buf_printf(
+        out,
+        "\"telemetry\":{\"delta_ratio\":%.6g,\"preemptions\":%" PRIu32
+        ",\"queue_ms\":%.3f,\"first_token_ms\":%.3f}",
+        base2 > 0 ? __builtin_sqrt(delta2 / base2) : 0.0, req->preempt_count,
+        req->admit_ns > req->arrive_ns ? (double)(req->admit_ns - req->arrive_ns) / 1e6 : 0.0,
+        req->first_token_ns > req->arrive_ns ? (double)(req->first_token_ns - req->arrive_ns) / 1e6
+                                             : 0.0);
+}
+
+void recorder_residual_json(const struct recorder *r, const struct request *req, struct buf *out)
+{
+    const struct request_receipt *c = &req->receipt;
+    buf_printf(out, "{\"request_id\":\"%s\",\"recorded\":%s,", req->id_hex,
+               c->recorded ? "true" : "false");
+    if (c->recorded) {
+        buf_printf(out, "\"lane\":%" PRIu32 ",\"seq\":%" PRIu64 ",\"bound\":%s,", c->lane, c->seq,
+                   r->lane.bound ? "true" : "false");
+        put_u128(out, "fee", c->fee);
+        buf_putc(out, ',');
+        put_hex(out, "record_digest", c->digest, 32);
+        buf_putc(out, ',');
+        put_hex(out, "receipt", c->signature, 65);
+        buf_putc(out, ',');
+        put_hex(out, "salt", c->salt, 32);
+        buf_putc(out, ',');
+    }
+    buf_puts(out, "\"adapters\":[");
+    for (uint32_t i = 0; i < req->comp.n; i++) {
+        buf_puts(out, i ? ",{\"name\":" : "{\"name\":");
+        buf_put_json_string(out, req->entry[i]->name, strlen(req->entry[i]->name));
+        buf_putc(out, ',');
+        put_hex(out, "id", req->comp.part[i].adapter, 32);
+        buf_printf(out, ",\"weight\":%.6g}",
+                   (double)req->comp.part[i].weight_q16 / COMPOSITION_WEIGHT_ONE);
+    }
+    buf_puts(out, "],");
+    put_telemetry(req, out);
+    buf_putc(out, '}');
+}
+
+/* ---- reading records back ---- */
+
+static enum status read_record(struct recorder *r, uint64_t seq, struct buf *body,
+                               union record *rec, struct errtext *err)
+{
+    struct spool_cursor c;
+    uint64_t got;
+    enum status st = spool_cursor_open(&c, r->spool, seq, err);
+    if (!st)
+        st = spool_cursor_next(&c, &got, body, err);
+    spool_cursor_close(&c);
+    return st ? st
+              : canon_decode(rec, (const uint8_t *)body->data, body->len - LANE_TAG_BYTES, err);
+}
+
+static enum status find(struct recorder *r, const uint8_t id[32], uint64_t fair_key, bool admin,
+                        struct lookup_entry *e, struct errtext *err)
+{
+    if (lookup_get(r->lookup, id, e) && (admin || e->fair_key == fair_key))
+        return STATUS_OK;
+    return err_set(err, STATUS_NOT_FOUND,
+                   "no record of this request id is known to this key (the newest %d are kept)",
+                   LOOKUP_MAX);
+}
+
+static void put_raw(struct buf *out, const struct buf *body)
+{
+    static const char digits[] = "0123456789abcdef";
+    buf_puts(out, "\"record\":\"0x");
+    for (size_t i = 0; i + LANE_TAG_BYTES < body->len; i++) {
+        buf_putc(out, digits[(uint8_t)body->data[i] >> 4]);
+        buf_putc(out, digits[(uint8_t)body->data[i] & 15]);
+    }
+    buf_putc(out, '"');
+}
+
+static void put_signer(struct recorder *r, struct buf *out)
+{
+    char address[ADDR_TEXT_BYTES], ledger[ADDR_TEXT_BYTES];
+    addr_format(address, r->lane.key.address);
+    addr_format(ledger, r->lane.ledger);
+    buf_printf(out, "\"signer\":\"%s\",\"chain_id\":%" PRIu64 ",\"ledger\":\"%s\",", address,
+               r->lane.chain_id, ledger);
+}
+
+static void put_inference(struct recorder *r, const union record *rec, const struct lookup_entry *e,
+                          struct buf *out)
+{
+    const struct record_inference *inf = &rec->inference;
+    uint8_t digest[32];
+    canon_digest(digest, rec, r->lane.domain);
+    buf_printf(out,
+               "\"lane\":%" PRIu32 ",\"seq\":%" PRIu64 ",\"status\":%u,\"tokens_in\":%" PRIu32
+               ",\"tokens_out\":%" PRIu32 ",",
+               inf->prefix.lane, inf->prefix.seq, inf->status, inf->tokens_in, inf->tokens_out);
+    put_u128(out, "fee", inf->fee);
+    buf_printf(out, ",\"start_ms\":%" PRIu64 ",\"end_ms\":%" PRIu64 ",", inf->start_ms,
+               inf->end_ms);
+    put_hex(out, "record_digest", digest, 32);
+    buf_putc(out, ',');
+    put_hex(out, "receipt", inf->signature, 65);
+    buf_putc(out, ',');
+    put_hex(out, "salt", e->salt, 32);
+    buf_putc(out, ',');
+}
+
+enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
+                                  bool admin, struct buf *out, struct errtext *err)
+{
+    struct lookup_entry e;
+    union record rec;
+    struct buf body;
+    enum status st = find(r, id, fair_key, admin, &e, err);
+    if (st)
+        return st;
+    buf_init(&body, SPOOL_BODY_BYTES_MAX);
+    st = read_record(r, e.seq, &body, &rec, err);
+    if (!st) {
+        char hex[65];
+        hex_encode(hex, id, 32);
+        buf_printf(out, "{\"object\":\"residual.receipt\",\"request_id\":\"%s\",", hex);
+        put_inference(r, &rec, &e, out);
+        put_signer(r, out);
+        put_raw(out, &body);
+        buf_putc(out, '}');
+    }
+    buf_fini(&body);
+    return st;
+}
+
+static void put_credit(struct recorder *r, const struct tail_credit *credit,
+                       const struct tail_adapter *a, uint64_t solo_q8, struct buf *out)
+{
+    buf_putc(out, '{');
+    put_adapter_name(r, out, a->id);
+    put_hex(out, "id", a->id, 32);
+    buf_printf(out,
+               ",\"weight\":%.6g,\"gain_ppb\":%" PRIu32 ",\"gain_nats\":%.4f,\"contributors\":[",
+               (double)a->weight / COMPOSITION_WEIGHT_ONE, credit->gain, (double)solo_q8 / 256.0);
+    for (uint32_t i = 0; i < credit->share_count; i++) {
+        char payee[ADDR_TEXT_BYTES];
+        addr_format(payee, credit->share[i].payee);
+        buf_printf(out, "%s{\"payee\":\"%s\",\"ppb\":%" PRIu32 "%s}", i ? "," : "", payee,
+                   credit->share[i].ppb,
+                   addr_is_zero(credit->share[i].payee) ? ",\"treasury\":true" : "");
+    }
+    buf_puts(out, "]}");
+}
+
+static void put_influence(struct recorder *r, const struct tail_influence *inf,
+                          const struct tail_set *set, const struct lookup_entry *e, struct buf *out)
+{
+    buf_puts(out, "\"adapters\":[");
+    for (uint32_t k = 0; k < inf->count && k < set->count; k++) {
+        if (k)
+            buf_putc(out, ',');
+        put_credit(r, &inf->adapter[k], &set->adapter[k], e->solo_q8[k], out);
+    }
+    buf_puts(out, "],");
+}
+
+static enum status put_recorded(struct recorder *r, const struct lookup_entry *e,
+                                const struct tail_set *set, struct buf *out, struct errtext *err)
+{
+    union record rec;
+    uint8_t digest[32];
+    struct buf body;
+    struct tail_influence *inf = mem_alloc(sizeof *inf);
+    buf_init(&body, SPOOL_BODY_BYTES_MAX);
+    enum status st = read_record(r, e->att_seq, &body, &rec, err);
+    if (!st && rec.attribution.outcome == RECORD_OUTCOME_SCORED)
+        st = tail_influence_decode(inf, rec.attribution.influence.data,
+                                   rec.attribution.influence.len, err);
+    if (!st) {
+        canon_digest(digest, &rec, r->lane.domain);
+        buf_printf(out, "\"seq\":%" PRIu64 ",\"outcome\":%u,", e->att_seq, rec.attribution.outcome);
+        put_hex(out, "record_digest", digest, 32);
+        buf_putc(out, ',');
+        put_hex(out, "signature", rec.attribution.signature, 65);
+        buf_putc(out, ',');
+        put_influence(r, inf, set, e, out);
+        put_signer(r, out);
+        put_raw(out, &body);
+    }
+    buf_fini(&body);
+    mem_free(inf);
+    return st;
+}
+
+static void put_preview(struct recorder *r, const struct lookup_entry *e,
+                        const struct tail_set *set, struct buf *out)
+{
+    struct tail_influence *inf = mem_alloc(sizeof *inf);
+    inf->count = e->adapter_count;
+    for (uint32_t k = 0; k < inf->count; k++)
+        inf->adapter[k].gain = e->gain[k];
+    put_influence(r, inf, set, e, out);
+    buf_puts(out, "\"note\":\"unsigned preview: this answer requires no attribution record\"");
+    mem_free(inf);
+}
+
+enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
+                                      bool admin, struct buf *out, struct errtext *err)
+{
+    static const char *const states[] = {[LOOKUP_NOT_SCORED] = "not_scored",
+                                         [LOOKUP_PENDING] = "pending",
+                                         [LOOKUP_PREVIEW_WAIT] = "pending",
+                                         [LOOKUP_PREVIEW] = "preview",
+                                         [LOOKUP_RECORDED] = "recorded"};
+    struct lookup_entry e;
+    union record rec;
+    struct tail_set set;
+    struct buf body;
+    char hex[65];
+    enum status st = find(r, id, fair_key, admin, &e, err);
+    if (st)
+        return st;
+    buf_init(&body, SPOOL_BODY_BYTES_MAX);
+    st = read_record(r, e.seq, &body, &rec, err);
+    if (!st)
+        st = tail_set_decode(&set, rec.inference.set.data, rec.inference.set.len, err);
+    if (!st) {
+        hex_encode(hex, id, 32);
+        buf_printf(out,
+                   "{\"object\":\"residual.attribution\",\"request_id\":\"%s\",\"state\":\"%s\","
+                   "\"signed\":%s,\"lane\":%" PRIu32 ",\"inference_seq\":%" PRIu64
+                   ",\"method\":\"%s\",",
+                   hex, states[e.state], e.state == LOOKUP_RECORDED ? "true" : "false", r->lane.id,
+                   e.seq, GAIN_METHOD);
+        if (e.state == LOOKUP_RECORDED)
+            st = put_recorded(r, &e, &set, out, err);
+        else if (e.state == LOOKUP_PREVIEW)
+            put_preview(r, &e, &set, out);
+        else
+            buf_puts(out, "\"adapters\":[]");
+        buf_putc(out, '}');
+    }
+    buf_fini(&body);
+    return st;
+}
+
+enum status recorder_read_range(struct recorder *r, uint64_t first, uint64_t last, struct buf *out,
+                                struct errtext *err)
+{
+    struct spool_cursor c;
+    struct buf body;
+    uint64_t seq = first - 1;
+    if (first == 0 || last < first)
+        return err_set(err, STATUS_INVALID,
+                       "range %" PRIu64 " to %" PRIu64 ": expected 1 <= first <= last", first,
+                       last);
+    enum status st = spool_cursor_open(&c, r->spool, first, err);
+    if (st)
+        return st;
+    buf_init(&body, SPOOL_BODY_BYTES_MAX);
+    while (seq < last && !(st = spool_cursor_next(&c, &seq, &body, err))) {
+        if (out->len + body.len + SPOOL_FRAME_HEAD_BYTES > out->bytes_max)
+            break;
+        spool_frame_put(out, seq, body.data, body.len);
+    }
+    spool_cursor_close(&c);
+    buf_fini(&body);
+    return st == STATUS_NOT_FOUND && out->len > 0 ? STATUS_OK : st;
+}

@@ -1,0 +1,99 @@
+/* residuald: start order, signals, stop order. A table of contents.
+ *
+ * Threads   engine      owns device, KV, batch, residency            engine/engine.c
+ *           workers     share one op at a time, park when idle       kernels/cpu/pool.c
+ *           loader      adapter files -> blobs, low priority         adapter/loader.c
+ *           http (n)    parse, tokenize, stream                      http/listen.c
+ *           recorder    records, jobs, receipts; owns the spool      influence/recorder.c
+ *           shipper     spool -> Redis Streams                       spool/ship.c
+ *           main        waits for signals
+ * They talk by messages in bounded mailboxes (base/mailbox.h). Stop order: readiness off, drain,
+ * engine, recorder, http. */
+#include "server/config.h"
+#include "server/start.h"
+
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum exit_code { EXIT_FINE = 0, EXIT_FAILED = 1, EXIT_CONFIG = 2, EXIT_START = 3 };
+
+static sigset_t stop_signals;
+
+static void block_signals(void)
+{
+    sigemptyset(&stop_signals);
+    sigaddset(&stop_signals, SIGTERM);
+    sigaddset(&stop_signals, SIGINT);
+    sigprocmask(SIG_BLOCK, &stop_signals, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
+
+/* A second signal means now. */
+static void *second_signal(void *arg)
+{
+    int sig;
+    sigwait(&stop_signals, &sig);
+    log_warn("main", "second signal: stopping now");
+    _exit(EXIT_FAILED);
+    return NULL;
+}
+
+static void set_log_level(const char *name)
+{
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
+        if (strcmp(names[i], name) == 0)
+            log_set_level((enum log_level)i);
+    }
+}
+
+static int serve(const struct config *c)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct server *s;
+    pthread_t watcher;
+    int sig;
+    if (server_start(&s, c, &err)) {
+        fprintf(stderr, "residuald: %s\n", err.text);
+        return EXIT_START;
+    }
+    sigwait(&stop_signals, &sig);
+    log_info("main", "%s: draining, at most %llu s", strsignal(sig),
+             (unsigned long long)c->drain_s);
+    if (pthread_create(&watcher, NULL, second_signal, NULL) == 0)
+        pthread_detach(watcher);
+    server_stop(s);
+    log_info("main", "stopped");
+    return EXIT_FINE;
+}
+
+int main(int argc, char **argv)
+{
+    struct config c;
+    struct errtext err = ERRTEXT_INIT;
+    block_signals();
+    if (config_load(&c, argc, argv, &err)) {
+        fprintf(stderr, "residuald: %s\n", err.text);
+        config_fini(&c);
+        return EXIT_CONFIG;
+    }
+    set_log_level(c.log_level);
+    int code = EXIT_FINE;
+    if (c.help)
+        config_print_help();
+    else if (c.version)
+        puts("residuald " RS_VERSION);
+    else if (c.plan)
+        code = server_print_plan(&c) ? EXIT_START : EXIT_FINE;
+    else
+        code = serve(&c);
+    config_fini(&c);
+    return code;
+}

@@ -1,0 +1,339 @@
+#include "server/spool/ship.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#include <hiredis/hiredis.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PIPELINE_MAX   64
+#define BACKOFF_MS_MIN 100
+#define BACKOFF_MS_MAX 5000
+#define CONNECT_MS     2000
+#define REPLY_MS       10000
+#define CHECK_MS                                                                                   \
+    1000 /* an idle connection is probed this often: Redis may have been restored behind our back  \
+          */
+
+struct ship {
+    struct spool *spool;
+    char host[256], key[48];
+    int port; /* 0: unix socket in host */
+    char *password;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool kicked, stopping;
+    uint64_t stop_ns;
+    redisContext *redis;
+    struct spool_cursor cursor;
+    bool cursor_open;
+    struct buf body;
+    _Atomic bool connected;       /* relaxed: telemetry */
+    _Atomic uint64_t shipped_seq; /* relaxed: telemetry */
+};
+
+static enum status parse_url(struct ship *s, const char *url, struct errtext *err)
+{
+    if (strncmp(url, "unix:", 5) == 0) {
+        snprintf(s->host, sizeof s->host, "%s", url + 5);
+        return STATUS_OK;
+    }
+    static const char scheme[] = "redis://";
+    s->port = 6379;
+    if (strncmp(url, scheme, sizeof scheme - 1) != 0)
+        return err_param(err, STATUS_INVALID, "redis_url",
+                         "redis_url: found '%.64s', expected redis://HOST:PORT or unix:/path", url);
+    snprintf(s->host, sizeof s->host, "%s", url + sizeof scheme - 1);
+    char *colon = strrchr(s->host, ':'), *end = NULL;
+    if (colon) {
+        *colon = '\0';
+        s->port = (int)strtol(colon + 1, &end, 10);
+    }
+    if (!s->host[0] || (colon && (*end || end == colon + 1)) || s->port < 1 || s->port > 65535)
+        return err_param(err, STATUS_INVALID, "redis_url",
+                         "redis_url: found '%.64s', expected redis://HOST:PORT", url);
+    return STATUS_OK;
+}
+
+/* ---- the thread's sleep ---- */
+
+static bool is_stopping(struct ship *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool stop = s->stopping && clock_mono_ns() >= s->stop_ns;
+    pthread_mutex_unlock(&s->lock);
+    return stop;
+}
+
+static bool is_asked_to_stop(struct ship *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool stop = s->stopping;
+    pthread_mutex_unlock(&s->lock);
+    return stop;
+}
+
+static void sleep_ms(struct ship *s, uint32_t ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&s->lock);
+    while (!s->kicked && !s->stopping) {
+        if (pthread_cond_timedwait(&s->wake, &s->lock, &until) != 0)
+            break;
+    }
+    s->kicked = false;
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- Redis ---- */
+
+static void disconnect(struct ship *s, const char *why)
+{
+    if (atomic_exchange_explicit(&s->connected, false, memory_order_relaxed))
+        log_warn("ship", "Redis %s: %s; records wait in the spool", s->host, why);
+    if (s->redis)
+        redisFree(s->redis);
+    s->redis = NULL;
+    if (s->cursor_open)
+        spool_cursor_close(&s->cursor);
+    s->cursor_open = false;
+}
+
+static bool authenticate(struct ship *s)
+{
+    if (!s->password)
+        return true;
+    redisReply *r = redisCommand(s->redis, "AUTH %s", s->password);
+    bool good = r && r->type == REDIS_REPLY_STATUS;
+    if (r)
+        freeReplyObject(r);
+    return good;
+}
+
+/* Last sequence number in the stream: 0 when it is empty or absent; false when Redis does not say.
+ */
+static bool last_id(struct ship *s, uint64_t *seq)
+{
+    redisReply *r = redisCommand(s->redis, "XINFO STREAM %s", s->key);
+    bool good = false;
+    *seq = 0;
+    if (r && r->type == REDIS_REPLY_ERROR)
+        good = strstr(r->str, "no such key") != NULL;
+    for (size_t i = 0; r && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
+        if (r->element[i]->str && strcmp(r->element[i]->str, "last-generated-id") == 0 &&
+            r->element[i + 1]->str) {
+            *seq = strtoull(r->element[i + 1]->str, NULL, 10);
+            good = true;
+        }
+    }
+    if (r)
+        freeReplyObject(r);
+    return good;
+}
+
+/* Stand on the record after the stream's last. */
+static bool position(struct ship *s)
+{
+    struct errtext err = ERRTEXT_INIT;
+    uint64_t last;
+    if (!last_id(s, &last)) {
+        disconnect(s, "XINFO STREAM was not answered");
+        return false;
+    }
+    uint64_t durable = spool_durable_seq(s->spool);
+    if (last > durable) {
+        log_error("ship",
+                  "stream %s ends at %" PRIu64 ", the spool at %" PRIu64
+                  ": this lane's stream holds records this spool never wrote",
+                  s->key, last, durable);
+        disconnect(s, "stream is ahead of the spool");
+        return false;
+    }
+    if (s->cursor_open)
+        spool_cursor_close(&s->cursor);
+    s->cursor_open = spool_cursor_open(&s->cursor, s->spool, last + 1, &err) == STATUS_OK;
+    if (!s->cursor_open) {
+        log_error("ship", "%s", err.text);
+        disconnect(s, "the spool no longer holds the next record");
+        return false;
+    }
+    atomic_store_explicit(&s->shipped_seq, last, memory_order_relaxed);
+    return true;
+}
+
+static bool connect_redis(struct ship *s)
+{
+    struct timeval wait = {.tv_sec = CONNECT_MS / 1000}, reply = {.tv_sec = REPLY_MS / 1000};
+    s->redis = s->port ? redisConnectWithTimeout(s->host, s->port, wait)
+                       : redisConnectUnixWithTimeout(s->host, wait);
+    if (!s->redis || s->redis->err || redisSetTimeout(s->redis, reply) != REDIS_OK) {
+        if (s->redis)
+            redisFree(s->redis);
+        s->redis = NULL;
+        return false;
+    }
+    if (!authenticate(s)) {
+        log_error("ship", "Redis %s refused the password (redis_password_file)", s->host);
+        disconnect(s, "authentication failed");
+        return false;
+    }
+    if (!position(s))
+        return false;
+    atomic_store_explicit(&s->connected, true, memory_order_relaxed);
+    log_info("ship", "Redis %s: %s goes on after record %" PRIu64, s->host, s->key,
+             atomic_load(&s->shipped_seq));
+    return true;
+}
+
+/* One XADD reply. A repeat ("equal or smaller than the target stream top item") is already there.
+ */
+static bool take_reply(struct ship *s)
+{
+    redisReply *r = NULL;
+    if (redisGetReply(s->redis, (void **)&r) != REDIS_OK || !r)
+        return false;
+    bool good = r->type != REDIS_REPLY_ERROR || strstr(r->str, "equal or smaller") != NULL;
+    if (!good)
+        log_error("ship", "XADD %s: %s", s->key, r->str);
+    freeReplyObject(r);
+    return good;
+}
+
+/* Send up to PIPELINE_MAX records. Returns how many, or -1 when the connection broke. */
+static int ship_some(struct ship *s)
+{
+    uint64_t seq = 0;
+    int sent = 0;
+    while (sent < PIPELINE_MAX &&
+           spool_cursor_next(&s->cursor, &seq, &s->body, NULL) == STATUS_OK) {
+        if (redisAppendCommand(s->redis, "XADD %s %llu-0 r %b", s->key, (unsigned long long)seq,
+                               s->body.data, s->body.len) != REDIS_OK)
+            return -1;
+        sent++;
+    }
+    for (int i = 0; i < sent; i++) {
+        if (!take_reply(s))
+            return -1;
+    }
+    if (sent > 0)
+        atomic_store_explicit(&s->shipped_seq, seq, memory_order_relaxed);
+    return sent;
+}
+
+static void *ship_main(void *arg)
+{
+    struct ship *s = arg;
+    uint32_t backoff_ms = BACKOFF_MS_MIN;
+    uint64_t checked_ns = 0;
+    while (!is_stopping(s)) {
+        if (!s->redis && !connect_redis(s)) {
+            if (is_asked_to_stop(s))
+                break;
+            sleep_ms(s, backoff_ms);
+            backoff_ms = MIN(2 * backoff_ms, BACKOFF_MS_MAX);
+            continue;
+        }
+        backoff_ms = BACKOFF_MS_MIN;
+        int sent = ship_some(s);
+        if (sent < 0) {
+            disconnect(s, "the connection broke");
+            continue;
+        }
+        if (sent > 0)
+            continue;
+        if (is_asked_to_stop(s))
+            break;
+        sleep_ms(s, CHECK_MS);
+        uint64_t now = clock_mono_ns();
+        if (now - checked_ns > (uint64_t)CHECK_MS * 1000000u) {
+            checked_ns = now;
+            (void)position(s);
+        }
+    }
+    if (s->redis)
+        redisFree(s->redis);
+    if (s->cursor_open)
+        spool_cursor_close(&s->cursor);
+    return NULL;
+}
+
+/* ---- life ---- */
+
+enum status ship_start(struct ship **out, const struct ship_options *opt, struct spool *spool,
+                       struct errtext *err)
+{
+    struct ship *s = mem_alloc(sizeof *s);
+    pthread_condattr_t attr;
+    size_t len;
+    *out = NULL;
+    s->spool = spool;
+    buf_init(&s->body, SPOOL_BODY_BYTES_MAX);
+    snprintf(s->key, sizeof s->key, "residual:lane:%" PRIu32, opt->lane);
+    enum status st = parse_url(s, opt->redis_url, err);
+    if (!st && opt->password_file)
+        st = file_read_secret(opt->password_file, 1024, &s->password, &len, err);
+    if (st) {
+        mem_free(s);
+        return st;
+    }
+    CHECK(pthread_mutex_init(&s->lock, NULL) == 0);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    CHECK(pthread_cond_init(&s->wake, &attr) == 0);
+    pthread_condattr_destroy(&attr);
+    CHECK(pthread_create(&s->thread, NULL, ship_main, s) == 0);
+    *out = s;
+    return STATUS_OK;
+}
+
+void ship_kick(struct ship *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->kicked = true;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void ship_stop(struct ship *s, uint32_t wait_ms)
+{
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    s->stopping = true;
+    s->stop_ns = clock_mono_ns() + (uint64_t)wait_ms * 1000000u;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+    pthread_cond_destroy(&s->wake);
+    pthread_mutex_destroy(&s->lock);
+    if (s->password)
+        mem_wipe(s->password, strlen(s->password));
+    mem_free(s->password);
+    buf_fini(&s->body);
+    mem_free(s);
+}
+
+bool ship_is_connected(struct ship *s)
+{
+    return atomic_load_explicit(&s->connected, memory_order_relaxed);
+}
+
+uint64_t ship_shipped_seq(struct ship *s)
+{
+    return atomic_load_explicit(&s->shipped_seq, memory_order_relaxed);
+}

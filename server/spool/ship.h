@@ -1,0 +1,31 @@
+/* The shipper: one thread that copies a lane's durable records to a Redis Stream with explicit ids,
+ * so that every record is there exactly once whatever fails in between. XADD residual:lane:<lane>
+ * <seq>-0 r <entry>       entry = the spool's body (record ‖ tag) On every (re)connect it reads the
+ * stream's last id and goes on from there; a stream that went backwards (restored, failed over) is
+ * refilled by the same rule. Redis away for any time costs nothing but lag: the spool keeps
+ * everything. Pipelined, bounded; never trims (the worker does, once records are final). */
+#ifndef RS_SPOOL_SHIP_H
+#define RS_SPOOL_SHIP_H
+
+#include "server/spool/spool.h"
+
+struct ship;
+
+struct ship_options {
+    const char *redis_url;     /* redis://HOST[:PORT] or unix:/path */
+    const char *password_file; /* NULL: none; mode 600 */
+    uint32_t lane;
+};
+
+/* Starts the thread. Errors: INVALID url, DENIED or IO for the password file. A Redis that is away
+ * is not an error. */
+MUST_CHECK enum status ship_start(struct ship **out, const struct ship_options *opt,
+                                  struct spool *spool, struct errtext *err);
+/* New records are durable: wake up. Thread: any. */
+void ship_kick(struct ship *s);
+/* Ship what is durable for at most wait_ms more, then stop and free. */
+void ship_stop(struct ship *s, uint32_t wait_ms);
+bool ship_is_connected(struct ship *s);
+uint64_t ship_shipped_seq(struct ship *s);
+
+#endif

@@ -1,0 +1,411 @@
+/* Start order: model -> backend -> catalog, publisher, adapters -> store -> engine -> recorder ->
+ * http. Each part gets what it needs and nothing else; a failure undoes what stands, in reverse.
+ * Stop order: readiness off and drain (http), engine, recorder (flushes), http's last replies, then
+ * memory. */
+#include "server/start.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/http/server.h"
+#include "server/keys.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#define LAYOUTS_MAX 256
+
+struct server {
+    const struct config *config;
+    struct model *model;
+    struct backend *backend;
+    struct catalog *catalog;
+    struct publisher *publisher;
+    struct store *store;
+    struct engine *engine;
+    struct recorder *recorder;
+    struct http_server *http;
+    struct http_key *keys;
+    uint32_t key_count;
+    uint8_t ledger[20], registry[20];
+    struct tariff base_tariff;
+    char adapters_dir[PATH_MAX];
+    int lock_fd; /* data_dir/lock: one server per data folder */
+};
+
+/* ---- parts ---- */
+
+static enum status parse_address(uint8_t out[20], const char *text, const char *key,
+                                 struct errtext *err)
+{
+    memset(out, 0, 20);
+    if (!text || !*text || hex_decode(out, 20, text))
+        return STATUS_OK;
+    return err_param(err, STATUS_INVALID, key, "%s: found '%.64s', expected 0x and 40 hex digits",
+                     key, text);
+}
+
+static enum status parse_price(u128 *out, const char *text, const char *key, struct errtext *err)
+{
+    if (u128_parse(out, text) && *out < (u128)1 << 80)
+        return STATUS_OK;
+    return err_param(err, STATUS_INVALID, key,
+                     "%s: found '%.48s', expected a whole number of base units below 2^80", key,
+                     text);
+}
+
+static enum status parse_values(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    enum status st = parse_address(s->ledger, c->ledger, "ledger", err);
+    if (!st)
+        st = parse_address(s->registry, c->registry, "registry", err);
+    if (!st)
+        st = parse_price(&s->base_tariff.in, c->base_price_in, "base_price_in", err);
+    if (!st)
+        st = parse_price(&s->base_tariff.out, c->base_price_out, "base_price_out", err);
+    if (!st && c->chain_id && !c->ledger)
+        st = err_param(err, STATUS_INVALID, "ledger",
+                       "ledger: missing; chain_id %llu is set and needs the ledger's address",
+                       (unsigned long long)c->chain_id);
+    return st ? st : keys_load(&s->keys, &s->key_count, c, err);
+}
+
+static enum status lock_data_dir(struct server *s, struct errtext *err)
+{
+    char path[PATH_MAX];
+    enum status st = file_mkdirs(s->config->data_dir, 0700, err);
+    if (st)
+        return st;
+    snprintf(path, sizeof path, "%s/lock", s->config->data_dir);
+    s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (s->lock_fd < 0)
+        return err_set(err, STATUS_IO, "data_dir %s: cannot create its lock file",
+                       s->config->data_dir);
+    if (flock(s->lock_fd, LOCK_EX | LOCK_NB) != 0)
+        return err_set(
+            err, STATUS_BUSY,
+            "data_dir %s: another residuald uses it; stop it or choose another --data-dir",
+            s->config->data_dir);
+    return STATUS_OK;
+}
+
+static void show_progress(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+    uint64_t *last_ns = arg;
+    uint64_t now = clock_mono_ns();
+    if (done < total && now - *last_ns < 1000000000u)
+        return;
+    *last_ns = now;
+    log_info("model", "%s: %llu of %llu MiB", what, (unsigned long long)(done >> 20),
+             (unsigned long long)(total >> 20));
+}
+
+static enum status make_backend(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    struct backend_options opt = {.name = c->backend,
+                                  .thread_count = (uint32_t)c->threads,
+                                  .deterministic = c->deterministic};
+    enum status st = backend_create(&s->backend, &opt, err);
+    if (!st)
+        log_info("backend", "%s (%s), %u threads%s", s->backend->name, s->backend->version,
+                 s->backend->worker_count, s->backend->deterministic ? ", deterministic" : "");
+    return st;
+}
+
+static enum status make_model(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    uint64_t last_ns = 0;
+    struct model_options opt = {
+        .cpu_has_bf16 = s->backend->has_bf16, .progress = show_progress, .progress_arg = &last_ns};
+    if (!strcmp(c->dtype, "f32"))
+        opt.dtype = DTYPE_CHOICE_F32;
+    else if (!strcmp(c->dtype, "bf16"))
+        opt.dtype = DTYPE_CHOICE_BF16;
+    else if (strcmp(c->dtype, "auto") != 0)
+        return err_param(err, STATUS_INVALID, "dtype",
+                         "dtype: found '%s', expected auto, f32 or bf16", c->dtype);
+    log_info("model", "loading %s", c->model);
+    enum status st = model_load(&s->model, c->model, &opt, err);
+    if (st)
+        return st;
+    char id[65];
+    hex_encode(id, s->model->id, 32);
+    log_info("model", "'%s': %s, %u layers, d %u, vocabulary %u, %s, id %.16s", c->model_name,
+             s->model->config.family_name, s->model->config.n_layer, s->model->config.d_model,
+             s->model->config.n_vocab, s->model->dtype == DTYPE_F32 ? "f32" : "bf16", id);
+    return STATUS_OK;
+}
+
+static enum status load_named_adapters(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    for (uint32_t i = 0; i < c->adapter.count; i++) {
+        char name[CATALOG_NAME_MAX + 1];
+        const char *item = c->adapter.item[i], *eq = strchr(item, '=');
+        if (!eq || eq == item || (size_t)(eq - item) > CATALOG_NAME_MAX || !eq[1])
+            return err_param(err, STATUS_INVALID, "adapter",
+                             "adapter: found '%s', expected NAME=DIR", item);
+        snprintf(name, sizeof name, "%.*s", (int)(eq - item), item);
+        enum status st = publisher_load_dir(s->publisher, name, eq + 1, true, false, err);
+        if (st)
+            return st;
+    }
+    return STATUS_OK;
+}
+
+static enum status make_adapters(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    uint32_t count = 0;
+    s->catalog = catalog_create((uint32_t)c->adapters_registered_max);
+    catalog_reserve_name(s->catalog, c->model_name);
+    snprintf(s->adapters_dir, sizeof s->adapters_dir, "%s/adapters", c->data_dir);
+    struct publish_options opt = {.model = &s->model->config,
+                                  .dtype = s->model->dtype,
+                                  .adapters_dir = s->adapters_dir,
+                                  .adapter_bytes_max = c->adapter_bytes_max,
+                                  .publisher_bytes_max = c->publisher_bytes_max,
+                                  .rank_max = (uint32_t)c->adapter_rank_max,
+                                  .chain_id = c->chain_id};
+    memcpy(opt.model_id, s->model->id, 32);
+    memcpy(opt.registry, s->registry, 20);
+    for (uint32_t i = 0; i < c->adapter_roots.count && opt.root_count < PUBLISH_ROOTS_MAX; i++)
+        opt.root[opt.root_count++] = c->adapter_roots.item[i];
+    if (c->adapter_dir && opt.root_count < PUBLISH_ROOTS_MAX)
+        opt.root[opt.root_count++] = c->adapter_dir;
+    enum status st = publisher_create(&s->publisher, &opt, s->catalog, err);
+    if (!st)
+        st = publisher_recover(s->publisher, &count, err);
+    if (!st && c->adapter_dir)
+        st = publisher_load_all(s->publisher, c->adapter_dir, &count, err);
+    if (!st)
+        st = load_named_adapters(s, err);
+    if (!st)
+        log_info("adapters", "%u registered", catalog_count(s->catalog));
+    return st;
+}
+
+static void wake_engine(void *arg)
+{
+    struct server *s = arg;
+    if (s->engine)
+        engine_wake(s->engine);
+}
+
+static uint64_t memory_quarter(void)
+{
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 4;
+}
+
+/* KV for seqs_max sequences of the whole context, at most a quarter of the machine's memory. */
+static uint64_t default_kv_bytes(const struct server *s, uint32_t context)
+{
+    const struct model_config *m = &s->model->config;
+    uint64_t per_token =
+        (uint64_t)m->n_layer * 2 * m->n_kv_head * m->d_head * dtype_bytes(s->model->dtype);
+    uint64_t want = per_token * context * s->config->seqs_max;
+    return MIN(want, memory_quarter());
+}
+
+static enum status make_engine(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    struct store_options store_opt = {.slots_max = (uint32_t)c->adapters_resident_max,
+                                      .layouts_max = LAYOUTS_MAX,
+                                      .host_bytes_max = c->adapters_host_bytes_max,
+                                      .dtype = s->model->dtype,
+                                      .model = &s->model->config,
+                                      .wake = wake_engine,
+                                      .wake_arg = s};
+    uint32_t context = c->context_max ? (uint32_t)c->context_max : s->model->config.pos_max;
+    if (context > s->model->config.pos_max)
+        return err_param(err, STATUS_INVALID, "context_max",
+                         "context_max: found %u, the model allows at most %u tokens", context,
+                         s->model->config.pos_max);
+    struct engine_options opt = {.rows_max = (uint32_t)c->rows_max,
+                                 .seqs_max = (uint32_t)c->seqs_max,
+                                 .waiting_max = (uint32_t)c->waiting_max,
+                                 .context_max = context,
+                                 .kv_bytes =
+                                     c->kv_bytes ? c->kv_bytes : default_kv_bytes(s, context),
+                                 .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
+                                 .rank_sum_max = 3 * (uint32_t)c->adapter_rank_max * LORA_PARTS_MAX,
+                                 .prefix_cache = c->prefix_cache,
+                                 .score_rows_max = (uint32_t)c->score_rows_max,
+                                 .score_queue_max = (uint32_t)c->score_queue_max,
+                                 .adapter_wait_ms_max = (uint32_t)c->adapter_wait_ms_max};
+    enum status st = store_create(&s->store, &store_opt, err);
+    struct engine_deps deps = {.model = s->model, .backend = s->backend, .store = s->store};
+    return st ? st : engine_create(&s->engine, &opt, &deps, err);
+}
+
+static enum status make_recorder(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    struct recorder_options opt = {.data_dir = c->data_dir,
+                                   .lane = (uint32_t)c->lane,
+                                   .chain_id = c->chain_id,
+                                   .base_tariff = s->base_tariff,
+                                   .score_bytes_max = c->score_bytes_max,
+                                   .score_age_s_max = (uint32_t)c->score_age_s_max,
+                                   .score_rate_ppb =
+                                       c->score_rows_max ? (uint32_t)c->score_rate_ppb : 0,
+                                   .spool_bytes_max = c->spool_bytes_max,
+                                   .group_max = (uint32_t)c->group_max,
+                                   .redis_url = c->redis_url,
+                                   .redis_password_file = c->redis_password_file};
+    struct recorder_deps deps = {.model = s->model, .engine = s->engine, .catalog = s->catalog};
+    memcpy(opt.ledger, s->ledger, 20);
+    if (!c->chain_id)
+        log_info("records", "no chain settings: records stay unbound in the local spool (%s)",
+                 c->data_dir);
+    else if (!c->redis_url)
+        log_info("records", "no redis_url: records stay in the local spool (%s)", c->data_dir);
+    return recorder_create(&s->recorder, &opt, &deps, err);
+}
+
+static enum status parse_listen(struct http_options *opt, const char *text, struct errtext *err)
+{
+    const char *colon = strrchr(text, ':');
+    char *end = NULL;
+    unsigned long port = colon ? strtoul(colon + 1, &end, 10) : 0;
+    size_t host_len = colon ? (size_t)(colon - text) : 0;
+    if (!colon || end == colon + 1 || *end || port > 65535 || host_len == 0 ||
+        host_len >= sizeof opt->host)
+        return err_param(err, STATUS_INVALID, "listen",
+                         "listen: found '%s', expected HOST:PORT such as 127.0.0.1:8080", text);
+    if (text[0] == '[' && text[host_len - 1] == ']')
+        snprintf(opt->host, sizeof opt->host, "%.*s", (int)host_len - 2, text + 1);
+    else
+        snprintf(opt->host, sizeof opt->host, "%.*s", (int)host_len, text);
+    opt->port = (uint16_t)port;
+    return STATUS_OK;
+}
+
+static enum status make_http(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    struct http_options opt = {.thread_count = (uint32_t)c->http_threads,
+                               .connections_max = (uint32_t)c->connections_max,
+                               .connections_per_ip_max = (uint32_t)c->connections_per_ip_max,
+                               .idle_timeout_s = (uint32_t)c->idle_timeout_s,
+                               .body_bytes_max = c->body_bytes_max,
+                               .n_max = (uint32_t)c->n_max,
+                               .drain_s = (uint32_t)c->drain_s,
+                               .lame_duck_s = (uint32_t)c->lame_duck_s,
+                               .key = s->keys,
+                               .key_count = s->key_count,
+                               .model_path = c->model,
+                               .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
+                               .allow_runtime_loading = c->allow_runtime_loading};
+    struct http_deps deps = {.model = s->model,
+                             .engine = s->engine,
+                             .catalog = s->catalog,
+                             .publisher = s->publisher,
+                             .recorder = s->recorder};
+    snprintf(opt.model_name, sizeof opt.model_name, "%s", c->model_name);
+    enum status st = parse_listen(&opt, c->listen, err);
+    if (!st)
+        st = http_start(&s->http, &opt, &deps, err);
+    if (!st)
+        log_info("http", "ready on http://%s:%u (model '%s', %u adapters)", opt.host,
+                 http_port(s->http), opt.model_name, catalog_count(s->catalog));
+    return st;
+}
+
+/* ---- whole ---- */
+
+static void destroy(struct server *s)
+{
+    if (s->engine)
+        engine_destroy(s->engine);
+    recorder_destroy(s->recorder);
+    store_destroy(s->store);
+    publisher_destroy(s->publisher);
+    catalog_destroy(s->catalog);
+    model_free(s->model);
+    if (s->backend)
+        backend_destroy(s->backend);
+    mem_free(s->keys);
+    if (s->lock_fd >= 0)
+        close(s->lock_fd);
+    mem_free(s);
+}
+
+enum status server_start(struct server **out, const struct config *c, struct errtext *err)
+{
+    struct server *s = mem_alloc(sizeof *s);
+    *out = NULL;
+    s->config = c;
+    s->lock_fd = -1;
+    enum status st = parse_values(s, err);
+    if (!st)
+        st = lock_data_dir(s, err);
+    if (!st)
+        st = make_backend(s, err);
+    if (!st)
+        st = make_model(s, err);
+    if (!st)
+        st = make_adapters(s, err);
+    if (!st)
+        st = make_engine(s, err);
+    if (!st) {
+        engine_start(s->engine);
+        st = make_recorder(s, err);
+    }
+    if (!st)
+        st = make_http(s, err);
+    if (!st) {
+        *out = s;
+        return STATUS_OK;
+    }
+    if (s->engine)
+        engine_stop(s->engine, 0);
+    if (s->recorder)
+        recorder_stop(s->recorder, 0);
+    destroy(s);
+    return st;
+}
+
+void server_stop(struct server *s)
+{
+    uint32_t drain_ms = (uint32_t)s->config->drain_s * 1000;
+    http_begin_drain(s->http);
+    engine_stop(s->engine, drain_ms);
+    recorder_stop(s->recorder, 5000);
+    http_stop(s->http);
+    destroy(s);
+}
+
+enum status server_print_plan(const struct config *c)
+{
+    struct server *s = mem_alloc(sizeof *s);
+    struct errtext err = ERRTEXT_INIT;
+    struct buf text;
+    buf_init(&text, 1 << 20);
+    s->config = c;
+    s->lock_fd = -1;
+    enum status st = make_backend(s, &err);
+    if (!st)
+        st = make_model(s, &err);
+    if (!st)
+        st = make_engine(s, &err);
+    if (st) {
+        fprintf(stderr, "residuald: %s\n", err.text);
+    } else {
+        engine_print_plan(s->engine, &text);
+        fputs(text.data ? text.data : "", stdout);
+    }
+    buf_fini(&text);
+    destroy(s);
+    return st;
+}

@@ -1,0 +1,17 @@
+/* Puts the parts together: model, backend, store, engine, catalog, publisher, recorder, http. Main
+ * thread only. */
+#ifndef RS_SERVER_START_H
+#define RS_SERVER_START_H
+
+#include "server/config.h"
+
+struct server;
+/* Start everything; prints progress and the ready line. On error nothing runs. */
+MUST_CHECK enum status server_start(struct server **out, const struct config *c,
+                                    struct errtext *err);
+/* Drain and stop in order; frees. */
+void server_stop(struct server *s);
+/* Load the model and print the memory plan to stdout. */
+MUST_CHECK enum status server_print_plan(const struct config *c);
+
+#endif
