@@ -111,7 +111,7 @@ static enum status word_at(const struct abi_reader *r, size_t word_idx, const ui
 static enum status narrow_word(const struct abi_reader *r, size_t word_idx, size_t bytes,
                                const uint8_t **value, const char *name, struct errtext *err)
 {
-    const uint8_t *word;
+    const uint8_t *word = NULL;
     enum status st = word_at(r, word_idx, &word, name, err);
     if (st)
         return st;
@@ -124,7 +124,7 @@ static enum status narrow_word(const struct abi_reader *r, size_t word_idx, size
 enum status abi_read_uint(const struct abi_reader *r, size_t word_idx, size_t bytes, u128 *v,
                           const char *name, struct errtext *err)
 {
-    const uint8_t *value;
+    const uint8_t *value = NULL;
     CHECK(bytes >= 1 && bytes <= 16);
     enum status st = narrow_word(r, word_idx, bytes, &value, name, err);
     if (!st)
@@ -156,7 +156,7 @@ enum status abi_read_bool(const struct abi_reader *r, size_t word_idx, bool *v, 
 enum status abi_read_bytes32(const struct abi_reader *r, size_t word_idx, uint8_t v[32],
                              const char *name, struct errtext *err)
 {
-    const uint8_t *word;
+    const uint8_t *word = NULL;
     enum status st = word_at(r, word_idx, &word, name, err);
     if (!st)
         memcpy(v, word, 32);
@@ -166,7 +166,7 @@ enum status abi_read_bytes32(const struct abi_reader *r, size_t word_idx, uint8_
 enum status abi_read_address(const struct abi_reader *r, size_t word_idx, uint8_t v[20],
                              const char *name, struct errtext *err)
 {
-    const uint8_t *value;
+    const uint8_t *value = NULL;
     enum status st = narrow_word(r, word_idx, 20, &value, name, err);
     if (!st)
         memcpy(v, value, 20);

@@ -29,8 +29,9 @@ struct node {
     uint32_t delay_ms;
     size_t body_repeat; /* this many blanks are sent before the body */
     char request[65536];
+    pthread_mutex_t lock; /* held by the node for a whole exchange, by the test while it scripts */
 };
-static struct node node;
+static struct node node = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* Read one request: headers, then as many bytes as Content-Length says. */
 static void read_request(int fd)
@@ -90,9 +91,11 @@ static void *serve(void *arg)
         int fd = accept(node.listen_fd, NULL, NULL);
         if (fd < 0)
             return NULL;
+        pthread_mutex_lock(&node.lock);
         read_request(fd);
         if (node.body)
             send_answer(fd);
+        pthread_mutex_unlock(&node.lock);
         close(fd);
     }
 }
@@ -117,14 +120,31 @@ static int teardown(void **state)
     return 0;
 }
 
-/* The next answers; set while no request is running. */
-static void script(const char *status, const char *body)
+/* The next answers. Waits until the node is done with the exchange before. */
+static void script_more(const char *status, const char *body, const char *extra, uint32_t delay_ms,
+                        size_t body_repeat)
 {
+    pthread_mutex_lock(&node.lock);
     node.status = status;
     node.body = body;
-    node.extra = "";
-    node.delay_ms = 0;
-    node.body_repeat = 0;
+    node.extra = extra;
+    node.delay_ms = delay_ms;
+    node.body_repeat = body_repeat;
+    pthread_mutex_unlock(&node.lock);
+}
+
+static void script(const char *status, const char *body)
+{
+    script_more(status, body, "", 0, 0);
+}
+
+/* Did the last request hold this text? */
+static bool asked(const char *part)
+{
+    pthread_mutex_lock(&node.lock);
+    bool found = strstr(node.request, part) != NULL;
+    pthread_mutex_unlock(&node.lock);
+    return found;
 }
 
 static struct rpc *client(uint32_t timeout_ms, size_t bytes_max)
@@ -226,9 +246,9 @@ static void test_refusals_carry_revert_bytes(void **state)
     assert_memory_equal(rpc_last_fault(r)->data, "\xde\xad\xbe\xef", 5);
     assert_null(strchr(rpc_last_fault(r)->message, '\n'));
     assert_non_null(strstr(err.text, "execution reverted"));
-    assert_non_null(strstr(node.request, "\"to\":\"0x0100000000000000000000000000000000000000\""));
-    assert_non_null(strstr(node.request, "\"data\":\"0x0102\""));
-    assert_non_null(strstr(node.request, "Authorization: Bearer s3cret"));
+    assert_true(asked("\"to\":\"0x0100000000000000000000000000000000000000\""));
+    assert_true(asked("\"data\":\"0x0102\""));
+    assert_true(asked("Authorization: Bearer s3cret"));
     script("400 Bad Request", "{\"id\":ID,\"error\":{\"code\":-32000,\"message\":\"nonce too low\","
                               "\"data\":{\"data\":\"0x11223344\"}}}");
     assert_int_equal(rpc_call(r, &call, "latest", &out, NULL), STATUS_INVALID);
@@ -261,11 +281,10 @@ static void test_bytes_are_bounded(void **state)
     script("200 OK", RESULT("\"0x0102030405060708\""));
     assert_int_equal(rpc_call(r, &call, "safe", &out, NULL), STATUS_TOO_LARGE);
     buf_fini(&out);
-    script("200 OK", RESULT("\"0x1\""));
-    node.body_repeat = 100000;
+    script_more("200 OK", RESULT("\"0x1\""), "", 0, 100000);
     assert_int_equal(rpc_chain_id(small, &v, &err), STATUS_TOO_LARGE);
     assert_non_null(strstr(err.text, "4096"));
-    node.body_repeat = 0;
+    script("200 OK", RESULT("\"0x1\""));
     assert_int_equal(rpc_chain_id(small, &v, NULL), STATUS_OK); /* the client still works */
     rpc_close(r);
     rpc_close(small);
@@ -276,14 +295,11 @@ static void test_outages(void **state)
     uint64_t v;
     struct errtext err = ERRTEXT_INIT;
     struct rpc *r = client(200, 0);
-    script("200 OK", RESULT("\"0x1\""));
-    node.delay_ms = 600;
+    script_more("200 OK", RESULT("\"0x1\""), "", 600, 0);
     assert_int_equal(rpc_chain_id(r, &v, NULL), STATUS_TIMEOUT);
-    clock_sleep_ms(600);
     script("200 OK", NULL); /* closes without an answer */
     assert_int_equal(rpc_chain_id(r, &v, NULL), STATUS_IO);
-    script("302 Found", "");
-    node.extra = "Location: http://127.0.0.1:1/\r\n";
+    script_more("302 Found", "", "Location: http://127.0.0.1:1/\r\n", 0, 0);
     assert_int_equal(rpc_chain_id(r, &v, &err), STATUS_IO); /* not followed */
     assert_non_null(strstr(err.text, "302"));
     rpc_close(r);
@@ -313,7 +329,7 @@ static void test_blocks(void **state)
     assert_int_equal(rpc_block(r, "finalized", &b, NULL), STATUS_OK);
     assert_true(b.number == 16 && b.timestamp == 101 && b.base_fee == 1000000000);
     assert_int_equal(b.mix_hash[31], 0x11);
-    assert_non_null(strstr(node.request, "[\"finalized\",false]"));
+    assert_true(asked("[\"finalized\",false]"));
     script("200 OK", RESULT("null"));
     assert_int_equal(rpc_block(r, "finalized", &b, NULL), STATUS_NOT_FOUND);
     script("200 OK", BLOCK(",\"baseFeePerGas\":7"));
@@ -346,7 +362,7 @@ static void test_receipts_and_sends(void **state)
     assert_int_equal(rpc_receipt(r, hash, &receipt, NULL), STATUS_NOT_FOUND);
     script("200 OK", RESULT(H32));
     assert_int_equal(rpc_send_raw(r, "\x02\xc0", 2, hash, NULL), STATUS_OK);
-    assert_non_null(strstr(node.request, "[\"0x02c0\"]"));
+    assert_true(asked("[\"0x02c0\"]"));
     hash[0]++;
     assert_int_equal(rpc_send_raw(r, "\x02\xc0", 2, hash, NULL), STATUS_CORRUPT);
     script("200 OK", RECEIPT("\"0x1\"")); /* a receipt of another transaction */
@@ -368,7 +384,7 @@ static void test_the_small_calls(void **state)
     assert_true(wei == (u128)1 << 80);
     script("200 OK", RESULT("\"0x5208\""));
     assert_int_equal(rpc_estimate_gas(r, &call, &n, NULL), STATUS_OK);
-    assert_non_null(strstr(node.request, "\"value\":\"0x10000000000000000000000000\""));
+    assert_true(asked("\"value\":\"0x10000000000000000000000000\""));
     assert_int_equal(n, 21000);
     assert_int_equal(rpc_transaction_count(r, address, "pending", &n, NULL), STATUS_OK);
     script("200 OK", RESULT("\"0x6001\""));
@@ -416,7 +432,7 @@ static void test_logs(void **state)
     script("200 OK", RESULT("[" LOG(A20, "false") "," LOG(A20, "false") "]"));
     assert_int_equal(rpc_logs(r, &f, count_log, &seen, NULL), STATUS_OK);
     assert_int_equal(seen, 2);
-    assert_non_null(strstr(node.request, "\"topics\":[\"0x1111"));
+    assert_true(asked("\"topics\":[\"0x1111"));
     assert_int_equal(rpc_logs(r, &f, count_log, &seen, NULL), STATUS_CANCELLED);
     script("200 OK", RESULT("[" LOG(A20, "true") "]"));
     assert_int_equal(rpc_logs(r, &f, count_log, &seen, NULL), STATUS_CORRUPT);
