@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/cpu/dnnl.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
@@ -60,11 +61,33 @@ static const struct cpu_path *path_find(const char *name)
     return NULL;
 }
 
+/* deterministic = false is a wish: without oneDNN our own loop serves it. */
+static enum status dnnl_attach(struct cpu_backend *c, bool forced, struct errtext *err)
+{
+    enum status st = cpu_dnnl_create(&c->dnnl, pool_size(c->pool), err);
+    if (st != STATUS_OK)
+        return st;
+    c->dnnl_rows_min = forced ? 1 : DNNL_ROWS;
+    c->base.deterministic = forced;
+    size_t used = strlen(c->base.version);
+    snprintf(c->base.version + used, sizeof(c->base.version) - used, " dnnl %s%s",
+             cpu_dnnl_version(), forced ? "" : " by shape");
+    return STATUS_OK;
+}
+
+static void scratch_alloc(struct cpu_backend *c)
+{
+    c->x = mem_alloc_aligned(CPU_X_BYTES);
+    c->worker_scratch = mem_alloc_aligned(pool_size(c->pool) * CPU_WORKER_BYTES);
+    c->norm_part = mem_alloc_aligned(sizeof(double) * 2 * CPU_FINISH_ROWS * CPU_FINISH_CHUNKS);
+}
+
 enum status cpu_backend_create(struct backend **out, const struct backend_options *opt,
                                const char *path, struct errtext *err)
 {
     *out = NULL;
-    const struct cpu_path *found = path_find(path);
+    bool dnnl = strcmp(path, "dnnl") == 0;
+    const struct cpu_path *found = path_find(dnnl ? "" : path);
     if (!found)
         return err_param(err, STATUS_INVALID, "backend",
                          "unknown CPU instruction path \"%s\"; expected scalar, avx2, avx512, "
@@ -79,15 +102,19 @@ enum status cpu_backend_create(struct backend **out, const struct backend_option
         return st;
     struct cpu_backend *c = mem_alloc(sizeof(*c));
     c->pool = pool;
-    c->x = mem_alloc_aligned(CPU_X_BYTES);
-    c->worker_scratch = mem_alloc_aligned(pool_size(pool) * CPU_WORKER_BYTES);
-    c->norm_part = mem_alloc_aligned(sizeof(double) * 2 * CPU_FINISH_ROWS * CPU_FINISH_CHUNKS);
+    scratch_alloc(c);
     c->base.ops = found->ops;
     snprintf(c->base.name, sizeof(c->base.name), "cpu");
     snprintf(c->base.version, sizeof(c->base.version), "cpu 1 %s", found->name);
     c->base.worker_count = pool_size(pool);
     c->base.has_bf16 = found->has_bf16;
     c->base.deterministic = true;
+    if (dnnl || !opt->deterministic)
+        st = dnnl_attach(c, dnnl, dnnl ? err : NULL);
+    if (dnnl && st != STATUS_OK) {
+        cpu_backend_destroy(&c->base);
+        return st;
+    }
     *out = &c->base;
     return STATUS_OK;
 }
@@ -96,6 +123,7 @@ void cpu_backend_destroy(struct backend *b)
 {
     struct cpu_backend *c = cpu_of(b);
     uint32_t n = pool_size(c->pool);
+    cpu_dnnl_destroy(c->dnnl);
     pool_destroy(c->pool);
     mem_free_aligned(c->x, CPU_X_BYTES);
     mem_free_aligned(c->worker_scratch, n * CPU_WORKER_BYTES);

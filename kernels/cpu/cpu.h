@@ -20,12 +20,16 @@ void cpu_backend_destroy(struct backend *b);
 #define CPU_FINISH_ROWS   256               /* rows in a pass of a finish with telemetry */
 #define CPU_FINISH_CHUNKS 256
 
+struct cpu_dnnl;
+
 struct cpu_backend {
     struct backend base;
     struct pool *pool;
-    char *x;              /* [CPU_X_BYTES], 64-byte aligned */
-    char *worker_scratch; /* [worker][CPU_WORKER_BYTES] */
-    double *norm_part;    /* [CPU_FINISH_ROWS][CPU_FINISH_CHUNKS][2] telemetry partial sums */
+    struct cpu_dnnl *dnnl;  /* NULL: not used */
+    uint32_t dnnl_rows_min; /* gemms of fewer rows are ours */
+    char *x;                /* [CPU_X_BYTES], 64-byte aligned */
+    char *worker_scratch;   /* [worker][CPU_WORKER_BYTES] */
+    double *norm_part;      /* [CPU_FINISH_ROWS][CPU_FINISH_CHUNKS][2] telemetry partial sums */
 };
 
 static inline struct cpu_backend *cpu_of(struct backend *b)

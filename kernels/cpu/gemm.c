@@ -1,5 +1,6 @@
 /* gemm: rows converted once, then output tiles split over the workers. Rows beyond what the
  * conversion buffer holds are done in further passes. */
+#include "kernels/cpu/dnnl.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/ops.h"
 #include "server/base/check.h"
@@ -21,7 +22,7 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
     pool_share(p->rows, worker, n_worker, &lo, &hi);
     for (uint64_t t = lo; t < hi; t++)
         ISA(dot_convert)
-        (p->x + t * p->x_stride_bytes, p->a->x + (p->t0 + t) * p->a->x_stride, w->d_in, w->dtype);
+    (p->x + t * p->x_stride_bytes, p->a->x + (p->t0 + t) * p->a->x_stride, w->d_in, w->dtype);
 }
 
 static uint64_t part_tiles(const struct weight *w)
@@ -74,7 +75,7 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
     }
 }
 
-enum status ISA(gemm)(struct backend *b, const struct gemm_args *a)
+enum status ISA(gemm_own)(struct backend *b, const struct gemm_args *a)
 {
     struct gemm_pass p = {.a = a};
     while (p.part_first < a->part_count) {
@@ -87,4 +88,12 @@ enum status ISA(gemm)(struct backend *b, const struct gemm_args *a)
         p.part_first = p.part_end;
     }
     return STATUS_OK;
+}
+
+enum status ISA(gemm)(struct backend *b, const struct gemm_args *a)
+{
+    struct cpu_backend *c = cpu_of(b);
+    if (c->dnnl && a->n_tok >= c->dnnl_rows_min && cpu_dnnl_gemm(c, a))
+        return STATUS_OK;
+    return ISA(gemm_own)(b, a);
 }

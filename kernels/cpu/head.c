@@ -15,7 +15,7 @@ enum status ISA(logits)(struct backend *b, const struct logits_args *a)
                           .n_tok = a->n_row,
                           .x_stride = a->w.d_in,
                           .y_stride = a->w.d_out};
-    return ISA(gemm)(b, &g);
+    return ISA(gemm_own)(b, &g);
 }
 
 /* ---- log-sum-exp ---- */
@@ -89,8 +89,8 @@ static void score_convert(void *arg, uint32_t worker, uint32_t n_worker)
     pool_share(p->rows, worker, n_worker, &lo, &hi);
     for (uint64_t t = lo; t < hi; t++)
         ISA(dot_convert)
-        (p->c->x + t * p->x_stride_bytes, p->a->x + (p->t0 + t) * p->a->w.d_in, p->a->w.d_in,
-         p->a->w.dtype);
+    (p->c->x + t * p->x_stride_bytes, p->a->x + (p->t0 + t) * p->a->w.d_in, p->a->w.d_in,
+     p->a->w.dtype);
 }
 
 static void score_work(void *arg, uint32_t worker, uint32_t n_worker)

@@ -20,6 +20,9 @@ enum status ISA(sample)(struct backend *b, const struct sample_args *a);
 enum status ISA(top_logprobs)(struct backend *b, const struct top_logprobs_args *a);
 size_t ISA(sample_scratch_bytes)(const struct backend *b, uint32_t n_vocab);
 
+/* gemm by our own kernel whatever the mode: the head, whose bits must equal score's. */
+enum status ISA(gemm_own)(struct backend *b, const struct gemm_args *a);
+
 /* sum_i x_i^2, one order for a given n. */
 float ISA(sum_squares)(const float *x, uint32_t n);
 

@@ -1,1 +1,12 @@
 rs_unit_test(kernels_linear rs_kernels)
+rs_unit_test(kernels_lora rs_kernels)
+rs_unit_test(kernels_attention rs_kernels)
+rs_unit_test(kernels_head rs_kernels)
+rs_unit_test(kernels_sample rs_kernels)
+rs_unit_test(kernels_pool rs_kernels)
+
+if(TARGET rs_kernels)
+  add_executable(bench_kernels bench/bench_kernels.c)
+  target_link_libraries(bench_kernels PRIVATE rs_kernels)
+  set_target_properties(bench_kernels PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endif()

@@ -74,7 +74,8 @@ struct fx_backends {
     uint32_t n_cpu;
 };
 
-static const char *const fx_paths[] = {"cpu:scalar", "cpu:avx2", "cpu:avx512", "cpu:avx512_bf16"};
+static const char *const fx_paths[] = {"cpu:scalar", "cpu:avx2", "cpu:avx512", "cpu:avx512_bf16",
+                                       "cpu:dnnl"};
 
 static inline struct backend *fx_backend(const char *name, uint32_t threads)
 {
