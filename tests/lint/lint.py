@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""The style guide as a program: format, size budgets, include rules, banned calls, text that must not be here.
+
+A waiver is a comment that says why: `lint: waive <rule> - reason`, on the line, or anywhere in the function for `function`,
+`parameters` and `nesting`, anywhere in the file for `file`.
+"""
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE_MAX, FUNCTION_MAX, SOURCE_MAX, HEADER_MAX, PARAMETERS_MAX, NESTING_MAX = 100, 70, 900, 200, 6, 5
+
+BANNED = {  # call -> the one place that may use it
+    "strcpy": None, "strcat": None, "sprintf": None, "vsprintf": None, "strtok": None, "atoi": None, "atol": None,
+    "alloca": None, "gets": None, "system": "tests/", "popen": "tests/",
+    "malloc": "server/base/mem.c", "calloc": "server/base/mem.c", "realloc": "server/base/mem.c",
+    "free": "server/base/mem.c", "strdup": "server/base/mem.c", "getenv": "server/config.c",
+    "cudaMalloc": "kernels/cuda/gpu.cu",
+}
+# folder -> folders of ours it may include
+MAY_INCLUDE = {
+    "server/base": ["server/base"],
+    "kernels": ["kernels", "server/base"],
+    "chain_client": ["chain_client", "server/base"],
+    "chain_client/cli": ["chain_client", "server/base", "server/model", "server/adapter", "server/text", "kernels"],
+    "chain_client/settle": ["chain_client", "server/base", "server/spool"],
+    "server/spool": ["server/spool", "server/base"],
+    "server/text": ["server/text", "server/base"],
+    "server/model": ["server/model", "server/text", "kernels", "server/base", "chain_client"],
+    "server/adapter": ["server/adapter", "server/model", "kernels", "server/base", "chain_client"],
+    "server/engine": ["server/engine", "server/adapter", "server/model", "server/text", "kernels", "server/base", "chain_client"],
+    "server/influence": ["server/influence", "server/engine", "server/adapter", "server/model", "server/spool", "kernels",
+                         "server/base", "chain_client"],
+    "server/http": ["server/http", "server/engine", "server/adapter", "server/influence", "server/model", "server/text",
+                    "server/base", "kernels", "chain_client"],
+    "server": ["server", "kernels", "chain_client"],
+}
+# outside header -> files (prefixes) that may include it
+DOORS = {
+    "microhttpd.h": ["server/http/", "chain_client/settle/"], "hiredis/": ["server/spool/ship.c", "chain_client/settle/"],
+    "secp256k1": ["chain_client/secp.c"], "curl/": ["chain_client/rpc", "chain_client/settle/", "chain_client/cli/"],
+    "sqlite3.h": ["chain_client/settle/"], "dnnl": ["kernels/cpu/"], "pcre2.h": ["server/text/", "server/adapter/"],
+    "utf8proc.h": ["server/text/"], "cuda": ["kernels/cuda/"],
+}
+FORBIDDEN_TEXT = [r"\bTODO\b", r"\bFIXME\b", r"\bXXX\b", r"/work/", r"pypi\.org", r"registry\.npmjs", r"deb\.debian\.org"]
+
+problems = []
+
+
+def report(path, line, rule, text):
+    problems.append(f"{path.relative_to(ROOT)}:{line}: {rule}: {text}")
+
+
+def tracked():
+    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in out.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def strip_code(text):
+    """Comments and string contents blanked, line structure kept."""
+    pattern = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
+    return pattern.sub(lambda m: re.sub(r"[^\n]", " ", m.group(0)), text)
+
+
+def folder_rule(rel):
+    best = max((f for f in MAY_INCLUDE if rel.startswith(f + "/")), key=len, default=None)
+    return best, MAY_INCLUDE.get(best, [])
+
+
+def check_includes(path, text):
+    rel = str(path.relative_to(ROOT))
+    folder, allowed = folder_rule(rel)
+    for n, line in enumerate(text.splitlines(), 1):
+        m = re.match(r'\s*#\s*include\s+([<"])([^>"]+)[>"]', line)
+        if not m:
+            continue
+        name = m.group(2)
+        if m.group(1) == '"' and "/" in name:
+            if folder and not any(name.startswith(a + "/") for a in allowed):
+                report(path, n, "include", f"{folder} may not include {name}")
+        elif m.group(1) == '"':
+            report(path, n, "include", f'"{name}": write the path from the root')
+        for door, files in DOORS.items():
+            if m.group(1) == "<" and name.startswith(door) and not rel.startswith("tests/") and not any(rel.startswith(f) for f in files):
+                report(path, n, "include", f"<{name}> belongs to {', '.join(files)}")
+
+
+def check_banned(path, code, text):
+    rel = str(path.relative_to(ROOT))
+    lines = text.splitlines()
+    for name, home in BANNED.items():
+        if home and rel.startswith(home) or rel.startswith("tests/"):
+            continue
+        for m in re.finditer(rf"(?<![\w.>]){name}\s*\(", code):
+            n = code.count("\n", 0, m.start()) + 1
+            if "lint: waive banned" not in lines[n - 1]:
+                report(path, n, "banned", f"{name}() {'only in ' + home if home else 'is not used here'}")
+
+
+def functions(code):
+    """(name, first line, last line, parameter count, nesting) of every function definition."""
+    for m in re.finditer(r"^(?!static_assert|typedef|struct|enum|union|#)[A-Za-z_][^;{}=#]*?\b(\w+)\s*\(([^;{}]*)\)\s*\n\{", code, re.M):
+        depth, deepest, i = 0, 0, m.end() - 1
+        while i < len(code):
+            if code[i] == "{":
+                depth += 1
+                deepest = max(deepest, depth)
+            elif code[i] == "}":
+                depth -= 1
+                if depth == 0:
+                    break
+            i += 1
+        parameters = 0 if m.group(2).strip() in ("", "void") else m.group(2).count(",") + 1
+        yield m.group(1), code.count("\n", 0, m.end()) + 1, code.count("\n", 0, i) + 1, parameters, deepest - 1
+
+
+def check_budgets(path, code, text):
+    lines = text.splitlines()
+    most = HEADER_MAX if path.suffix in (".h", ".cuh") else SOURCE_MAX
+    if len(lines) > most and "lint: waive file" not in text:
+        report(path, len(lines), "file", f"{len(lines)} lines, at most {most}")
+    for n, line in enumerate(lines, 1):
+        if len(line) > LINE_MAX and "lint: waive line" not in line:
+            report(path, n, "line", f"{len(line)} columns, at most {LINE_MAX}")
+    if str(path.relative_to(ROOT)).startswith("tests/"):
+        return
+    for name, first, last, parameters, nesting in functions(code):
+        body = "\n".join(lines[max(0, first - 8):last])
+        if last - first > FUNCTION_MAX and "lint: waive function" not in body:
+            report(path, first, "function", f"{name} has {last - first} lines, at most {FUNCTION_MAX}")
+        if parameters > PARAMETERS_MAX + 1 and "lint: waive parameters" not in body:
+            report(path, first, "parameters", f"{name} takes {parameters}, at most {PARAMETERS_MAX} beside the error text")
+        if nesting > NESTING_MAX and "lint: waive nesting" not in body:
+            report(path, first, "nesting", f"{name} nests {nesting} deep, at most {NESTING_MAX}")
+
+
+def check_format(files):
+    tool = shutil.which("clang-format")
+    if not tool:
+        problems.append("clang-format is not installed: apt-get install clang-format")
+        return
+    for path in files:
+        out = subprocess.run([tool, "--dry-run", "--Werror", str(path)], cwd=ROOT, capture_output=True, text=True)
+        if out.returncode != 0:
+            first = (out.stderr.splitlines() or ["?"])[0]
+            report(path, 1, "format", f"clang-format -i would change it ({first[-60:]})")
+
+
+def main():
+    files = tracked()
+    sources = [p for p in files if p.suffix in (".c", ".h", ".cu", ".cuh") and "/data/" not in str(p)]
+    for path in sources:
+        text = path.read_text()
+        code = strip_code(text)
+        check_includes(path, text)
+        check_banned(path, code, text)
+        check_budgets(path, code, text)
+    for path in files:
+        if path.suffix in (".c", ".h", ".cu", ".py", ".sh", ".md", ".sol", ".mjs", ".cmake", ".txt", ".yaml") or path.parent.name in ("deploy", ".ci"):
+            if path.name == "lint.py" or "/data/" in str(path) or "/documents/" in str(path):
+                continue
+            for n, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+                for pattern in FORBIDDEN_TEXT:
+                    if re.search(pattern, line):
+                        report(path, n, "text", f"'{pattern}' does not belong in the repository")
+    check_format(sources)
+    allowed_top = {"CMakeLists.txt", "README.md", "LICENSE", "CMakePresets.json", "server", "kernels", "chain_client", "configs", "tests", "deploy"}
+    for name in {p.relative_to(ROOT).parts[0] for p in files}:
+        if name not in allowed_top and not name.startswith("."):
+            problems.append(f"{name}: not one of the top-level names of the design")
+    for line in sorted(problems):
+        print(line)
+    print(f"lint: {len(sources)} source files, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
