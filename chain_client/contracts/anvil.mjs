@@ -1,7 +1,9 @@
 // Runs the pinned anvil: as a module for the tests, or `node anvil.mjs [anvil options]` with the options a local chain needs
 // for `finalized` to move (a block a second, one-slot epochs). The binary comes from the npm package of this platform.
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { createRequire } from 'node:module';
+import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -18,24 +20,39 @@ export function anvilPath() {
 
 export const INTERVAL = ['--block-time', '1', '--slots-in-an-epoch', '1'];
 
-// starts anvil on a free loopback port; resolves when it listens
-export function startAnvil(options = []) {
-  const child = spawn(anvilPath(), ['--host', '127.0.0.1', '--port', '0', '--hardfork', 'prague', ...options], { stdio: ['ignore', 'pipe', 'pipe'] });
-  return new Promise((resolve, reject) => {
-    let out = '';
-    const seen = (chunk) => {
-      out += chunk;
-      const m = out.match(/Listening on (127\.0\.0\.1:\d+)/);
-      if (!m) return;
-      child.stdout.off('data', seen);
-      child.stdout.resume();
-      resolve({ url: `http://${m[1]}`, stop: () => new Promise((done) => (child.once('exit', done), child.kill())) });
-    };
-    child.stdout.on('data', seen);
-    child.stderr.on('data', (d) => (out += d));
-    child.once('error', reject);
-    child.once('exit', (code) => reject(new Error(`anvil ended with ${code}: ${out.slice(-500)}`)));
-  });
+async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address();
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+async function answers(url) {
+  try {
+    const reply = await fetch(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: '{"jsonrpc":"2.0","id":1,"method":"eth_chainId","params":[]}' });
+    return (await reply.json()).result !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+// starts a silent anvil on a free loopback port; resolves when it answers. Its output goes nowhere: a pipe that nobody reads
+// would stop it.
+export async function startAnvil(options = []) {
+  for (let tries = 0; tries < 5; tries++) {
+    const port = await freePort(), url = `http://127.0.0.1:${port}`;
+    const child = spawn(anvilPath(), ['--host', '127.0.0.1', '--port', String(port), '--hardfork', 'prague', '--silent', ...options], { stdio: 'ignore' });
+    const gone = once(child, 'exit');
+    for (let waited = 0; waited < 300 && child.exitCode === null; waited++) {
+      if (await answers(url)) return { url, stop: () => (child.kill(), gone) };
+      await new Promise((r) => setTimeout(r, 50));
+    }
+    child.kill(); // the port was taken in between, or it never came up
+    await gone;
+  }
+  throw new Error('anvil did not start');
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -152,10 +152,8 @@ async function handOver(ctx, c) {
   if (!(await has(roles.lane_admin, me)) && (await ledger.hasRole(await ledger.LANE_ADMIN(), me))) todo.push(ledger.renounceRole(await ledger.LANE_ADMIN(), me));
   await sent(todo);
   if (admin === me) return;
-  for (const at of [registry, ledger, vault]) {
-    await (await at.grantRole(ZeroHash, admin)).wait();
-    await (await at.renounceRole(ZeroHash, me)).wait();
-  }
+  await sent([registry, ledger, vault].map((at) => at.grantRole(ZeroHash, admin)));
+  await sent([registry, ledger, vault].map((at) => at.renounceRole(ZeroHash, me)));
 }
 
 // brings each address up to its amount of coins

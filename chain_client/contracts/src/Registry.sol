@@ -330,16 +330,16 @@ contract Registry is AccessControl {
     }
 
     /// registered = false: Reward pays TREASURY.
-    function baseAt(bytes32 modelId, uint64 t) external view returns (bool registered, SplitEntry[] memory entries) {
+    function baseAt(bytes32 modelId, uint64 t) external view returns (bool registered, SplitEntry[] memory list) {
         return _splitAt(_baseSplits[modelId], t);
     }
 
     function adapterAt(bytes32 adapterId, uint64 t)
         external
         view
-        returns (bool registered, bytes32 modelId, bytes32 datanetId, SplitEntry[] memory entries)
+        returns (bool registered, bytes32 modelId, bytes32 datanetId, SplitEntry[] memory list)
     {
-        (registered, entries) = _splitAt(_adapterSplits[adapterId], t);
+        (registered, list) = _splitAt(_adapterSplits[adapterId], t);
         if (registered) {
             modelId = adapters[adapterId].modelId;
             datanetId = adapters[adapterId].datanetId;
