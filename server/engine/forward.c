@@ -10,6 +10,8 @@
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
+#include <string.h>
+
 struct forward {
     const struct model *model;
     struct backend *backend;
@@ -46,14 +48,19 @@ uint64_t forward_bytes(const struct model_config *c, const struct forward_option
     return sizeof(struct forward) + 2 * rope_bytes(c, opt) + row_bytes(opt, width);
 }
 
-static enum status check_options(const struct model_config *c, const struct forward_options *opt,
-                                 struct errtext *err)
+static enum status check_options(const struct model_config *c, const struct backend *backend,
+                                 const struct forward_options *opt, struct errtext *err)
 {
     if (opt->rows_max == 0)
         return err_param(err, STATUS_INVALID, "rows_max", "rows per step: 0, expected 1 or more");
     if (opt->pos_max == 0 || opt->pos_max > c->pos_max)
         return err_param(err, STATUS_INVALID, "context_max",
                          "context: %u tokens, this model allows 1 to %u", opt->pos_max, c->pos_max);
+    /* the vector loops of the fast backends; ref, the specification, takes any even size */
+    if (strcmp(backend->name, "ref") && (c->d_head % 8 || c->d_head > 256))
+        return err_param(err, STATUS_UNSUPPORTED, "head_dim",
+                         "head_dim %u: backend %s serves multiples of 8 up to 256, backend ref any",
+                         c->d_head, backend->name);
     return STATUS_OK;
 }
 
@@ -62,7 +69,7 @@ enum status forward_create(struct forward **out, const struct model *model, stru
 {
     const struct model_config *c = &model->config;
     *out = NULL;
-    enum status st = check_options(c, opt, err);
+    enum status st = check_options(c, backend, opt, err);
     if (st)
         return st;
     struct forward *f = mem_alloc(sizeof *f);

@@ -24,7 +24,7 @@ struct forward_options {
 /* Bytes that forward_create allocates; for the memory plan. */
 uint64_t forward_bytes(const struct model_config *c, const struct forward_options *opt);
 
-/* Errors: INVALID naming the option, NO_MEMORY. */
+/* Errors: INVALID naming the option, UNSUPPORTED for a head size the backend lacks, NO_MEMORY. */
 MUST_CHECK enum status forward_create(struct forward **out, const struct model *model,
                                       struct backend *backend, const struct forward_options *opt,
                                       struct errtext *err);

@@ -4,5 +4,7 @@ if(TARGET rs_engine AND TARGET rs_kernels AND TARGET rs_model AND TARGET rs_text
   add_library(rs_engine_world STATIC unit/engine_world.c)
   target_link_libraries(rs_engine_world PUBLIC rs_engine rs_kernels rs_base PkgConfig::CMOCKA
     PkgConfig::SODIUM m)
-  rs_unit_test(engine rs_engine_world)
+  foreach(name kv sched batch stop request engine engine_sim)
+    rs_unit_test(${name} rs_engine_world)
+  endforeach()
 endif()

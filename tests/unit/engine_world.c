@@ -47,8 +47,10 @@ void world_advance_ms(uint64_t ms)
 
 uint32_t world_random(uint64_t *state, uint32_t below)
 {
-    *state = *state * 6364136223846793005ull + 1442695040888963407ull;
-    uint32_t x = (uint32_t)(*state >> 33);
+    uint64_t z = *state += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    uint32_t x = (uint32_t)((z ^ (z >> 31)) >> 33);
     return below ? x % below : x;
 }
 

@@ -1,0 +1,174 @@
+/* The policy on hand-made states. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "server/base/check.h"
+#include "server/engine/sched.h"
+
+static struct sched_ask ask(enum sched_kind kind, uint32_t rows, uint64_t serial)
+{
+    return (struct sched_ask){.kind = kind, .rows_left = rows, .rank = {.serial = serial}};
+}
+
+static void test_sched_before_orders_by_priority_then_counter_then_age(void **state)
+{
+    struct sched_rank a = {.priority = 1, .tokens = 900, .serial = 9};
+    struct sched_rank b = {.priority = 0, .tokens = 1, .serial = 1};
+    struct sched_rank c = {.priority = 0, .tokens = 2, .serial = 0};
+    struct sched_rank d = {.priority = 0, .tokens = 2, .serial = 5};
+    assert_true(sched_before(&a, &b));
+    assert_true(sched_before(&b, &c));
+    assert_true(sched_before(&c, &d));
+    assert_false(sched_before(&d, &c));
+    assert_false(sched_before(&d, &d));
+    /* Preemption looks at priority and age only: counters move, and it must not turn round. */
+    assert_true(sched_evict_before(&d, &b));
+    assert_true(sched_evict_before(&c, &a));
+    assert_false(sched_evict_before(&c, &d));
+    assert_false(sched_evict_before(&c, &c));
+}
+
+static void test_sched_decode_rows_come_first(void **state)
+{
+    struct sched_ask a[5] = {ask(SCHED_PREFILL, 100, 1), ask(SCHED_DECODE, 1, 7),
+                             ask(SCHED_PREFILL, 3, 2), ask(SCHED_DECODE, 1, 8),
+                             ask(SCHED_SCORE, 50, 3)};
+    struct sched_limits l = {.rows_max = 10, .score_rows_max = 8, .score_backlog = 50};
+    sched_share_rows(a, 5, &l);
+    assert_int_equal(a[1].rows, 1);
+    assert_int_equal(a[3].rows, 1);
+    assert_int_equal(a[0].rows, 8);
+    assert_int_equal(a[2].rows, 0);
+    assert_int_equal(a[4].rows, 0);
+}
+
+static void test_sched_prefill_goes_by_rank_and_fills_the_rest(void **state)
+{
+    struct sched_ask a[3] = {ask(SCHED_PREFILL, 6, 3), ask(SCHED_PREFILL, 5, 1),
+                             ask(SCHED_PREFILL, 9, 2)};
+    struct sched_limits l = {.rows_max = 16};
+    sched_share_rows(a, 3, &l);
+    assert_int_equal(a[1].rows, 5);
+    assert_int_equal(a[2].rows, 9);
+    assert_int_equal(a[0].rows, 2);
+}
+
+static void test_sched_scoring_yields_to_prefill_and_is_slow_beside_decode(void **state)
+{
+    struct sched_ask a[2] = {ask(SCHED_SCORE, 500, 1), ask(SCHED_PREFILL, 1, 2)};
+    struct sched_limits l = {.rows_max = 64, .score_rows_max = 32, .score_backlog = 640};
+    sched_share_rows(a, 2, &l);
+    assert_int_equal(a[0].rows, 0);
+    a[1] = ask(SCHED_DECODE, 1, 2);
+    a[0] = ask(SCHED_SCORE, 500, 1);
+    sched_share_rows(a, 2, &l);
+    assert_int_equal(a[0].rows, 10);
+    l.score_backlog = 64 * 1000;
+    sched_share_rows(a, 2, &l);
+    assert_int_equal(a[0].rows, 32);
+    l.score_backlog = 1;
+    sched_share_rows(a, 2, &l);
+    assert_int_equal(a[0].rows, 4);
+    sched_share_rows(a, 1, &l);
+    assert_int_equal(a[0].rows, 32);
+}
+
+static void test_sched_rows_never_pass_the_maximum(void **state)
+{
+    uint64_t rng = 5;
+    for (uint32_t round = 0; round < 2000; round++) {
+        struct sched_ask a[12];
+        uint32_t n = 1 + round % 12, sum = 0, wanted = 0;
+        struct sched_limits l = {.rows_max = 12 + round % 40, .score_rows_max = 9};
+        for (uint32_t i = 0; i < n; i++) {
+            rng = rng * 6364136223846793005ull + 1;
+            enum sched_kind kind = (enum sched_kind)((rng >> 40) % 3);
+            a[i] = ask(kind, kind == SCHED_DECODE ? 1 : 1 + (uint32_t)(rng >> 33) % 30, i);
+            wanted += a[i].rows_left;
+        }
+        sched_share_rows(a, n, &l);
+        for (uint32_t i = 0; i < n; i++) {
+            assert_true(a[i].rows <= a[i].rows_left);
+            assert_true(a[i].kind != SCHED_DECODE || a[i].rows == 1);
+            sum += a[i].rows;
+        }
+        assert_true(sum <= l.rows_max);
+        assert_true(sum > 0 || wanted == 0);
+    }
+}
+
+static void test_sched_returning_key_is_lifted_to_the_active_ones(void **state)
+{
+    struct sched s;
+    struct sched_key key[4];
+    sched_init(&s, key, 4);
+    uint32_t a = sched_join(&s, 100);
+    sched_charge(&s, a, 5000);
+    uint32_t b = sched_join(&s, 200);
+    assert_int_equal(s.key[b].tokens, 5000);
+    sched_charge(&s, b, 10);
+    sched_leave(&s, a);
+    sched_charge(&s, b, 3000);
+    assert_int_equal(sched_join(&s, 100), a);
+    assert_int_equal(s.key[a].tokens, 8010);
+    assert_int_equal(sched_join(&s, 100), a);
+    assert_int_equal(s.key[a].requests, 2);
+    assert_int_equal(s.key[a].tokens, 8010);
+}
+
+static void test_sched_forgets_the_key_idle_for_longest(void **state)
+{
+    struct sched s;
+    struct sched_key key[3];
+    sched_init(&s, key, 3);
+    for (uint64_t k = 1; k <= 3; k++) {
+        uint32_t i = sched_join(&s, k);
+        sched_charge(&s, i, 10 * k);
+        sched_leave(&s, i);
+    }
+    uint32_t again = sched_join(&s, 1); /* known: keeps its counter */
+    assert_int_equal(s.key[again].tokens, 10);
+    uint32_t fresh = sched_join(&s, 4);
+    assert_int_equal(s.key[fresh].key, 4);
+    bool known[5] = {false};
+    for (uint32_t i = 0; i < 3; i++)
+        known[s.key[i].key] = true;
+    assert_true(known[1] && known[3] && known[4]);
+}
+
+static void test_sched_two_keys_get_equal_shares(void **state)
+{
+    struct sched s;
+    struct sched_key key[4];
+    uint32_t idx[2], served[2] = {0};
+    sched_init(&s, key, 4);
+    idx[0] = sched_join(&s, 1);
+    idx[1] = sched_join(&s, 2);
+    /* Key 1 asks for 10 tokens at a time, key 2 for 100. */
+    for (uint32_t i = 0; i < 1100; i++) {
+        struct sched_rank r0 = {.tokens = s.key[idx[0]].tokens, .serial = 0};
+        struct sched_rank r1 = {.tokens = s.key[idx[1]].tokens, .serial = 1};
+        uint32_t who = sched_before(&r0, &r1) ? 0 : 1;
+        sched_charge(&s, idx[who], who ? 100 : 10);
+        served[who] += who ? 100 : 10;
+    }
+    assert_in_range(served[0], served[1] - 100, served[1] + 100);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sched_before_orders_by_priority_then_counter_then_age),
+        cmocka_unit_test(test_sched_decode_rows_come_first),
+        cmocka_unit_test(test_sched_prefill_goes_by_rank_and_fills_the_rest),
+        cmocka_unit_test(test_sched_scoring_yields_to_prefill_and_is_slow_beside_decode),
+        cmocka_unit_test(test_sched_rows_never_pass_the_maximum),
+        cmocka_unit_test(test_sched_returning_key_is_lifted_to_the_active_ones),
+        cmocka_unit_test(test_sched_forgets_the_key_idle_for_longest),
+        cmocka_unit_test(test_sched_two_keys_get_equal_shares),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
