@@ -2,6 +2,7 @@
  * order of the layout's entries, A as stored and B transposed, each 64-byte aligned, zero between.
  */
 #include "server/adapter/peft.h"
+#include "kernels/bf16.h"
 #include "server/base/check.h"
 #include "server/model/convert.h"
 
@@ -104,7 +105,7 @@ static void pack_transposed(void *out, enum dtype dtype, const char *data, enum 
             if (dtype == DTYPE_F32)
                 ((float *)out)[to] = v;
             else
-                ((uint16_t *)out)[to] = convert_f32_to_bf16(v);
+                ((uint16_t *)out)[to] = bf16_from_f32(v);
         }
     }
 }

@@ -1,5 +1,6 @@
 /* Scalar loops that the compiler vectorises; loading is bound by the disk, not by these. */
 #include "server/model/convert.h"
+#include "kernels/bf16.h"
 
 #include <string.h>
 
@@ -19,16 +20,6 @@ static float f16_to_f32(uint16_t h)
         return bits_to_f32(sign | (exponent + 112) << 23 | mantissa << 13);
     float v = (float)mantissa * (1.0f / 16777216.0f); /* subnormal: mantissa * 2^-24, exact */
     return sign ? -v : v;
-}
-
-uint16_t convert_f32_to_bf16(float v)
-{
-    uint32_t bits;
-    memcpy(&bits, &v, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000)
-        return (uint16_t)(bits >> 16 | 0x40); /* a NaN stays one */
-    bits += 0x7fff + (bits >> 16 & 1);
-    return (uint16_t)(bits >> 16);
 }
 
 float convert_load(const void *in, enum dtype dtype, size_t index)
@@ -54,7 +45,7 @@ void convert_elements(void *out, enum dtype out_dtype, const void *in, enum dtyp
             ((float *)out)[i] = convert_load(in, in_dtype, i);
     } else {
         for (size_t i = 0; i < n; i++)
-            ((uint16_t *)out)[i] = convert_f32_to_bf16(convert_load(in, in_dtype, i));
+            ((uint16_t *)out)[i] = bf16_from_f32(convert_load(in, in_dtype, i));
     }
 }
 

@@ -1,5 +1,5 @@
 /* Element conversion between stored dtypes. Inputs may lie at any alignment (safetensors promises
- * none). bf16 rounds to nearest even; NaNs stay NaNs. Pure. */
+ * none). bf16 rounds as kernels/bf16.h does. Pure. */
 #ifndef RS_MODEL_CONVERT_H
 #define RS_MODEL_CONVERT_H
 
@@ -11,7 +11,6 @@ void convert_elements(void *out, enum dtype out_dtype, const void *in, enum dtyp
                       size_t n);
 /* One element as f32. */
 float convert_load(const void *in, enum dtype dtype, size_t index);
-uint16_t convert_f32_to_bf16(float v);
 /* false: not one of the three dtypes we compute with. */
 bool convert_dtype(enum st_dtype stored, enum dtype *out);
 const char *convert_dtype_name(enum dtype t);

@@ -45,7 +45,7 @@ struct model_options {
     void (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
     void *progress_arg;
     const char *id_cache_dir; /* where the modelId is cached by size, mtime, inode; NULL: beside the
-                                 model if writable */
+                                 model if writable; "": not at all */
 };
 
 MUST_CHECK enum status model_load(struct model **out, const char *dir,

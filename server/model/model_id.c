@@ -113,6 +113,8 @@ static bool cache_path(char *path, size_t path_bytes, const char *dir,
 {
     char real[PATH_MAX], hex[33];
     uint8_t d[32];
+    if (opt->id_cache_dir && opt->id_cache_dir[0] == '\0')
+        return false;
     if (!opt->id_cache_dir)
         return (size_t)snprintf(path, path_bytes, "%s/%s", dir, cache_name) < path_bytes;
     if (!realpath(dir, real))
