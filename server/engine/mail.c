@@ -232,14 +232,26 @@ enum status engine_unload_adapter(struct engine *e, const uint8_t id[32], uint32
     return st ? err_set(err, st, "the adapter cannot be unloaded: %s", status_name(st)) : STATUS_OK;
 }
 
+void engine_wake(struct engine *e)
+{
+    mailbox_kick(&e->mail);
+}
+
 /* ---- stop ---- */
 
 void engine_stop(struct engine *e, uint32_t deadline_ms)
 {
+    uint64_t deadline = e->opt.clock_ns() / 1000000 + deadline_ms;
+    if (atomic_load_explicit(&e->draining, memory_order_acquire)) {
+        /* Somebody stops it already and waits: this one can only be less patient. */
+        if (deadline < atomic_load_explicit(&e->drain_deadline_ms, memory_order_relaxed))
+            atomic_store_explicit(&e->drain_deadline_ms, deadline, memory_order_relaxed);
+        mailbox_kick(&e->mail);
+        return;
+    }
     if (!e->started)
         return;
-    atomic_store_explicit(&e->drain_deadline_ms, e->opt.clock_ns() / 1000000 + deadline_ms,
-                          memory_order_relaxed);
+    atomic_store_explicit(&e->drain_deadline_ms, deadline, memory_order_relaxed);
     atomic_store_explicit(&e->draining, true, memory_order_release);
     mailbox_kick(&e->mail);
     CHECK(pthread_join(e->thread, NULL) == 0);
