@@ -1,0 +1,305 @@
+/* The lifecycle of adapters over HTTP: vLLM's load and unload, and our listing with residency,
+ * publisher, price and use. An unload is answered when the bytes are free. All that waits runs on a
+ * worker thread. */
+#include "server/base/check.h"
+#include "server/base/hex.h"
+#include "server/http/auth.h"
+#include "server/http/handlers.h"
+#include "server/http/json_field.h"
+#include "server/http/reply.h"
+#include "server/http/state.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define UNLOAD_WAIT_MS 30000u
+
+static const char *tier_name(uint32_t state)
+{
+    switch (state) {
+    case ADAPTER_HOST:
+    case ADAPTER_DRAINING:
+        return "host";
+    case ADAPTER_DEVICE:
+        return "device";
+    default:
+        return "disk";
+    }
+}
+
+static void put_amount(struct buf *out, const char *key, u128 v)
+{
+    char text[40];
+    u128_format(text, v);
+    buf_printf(out, "\"%s\":\"%s\"", key, text);
+}
+
+static void put_address(struct buf *out, const uint8_t address[20])
+{
+    char hex[41];
+    hex_encode(hex, address, 20);
+    buf_printf(out, "\"0x%s\"", hex);
+}
+
+static void put_manifest(struct buf *out, const struct adapter_entry *e)
+{
+    char hex[65];
+    buf_puts(out, ",\"owner\":");
+    put_address(out, e->owner);
+    buf_puts(out, ",\"price_per_1000_tokens\":{");
+    put_amount(out, "in", e->tariff.in);
+    buf_putc(out, ',');
+    put_amount(out, "out", e->tariff.out);
+    hex_encode(hex, e->datanet_root, sizeof e->datanet_root);
+    buf_printf(out, "},\"datanet_root\":\"%s\",\"contributors\":[", hex);
+    for (uint32_t i = 0; i < e->contributor_count; i++) {
+        buf_puts(out, i ? ",{\"payee\":" : "{\"payee\":");
+        put_address(out, e->contributor[i].payee);
+        buf_printf(out, ",\"documents\":%u}", e->contributor[i].document_count);
+    }
+    buf_puts(out, "],\"split\":[");
+    for (uint32_t i = 0; i < e->split_count; i++) {
+        buf_puts(out, i ? ",{\"payee\":" : "{\"payee\":");
+        put_address(out, e->split[i].payee);
+        buf_printf(out, ",\"role\":%u,\"bps\":%u}", e->split[i].role, e->split[i].bps);
+    }
+    buf_putc(out, ']');
+}
+
+static void put_entry(struct buf *out, const struct adapter_entry *e)
+{
+    char id[65];
+    uint32_t state = atomic_load_explicit(&e->state, memory_order_relaxed);
+    hex_encode(id, e->id, sizeof e->id);
+    buf_puts(out, "{\"name\":");
+    buf_put_json_string(out, e->name, strlen(e->name));
+    buf_printf(out,
+               ",\"id\":\"%s\",\"object\":\"adapter\",\"state\":\"%s\",\"tier\":\"%s\","
+               "\"rank_max\":%u,\"bytes\":%llu,\"created\":%lld",
+               id, adapter_state_name((enum adapter_state)state), tier_name(state), e->rank_max,
+               (unsigned long long)e->blob_bytes, (long long)e->created_unix);
+    buf_puts(out, ",\"publisher\":");
+    buf_put_json_string(out, e->publisher, strlen(e->publisher));
+    buf_puts(out, ",\"warning\":");
+    if (e->warning[0])
+        buf_put_json_string(out, e->warning, strlen(e->warning));
+    else
+        buf_puts(out, "null");
+    buf_printf(out,
+               ",\"published\":%s,\"requests\":%llu,\"tokens\":%llu,\"loads\":%u,\"failures\":%u,"
+               "\"answers_without_effect\":%u,\"last_used_ms\":%llu",
+               e->has_manifest ? "true" : "false",
+               (unsigned long long)atomic_load_explicit(&e->request_count, memory_order_relaxed),
+               (unsigned long long)atomic_load_explicit(&e->token_count, memory_order_relaxed),
+               atomic_load_explicit(&e->load_count, memory_order_relaxed),
+               atomic_load_explicit(&e->fail_count, memory_order_relaxed),
+               atomic_load_explicit(&e->dead, memory_order_relaxed),
+               (unsigned long long)atomic_load_explicit(&e->last_used_ms, memory_order_relaxed));
+    if (e->has_manifest)
+        put_manifest(out, e);
+    buf_putc(out, '}');
+}
+
+struct listing {
+    struct exchange *x;
+    uint32_t count;
+    uint32_t tier[3]; /* disk, host, device */
+};
+
+static bool visit(void *arg, struct adapter_entry *e)
+{
+    struct listing *l = arg;
+    const char *tier = tier_name(atomic_load_explicit(&e->state, memory_order_relaxed));
+    if (!auth_allows_adapter(l->x->key, e->name))
+        return true;
+    if (l->count++ > 0)
+        buf_putc(&l->x->out, ',');
+    l->tier[tier[0] == 'h' ? 1 : tier[1] == 'e' ? 2 : 0]++;
+    put_entry(&l->x->out, e);
+    return true;
+}
+
+void handle_adapters_list(struct exchange *x)
+{
+    struct listing l = {.x = x};
+    buf_puts(&x->out, "{\"object\":\"list\",\"data\":[");
+    catalog_each(x->server->deps.catalog, visit, &l);
+    buf_printf(&x->out, "],\"count\":%u,\"residency\":{\"disk\":%u,\"host\":%u,\"device\":%u}}",
+               l.count, l.tier[0], l.tier[1], l.tier[2]);
+    exchange_json(x, 200);
+}
+
+static void fail_unknown(struct exchange *x, const char *param, const char *name)
+{
+    struct errtext err = ERRTEXT_INIT;
+    (void)err_param(&err, STATUS_NOT_FOUND, param,
+                    "The adapter '%.128s' is not registered on this server", name);
+    exchange_fail_code(x, 404, "adapter_not_found", &err);
+}
+
+/* By name, or by content id. */
+static struct adapter_entry *find(struct exchange *x, const char *name)
+{
+    uint8_t id[32];
+    struct catalog *c = x->server->deps.catalog;
+    struct adapter_entry *e = catalog_find(c, name);
+    if (!e && hex_decode(id, sizeof id, name))
+        e = catalog_find_id(c, id);
+    if (e && !auth_allows_adapter(x->key, e->name)) {
+        catalog_release(e);
+        e = NULL;
+    }
+    return e;
+}
+
+void handle_adapter_get(struct exchange *x)
+{
+    struct adapter_entry *e = find(x, x->tail);
+    if (!e) {
+        fail_unknown(x, "name", x->tail);
+        return;
+    }
+    put_entry(&x->out, e);
+    exchange_json(x, 200);
+    catalog_release(e);
+}
+
+/* Forget the name and free the bytes, unless another name still points to them. On failure the
+ * name is as it was, so that the call can be repeated. */
+static enum status unload(struct exchange *x, const char *name, bool forget, struct errtext *err)
+{
+    struct http_deps *d = &x->server->deps;
+    enum status st = STATUS_OK;
+    struct adapter_entry *e = catalog_remove(d->catalog, name);
+    if (!e)
+        return STATUS_NOT_FOUND;
+    struct adapter_entry *other = catalog_find_id(d->catalog, e->id);
+    if (other) {
+        catalog_release(other);
+    } else {
+        st = engine_unload_adapter(d->engine, e->id, UNLOAD_WAIT_MS, err);
+        if (!st && forget)
+            publisher_forget(d->publisher, e);
+    }
+    if (st) {
+        struct errtext again = ERRTEXT_INIT;
+        struct adapter_entry *old = NULL;
+        if (catalog_put(d->catalog, e, false, &old, &again))
+            err_prefix(err, "the name could not be kept (%s)", again.text);
+        if (old)
+            catalog_release(old);
+        st = st == STATUS_TIMEOUT ? STATUS_BUSY : st;
+    }
+    catalog_release(e);
+    return st;
+}
+
+void handle_adapter_delete(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct adapter_entry *e = find(x, x->tail);
+    if (!e) {
+        fail_unknown(x, "name", x->tail);
+        return;
+    }
+    bool mine = x->key && e->publisher[0] && strcmp(e->publisher, x->key->name) == 0;
+    char name[CATALOG_NAME_MAX + 1];
+    snprintf(name, sizeof name, "%s", e->name);
+    catalog_release(e);
+    if (!mine && !(x->roles & HTTP_ROLE_ADMIN)) {
+        (void)err_param(&err, STATUS_DENIED, "name",
+                        "'%s' was published with another key; only that key or an admin may "
+                        "delete it",
+                        name);
+        exchange_fail(x, STATUS_DENIED, &err);
+        return;
+    }
+    enum status st = unload(x, name, true, &err);
+    if (st == STATUS_NOT_FOUND) {
+        fail_unknown(x, "name", name);
+    } else if (st) {
+        exchange_fail(x, st, &err);
+    } else {
+        buf_puts(&x->out, "{\"name\":");
+        buf_put_json_string(&x->out, name, strlen(name));
+        buf_puts(&x->out, ",\"object\":\"adapter\",\"deleted\":true}");
+        exchange_json(x, 200);
+    }
+}
+
+/* ---- vLLM's routes ---- */
+
+static bool runtime_loading_is_on(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (x->server->opt.allow_runtime_loading)
+        return true;
+    (void)err_set(&err, STATUS_DENIED,
+                  "loading adapters at run time is switched off on this server "
+                  "(allow_runtime_loading)");
+    exchange_fail_code(x, 403, NULL, &err);
+    return false;
+}
+
+static void put_success(struct exchange *x, const char *name, const char *what)
+{
+    buf_printf(&x->out, "Success: LoRA adapter '%s' %s.", name, what);
+    x->content_type = "text/plain; charset=utf-8";
+    x->code = 200;
+}
+
+/* Both spellings' name; INVALID if missing. */
+static enum status lora_name(const json_t *root, const char **name, struct errtext *err)
+{
+    enum status st = json_field_string(root, "lora_name", name, err);
+    if (!st && (!*name || !**name))
+        st = err_param(err, STATUS_INVALID, "lora_name", "'lora_name' is missing");
+    return st;
+}
+
+void handle_lora_load(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    const char *name = NULL, *path = NULL;
+    bool replace = false;
+    json_t *root = NULL;
+    if (!runtime_loading_is_on(x))
+        return;
+    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
+    if (!st)
+        st = lora_name(root, &name, &err);
+    if (!st)
+        st = json_field_string(root, "lora_path", &path, &err);
+    if (!st && (!path || !*path))
+        st = err_param(&err, STATUS_INVALID, "lora_path", "'lora_path' is missing");
+    if (!st)
+        st = json_field_bool(root, "load_inplace", &replace, &err);
+    if (!st)
+        st = publisher_load_dir(x->server->deps.publisher, name, path, false, replace, &err);
+    if (!st)
+        put_success(x, name, "added successfully");
+    else
+        exchange_fail(x, st, &err);
+    json_decref(root);
+}
+
+void handle_lora_unload(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    const char *name = NULL;
+    json_t *root = NULL;
+    if (!runtime_loading_is_on(x))
+        return;
+    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
+    if (!st)
+        st = lora_name(root, &name, &err);
+    if (!st)
+        st = unload(x, name, false, &err);
+    if (!st)
+        put_success(x, name, "removed successfully");
+    else if (st == STATUS_NOT_FOUND && name)
+        fail_unknown(x, "lora_name", name);
+    else
+        exchange_fail(x, st, &err);
+    json_decref(root);
+}

@@ -1,0 +1,79 @@
+/* One HTTP exchange as the handlers see it: what was asked, and the reply being built. The
+ * transport (listen.c, the only user of libmicrohttpd) fills the first part, calls the route's
+ * handler, and sends what the handler left; nothing here knows the library.
+ *
+ * Life      created when the headers are in, freed when the connection is finished with it and no
+ * wake, worker or engine chain can still reach it (`refs`). A handler either sets `code` and fills
+ * `out`, or sets `gen`: then the exchange waits for the engine's tokens.
+ * Thread    owned by the connection's polling thread; by one worker thread while `working`. */
+#ifndef RS_HTTP_EXCHANGE_H
+#define RS_HTTP_EXCHANGE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "server/base/buf.h"
+#include "server/http/server.h"
+
+#define EXCHANGE_ID_BYTES_MAX   128
+#define EXCHANGE_IDEM_BYTES_MAX 255
+
+struct route;
+struct generation;
+struct upload;
+
+enum exchange_retry { EXCHANGE_RETRY_UNSAID, EXCHANGE_RETRY_NO, EXCHANGE_RETRY_YES };
+
+struct exchange {
+    /* what was asked; set before the handler runs */
+    struct http_server *server;
+    const struct route *route;
+    char *path;                 /* percent-decoded */
+    const char *tail;           /* what follows a prefix route's prefix, inside path */
+    const struct http_key *key; /* NULL: the server has no keys, or the route needs none */
+    unsigned roles;
+    uint64_t fair_key; /* the key's identity, 0 without keys */
+    char request_id[EXCHANGE_ID_BYTES_MAX + 1];
+    char idempotency_key[EXCHANGE_IDEM_BYTES_MAX + 1];
+    char query_first[24], query_last[24];
+    bool openmetrics;
+    uint64_t arrive_ns, arrive_wall_ms;
+    uint64_t body_bytes; /* received, kept or not */
+    struct buf body;
+    struct upload *upload; /* a streamed body goes here instead of `body` */
+
+    /* the reply */
+    int code; /* 0: none yet */
+    struct buf out;
+    const char *content_type;
+    const char *allow;                /* 405: the methods there are */
+    char cors_headers[512];           /* preflight: the headers asked for */
+    uint32_t retry_after_ms;          /* 0: not sent */
+    enum exchange_retry retry;        /* x-should-retry */
+    bool close;                       /* Connection: close */
+    bool dispatched;                  /* the body is complete and the handler was called */
+    _Atomic(struct generation *) gen; /* the answer comes from the engine */
+
+    /* waiting; see watch.h */
+    pthread_mutex_t lock; /* parked, pending, closed */
+    bool parked, pending, closed;
+    atomic_bool gone;    /* the client has left */
+    atomic_bool ping;    /* a comment line is due */
+    atomic_bool working; /* a worker thread has it */
+    atomic_bool wake_queued;
+    struct exchange *wake_next;
+    atomic_uint refs;
+    uint32_t watch_slot; /* UINT32_MAX: its socket is not watched */
+    struct exchange *live_prev, *live_next, *orphan_next;
+    void *transport; /* the library's connection */
+};
+
+/* Fill in an error reply: the OpenAI error object for st and err. */
+void exchange_fail(struct exchange *x, enum status st, const struct errtext *err);
+/* The same with the HTTP code chosen by the caller; error_code: OpenAI's `code`, or NULL. */
+void exchange_fail_code(struct exchange *x, int code, const char *error_code,
+                        const struct errtext *err);
+/* A finished JSON body was put in x->out. */
+void exchange_json(struct exchange *x, int code);
+
+#endif

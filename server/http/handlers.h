@@ -1,0 +1,37 @@
+/* The handlers of the route table, by file. All have the same contract: read the exchange, leave a
+ * reply or a generation in it. */
+#ifndef RS_HTTP_HANDLERS_H
+#define RS_HTTP_HANDLERS_H
+
+struct exchange;
+
+/* generate.c */
+void handle_chat(struct exchange *x);
+void handle_completions(struct exchange *x);
+/* info.c */
+void handle_health(struct exchange *x);
+void handle_livez(struct exchange *x);
+void handle_readyz(struct exchange *x);
+void handle_version(struct exchange *x);
+void handle_metrics(struct exchange *x);
+void handle_openapi(struct exchange *x);
+void handle_receipt(struct exchange *x);
+void handle_attribution(struct exchange *x);
+void handle_lane_range(struct exchange *x);
+/* models.c */
+void handle_models(struct exchange *x);
+void handle_model(struct exchange *x);
+/* tokenize.c */
+void handle_tokenize(struct exchange *x);
+void handle_detokenize(struct exchange *x);
+/* adapters.c */
+void handle_adapters_list(struct exchange *x);
+void handle_adapter_get(struct exchange *x);
+void handle_adapter_delete(struct exchange *x);
+void handle_lora_load(struct exchange *x);
+void handle_lora_unload(struct exchange *x);
+/* upload.c */
+void handle_upload(struct exchange *x);
+void handle_publish(struct exchange *x);
+
+#endif

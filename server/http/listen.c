@@ -1,0 +1,492 @@
+/* libmicrohttpd's only user. What its manual says and what costs if forgotten:
+ *
+ *  - A response may be queued only from the access handler, so a waiting exchange is resumed and
+ *    then called again: every call is "look again what to do" (step).
+ *  - Suspend only inside the access handler or the content reader; resume only what is suspended:
+ *    `parked`, under the exchange's lock, says which (watch_park).
+ *  - A content reader that returns 0 without suspending spins.
+ *  - A suspended connection has no timeout and notices no disconnect: the watch looks at its
+ * socket.
+ *  - Every connection must be resumed before the daemon is stopped.
+ *
+ * We open the listening socket ourselves: then "address already in use" can be said as such, and
+ * the port that the system chose is known. Both 0.9.75 (Debian 12) and 1.0 build. */
+#include "server/http/listen.h"
+#include "server/base/check.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/http/generate.h"
+#include "server/http/prepare.h"
+#include "server/http/reply.h"
+#include "server/http/upload.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <microhttpd.h>
+#include <netdb.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CONNECTION_MEMORY_BYTES (32u << 10)
+#define STREAM_BLOCK_BYTES      (16u << 10)
+#define LISTEN_BACKLOG          1024
+/* Read and drop at most this much of a refused body. */
+#define DROP_BYTES_MAX (256ull << 20)
+/* Bodies above this are parsed and tokenized on a worker, not on a polling thread. */
+#define INLINE_BODY_BYTES_MAX (32u << 10)
+/* Descriptors besides the clients': files, eventfds, Redis and so on. */
+#define SPARE_FDS 256u
+
+struct listener {
+    struct http_server *server;
+    struct MHD_Daemon *daemon;
+    int fd;
+    uint16_t port;
+    atomic_bool quiesced;
+};
+
+void listener_resume(struct exchange *x)
+{
+    MHD_resume_connection(x->transport);
+}
+
+static void suspend(struct exchange *x)
+{
+    MHD_suspend_connection(x->transport);
+}
+
+/* ---- replies ---- */
+
+static void add_header(struct MHD_Response *r, const char *name, const char *value)
+{
+    if (MHD_add_response_header(r, name, value) != MHD_YES)
+        log_warn("http", "the reply header %s could not be set", name);
+}
+
+static void add_retry(struct exchange *x, struct MHD_Response *r)
+{
+    char text[32];
+    if (x->retry != EXCHANGE_RETRY_UNSAID)
+        add_header(r, "x-should-retry", x->retry == EXCHANGE_RETRY_YES ? "true" : "false");
+    if (x->retry_after_ms == 0)
+        return;
+    snprintf(text, sizeof text, "%u", (x->retry_after_ms + 999) / 1000);
+    add_header(r, "Retry-After", text);
+    snprintf(text, sizeof text, "%u", x->retry_after_ms);
+    add_header(r, "retry-after-ms", text);
+}
+
+static void add_headers(struct exchange *x, struct MHD_Response *r)
+{
+    char text[32];
+    uint64_t ms = (x->server->clock_ns() - x->arrive_ns) / 1000000;
+    add_header(r, "x-request-id", x->request_id);
+    snprintf(text, sizeof text, "%llu", (unsigned long long)ms);
+    add_header(r, "openai-processing-ms", text);
+    add_retry(x, r);
+    if (x->allow)
+        add_header(r, "Allow", x->allow);
+    if (x->code == 401)
+        add_header(r, "WWW-Authenticate", "Bearer");
+    add_header(r, "Access-Control-Allow-Origin", "*");
+    add_header(r, "Access-Control-Expose-Headers",
+               "x-request-id, openai-processing-ms, retry-after, retry-after-ms, x-should-retry");
+    if (x->cors_headers[0]) {
+        add_header(r, "Access-Control-Allow-Headers", x->cors_headers);
+        add_header(r, "Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS");
+        add_header(r, "Access-Control-Max-Age", "600");
+    }
+    if (x->close || atomic_load(&x->server->draining))
+        add_header(r, "Connection", "close");
+}
+
+static enum MHD_Result queue(struct exchange *x, struct MHD_Response *r)
+{
+    if (!r)
+        return MHD_NO;
+    add_headers(x, r);
+    enum MHD_Result result = MHD_queue_response(x->transport, (unsigned)x->code, r);
+    MHD_destroy_response(r);
+    return result;
+}
+
+/* The body stays in x->out, which outlives the response's transmission. */
+static enum MHD_Result send_reply(struct exchange *x)
+{
+    static char nothing[1];
+    struct MHD_Response *r = MHD_create_response_from_buffer(
+        x->out.len, x->out.data ? x->out.data : nothing, MHD_RESPMEM_PERSISTENT);
+    if (r && x->content_type)
+        add_header(r, "Content-Type", x->content_type);
+    metrics_add(&x->server->metrics.http_reply_bytes, x->out.len);
+    return queue(x, r);
+}
+
+static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
+{
+    struct exchange *x = cls;
+    struct generation *g = x->gen;
+    (void)pos;
+    for (;;) {
+        if (x->out.len > 0) {
+            size_t n = x->out.len < max ? x->out.len : max;
+            memcpy(out, x->out.data, n);
+            buf_drop_front(&x->out, n);
+            metrics_add(&x->server->metrics.http_reply_bytes, n);
+            return (ssize_t)n;
+        }
+        if (g->ended)
+            return MHD_CONTENT_READER_END_OF_STREAM;
+        if (atomic_load(&x->gone) || atomic_load(&x->server->stopping) || x->out.failed)
+            return MHD_CONTENT_READER_END_WITH_ERROR;
+        (void)generation_stream(g);
+        if (x->out.len == 0 && !g->ended && watch_park(x->server->watch, x, suspend))
+            return 0;
+    }
+}
+
+static enum MHD_Result send_stream(struct exchange *x)
+{
+    x->code = 200;
+    x->gen->streaming = true;
+    struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES,
+                                                               read_stream, x, NULL);
+    if (r) {
+        add_header(r, "Content-Type", "text/event-stream; charset=utf-8");
+        add_header(r, "Cache-Control", "no-cache");
+        add_header(r, "X-Accel-Buffering", "no");
+    }
+    return queue(x, r);
+}
+
+/* ---- one exchange ---- */
+
+static void see_socket(struct exchange *x)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->transport, MHD_CONNECTION_INFO_CONNECTION_FD);
+    if (info && x->watch_slot == UINT32_MAX)
+        watch_see(x->server->watch, x, info->connect_fd);
+}
+
+/* Look what there is to do; called until a response is queued. */
+static enum MHD_Result step(struct exchange *x)
+{
+    for (;;) {
+        bool working = atomic_load_explicit(&x->working, memory_order_acquire);
+        bool leaving = atomic_load(&x->gone) || atomic_load(&x->server->stopping);
+        if (!working && leaving)
+            return MHD_NO;
+        if (!working && x->code)
+            return send_reply(x);
+        if (!working) {
+            CHECK(x->gen);
+            enum generation_next next = generation_poll(x->gen);
+            if (next == GENERATION_REPLY)
+                return send_reply(x);
+            if (next == GENERATION_STREAM)
+                return send_stream(x);
+        }
+        see_socket(x);
+        if (watch_park(x->server->watch, x, suspend))
+            return MHD_YES;
+    }
+}
+
+static void dispatch(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (x->code)
+        return;
+    if (!x->route->blocking && x->body.len <= INLINE_BODY_BYTES_MAX) {
+        x->route->handle(x);
+        return;
+    }
+    atomic_store(&x->working, true);
+    if (http_work_push(x->server, x))
+        return;
+    atomic_store(&x->working, false);
+    (void)err_set(&err, STATUS_FULL, "too many requests wait for a worker; retry");
+    exchange_fail_code(x, 503, NULL, &err);
+}
+
+/* One piece of the body. */
+static enum MHD_Result receive(struct exchange *x, const char *data, size_t len)
+{
+    struct errtext err = ERRTEXT_INIT;
+    x->body_bytes += len;
+    metrics_add(&x->server->metrics.http_request_bytes, len);
+    if (x->code)
+        return x->body_bytes > DROP_BYTES_MAX ? MHD_NO : MHD_YES;
+    if (x->body_bytes > prepare_body_max(x)) {
+        (void)err_set(&err, STATUS_TOO_LARGE,
+                      "the body is larger than %llu bytes, the maximum here",
+                      (unsigned long long)prepare_body_max(x));
+        buf_fini(&x->body);
+        x->close = true;
+        exchange_fail_code(x, 413, NULL, &err);
+        return MHD_YES;
+    }
+    if (x->upload)
+        upload_write(x, data, len);
+    else if (x->route->body != ROUTE_BODY_NONE)
+        buf_put(&x->body, data, len);
+    if (x->body.failed) {
+        (void)err_set(&err, STATUS_NO_MEMORY, "there is no memory for this body now");
+        exchange_fail_code(x, 503, NULL, &err);
+    }
+    return MHD_YES;
+}
+
+static const char *header(struct MHD_Connection *c, const char *name)
+{
+    return MHD_lookup_connection_value(c, MHD_HEADER_KIND, name);
+}
+
+static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *url,
+                              const char *method)
+{
+    struct exchange *x = mem_try_alloc(sizeof(*x));
+    if (!x)
+        return NULL;
+    x->server = s;
+    x->transport = c;
+    x->watch_slot = UINT32_MAX;
+    x->path = mem_try_strndup(url, strlen(url));
+    pthread_mutex_init(&x->lock, NULL);
+    atomic_init(&x->refs, 1);
+    buf_init(&x->out, REPLY_BYTES_MAX);
+    if (!x->path) {
+        exchange_unref(x);
+        return NULL;
+    }
+    watch_enter(s->watch, x);
+    struct prepare_headers h = {
+        .method = method,
+        .path = x->path,
+        .authorization = header(c, "Authorization"),
+        .origin = header(c, "Origin"),
+        .host = header(c, "Host"),
+        .request_id = header(c, "x-request-id"),
+        .idempotency_key = header(c, "Idempotency-Key"),
+        .accept = header(c, "Accept"),
+        .retry_count = header(c, "x-stainless-retry-count"),
+        .content_length = header(c, "Content-Length"),
+        .cors_headers = header(c, "Access-Control-Request-Headers"),
+        .query_first = MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, "first"),
+        .query_last = MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, "last")};
+    prepare_exchange(x, &h);
+    return x;
+}
+
+static enum MHD_Result on_access(void *cls, struct MHD_Connection *c, const char *url,
+                                 const char *method, const char *version, const char *data,
+                                 size_t *data_len, void **con_cls)
+{
+    struct exchange *x = *con_cls;
+    (void)version;
+    if (!x) {
+        x = begin(cls, c, url, method);
+        *con_cls = x;
+        /* A client that waits for leave to send its body gets the refusal instead. */
+        if (x && x->code && header(c, "Expect"))
+            return send_reply(x);
+        return x ? MHD_YES : MHD_NO;
+    }
+    if (*data_len > 0) {
+        size_t n = *data_len;
+        *data_len = 0;
+        return receive(x, data, n);
+    }
+    if (!x->dispatched) {
+        x->dispatched = true;
+        dispatch(x);
+    }
+    return step(x);
+}
+
+static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
+                         enum MHD_RequestTerminationCode toe)
+{
+    struct http_server *s = cls;
+    struct exchange *x = *con_cls;
+    if (!x)
+        return;
+    *con_cls = NULL;
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
+    watch_unsee(s->watch, x, info ? info->connect_fd : -1);
+    watch_leave(s->watch, x);
+    pthread_mutex_lock(&x->lock);
+    CHECK(!x->parked);
+    x->closed = true;
+    pthread_mutex_unlock(&x->lock);
+    uint64_t ns = s->clock_ns() - x->arrive_ns;
+    metrics_http(&s->metrics, x->route ? route_index(x->route) : METRICS_ROUTES_MAX,
+                 x->code ? x->code : 499, (double)ns * 1e-9);
+    if (x->gen && toe != MHD_REQUEST_TERMINATED_COMPLETED_OK) {
+        atomic_store(&x->gone, true);
+        generation_cancel(x->gen);
+    }
+    if (x->gen && !generation_is_over(x->gen))
+        watch_orphan(s->watch, x);
+    else
+        exchange_unref(x);
+}
+
+/* ---- the listening socket and the daemon ---- */
+
+static void on_log(void *cls, const char *fmt, va_list ap)
+{
+    char text[256];
+    (void)cls;
+    vsnprintf(text, sizeof text, fmt, ap);
+    text[strcspn(text, "\r\n")] = '\0';
+    log_debug("http", "%s", text);
+}
+
+static bool is_loopback(const struct sockaddr *a)
+{
+    if (a->sa_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)(const void *)a)->sin_addr.s_addr) >> 24 == 127;
+    const struct sockaddr_in6 *six = (const void *)a;
+    return a->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&six->sin6_addr);
+}
+
+static enum status resolve(const struct http_options *opt, struct addrinfo **out,
+                           struct errtext *err)
+{
+    char host[64], port[8];
+    struct addrinfo hints = {.ai_family = AF_UNSPEC,
+                             .ai_socktype = SOCK_STREAM,
+                             .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    size_t n = strlen(opt->host);
+    bool bracket = n >= 2 && opt->host[0] == '[' && opt->host[n - 1] == ']';
+    snprintf(host, sizeof host, "%.*s", (int)(bracket ? n - 2 : n), opt->host + (bracket ? 1 : 0));
+    snprintf(port, sizeof port, "%u", opt->port);
+    int rc = getaddrinfo(host[0] ? host : "127.0.0.1", port, &hints, out);
+    if (rc)
+        return err_param(err, STATUS_INVALID, "listen", "cannot listen on the host '%s': %s", host,
+                         gai_strerror(rc));
+    if (!is_loopback((*out)->ai_addr) && opt->key_count == 0) {
+        freeaddrinfo(*out);
+        *out = NULL;
+        return err_param(err, STATUS_DENIED, "listen",
+                         "refusing to listen on %s without API keys: anyone who reaches it could "
+                         "use and change this server; configure keys, or listen on 127.0.0.1",
+                         host);
+    }
+    return STATUS_OK;
+}
+
+static enum status open_socket(struct listener *l, const struct http_options *opt,
+                               const struct addrinfo *at, struct errtext *err)
+{
+    int one = 1;
+    struct sockaddr_storage addr;
+    socklen_t len = sizeof addr;
+    l->fd = socket(at->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (l->fd < 0)
+        return err_set(err, STATUS_IO, "cannot make a socket: %s", strerror(errno));
+    (void)setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (bind(l->fd, at->ai_addr, at->ai_addrlen) != 0 || listen(l->fd, LISTEN_BACKLOG) != 0) {
+        if (errno == EADDRINUSE)
+            return err_param(err, STATUS_IO, "listen",
+                             "address already in use: another program listens on %s:%u; stop it or "
+                             "choose another port with --listen HOST:PORT",
+                             opt->host, opt->port);
+        return err_param(err, STATUS_IO, "listen", "cannot listen on %s:%u: %s", opt->host,
+                         opt->port, strerror(errno));
+    }
+    if (getsockname(l->fd, (struct sockaddr *)&addr, &len) != 0)
+        return err_set(err, STATUS_IO, "cannot read the socket's address: %s", strerror(errno));
+    l->port = ntohs(addr.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&addr)->sin6_port
+                                               : ((struct sockaddr_in *)&addr)->sin_port);
+    return STATUS_OK;
+}
+
+/* Each connection is a descriptor: raise the soft limit as far as needed and allowed. */
+static void raise_fd_limit(uint32_t connections_max)
+{
+    struct rlimit lim;
+    rlim_t want = (rlim_t)connections_max + SPARE_FDS;
+    if (getrlimit(RLIMIT_NOFILE, &lim) != 0 || lim.rlim_cur >= want)
+        return;
+    lim.rlim_cur = lim.rlim_max == RLIM_INFINITY || lim.rlim_max >= want ? want : lim.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &lim) != 0 || lim.rlim_cur < want)
+        log_warn("http",
+                 "only %llu open files are allowed, connections_max is %u: fewer clients can "
+                 "connect at a time (raise `ulimit -n`)",
+                 (unsigned long long)lim.rlim_cur, connections_max);
+}
+
+static struct MHD_Daemon *start_daemon(struct listener *l, int family)
+{
+    const struct http_options *opt = &l->server->opt;
+    unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD | MHD_ALLOW_SUSPEND_RESUME |
+                     MHD_USE_ERROR_LOG;
+    if (family == AF_INET6)
+        flags |= MHD_USE_IPv6;
+    uint32_t threads = opt->thread_count > 1 ? opt->thread_count : 2;
+    return MHD_start_daemon(
+        flags, opt->port, NULL, NULL, on_access, l->server, MHD_OPTION_EXTERNAL_LOGGER, on_log,
+        NULL, MHD_OPTION_NOTIFY_COMPLETED, on_completed, l->server, MHD_OPTION_LISTEN_SOCKET, l->fd,
+        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)threads, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)opt->connections_max, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
+        (unsigned)opt->connections_per_ip_max, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)opt->idle_timeout_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_LISTEN_BACKLOG_SIZE, (unsigned)LISTEN_BACKLOG,
+        MHD_OPTION_END);
+}
+
+enum status listener_start(struct listener **out, struct http_server *s, struct errtext *err)
+{
+    struct addrinfo *at = NULL;
+    struct listener *l = mem_alloc(sizeof(*l));
+    l->server = s;
+    l->fd = -1;
+    raise_fd_limit(s->opt.connections_max);
+    enum status st = resolve(&s->opt, &at, err);
+    if (!st)
+        st = open_socket(l, &s->opt, at, err);
+    if (!st) {
+        l->daemon = start_daemon(l, at->ai_family);
+        if (!l->daemon)
+            st = err_set(err, STATUS_IO, "the HTTP library did not start: %s", strerror(errno));
+    }
+    if (at)
+        freeaddrinfo(at);
+    if (st) {
+        if (l->fd >= 0)
+            close(l->fd);
+        mem_free(l);
+        return st;
+    }
+    *out = l;
+    return STATUS_OK;
+}
+
+uint16_t listener_port(const struct listener *l)
+{
+    return l->port;
+}
+
+void listener_quiesce(struct listener *l)
+{
+    if (atomic_exchange(&l->quiesced, true))
+        return;
+    MHD_socket fd = MHD_quiesce_daemon(l->daemon);
+    if (fd != MHD_INVALID_SOCKET)
+        close(fd);
+}
+
+void listener_stop(struct listener *l)
+{
+    listener_quiesce(l);
+    MHD_stop_daemon(l->daemon);
+    mem_free(l);
+}

@@ -1,0 +1,37 @@
+/* What the parts of the request parser pass along: request_parse.c drives, params.c reads
+ * sampling fields, target.c the model and adapters, prompt.c the prompts. Private to them. */
+#ifndef RS_HTTP_PARSE_STATE_H
+#define RS_HTTP_PARSE_STATE_H
+
+#include "server/http/request_parse.h"
+
+struct parse_state {
+    const struct parse_env *env;
+    const json_t *root;
+    struct gen_spec *spec;
+    struct errtext *err;
+    /* owned until moved into the request */
+    struct request_params params;
+    struct composition comp;
+    struct adapter_entry *entry[LORA_PARTS_MAX];
+    struct token_list prompt[REQUEST_PROMPTS_MAX];
+    uint32_t prompt_count;
+    bool has_max_tokens;
+};
+
+/* target.c: `model`, `adapters`, `adapter_id`, `lora_path` -> spec.model, comp, entry. */
+MUST_CHECK enum status parse_target(struct parse_state *p);
+/* params.c: everything but prompts and max_tokens' default. */
+MUST_CHECK enum status parse_refusals(struct parse_state *p);
+MUST_CHECK enum status parse_params(struct parse_state *p);
+/* prompt.c */
+MUST_CHECK enum status parse_prompts(struct parse_state *p);
+MUST_CHECK enum status parse_messages(struct parse_state *p);
+/* One text -> ids; flags as tokenizer_encode. param names the field in errors. Also /tokenize. */
+MUST_CHECK enum status prompt_encode(const struct parse_env *env, const char *text, size_t len,
+                                     unsigned flags, struct token_list *out, struct errtext *err);
+/* Render messages of root with the model's template into text. Also /tokenize. */
+MUST_CHECK enum status prompt_render_chat(const struct parse_env *env, const json_t *root,
+                                          struct buf *text, struct errtext *err);
+
+#endif

@@ -1,0 +1,165 @@
+/* A request is refused here before its body is read, wherever the headers suffice; the transport
+ * then reads and drops the body, so that the client sees the answer and not a broken pipe. */
+#include "server/http/prepare.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/hex.h"
+#include "server/base/mem.h"
+#include "server/http/auth.h"
+#include "server/http/reply.h"
+#include "server/http/state.h"
+#include "server/http/upload.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#define IGNORED_BODY_BYTES_MAX 65536u
+
+uint64_t prepare_body_max(const struct exchange *x)
+{
+    if (!x->route || x->route->body == ROUTE_BODY_NONE)
+        return IGNORED_BODY_BYTES_MAX;
+    if (x->route->body == ROUTE_BODY_UPLOAD)
+        return upload_bytes_max(x);
+    return x->server->opt.body_bytes_max;
+}
+
+/* Copy printable ASCII; anything else makes it absent. */
+static bool copy_token(char *out, size_t out_bytes, const char *text)
+{
+    size_t n = text ? strlen(text) : 0;
+    if (n == 0 || n >= out_bytes)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] < 0x20 || text[i] > 0x7E)
+            return false;
+    }
+    memcpy(out, text, n + 1);
+    return true;
+}
+
+static void set_request_id(struct exchange *x, const char *inbound)
+{
+    uint8_t random[16];
+    if (copy_token(x->request_id, sizeof x->request_id, inbound))
+        return;
+    randombytes_buf(random, sizeof random);
+    hex_encode(x->request_id, random, sizeof random);
+}
+
+static void preflight(struct exchange *x, const char *asked)
+{
+    static const char base[] = "authorization, content-type, x-request-id, idempotency-key";
+    x->code = 204;
+    if (!copy_token(x->cors_headers, sizeof x->cors_headers, asked))
+        snprintf(x->cors_headers, sizeof x->cors_headers, "%s", base);
+}
+
+static bool find_route(struct exchange *x, const struct prepare_headers *h)
+{
+    struct errtext err = ERRTEXT_INIT;
+    enum http_method m = route_method(h->method);
+    x->route = route_find(m, x->path, &x->tail, &x->allow);
+    if (x->route)
+        return true;
+    if (m == HTTP_OPTIONS) {
+        preflight(x, h->cors_headers);
+    } else if (x->allow) {
+        (void)err_set(&err, STATUS_INVALID, "%.16s is not a method of %.200s; use %s", h->method,
+                      x->path, x->allow);
+        exchange_fail_code(x, 405, NULL, &err);
+    } else {
+        (void)err_set(&err, STATUS_NOT_FOUND,
+                      "there is no %.16s %.200s on this server; GET /openapi.json lists what is",
+                      h->method, x->path);
+        exchange_fail_code(x, 404, "not_found", &err);
+    }
+    return false;
+}
+
+static bool check_key(struct exchange *x, const struct prepare_headers *h)
+{
+    struct errtext err = ERRTEXT_INIT;
+    char wanted[64], had[64];
+    const struct http_options *opt = &x->server->opt;
+    if (auth_check_origin(opt, h->origin, h->host, &err)) {
+        exchange_fail_code(x, 403, NULL, &err);
+        return false;
+    }
+    if (x->route->roles == ROUTE_ROLE_NONE)
+        return true;
+    if (auth_check(opt, h->authorization, &x->key, &x->roles, &err)) {
+        metrics_add(&x->server->metrics.auth_failures, 1);
+        exchange_fail_code(x, 401, NULL, &err);
+        return false;
+    }
+    x->fair_key = auth_fair_key(x->key);
+    if (x->roles & x->route->roles)
+        return true;
+    auth_roles_text(x->route->roles, wanted, sizeof wanted);
+    auth_roles_text(x->roles, had, sizeof had);
+    (void)err_set(&err, STATUS_DENIED, "%s %s needs a key with the role %s; this key has: %s",
+                  route_method_name(x->route->method), x->route->path, wanted, had);
+    exchange_fail_code(x, 403, NULL, &err);
+    return false;
+}
+
+static bool check_length(struct exchange *x, const char *content_length)
+{
+    struct errtext err = ERRTEXT_INIT;
+    uint64_t max = prepare_body_max(x);
+    char *end = NULL;
+    if (!content_length)
+        return true;
+    errno = 0;
+    unsigned long long n = strtoull(content_length, &end, 10);
+    if (errno || *end || n <= max)
+        return true; /* the transport checks the number itself */
+    (void)err_set(&err, STATUS_TOO_LARGE, "the body has %llu bytes; at most %llu are accepted", n,
+                  (unsigned long long)max);
+    exchange_fail_code(x, 413, NULL, &err);
+    return false;
+}
+
+static bool check_open(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (!atomic_load(&x->server->refusing) || x->route->roles == ROUTE_ROLE_NONE)
+        return true;
+    x->retry_after_ms = 5000;
+    (void)err_set(&err, STATUS_BUSY, "the server is shutting down and takes no new requests");
+    exchange_fail_code(x, 503, "server_draining", &err);
+    return false;
+}
+
+void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
+{
+    struct errtext err = ERRTEXT_INIT;
+    x->arrive_ns = x->server->clock_ns();
+    x->arrive_wall_ms = clock_wall_ms();
+    set_request_id(x, h->request_id);
+    x->openmetrics = h->accept && strstr(h->accept, "application/openmetrics-text");
+    if (h->retry_count && strtoll(h->retry_count, NULL, 10) > 0)
+        metrics_add(&x->server->metrics.retried, 1);
+    if (!find_route(x, h) || !check_key(x, h) || !check_open(x) ||
+        !check_length(x, h->content_length))
+        return;
+    if (h->idempotency_key && *h->idempotency_key &&
+        !copy_token(x->idempotency_key, sizeof x->idempotency_key, h->idempotency_key)) {
+        (void)err_set(&err, STATUS_INVALID,
+                      "the Idempotency-Key header must have 1 to %d printable characters",
+                      EXCHANGE_IDEM_BYTES_MAX);
+        exchange_fail_code(x, 400, NULL, &err);
+        return;
+    }
+    (void)copy_token(x->query_first, sizeof x->query_first, h->query_first);
+    (void)copy_token(x->query_last, sizeof x->query_last, h->query_last);
+    buf_init(&x->body, (size_t)prepare_body_max(x));
+    if (x->route->body == ROUTE_BODY_UPLOAD)
+        upload_begin(x);
+}

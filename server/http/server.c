@@ -1,0 +1,190 @@
+/* Start, drain and stop. The order of stopping matters: refuse new connections; let the workers end
+ * what they hold; cancel every generation and give streams a moment to say so; then no exchange may
+ * park any more (`stopping`), everything parked is resumed, and only then the library is stopped.
+ * What the engine's chain still holds is waited for last, because it may still wake. */
+#include "server/http/server.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/http/generate.h"
+#include "server/http/listen.h"
+#include "server/http/route.h"
+#include "server/http/state.h"
+
+#include <sodium.h>
+#include <stdio.h>
+#include <string.h>
+
+#define STOP_GRACE_MS   2000
+#define STOP_ORPHANS_MS 30000
+
+bool http_work_push(struct http_server *s, struct exchange *x)
+{
+    exchange_ref(x);
+    if (mailbox_push(&s->work, x) == STATUS_OK)
+        return true;
+    exchange_unref(x);
+    return false;
+}
+
+static void *work_main(void *arg)
+{
+    struct http_server *s = arg;
+    for (;;) {
+        struct exchange *x = mailbox_pop(&s->work);
+        if (x) {
+            x->route->handle(x);
+            atomic_store_explicit(&x->working, false, memory_order_release);
+            watch_wake(s->watch, x);
+            exchange_unref(x);
+            continue;
+        }
+        if (atomic_load(&s->work_closed))
+            return NULL;
+        mailbox_wait(&s->work, 1000);
+    }
+}
+
+void http_drain_tick(struct http_server *s, uint64_t now_ns)
+{
+    if (!atomic_load(&s->draining))
+        return;
+    uint64_t since_ms = (now_ns - atomic_load(&s->drain_ns)) / 1000000;
+    if (since_ms >= s->opt.lame_duck_s * 1000ull && !atomic_exchange(&s->refusing, true)) {
+        log_info("http", "draining: new requests are refused, %u are running",
+                 atomic_load(&s->active));
+        listener_quiesce(s->listener);
+    }
+    if (since_ms >= s->opt.drain_s * 1000ull && !atomic_exchange(&s->drain_over, true)) {
+        log_info("http", "drain deadline: %u requests are ended", atomic_load(&s->active));
+        watch_cancel_all(s->watch);
+    }
+}
+
+void http_begin_drain(struct http_server *s)
+{
+    if (atomic_exchange(&s->draining, true))
+        return;
+    atomic_store(&s->drain_ns, clock_mono_ns());
+    log_info("http",
+             "draining: not ready any more; new requests are refused in %u s, running ones "
+             "end within %u s",
+             s->opt.lame_duck_s, s->opt.drain_s);
+}
+
+static void set_defaults(struct http_server *s)
+{
+    struct http_options *o = &s->opt;
+    o->connections_max = o->connections_max ? o->connections_max : 4096;
+    o->idle_timeout_s = o->idle_timeout_s ? o->idle_timeout_s : 120;
+    o->body_bytes_max = o->body_bytes_max ? o->body_bytes_max : 16u << 20;
+    o->n_max = o->n_max ? MIN(o->n_max, REQUEST_SEQS_MAX) : 16;
+    o->upload_bytes_max = o->upload_bytes_max ? o->upload_bytes_max : 1ull << 30;
+    s->clock_ns = o->clock_ns ? o->clock_ns : clock_mono_ns;
+    s->context_max = o->context_max ? o->context_max : s->deps.model->config.pos_max;
+    s->start_wall_ms = clock_wall_ms();
+    if (s->deps.model->chat_text)
+        crypto_generichash(s->chat_digest, sizeof s->chat_digest,
+                           (const uint8_t *)s->deps.model->chat_text,
+                           strlen(s->deps.model->chat_text), NULL, 0);
+}
+
+static enum status check_options(const struct http_options *o, struct errtext *err)
+{
+    if (!o->model_name[0])
+        return err_param(err, STATUS_INVALID, "model_name", "the base model needs a name");
+    if (o->key_count > HTTP_KEYS_MAX)
+        return err_param(err, STATUS_INVALID, "keys",
+                         "%u API keys are configured; at most %d are "
+                         "accepted",
+                         o->key_count, HTTP_KEYS_MAX);
+    return STATUS_OK;
+}
+
+static void parts_fini(struct http_server *s)
+{
+    mailbox_fini(&s->work);
+    uploads_fini(&s->uploads);
+    idempotency_fini(&s->idem);
+    mem_free(s);
+}
+
+static void work_stop(struct http_server *s)
+{
+    atomic_store(&s->work_closed, true);
+    mailbox_close(&s->work);
+    for (uint32_t i = 0; i < s->work_count; i++)
+        pthread_join(s->work_thread[i], NULL);
+}
+
+enum status http_start(struct http_server **out, const struct http_options *opt,
+                       const struct http_deps *deps, struct errtext *err)
+{
+    enum status st = check_options(opt, err);
+    if (st)
+        return st;
+    if (sodium_init() < 0)
+        return err_set(err, STATUS_IO, "libsodium did not start");
+    struct http_server *s = mem_alloc(sizeof(*s));
+    s->opt = *opt;
+    s->deps = *deps;
+    set_defaults(s);
+    idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
+    uploads_init(&s->uploads);
+    mailbox_init(&s->work, HTTP_WORK_QUEUE_MAX);
+    struct watch_options wo = {
+        .slots_max = s->opt.connections_max, .resume = listener_resume, .server = s};
+    st = watch_create(&s->watch, &wo, err);
+    for (uint32_t i = 0; !st && i < HTTP_WORK_THREADS; i++) {
+        if (pthread_create(&s->work_thread[i], NULL, work_main, s) != 0)
+            st = err_set(err, STATUS_IO, "cannot start an HTTP worker thread");
+        else
+            s->work_count++;
+    }
+    if (!st)
+        st = listener_start(&s->listener, s, err);
+    if (st) {
+        work_stop(s);
+        watch_destroy(s->watch);
+        parts_fini(s);
+        return st;
+    }
+    *out = s;
+    return STATUS_OK;
+}
+
+uint16_t http_port(const struct http_server *s)
+{
+    return listener_port(s->listener);
+}
+
+uint32_t http_active_requests(const struct http_server *s)
+{
+    return atomic_load(&((struct http_server *)(uintptr_t)s)->active);
+}
+
+void http_stop(struct http_server *s)
+{
+    atomic_store(&s->draining, true);
+    atomic_store(&s->drain_ns, clock_mono_ns());
+    atomic_store(&s->refusing, true);
+    atomic_store(&s->drain_over, true);
+    listener_quiesce(s->listener);
+    work_stop(s);
+    watch_cancel_all(s->watch);
+    for (uint32_t ms = 0; ms < STOP_GRACE_MS && atomic_load(&s->active) > 0; ms += 5)
+        clock_sleep_ms(5);
+    atomic_store(&s->stopping, true);
+    watch_cancel_all(s->watch);
+    listener_stop(s->listener);
+    uint32_t left = watch_wait_orphans(s->watch, STOP_ORPHANS_MS);
+    if (left > 0) {
+        /* Their chains may still wake them: memory that is freed now would be written later. */
+        log_error("http", "%u requests never came back from the engine; their memory is kept",
+                  left);
+        return;
+    }
+    watch_destroy(s->watch);
+    parts_fini(s);
+}

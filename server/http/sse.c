@@ -1,0 +1,173 @@
+/* The event stream. Each call turns what the engine has published since the last one into chunks.
+ * Rules, each for a client that broke without it: choices begin in index order (openai-python
+ * appends by arrival); the role comes once, with the first text; nothing private is in `delta`;
+ * a finish chunk is separate and carries no text; the last of them waits until the record is
+ * durable, because it carries the receipt; the usage chunk has an empty `choices`. */
+#include "server/base/check.h"
+#include "server/http/reply.h"
+
+#include <string.h>
+
+/* Stop producing when this much waits to be sent: the rest stays in the request's arrays. */
+#define SSE_BACKLOG_BYTES (64u << 10)
+
+static void put_head(struct buf *out, const struct generation *g)
+{
+    buf_puts(out, "data: {\"id\":");
+    reply_put_id(out, g);
+    buf_printf(out, ",\"object\":\"%s\",\"created\":%lld,\"model\":",
+               g->spec.chat ? "chat.completion.chunk" : "text_completion",
+               (long long)g->created_unix);
+    buf_put_json_string(out, g->spec.model, strlen(g->spec.model));
+}
+
+static void put_tail(struct buf *out, const struct generation *g)
+{
+    if (g->spec.continuous_usage) {
+        buf_puts(out, ",\"usage\":");
+        reply_put_usage(out, g);
+    } else if (g->spec.include_usage) {
+        buf_puts(out, ",\"usage\":null");
+    }
+}
+
+static void put_range(struct buf *out, struct generation *g, uint32_t idx)
+{
+    struct choice *c = &g->choice[idx];
+    const struct request_seq *s = &g->req->seq[idx];
+    struct logprob_range range = {
+        .from = c->logprob_from, .to = c->text.consumed, .with_prompt = g->spec.echo && !c->begun};
+    buf_puts(out, ",\"logprobs\":");
+    if (!g->req->params.logprobs)
+        buf_puts(out, "null");
+    else if (g->spec.chat)
+        logprobs_put_chat(out, g, s, range);
+    else
+        logprobs_put_completion(out, g, s, range);
+    c->logprob_from = range.to;
+}
+
+/* One chunk with text (and its logprobs). */
+static void put_text_chunk(struct buf *out, struct generation *g, uint32_t idx)
+{
+    struct choice *c = &g->choice[idx];
+    put_head(out, g);
+    buf_printf(out, ",\"choices\":[{\"index\":%u,", idx);
+    if (g->spec.chat) {
+        buf_puts(out, "\"delta\":{");
+        if (!c->begun)
+            buf_puts(out, "\"role\":\"assistant\",");
+        buf_puts(out, "\"content\":");
+        buf_put_json_string(out, c->ready.data ? c->ready.data : "", c->ready.len);
+        buf_putc(out, '}');
+    } else {
+        buf_puts(out, "\"text\":");
+        buf_put_json_string(out, c->ready.data ? c->ready.data : "", c->ready.len);
+    }
+    uint32_t from = c->logprob_from;
+    put_range(out, g, idx);
+    buf_puts(out, ",\"finish_reason\":null");
+    if (g->spec.return_token_ids) {
+        buf_puts(out, ",\"token_ids\":");
+        reply_put_ids(out, g->req->seq[idx].out_id + from, c->text.consumed - from);
+    }
+    buf_puts(out, "}]");
+    put_tail(out, g);
+    buf_puts(out, "}\n\n");
+    buf_clear(&c->ready);
+    if (!c->begun) {
+        c->begun = true;
+        g->begun_count++;
+    }
+}
+
+static void put_finish_chunk(struct buf *out, struct generation *g, uint32_t idx)
+{
+    put_head(out, g);
+    buf_printf(out, ",\"choices\":[{\"index\":%u,%s,\"logprobs\":null,", idx,
+               g->spec.chat ? "\"delta\":{}" : "\"text\":\"\"");
+    reply_put_finish(out, g, &g->req->seq[idx]);
+    buf_puts(out, "}]");
+    put_tail(out, g);
+    g->choice[idx].finished = true;
+    g->finished_count++;
+    if (g->finished_count == g->req->seq_count)
+        reply_put_residual(out, g);
+    buf_puts(out, "}\n\n");
+}
+
+static void put_end(struct buf *out, struct generation *g)
+{
+    if (g->spec.include_usage) {
+        put_head(out, g);
+        buf_puts(out, ",\"choices\":[],\"usage\":");
+        reply_put_usage(out, g);
+        reply_put_residual(out, g);
+        buf_puts(out, "}\n\n");
+    }
+    buf_puts(out, "data: [DONE]\n\n");
+}
+
+static void put_failure(struct buf *out, const struct generation *g)
+{
+    const struct request *r = g->req;
+    const char *text = r->error.text;
+    int code = r->status ? reply_code(r->status) : 503;
+    if (atomic_load(&g->drained))
+        text = "the server is shutting down; this answer is incomplete";
+    else if (!r->status)
+        text = "the answer's record could not be made durable";
+    buf_puts(out, "data: ");
+    reply_put_error(out, code, NULL, *text ? text : "the engine failed", r->error.param);
+    buf_puts(out, "\n\ndata: [DONE]\n\n");
+}
+
+static bool has_failed(const struct generation *g)
+{
+    if (!g->req->receipt.recorded)
+        return true;
+    for (uint32_t i = 0; i < g->req->seq_count; i++) {
+        uint32_t finish = atomic_load_explicit(&g->req->seq[i].finish, memory_order_acquire);
+        if (finish == FINISH_ERROR || finish == FINISH_CANCELLED)
+            return true;
+    }
+    return false;
+}
+
+/* Text (and, once all text is out, the finish) of one choice. */
+static void fill_choice(struct generation *g, uint32_t idx, bool done, struct buf *out)
+{
+    struct choice *c = &g->choice[idx];
+    if (c->finished || idx > g->begun_count)
+        return;
+    if (atomic_load_explicit(&g->req->seq[idx].n_out, memory_order_acquire) > 0)
+        reply_add_echo(g, &g->req->seq[idx]); /* with the first token, so that TTFT is true */
+    textout_pull(&c->text, &g->rules, &g->req->seq[idx], &c->ready);
+    bool has_news =
+        c->ready.len > 0 || (c->text.ended && !c->begun) ||
+        (c->text.ended && g->req->params.logprobs && c->text.consumed > c->logprob_from);
+    if (has_news)
+        put_text_chunk(out, g, idx);
+    uint32_t finish = atomic_load_explicit(&g->req->seq[idx].finish, memory_order_acquire);
+    bool good = finish == FINISH_STOP || finish == FINISH_LENGTH;
+    bool last = g->finished_count + 1 == g->req->seq_count;
+    if (c->text.ended && good && (!last || done))
+        put_finish_chunk(out, g, idx);
+}
+
+bool sse_fill(struct generation *g, struct buf *out)
+{
+    /* done first: once it is seen, everything else is final. */
+    bool done = atomic_load_explicit(&g->req->done, memory_order_acquire);
+    bool failed = done && has_failed(g);
+    for (uint32_t i = 0; i < g->req->seq_count; i++) {
+        if (out->len > SSE_BACKLOG_BYTES)
+            return false;
+        fill_choice(g, i, done && !failed, out);
+    }
+    if (failed)
+        put_failure(out, g);
+    else if (done)
+        put_end(out, g);
+    return done;
+}

@@ -1,0 +1,45 @@
+/* What the parts of the HTTP server share: options, dependencies, and one member for each part.
+ * Made by http_start, const afterwards but for what each part locks itself. */
+#ifndef RS_HTTP_STATE_H
+#define RS_HTTP_STATE_H
+
+#include "server/base/mailbox.h"
+#include "server/http/exchange.h"
+#include "server/http/idempotency.h"
+#include "server/http/metrics.h"
+#include "server/http/upload.h"
+#include "server/http/watch.h"
+
+#define HTTP_WORK_THREADS   2
+#define HTTP_WORK_QUEUE_MAX 256
+
+struct listener;
+
+struct http_server {
+    struct http_options opt;
+    struct http_deps deps;
+    uint32_t context_max;
+    struct metrics metrics;
+    struct idempotency idem;
+    struct uploads uploads;
+    struct watch *watch;
+    struct listener *listener;
+    struct mailbox work; /* of struct exchange */
+    pthread_t work_thread[HTTP_WORK_THREADS];
+    uint32_t work_count;
+    atomic_bool work_closed;
+    uint64_t start_wall_ms;
+    uint64_t (*clock_ns)(void);
+    uint8_t chat_digest[32]; /* of the chat template's text */
+    atomic_bool draining, refusing, drain_over, stopping;
+    _Atomic uint64_t drain_ns; /* when the drain began */
+    atomic_uint active;        /* exchanges with a generation not yet answered */
+};
+
+/* Hand an exchange to a worker thread; false when the queue is full. */
+bool http_work_push(struct http_server *s, struct exchange *x);
+/* Ends the generations that still run, with an error event. The watch calls it at the drain's end.
+ */
+void http_drain_tick(struct http_server *s, uint64_t now_ns);
+
+#endif

@@ -1,0 +1,168 @@
+/* Which model answers: `model` is the base's name, an adapter's, or "base:adapter"; `adapters` adds
+ * a weighted set beside the base. `adapter_id` and `lora_path` are spellings of other servers,
+ * taken as registered names only. A name the key may not use is refused before it is looked up, so
+ * that refusals do not tell which names exist. */
+#include "server/base/check.h"
+#include "server/http/auth.h"
+#include "server/http/json_field.h"
+#include "server/http/parse_state.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static enum status add_part(struct parse_state *p, const char *name, const char *param,
+                            int32_t weight_q16)
+{
+    if (!auth_allows_adapter(p->env->key, name))
+        return err_param(p->err, STATUS_DENIED, param,
+                         "this API key may not use the adapter '%.128s'", name);
+    struct adapter_entry *e = catalog_find(p->env->catalog, name);
+    if (!e)
+        return err_param(p->err, STATUS_NOT_FOUND, param,
+                         "The model '%.128s' does not exist on this server; GET /v1/models lists "
+                         "what does.",
+                         name);
+    struct composition_part *part = &p->comp.part[p->comp.n];
+    CHECK(p->comp.n < LORA_PARTS_MAX);
+    memcpy(part->adapter, e->id, sizeof part->adapter);
+    part->weight_q16 = weight_q16;
+    p->entry[p->comp.n++] = e;
+    return STATUS_OK;
+}
+
+/* The adapter part of `model`, or NULL for the base. */
+static const char *adapter_of_model(const struct parse_env *env, const char *model)
+{
+    size_t base_len = strlen(env->model_name);
+    if (strcmp(model, env->model_name) == 0)
+        return NULL;
+    if (strncmp(model, env->model_name, base_len) == 0 && model[base_len] == ':')
+        return model + base_len + 1;
+    return model;
+}
+
+static enum status parse_weight(struct parse_state *p, const json_t *item, size_t idx,
+                                int32_t *weight_q16)
+{
+    double w = 1.0;
+    char param[48];
+    snprintf(param, sizeof param, "adapters[%zu].weight", idx);
+    struct errtext inner = ERRTEXT_INIT;
+    if (json_field_double(item, "weight", -REQUEST_WEIGHT_MAX, REQUEST_WEIGHT_MAX, &w, &inner))
+        return err_param(p->err, STATUS_INVALID, param, "adapters[%zu]: %s", idx, inner.text);
+    *weight_q16 = (int32_t)llrint(w * COMPOSITION_WEIGHT_ONE);
+    if (*weight_q16 == 0)
+        return err_param(p->err, STATUS_INVALID, param,
+                         "'%s' is %g, which is zero in steps of 1/65536; leave the adapter out "
+                         "instead",
+                         param, w);
+    return STATUS_OK;
+}
+
+static enum status parse_adapters(struct parse_state *p, const json_t *list)
+{
+    size_t idx;
+    json_t *item;
+    if (!json_is_array(list))
+        return err_param(p->err, STATUS_INVALID, "adapters",
+                         "'adapters' must be a list of {\"model\", \"weight\"} objects");
+    if (json_array_size(list) > LORA_PARTS_MAX)
+        return err_param(p->err, STATUS_INVALID, "adapters",
+                         "'adapters' has %zu items; at most %d are accepted", json_array_size(list),
+                         LORA_PARTS_MAX);
+    json_array_foreach(list, idx, item)
+    {
+        const char *name = NULL;
+        char param[48];
+        int32_t weight_q16 = 0;
+        struct errtext inner = ERRTEXT_INIT;
+        snprintf(param, sizeof param, "adapters[%zu].model", idx);
+        if (!json_is_object(item))
+            return err_param(p->err, STATUS_INVALID, "adapters",
+                             "adapters[%zu] must be an object {\"model\", \"weight\"}", idx);
+        if (json_field_string(item, "model", &name, &inner) || !name)
+            return err_param(p->err, STATUS_INVALID, param, "'%s' must be the name of an adapter",
+                             param);
+        enum status st = parse_weight(p, item, idx, &weight_q16);
+        if (!st)
+            st = add_part(p, name, param, weight_q16);
+        if (st)
+            return st;
+    }
+    return STATUS_OK;
+}
+
+/* Order entries as composition_seal ordered the parts. */
+static void reorder_entries(struct parse_state *p)
+{
+    struct adapter_entry *sorted[LORA_PARTS_MAX] = {NULL};
+    for (uint32_t i = 0; i < p->comp.n; i++) {
+        for (uint32_t k = 0; k < p->comp.n; k++) {
+            if (p->entry[k] && memcmp(p->entry[k]->id, p->comp.part[i].adapter, 32) == 0) {
+                sorted[i] = p->entry[k];
+                p->entry[k] = NULL;
+                break;
+            }
+        }
+        CHECK(sorted[i]);
+    }
+    memcpy(p->entry, sorted, sizeof sorted);
+}
+
+/* One adapter by `model` or by another server's field. */
+static enum status parse_single(struct parse_state *p, const char *model, const char **name)
+{
+    static const char *const alias[] = {"adapter_id", "lora_path"};
+    *name = adapter_of_model(p->env, model);
+    for (size_t i = 0; i < ARRAY_COUNT(alias); i++) {
+        const char *other = NULL;
+        enum status st = json_field_string(p->root, alias[i], &other, p->err);
+        if (st)
+            return st;
+        if (!other || !*other)
+            continue;
+        if (*name && strcmp(*name, other) != 0)
+            return err_param(p->err, STATUS_INVALID, alias[i],
+                             "'%s' names '%.128s' but the adapter '%.128s' is already named",
+                             alias[i], other, *name);
+        *name = other;
+    }
+    return STATUS_OK;
+}
+
+enum status parse_target(struct parse_state *p)
+{
+    const char *model = NULL, *name = NULL;
+    const json_t *list = json_field(p->root, "adapters");
+    enum status st = json_field_string(p->root, "model", &model, p->err);
+    if (st)
+        return st;
+    if (!model || !*model)
+        return err_param(p->err, STATUS_INVALID, "model",
+                         "'model' is missing: name the base '%s' or an adapter",
+                         p->env->model_name);
+    if (strlen(model) >= sizeof p->spec->model)
+        return err_param(p->err, STATUS_NOT_FOUND, "model",
+                         "'model' is longer than any name on this server");
+    snprintf(p->spec->model, sizeof p->spec->model, "%s", model);
+    st = parse_single(p, model, &name);
+    if (st)
+        return st;
+    if (list && json_array_size(list) > 0 && name)
+        return err_param(p->err, STATUS_INVALID, "adapters",
+                         "with 'adapters', 'model' must name the base '%s', found '%.128s'; put "
+                         "that adapter into the list",
+                         p->env->model_name, name);
+    if (name) {
+        st = add_part(p, name, "model", COMPOSITION_WEIGHT_ONE);
+        snprintf(p->spec->adapter, sizeof p->spec->adapter, "%s", name);
+    } else if (list) {
+        st = parse_adapters(p, list);
+    }
+    if (!st)
+        st = composition_seal(&p->comp, p->err);
+    if (!st)
+        reorder_entries(p);
+    return st;
+}

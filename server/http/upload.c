@@ -1,0 +1,331 @@
+/* Staging and publishing of uploaded adapters; see upload.h for the calls. */
+#include "server/http/upload.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+#include "server/http/auth.h"
+#include "server/http/handlers.h"
+#include "server/http/json_field.h"
+#include "server/http/reply.h"
+#include "server/http/state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char *const part_name[UPLOAD_PART_COUNT] = {"adapter_config.json",
+                                                         "adapter_model.safetensors"};
+
+void uploads_init(struct uploads *u)
+{
+    CHECK(pthread_mutex_init(&u->lock, NULL) == 0);
+    memset(u->slot, 0, sizeof u->slot);
+}
+
+static void slot_clear(struct upload_slot *s)
+{
+    for (int p = 0; p < UPLOAD_PART_COUNT; p++) {
+        if (s->used && s->fd[p] >= 0)
+            close(s->fd[p]);
+    }
+    *s = (struct upload_slot){.fd = {-1, -1}};
+}
+
+void uploads_fini(struct uploads *u)
+{
+    for (uint32_t i = 0; i < UPLOADS_MAX; i++)
+        slot_clear(&u->slot[i]);
+    pthread_mutex_destroy(&u->lock);
+}
+
+static uint64_t quota(const struct exchange *x)
+{
+    return x->key && x->key->publish_bytes_max ? x->key->publish_bytes_max
+                                               : x->server->opt.upload_bytes_max;
+}
+
+/* Bytes and slots this key has staged already. The lock is held. */
+static uint64_t staged(struct uploads *u, uint64_t fair_key, uint32_t *slots)
+{
+    uint64_t bytes = 0;
+    *slots = 0;
+    for (uint32_t i = 0; i < UPLOADS_MAX; i++) {
+        const struct upload_slot *s = &u->slot[i];
+        if (!s->used || s->fair_key != fair_key)
+            continue;
+        bytes += s->bytes[UPLOAD_CONFIG] + s->bytes[UPLOAD_TENSORS];
+        (*slots)++;
+    }
+    return bytes;
+}
+
+static bool tail_is_config(const char *tail)
+{
+    size_t len = strlen(tail), end = strlen(part_name[UPLOAD_CONFIG]);
+    return len > end && strcmp(tail + len - end, part_name[UPLOAD_CONFIG]) == 0;
+}
+
+uint64_t upload_bytes_max(const struct exchange *x)
+{
+    return tail_is_config(x->tail) ? UPLOAD_CONFIG_BYTES_MAX : quota(x);
+}
+
+/* "NAME/adapter_config.json": NAME may itself hold slashes. */
+static bool split_tail(const char *tail, struct upload *up)
+{
+    const char *slash = strrchr(tail, '/');
+    if (!slash || slash == tail || (size_t)(slash - tail) > CATALOG_NAME_MAX)
+        return false;
+    snprintf(up->name, sizeof up->name, "%.*s", (int)(slash - tail), tail);
+    for (int p = 0; p < UPLOAD_PART_COUNT; p++) {
+        if (strcmp(slash + 1, part_name[p]) == 0) {
+            up->part = (enum upload_part)p;
+            return true;
+        }
+    }
+    return false;
+}
+
+void upload_begin(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    const char *dir = x->server->opt.upload_dir ? x->server->opt.upload_dir : "/var/tmp";
+    struct upload *up = mem_try_alloc(sizeof(*up));
+    enum status st = STATUS_OK;
+    if (!up) {
+        st = err_set(&err, STATUS_NO_MEMORY, "there is no memory for this upload now");
+    } else if (!split_tail(x->tail, up)) {
+        st = err_param(&err, STATUS_NOT_FOUND, "name",
+                       "upload to /v1/uploads/NAME/%s or /v1/uploads/NAME/%s",
+                       part_name[UPLOAD_CONFIG], part_name[UPLOAD_TENSORS]);
+    } else if (!auth_allows_adapter(x->key, up->name)) {
+        st = err_param(&err, STATUS_DENIED, "name", "this API key may not publish as '%.128s'",
+                       up->name);
+    } else {
+        up->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        if (up->fd < 0)
+            st = err_set(&err, STATUS_IO, "uploads cannot be staged: %s", strerror(errno));
+    }
+    if (st) {
+        mem_free(up);
+        exchange_fail(x, st, &err);
+        return;
+    }
+    x->upload = up;
+}
+
+void uploads_detach(struct exchange *x)
+{
+    if (!x->upload)
+        return;
+    if (x->upload->fd >= 0)
+        close(x->upload->fd);
+    mem_free(x->upload);
+    x->upload = NULL;
+}
+
+void upload_write(struct exchange *x, const char *data, size_t len)
+{
+    struct upload *up = x->upload;
+    struct errtext err = ERRTEXT_INIT;
+    while (len > 0) {
+        ssize_t n = write(up->fd, data, len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            (void)err_set(&err, STATUS_IO, "the upload cannot be stored: %s", strerror(errno));
+            uploads_detach(x);
+            exchange_fail(x, STATUS_IO, &err);
+            return;
+        }
+        data += n;
+        len -= (size_t)n;
+        up->bytes += (uint64_t)n;
+    }
+}
+
+static struct upload_slot *find_slot(struct uploads *u, uint64_t fair_key, const char *name)
+{
+    for (uint32_t i = 0; i < UPLOADS_MAX; i++) {
+        struct upload_slot *s = &u->slot[i];
+        if (s->used && s->fair_key == fair_key && strcmp(s->name, name) == 0)
+            return s;
+    }
+    return NULL;
+}
+
+static struct upload_slot *new_slot(struct uploads *u, uint64_t now_ns)
+{
+    struct upload_slot *found = NULL;
+    for (uint32_t i = 0; i < UPLOADS_MAX; i++) {
+        struct upload_slot *s = &u->slot[i];
+        if (s->used && !s->busy && now_ns - s->touched_ns > UPLOAD_TTL_NS)
+            slot_clear(s);
+        if (!s->used && !found)
+            found = s;
+    }
+    return found;
+}
+
+/* The complete body becomes part of its (key, name). The lock is held. */
+static enum status store(struct exchange *x, struct errtext *err)
+{
+    struct uploads *u = &x->server->uploads;
+    struct upload *up = x->upload;
+    uint32_t slots = 0;
+    uint64_t now_ns = x->server->clock_ns();
+    struct upload_slot *s = find_slot(u, x->fair_key, up->name);
+    if (s && s->busy)
+        return err_set(err, STATUS_BUSY, "'%.128s' is being published now; retry", up->name);
+    uint64_t bytes = staged(u, x->fair_key, &slots) - (s ? s->bytes[up->part] : 0);
+    if (bytes + up->bytes > quota(x))
+        return err_set(
+            err, STATUS_TOO_LARGE, "%llu staged bytes and %llu more exceed the quota of %llu bytes",
+            (unsigned long long)bytes, (unsigned long long)up->bytes, (unsigned long long)quota(x));
+    if (!s && slots >= UPLOADS_PER_KEY_MAX)
+        return err_set(err, STATUS_FULL,
+                       "%u uploads of this key wait to be published; publish "
+                       "them first",
+                       slots);
+    if (!s) {
+        s = new_slot(u, now_ns);
+        if (!s)
+            return err_set(err, STATUS_FULL, "too many uploads wait to be published; retry later");
+        *s = (struct upload_slot){.used = true, .fair_key = x->fair_key, .fd = {-1, -1}};
+        snprintf(s->name, sizeof s->name, "%s", up->name);
+    }
+    if (s->fd[up->part] >= 0)
+        close(s->fd[up->part]);
+    s->fd[up->part] = up->fd;
+    s->bytes[up->part] = up->bytes;
+    s->touched_ns = now_ns;
+    up->fd = -1;
+    return STATUS_OK;
+}
+
+void handle_upload(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct uploads *u = &x->server->uploads;
+    CHECK(x->upload);
+    pthread_mutex_lock(&u->lock);
+    enum status st = store(x, &err);
+    pthread_mutex_unlock(&u->lock);
+    if (st) {
+        exchange_fail(x, st, &err);
+    } else {
+        buf_puts(&x->out, "{\"name\":");
+        buf_put_json_string(&x->out, x->upload->name, strlen(x->upload->name));
+        buf_printf(&x->out, ",\"part\":\"%s\",\"bytes\":%llu}", part_name[x->upload->part],
+                   (unsigned long long)x->upload->bytes);
+        exchange_json(x, 201);
+    }
+    uploads_detach(x);
+}
+
+/* Take the staged bodies for a publish: nobody changes them meanwhile. */
+static enum status claim(struct exchange *x, const char *name, struct upload_slot **out,
+                         struct errtext *err)
+{
+    struct uploads *u = &x->server->uploads;
+    enum status st = STATUS_OK;
+    pthread_mutex_lock(&u->lock);
+    struct upload_slot *s = find_slot(u, x->fair_key, name);
+    if (!s || s->fd[UPLOAD_CONFIG] < 0 || s->fd[UPLOAD_TENSORS] < 0)
+        st = err_param(err, STATUS_INVALID, "name", "'%.128s' is not uploaded: PUT %s%s first",
+                       name, !s || s->fd[UPLOAD_CONFIG] < 0 ? part_name[UPLOAD_CONFIG] : "",
+                       !s ? " and adapter_model.safetensors"
+                       : s->fd[UPLOAD_TENSORS] < 0
+                           ? (s->fd[UPLOAD_CONFIG] < 0 ? " and adapter_model.safetensors"
+                                                       : part_name[UPLOAD_TENSORS])
+                           : "");
+    else if (s->busy)
+        st = err_set(err, STATUS_BUSY, "'%.128s' is being published already; retry", name);
+    else
+        s->busy = true;
+    pthread_mutex_unlock(&u->lock);
+    *out = s;
+    return st;
+}
+
+static void unclaim(struct exchange *x, struct upload_slot *s, bool published)
+{
+    pthread_mutex_lock(&x->server->uploads.lock);
+    s->busy = false;
+    s->touched_ns = x->server->clock_ns();
+    if (published)
+        slot_clear(s);
+    pthread_mutex_unlock(&x->server->uploads.lock);
+}
+
+static enum status read_part(const struct upload_slot *s, enum upload_part part, char **data,
+                             size_t *len, struct errtext *err)
+{
+    if (lseek(s->fd[part], 0, SEEK_SET) != 0)
+        return err_set(err, STATUS_IO, "the upload cannot be read: %s", strerror(errno));
+    return file_read_fd(s->fd[part], part_name[part], (size_t)s->bytes[part], data, len, err);
+}
+
+static enum status publish(struct exchange *x, struct upload_slot *s, struct publish_upload *p,
+                           struct errtext *err)
+{
+    char *config = NULL, *tensors = NULL;
+    size_t config_bytes = 0, tensor_bytes = 0;
+    enum status st = read_part(s, UPLOAD_CONFIG, &config, &config_bytes, err);
+    if (!st)
+        st = read_part(s, UPLOAD_TENSORS, &tensors, &tensor_bytes, err);
+    if (!st) {
+        p->config_json = config;
+        p->config_bytes = config_bytes;
+        p->tensors = tensors;
+        p->tensor_bytes = tensor_bytes;
+        st = publisher_upload(x->server->deps.publisher, p, &x->out, err);
+    }
+    mem_free(config);
+    mem_free(tensors);
+    return st;
+}
+
+static enum status read_request(struct exchange *x, json_t *root, struct publish_upload *p,
+                                struct errtext *err)
+{
+    enum status st = json_field_string(root, "name", &p->name, err);
+    if (!st && !p->name)
+        st = err_param(err, STATUS_INVALID, "name", "'name' is missing");
+    if (!st)
+        st = json_field_bool(root, "replace", &p->replace, err);
+    if (!st)
+        st = json_field_bool(root, "dry_run", &p->dry_run, err);
+    p->manifest = json_field(root, "manifest");
+    if (!st && p->manifest && !json_is_object(p->manifest))
+        st = err_param(err, STATUS_INVALID, "manifest", "'manifest' must be an object");
+    if (!st && !auth_allows_adapter(x->key, p->name))
+        st = err_param(err, STATUS_DENIED, "name", "this API key may not publish as '%.128s'",
+                       p->name);
+    return st;
+}
+
+void handle_publish(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct publish_upload p = {.key_name = x->key ? x->key->name : ""};
+    struct upload_slot *slot = NULL;
+    json_t *root = NULL;
+    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
+    if (!st)
+        st = read_request(x, root, &p, &err);
+    if (!st)
+        st = claim(x, p.name, &slot, &err);
+    if (!st) {
+        st = publish(x, slot, &p, &err);
+        unclaim(x, slot, !st && !p.dry_run);
+    }
+    if (st)
+        exchange_fail(x, st, &err);
+    else
+        exchange_json(x, p.dry_run ? 200 : 201);
+    json_decref(root);
+}
