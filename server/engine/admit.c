@@ -218,7 +218,7 @@ static enum verdict admit_one(struct engine *e, struct job *j, uint32_t slot)
     return v == ADMITTED ? start(e, j, idx, sibling, slot) : v;
 }
 
-/* All slots are taken: have the adapters of those next in line loaded meanwhile. */
+/* Have the adapters of one that is next in line loaded meanwhile. */
 static enum verdict warm(struct engine *e, struct job *j)
 {
     if (j->r->comp.n == 0 || j->seqs_running > 0 || e->now_ms - j->warmed_ms < RETRY_MS)
@@ -232,20 +232,41 @@ static enum verdict warm(struct engine *e, struct job *j)
     return v;
 }
 
+/* No more adapters are asked for ahead than can stay: else they would push each other out. */
+static uint32_t warm_tries_max(const struct engine *e)
+{
+    struct store_stats st;
+    store_get_stats(e->store, &st);
+    uint32_t unpinned = st.slots_max > e->pin_count ? st.slots_max - e->pin_count : 0;
+    return MIN(WARM_TRIES_MAX, MAX(unpinned / 2, 1));
+}
+
+/* All slots are taken. */
+static void warm_requests(struct engine *e)
+{
+    struct job *j;
+    if (e->now_ms - e->warmed_ms < WARM_EVERY_MS)
+        return;
+    e->warmed_ms = e->now_ms;
+    for (uint32_t tries = warm_tries_max(e); tries > 0 && (j = pick(e)); tries--) {
+        if (warm(e, j) != GONE)
+            j->passed = e->pass;
+    }
+}
+
 void admit_requests(struct engine *e)
 {
-    uint32_t warm_tries = 0;
     struct job *j;
+    uint32_t slot;
     e->pass++;
-    while ((j = pick(e))) {
-        uint32_t slot = free_slot(e);
-        enum verdict v;
-        if (slot == UINT32_MAX && ++warm_tries > WARM_TRIES_MAX)
-            break;
-        v = slot == UINT32_MAX ? warm(e, j) : admit_one(e, j, slot);
+    while ((slot = free_slot(e)) != UINT32_MAX) {
+        if (!(j = pick(e)))
+            return;
+        enum verdict v = admit_one(e, j, slot);
         if (v == NOBODY_ELSE)
-            break;
+            return;
         if (v == PASSED_OVER)
             j->passed = e->pass;
     }
+    warm_requests(e);
 }

@@ -113,9 +113,22 @@ static void close_down(struct engine *e)
     stats_publish(e);
 }
 
+/* For the report of a panic. Plain reads: the thread that panics is ours or all is lost anyway. */
+static void dump(void *arg)
+{
+    const struct engine *e = arg;
+    log_error("engine",
+              "step %llu: %u running of %u requests, %u of %u pages free, %u adapters pinned, "
+              "batch of %u rows in %u segments",
+              (unsigned long long)e->count.steps, e->seqs_running, e->job_live_count,
+              kv_free_count(&e->kv), e->kv.page_count, e->pin_count, e->batch.n_tok,
+              e->batch.n_seg);
+}
+
 void *engine_main(void *arg)
 {
     struct engine *e = arg;
+    panic_set_dump(dump, e);
     mem_seal_thread();
     for (;;) {
         bool ran = engine_step(e);
@@ -125,5 +138,6 @@ void *engine_main(void *arg)
             mailbox_wait(&e->mail, pause_ms(e));
     }
     close_down(e);
+    panic_set_dump(NULL, NULL);
     return NULL;
 }

@@ -44,7 +44,8 @@ void engine_wake(struct engine *e);
 void engine_print_plan(const struct engine *e, struct buf *out);
 void engine_start(struct engine *e); /* starts the thread */
 /* Refuse new work, finish what runs until deadline_ms, then end the rest with FINISH_ERROR
- * ("draining"). Blocks. */
+ * ("draining"). Blocks. Called again meanwhile (another thread) it only brings the deadline forward
+ * and returns. */
 void engine_stop(struct engine *e, uint32_t deadline_ms);
 void engine_destroy(struct engine *e);
 

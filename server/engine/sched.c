@@ -3,7 +3,7 @@
 #include "server/engine/sched.h"
 #include "server/base/check.h"
 
-/* Beside decode rows scoring takes 1/64 of its backlog each step, at least SCORE_ROWS_MIN: few rows
+/* Beside user rows scoring takes 1/64 of its backlog each step, at least SCORE_ROWS_MIN: few rows
  * ride along with weights that are read anyway, and a burst drains in a time that does not depend
  * on its size. */
 #define SCORE_BACKLOG_STEPS 64
@@ -118,17 +118,15 @@ static uint32_t share(struct sched_ask *ask, uint32_t n_ask, enum sched_kind kin
 
 void sched_share_rows(struct sched_ask *ask, uint32_t n_ask, const struct sched_limits *limits)
 {
-    uint32_t decode, prefill, score;
+    uint32_t user, score;
     for (uint32_t i = 0; i < n_ask; i++) {
         CHECK(ask[i].kind != SCHED_DECODE || ask[i].rows_left == 1);
         ask[i].rows = 0;
     }
-    decode = share(ask, n_ask, SCHED_DECODE, limits->rows_max);
-    prefill = share(ask, n_ask, SCHED_PREFILL, limits->rows_max - decode);
-    if (prefill > 0 || next_ask(ask, n_ask, SCHED_PREFILL))
-        return;
-    score = MIN(limits->score_rows_max, limits->rows_max - decode);
-    if (decode > 0) {
+    user = share(ask, n_ask, SCHED_DECODE, limits->rows_max);
+    user += share(ask, n_ask, SCHED_PREFILL, limits->rows_max - user);
+    score = MIN(limits->score_rows_max, limits->rows_max - user);
+    if (user > 0) {
         uint64_t some = limits->score_backlog / SCORE_BACKLOG_STEPS;
         score = (uint32_t)MIN((uint64_t)score, MAX(some, SCORE_ROWS_MIN));
     }

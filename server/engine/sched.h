@@ -6,7 +6,8 @@
  *           first, then the older. A key that comes back from idleness is lifted to the lowest
  *           counter of those active, so it cannot spend credit it saved by not asking.
  * Rows      decode rows first (a token of somebody who already reads), then prefill chunks in order
- *           of admission policy, and scoring only in steps without any prefill.
+ *           of admission policy, then scoring: a small share of its backlog beside user rows, as
+ *           much as allowed when there are none.
  * Preempted are the lowest priority, of those the newest: so the oldest of the highest priority
  *           always moves on, and nobody starves. */
 #ifndef RS_ENGINE_SCHED_H

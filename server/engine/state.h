@@ -29,6 +29,8 @@
 #define IDLE_WAIT_MS     1000 /* pause without any work; every message ends it */
 #define RETRY_MS         100  /* ask again for a cold adapter even if nothing was reported */
 #define WARM_TRIES_MAX   8    /* cold adapters asked for ahead of a free slot, per step */
+#define WARM_EVERY_MS    10   /* how often those ahead of a free slot are looked at */
+#define LIST_AGE_MS      50   /* of the adapter lists in the statistics */
 #define PAGE_RETRY_STEPS 64   /* look again at a request that did not fit */
 #define VERIFY_PAGES_MAX 4096 /* checking builds walk pools up to this size each step */
 
@@ -165,6 +167,7 @@ struct engine {
     struct head head;
 
     uint64_t now_ns, now_ms;
+    uint64_t listed_ms, warmed_ms; /* when the adapter lists were made, adapters asked ahead */
     uint64_t serial, pass, store_epoch;
 
     /* talked to by other threads */

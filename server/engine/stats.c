@@ -18,6 +18,10 @@ static void add_id(uint8_t (*list)[32], uint32_t *count, const uint8_t id[32])
 static void list_adapters(struct engine *e)
 {
     struct engine_stats *c = &e->count;
+    /* With very many requests a list may be this much older than the numbers. */
+    if (e->job_live_count > ENGINE_RUNNING_ADAPTERS_MAX && e->now_ms - e->listed_ms < LIST_AGE_MS)
+        return;
+    e->listed_ms = e->now_ms;
     c->adapter_running_count = 0;
     c->adapter_waiting_count = 0;
     for (uint32_t i = 0; i < e->job_live_count; i++) {

@@ -811,6 +811,60 @@ static void test_stop_at_the_deadline_ends_the_rest(void **state)
     world_close(&w);
 }
 
+static void *patient_stop(void *arg)
+{
+    engine_stop(arg, 100000);
+    return NULL;
+}
+
+static void test_a_second_stop_brings_the_deadline_forward(void **state)
+{
+    struct world_options opt = world_default;
+    struct world w;
+    pthread_t t;
+    opt.real_clock = true;
+    opt.adapter_wait_ms_max = 1000000;
+    world_open(&w, &opt);
+    world_store_stick(&w, true);
+    struct request *r = world_request(&w, 1, 10, 200, 1, 2);
+    world_submit(&w, r);
+    engine_start(w.engine);
+    assert_int_equal(pthread_create(&t, NULL, patient_stop, w.engine), 0);
+    while (!atomic_load(&w.engine->draining))
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    assert_false(world_done(r));
+    engine_stop(w.engine, 0);
+    pthread_join(t, NULL);
+    assert_true(world_done(r));
+    request_release(r);
+    world_close(&w);
+}
+
+static void test_waiting_adapters_are_loaded_while_all_slots_are_taken(void **state)
+{
+    struct world_options opt = world_default;
+    struct world w;
+    struct engine_stats stats;
+    opt.seqs_max = 1;
+    world_open(&w, &opt);
+    struct request *runs = world_request(&w, 1, 10, 120, 1, WORLD_BASE);
+    struct request *next = world_request(&w, 2, 10, 20, 1, 3);
+    runs->params.ignore_eos = true;
+    world_submit(&w, runs);
+    world_submit(&w, next);
+    while (out_count(runs, 0) < 100) {
+        world_step(&w);
+        world_advance_ms(1);
+    }
+    engine_get_stats(w.engine, &stats);
+    assert_int_equal(stats.store.loads, 1);
+    assert_int_equal(world_store_pins(&w), 0);
+    assert_int_equal(next->admit_ns, 0);
+    world_run(&w);
+    release_all((struct request *[]){runs, next}, 2);
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -838,6 +892,8 @@ int main(void)
         cmocka_unit_test(test_options_are_refused_by_name),
         cmocka_unit_test(test_threads_submit_unload_and_stop),
         cmocka_unit_test(test_stop_at_the_deadline_ends_the_rest),
+        cmocka_unit_test(test_a_second_stop_brings_the_deadline_forward),
+        cmocka_unit_test(test_waiting_adapters_are_loaded_while_all_slots_are_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,12 +56,15 @@ static void test_sched_prefill_goes_by_rank_and_fills_the_rest(void **state)
     assert_int_equal(a[0].rows, 2);
 }
 
-static void test_sched_scoring_yields_to_prefill_and_is_slow_beside_decode(void **state)
+static void test_sched_scoring_yields_to_users_and_is_slow_beside_them(void **state)
 {
-    struct sched_ask a[2] = {ask(SCHED_SCORE, 500, 1), ask(SCHED_PREFILL, 1, 2)};
+    struct sched_ask a[2] = {ask(SCHED_SCORE, 500, 1), ask(SCHED_PREFILL, 100, 2)};
     struct sched_limits l = {.rows_max = 64, .score_rows_max = 32, .score_backlog = 640};
     sched_share_rows(a, 2, &l);
     assert_int_equal(a[0].rows, 0);
+    a[1] = ask(SCHED_PREFILL, 61, 2);
+    sched_share_rows(a, 2, &l);
+    assert_int_equal(a[0].rows, 3);
     a[1] = ask(SCHED_DECODE, 1, 2);
     a[0] = ask(SCHED_SCORE, 500, 1);
     sched_share_rows(a, 2, &l);
@@ -164,7 +167,7 @@ int main(void)
         cmocka_unit_test(test_sched_before_orders_by_priority_then_counter_then_age),
         cmocka_unit_test(test_sched_decode_rows_come_first),
         cmocka_unit_test(test_sched_prefill_goes_by_rank_and_fills_the_rest),
-        cmocka_unit_test(test_sched_scoring_yields_to_prefill_and_is_slow_beside_decode),
+        cmocka_unit_test(test_sched_scoring_yields_to_users_and_is_slow_beside_them),
         cmocka_unit_test(test_sched_rows_never_pass_the_maximum),
         cmocka_unit_test(test_sched_returning_key_is_lifted_to_the_active_ones),
         cmocka_unit_test(test_sched_forgets_the_key_idle_for_longest),
