@@ -87,7 +87,7 @@ static enum status get_split(struct manifest *m, const json_t *split, struct err
     for (size_t i = 0; i < n; i++) {
         const json_t *e = json_array_get(split, i);
         struct split_entry *s = &m->split[i];
-        uint64_t bps;
+        uint64_t bps = 0;
         enum status st = get_address(s->payee, e, "payee", err);
         if (!st)
             st = get_u64(&bps, e, "bps", err);

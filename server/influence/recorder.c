@@ -189,6 +189,13 @@ static enum status write_answer(struct recorder *r, struct request *req, struct 
     return st;
 }
 
+/* The recorder ends every request's chain. */
+static void end_request(struct request *req)
+{
+    request_finish(req);
+    request_release(req);
+}
+
 static void fail_request(struct recorder *r, struct request *req, enum status st,
                          const struct errtext *err)
 {
@@ -196,7 +203,7 @@ static void fail_request(struct recorder *r, struct request *req, enum status st
     req->error = *err;
     req->receipt.recorded = false;
     refuse_for_a_while(r, err->text);
-    request_finish(req);
+    end_request(req);
 }
 
 static void count_request(struct request *req)
@@ -216,7 +223,7 @@ static void take_request(struct recorder *r, struct group *g, struct request *re
     recorder_unadmit(r, req);
     uint8_t record_status = build_record_status(req);
     if (!record_status) {
-        request_finish(req);
+        end_request(req);
         return;
     }
     bool required = may_be_required(r, req) && record_status != RECORD_STATUS_FAILED;
@@ -314,7 +321,7 @@ static void release_request(struct recorder *r, struct group *g, uint32_t i)
     lookup_put(r->lookup, &g->lookup[i], true);
     if (g->job[i])
         scorer_add(r->scorer, g->job[i], g->preview[i]);
-    request_finish(req);
+    end_request(req);
 }
 
 static void release_task(struct recorder *r, struct group *g, uint32_t i)
