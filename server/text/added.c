@@ -107,7 +107,7 @@ static enum status index_pass(struct added *a, const struct normalizer *n, bool 
                               struct normalize_work *work, struct regex_scratch *scratch)
 {
     for (size_t i = 0; i < a->n; i++) {
-        const struct added_token *t = &a->tokens[i];
+        struct added_token *t = &a->tokens[i];
         if (t->special != special)
             continue;
         struct normalize_io io = {.text = t->content, .len = t->len};
@@ -116,6 +116,10 @@ static enum status index_pass(struct added *a, const struct normalizer *n, bool 
             if (st)
                 return st;
         }
+        t->shown = mem_try_strndup(io.text, io.len);
+        t->shown_len = io.len;
+        if (!t->shown)
+            return STATUS_NO_MEMORY;
         struct added_trie *trie = t->normalized ? &a->normalized : &a->raw;
         if (io.len && !trie_add(trie, io.text, io.len, (int32_t)i))
             return STATUS_NO_MEMORY;
@@ -139,8 +143,10 @@ enum status added_index(struct added *a, const struct normalizer *n, struct errt
 
 void added_fini(struct added *a)
 {
-    for (size_t i = 0; i < a->n; i++)
+    for (size_t i = 0; i < a->n; i++) {
         mem_free(a->tokens[i].content);
+        mem_free(a->tokens[i].shown);
+    }
     mem_free(a->tokens);
     mem_free(a->raw.nodes);
     mem_free(a->normalized.nodes);

@@ -18,6 +18,8 @@
 struct added_token {
     char *content;
     size_t len;
+    char *shown; /* content, normalized where the token is: what decoding gives */
+    size_t shown_len;
     int32_t id;
     bool single_word, lstrip, rstrip, normalized, special;
 };

@@ -24,9 +24,10 @@
 #define TOKENIZE_TEXT_BYTES_MAX  ((size_t)64 << 20)
 #define TOKENIZER_ID_MAX         ((1 << 22) - 1)
 
-#define TOKENIZE_ADD_SPECIAL   1u /* run the post-processor (BOS...) */
-#define TOKENIZE_PARSE_SPECIAL 2u /* special added-token text in the input becomes control tokens  \
-                                   */
+#define TOKENIZE_ADD_SPECIAL 1u /* run the post-processor (BOS...) */
+#define TOKENIZE_PARSE_SPECIAL                                                                     \
+    2u /* special added-token text in the input becomes control tokens                             \
+        */
 
 struct tokenizer;
 

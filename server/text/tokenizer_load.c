@@ -152,6 +152,8 @@ static enum status fill_added(struct tokenizer *t, struct errtext *err)
                            a->content, a->id, model_id);
         vocab_set(&t->added_ids, a->content, a->len, a->id);
         st = set_info(t, a->id, a->content, a->len, err);
+        t->info[a->id].content = a->shown;
+        t->info[a->id].content_len = (uint32_t)a->shown_len;
         t->info[a->id].special = a->special;
     }
     return st;

@@ -356,7 +356,8 @@ def write_goldens(folder, seed, count):
     for name, make in KINDS.items():
         rng = random.Random(f"{seed}/{name}")
         tok = make(rng)
-        rows = [dict(case, **want) for case, want in cases(tok, rng, count)]
+        rows = [dict(case, ids=want["ids"], kept=want["kept"], decoded=want["text"])
+                for case, want in cases(tok, rng, count)]
         with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as f:
             json.dump({"tokenizer": json.loads(tok.to_str()), "rows": rows}, f, ensure_ascii=False,
                       separators=(",", ":"))
