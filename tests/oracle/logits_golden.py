@@ -3,7 +3,9 @@
 
   logits_golden.py write [DIR]              the committed cases (default tests/data/logits)
   logits_golden.py live TOOL [N] [SEED]     N random cases in a temporary folder, each judged by TOOL (a built
-                                            logits_tool) on the ref and cpu backends; exit 1 on any miss
+                                            logits_tool) on the ref and cpu backends; exit 1 on any miss. A random tiny
+                                            model can amplify bf16 rounding past the bar; such a run counts as a miss
+                                            only if it is also farther off than transformers' own bf16 pass
 
 A case is a folder: model/ (a Hugging Face directory), a/ and b/ (PEFT adapters as saved), expected.json and
 expected.safetensors (f32 logits of every prompt row per setting). Settings: base, a, b, and a weighted mix.
@@ -15,6 +17,7 @@ with both adapters active and each layer's scaling multiplied by the weight. Mod
 standard deviation is 0.5 to 2, adapters so that they move the logits by at least 0.3 of it (rms). Prompts are drawn
 until every greedy step has a margin of at least 1e-3 of the deviation, since below twice the f32 bar a tie is a coin.
 """
+import copy
 import json
 import math
 import pathlib
@@ -112,7 +115,7 @@ def make_model(family, config, dtype, rng):
         elif "embed" in name:
             p.copy_(noise)
         else:
-            p.copy_(noise * 1.3 / math.sqrt(p.shape[1]))
+            p.copy_(noise / math.sqrt(p.shape[1]))
     want = rng.uniform(0.6, 1.8)
     probe = [rng.randrange(256) for _ in range(64)]
     model.model.norm.weight.mul_(want / logits_of(model, probe).std())
@@ -250,7 +253,19 @@ def make_case(case, family, dtype, old, config, rng):
                       "greedy": outs[name][0]} for name, weights in settings.items()],
     }
     (case / "expected.json").write_text(json.dumps(expected, separators=(",", ":")) + "\n")
-    return std, min(m for _, m in outs.values())
+    own = own_bf16_error(model, settings, prompt, std) if dtype == "bf16" else None
+    note = f"logit std {std:.3f}, smallest greedy margin {min(m for _, m in outs.values()):.1e} of it"
+    return note + (f"; transformers' own bf16: rms {own[0]:.1e} max {own[1]:.1e}" if own else ""), own
+
+
+def own_bf16_error(model, settings, prompt, std):
+    """How far transformers' own bf16 pass is from its f32 pass on the same weights: (rms, max) in units of std."""
+    half = copy.deepcopy(model).bfloat16()
+    worst = [0.0, 0.0]
+    for weights in settings.values():
+        e = (setting_logits(half, weights, prompt) - setting_logits(model, weights, prompt)) / std
+        worst = [max(worst[0], float(e.pow(2).mean().sqrt())), max(worst[1], float(e.abs().max()))]
+    return worst
 
 
 def random_config(rng):
@@ -284,15 +299,22 @@ def random_config(rng):
     return family, rng.choice(["bf16", "bf16", "f32", "f16"]), rng.random() < 0.5, config
 
 
+def within(report, own):
+    """The last line of the tool's report is nearer to the reference than transformers' own bf16."""
+    words = report.strip().split("\n")[-1].split()
+    rms, worst = (float(words[words.index(key) + 1]) for key in ("rms", "max"))
+    return rms <= own[0] and worst <= own[1] and words[words.index("argmax") + 2] == "0"
+
+
 def live(tool, n, seed):
     rng = random.Random(seed)
-    misses = skipped = 0
+    misses = skipped = amplified = 0
     with tempfile.TemporaryDirectory() as tmp:
         for i in range(n):
             family, dtype, old, config = random_config(rng)
             case = pathlib.Path(tmp) / f"case{i}"
-            std, margin = make_case(case, family, dtype, old, config, rng)
-            print(f"case {i}: {family} {dtype} {'old' if old else 'v5'} {config} std {std:.2f} margin {margin:.1e}")
+            note, own = make_case(case, family, dtype, old, config, rng)
+            print(f"case {i}: {family} {dtype} {'old' if old else 'v5'} {config} {note}")
             for backend in ("ref", "cpu"):
                 for compute in ("f32", "bf16") if dtype == "bf16" else ("f32",):
                     chunk = rng.choice([1, 5, 16, 64])
@@ -302,11 +324,15 @@ def live(tool, n, seed):
                     print("   ", got.stdout.strip().replace("\n", "\n    "))
                     if got.returncode == 3 and backend == "cpu":
                         skipped += 1
+                    elif got.returncode == 1 and compute == "bf16" and within(got.stdout, own):
+                        amplified += 1
+                        print("    past the bar, but nearer than transformers' own bf16")
                     elif got.returncode:
                         misses += 1
                         print("    MISS", got.stderr.strip(), json.dumps(config))
             shutil.rmtree(case)
-    print(f"{n} cases, {misses} misses, {skipped} runs refused for their head size (seed {seed})")
+    print(f"{n} cases, {misses} misses, {amplified} bf16 runs past the bar but nearer than transformers' own, "
+          f"{skipped} refused for their head size (seed {seed})")
     return 1 if misses else 0
 
 
@@ -322,8 +348,7 @@ def main():
     out = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else pathlib.Path(__file__).parents[1] / "data/logits"
     shutil.rmtree(out, ignore_errors=True)
     for i, (name, (family, dtype, old, config)) in enumerate(COMMITTED.items()):
-        std, margin = make_case(out / name, family, dtype, old, config, random.Random(1000 + i))
-        print(f"{name}: logit std {std:.3f}, smallest greedy margin {margin:.1e} of it")
+        print(f"{name}: {make_case(out / name, family, dtype, old, config, random.Random(1000 + i))[0]}")
     print(sum(f.stat().st_size for f in out.rglob("*") if f.is_file()), "bytes")
     return 0
 
