@@ -3,7 +3,7 @@
 #include "server/http/auth.h"
 #include "server/base/check.h"
 
-#include <ctype.h>
+#include <arpa/inet.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,7 +68,9 @@ static bool is_local_authority(const struct http_options *opt, const char *text,
         if (strcasecmp(host, names[i]) == 0)
             return true;
     }
-    return strcasecmp(host, opt->host) == 0 || strncmp(host, "127.", 4) == 0;
+    struct in_addr v4;
+    bool loopback = inet_pton(AF_INET, host, &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
+    return loopback || strcasecmp(host, opt->host) == 0;
 }
 
 enum status auth_check_origin(const struct http_options *opt, const char *origin, const char *host,

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
@@ -152,7 +153,7 @@ static void *double_main(void *arg)
     return NULL;
 }
 
-static void double_start(struct engine *e, const struct model *m)
+__attribute__((unused)) static void double_start(struct engine *e, const struct model *m)
 {
     *e = (struct engine){.model = m};
     atomic_store(&e->step_ms, 1);
@@ -338,7 +339,7 @@ static char *double_read(const char *path, size_t *len)
     return data;
 }
 
-static void world_model(struct model *m)
+__attribute__((unused)) static void world_model(struct model *m)
 {
     size_t len = 0;
     struct errtext err = ERRTEXT_INIT;
@@ -359,7 +360,7 @@ static void world_model(struct model *m)
     snprintf(m->eos_token, sizeof m->eos_token, DOUBLE_EOS);
 }
 
-static void world_init(struct world *w)
+__attribute__((unused)) static void world_init(struct world *w)
 {
     struct errtext err = ERRTEXT_INIT;
     *w = (struct world){0};
@@ -384,7 +385,7 @@ static void world_init(struct world *w)
                                    .allow_runtime_loading = true};
 }
 
-static void world_serve(struct world *w)
+__attribute__((unused)) static void world_serve(struct world *w)
 {
     struct errtext err = ERRTEXT_INIT;
     struct http_deps deps = {.model = &w->model,
@@ -396,7 +397,7 @@ static void world_serve(struct world *w)
         PANIC("%s", err.text);
 }
 
-static void world_fini(struct world *w)
+__attribute__((unused)) static void world_fini(struct world *w)
 {
     if (w->server)
         http_stop(w->server);
