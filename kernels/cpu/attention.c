@@ -14,11 +14,13 @@
 #define RUN_ROWS   8
 #define STATE_MAX  16384 /* floats of accumulators in a unit */
 #define BLOCK_VECS (BLOCK / VW)
+#define ROW_PAD    16 /* keeps the rows of a block out of one cache set */
 
 /* A worker's scratch. */
 struct attn_work {
     float k[D_MAX][BLOCK]; /* transposed */
-    float v[BLOCK][D_MAX];
+    float v[BLOCK][D_MAX + ROW_PAD];
+    float row[BLOCK][D_MAX + ROW_PAD]; /* K as stored */
     float acc[STATE_MAX];
     float max[STATE_MAX / 8], sum[STATE_MAX / 8];
 };
@@ -65,24 +67,66 @@ static void load_row(float *dst, const char *src, enum dtype dtype, uint32_t d)
         vf_store_n(dst + i, d - i, vf_load_bf16_n(src + 2 * i, d - i));
 }
 
+/* dst[i][j] = src[j][i] for VW by VW floats. */
+INLINE void transpose(float *dst, size_t dst_stride, const float *src, size_t src_stride)
+{
+#if VW == 16
+    __m512 r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++)
+        r[i] = _mm512_loadu_ps(src + (size_t)i * src_stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = (__m512)_mm512_unpacklo_pd((__m512d)t[i], (__m512d)t[i + 2]);
+        r[i + 1] = (__m512)_mm512_unpackhi_pd((__m512d)t[i], (__m512d)t[i + 2]);
+        r[i + 2] = (__m512)_mm512_unpacklo_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
+        r[i + 3] = (__m512)_mm512_unpackhi_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
+    }
+    /* r[4g + c] holds columns c, c+4, c+8, c+12 of rows 4g..4g+3, one in each 128-bit lane */
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        __m512 a = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88);
+        __m512 b = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+        __m512 d = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+        __m512 e = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+        _mm512_storeu_ps(dst + (size_t)c * dst_stride, _mm512_shuffle_f32x4(a, b, 0x88));
+        _mm512_storeu_ps(dst + (size_t)(c + 8) * dst_stride, _mm512_shuffle_f32x4(a, b, 0xdd));
+        _mm512_storeu_ps(dst + (size_t)(c + 4) * dst_stride, _mm512_shuffle_f32x4(d, e, 0x88));
+        _mm512_storeu_ps(dst + (size_t)(c + 12) * dst_stride, _mm512_shuffle_f32x4(d, e, 0xdd));
+    }
+#else
+    for (uint32_t j = 0; j < VW; j++)
+        for (uint32_t i = 0; i < VW; i++)
+            dst[i * dst_stride + j] = src[j * src_stride + i];
+#endif
+}
+
 /* Positions outside [first, last] may be unwritten memory: they load as zeros. */
 static void load_block(const struct attention_args *a, const struct attn_unit *u, uint32_t block,
                        struct attn_work *w)
 {
-    float row[D_MAX];
+    uint32_t d = a->d_head, i = 0;
     for (uint32_t j = 0; j < BLOCK; j++) {
         uint32_t pos = block * BLOCK + j;
         if (pos < u->first || pos > u->last) {
-            memset(w->v[j], 0, a->d_head * sizeof(float));
-            for (uint32_t i = 0; i < a->d_head; i++)
-                w->k[i][j] = 0;
+            memset(w->v[j], 0, d * sizeof(float));
+            memset(w->row[j], 0, d * sizeof(float));
             continue;
         }
-        load_row(w->v[j], elem_row(a, u, pos, 1), a->kv.dtype, a->d_head);
-        load_row(row, elem_row(a, u, pos, 0), a->kv.dtype, a->d_head);
-        for (uint32_t i = 0; i < a->d_head; i++)
-            w->k[i][j] = row[i];
+        load_row(w->v[j], elem_row(a, u, pos, 1), a->kv.dtype, d);
+        load_row(w->row[j], elem_row(a, u, pos, 0), a->kv.dtype, d);
     }
+    for (; i + VW <= d; i += VW)
+        for (uint32_t j = 0; j < BLOCK; j += VW)
+            transpose(&w->k[i][j], BLOCK, &w->row[j][i], D_MAX + ROW_PAD);
+    for (; i < d; i++)
+        for (uint32_t j = 0; j < BLOCK; j++)
+            w->k[i][j] = w->row[j][i];
 }
 
 /* s[j] = scale * q . k_j, masked to -inf outside [lo, hi]. */
@@ -293,6 +337,6 @@ enum status ISA(attention)(struct backend *b, const struct attention_args *a)
     p.head_step = MIN(p.group, STATE_MAX / a->d_head);
     p.run_rows = MIN((uint32_t)RUN_ROWS, STATE_MAX / (a->d_head * p.head_step));
     each_unit(&p, unit_count, &p.cost);
-    cpu_run(p.c, attn_work, &p, p.cost * a->d_head < 2048);
+    cpu_run(p.c, attn_work, &p, p.cost * a->d_head < 8192);
     return STATUS_OK;
 }

@@ -17,6 +17,11 @@
 #endif
 
 #define X_BLOCK_BYTES ((size_t)384 << 10)
+/* Longer rows are walked in blocks of k, so that a tile's weights and rows stay in L1; the
+ * accumulators wait in memory between blocks, which changes no bit of them. */
+#define K_BLOCK       1024
+#define K_BLOCK_ABOVE 1536
+#define K_BLOCK_ROWS  48
 
 enum dot_kind { DOT_F32, DOT_WIDE, DOT_NATIVE };
 
@@ -59,28 +64,52 @@ struct tile {
     const char *w[TILE_N];
     const char *x;
     size_t x_stride;
-    size_t prefetch; /* distance in bytes; 0: none */
+    size_t prefetch[TILE_N]; /* distance in bytes for each output's row; 0: none */
     uint32_t d_in;
+    uint32_t k0, k1;   /* this block of k: a multiple of the step, but for the last */
+    vf (*acc)[TILE_N]; /* [rows] between blocks; unused when one block is all */
     float out[TILE_M][TILE_N];
 };
+
+/* The elements of k past the last whole vector. */
+INLINE void tile_tail(const struct tile *tl, const uint32_t m_count, const enum dot_kind kind,
+                      uint32_t full, vf acc[TILE_M][TILE_N])
+{
+    const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
+    vf w[TILE_N];
+    for (uint32_t n = 0; n < TILE_N; n++)
+        w[n] = load_w_tail(kind, tl->w[n] + full * w_bytes, tl->d_in - full);
+#pragma GCC unroll 8
+    for (uint32_t m = 0; m < m_count; m++) {
+        vf x = vf_load(tl->x + m * tl->x_stride + full * x_bytes);
+#pragma GCC unroll 4
+        for (uint32_t n = 0; n < TILE_N; n++)
+            acc[m][n] = dot_step(kind, acc[m][n], w[n], x);
+    }
+}
 
 INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kind kind)
 {
     const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
-    const uint32_t step = STEP(kind), full = tl->d_in / step * step;
+    const uint32_t step = STEP(kind), full = tl->k1 / step * step;
     const char *w0 = tl->w[0], *w1 = tl->w[1], *w2 = tl->w[2], *w3 = tl->w[3];
-    const size_t prefetch = tl->prefetch;
+    const size_t p0 = tl->prefetch[0], p1 = tl->prefetch[1];
+    const size_t p2 = tl->prefetch[2], p3 = tl->prefetch[3];
     vf acc[TILE_M][TILE_N] = {{{0}}};
-    for (uint32_t k = 0; k < full; k += step) {
+    if (tl->k0)
+        memcpy(acc, tl->acc, m_count * sizeof(acc[0]));
+    for (uint32_t k = tl->k0; k < full; k += step) {
         size_t at = k * w_bytes;
         vf a = load_w(kind, w0 + at), b = load_w(kind, w1 + at);
         vf c = load_w(kind, w2 + at), d = load_w(kind, w3 + at);
-        if (prefetch) {
-            __builtin_prefetch(w0 + at + prefetch, 0, 2);
-            __builtin_prefetch(w1 + at + prefetch, 0, 2);
-            __builtin_prefetch(w2 + at + prefetch, 0, 2);
-            __builtin_prefetch(w3 + at + prefetch, 0, 2);
-        }
+        if (p0)
+            __builtin_prefetch(w0 + at + p0, 0, 2);
+        if (p1)
+            __builtin_prefetch(w1 + at + p1, 0, 2);
+        if (p2)
+            __builtin_prefetch(w2 + at + p2, 0, 2);
+        if (p3)
+            __builtin_prefetch(w3 + at + p3, 0, 2);
 #pragma GCC unroll 8
         for (uint32_t m = 0; m < m_count; m++) {
             vf x = vf_load(tl->x + m * tl->x_stride + k * x_bytes);
@@ -90,18 +119,12 @@ INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kin
             acc[m][3] = dot_step(kind, acc[m][3], d, x);
         }
     }
-    if (full < tl->d_in) {
-        vf w[TILE_N];
-        for (uint32_t n = 0; n < TILE_N; n++)
-            w[n] = load_w_tail(kind, tl->w[n] + full * w_bytes, tl->d_in - full);
-#pragma GCC unroll 8
-        for (uint32_t m = 0; m < m_count; m++) {
-            vf x = vf_load(tl->x + m * tl->x_stride + full * x_bytes);
-#pragma GCC unroll 4
-            for (uint32_t n = 0; n < TILE_N; n++)
-                acc[m][n] = dot_step(kind, acc[m][n], w[n], x);
-        }
+    if (tl->k1 < tl->d_in) {
+        memcpy(tl->acc, acc, m_count * sizeof(acc[0]));
+        return;
     }
+    if (full < tl->d_in)
+        tile_tail(tl, m_count, kind, full, acc);
 #pragma GCC unroll 8
     for (uint32_t m = 0; m < m_count; m++)
         vf_sum4(tl->out[m], acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
@@ -180,28 +203,54 @@ static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t 
     }
 }
 
+/* The next tile's weights are fetched while this one runs, a share of them by each of its first
+ * tiles of rows, so that memory is busy all the time rather than in bursts. */
+static void share_prefetch(struct tile *tl, size_t distance, uint32_t index, uint32_t n_tile)
+{
+    uint32_t sharers = n_tile < TILE_N ? n_tile : TILE_N;
+    for (uint32_t n = 0; n < TILE_N; n++)
+        tl->prefetch[n] = n % sharers == index ? distance : 0;
+}
+
+/* One tile of outputs for the rows [rows[0], rows[1]). */
+static void block_run(const struct dot_job *j, struct tile *tl, const uint32_t rows[2], uint32_t n,
+                      uint32_t n1)
+{
+    vf acc[K_BLOCK_ROWS][TILE_N];
+    uint32_t n_tile = (rows[1] - rows[0] + TILE_M - 1) / TILE_M;
+    uint32_t k_block = j->d_in > K_BLOCK_ABOVE ? K_BLOCK : j->d_in;
+    uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
+    size_t next = n + 2 * TILE_N <= n1 ? TILE_N * j->d_in * dtype_bytes(j->dtype) : 0;
+    for (tl->k0 = 0; tl->k0 < j->d_in; tl->k0 = tl->k1) {
+        tl->k1 = j->d_in - tl->k0 < k_block ? j->d_in : tl->k0 + k_block;
+        for (uint32_t t = rows[0], i = 0, count; i < n_tile; t += count, i++) {
+            count = (rows[1] - t + n_tile - i - 1) / (n_tile - i); /* nearly equal heights */
+            tl->x = j->x + t * j->x_stride_bytes;
+            tl->acc = k_block < j->d_in ? &acc[t - rows[0]] : NULL;
+            share_prefetch(tl, next, i, n_tile);
+            tile_fn[j->dtype == DTYPE_BF16][count - 1](tl);
+            if (tl->k1 == j->d_in)
+                tile_store(j, tl, t, count, n, n_count);
+        }
+    }
+}
+
 void ISA(dot_range)(const struct dot_job *j, uint32_t n0, uint32_t n1)
 {
     size_t w_stride = j->d_in * dtype_bytes(j->dtype);
     uint32_t fit = (uint32_t)(X_BLOCK_BYTES / j->x_stride_bytes) / TILE_M * TILE_M;
     uint32_t block = fit ? fit : TILE_M;
+    if (j->d_in > K_BLOCK_ABOVE && block > K_BLOCK_ROWS)
+        block = K_BLOCK_ROWS;
     for (uint32_t b0 = 0; b0 < j->rows; b0 += block) {
-        uint32_t b1 = j->rows - b0 < block ? j->rows : b0 + block;
+        uint32_t rows[2] = {b0, j->rows - b0 < block ? j->rows : b0 + block};
         for (uint32_t n = n0; n < n1; n += TILE_N) {
-            uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
             struct tile tl;
             tl.x_stride = j->x_stride_bytes;
             tl.d_in = j->d_in;
             for (uint32_t i = 0; i < TILE_N; i++)
-                tl.w[i] = j->w + (n + (i < n_count ? i : n_count - 1)) * w_stride;
-            tl.prefetch = n + 2 * TILE_N <= n1 ? TILE_N * w_stride : 0;
-            for (uint32_t t = b0; t < b1; t += TILE_M) {
-                uint32_t rows = b1 - t < TILE_M ? b1 - t : TILE_M;
-                tl.x = j->x + t * j->x_stride_bytes;
-                tile_fn[j->dtype == DTYPE_BF16][rows - 1](&tl);
-                tile_store(j, &tl, t, rows, n, n_count);
-                tl.prefetch = 0;
-            }
+                tl.w[i] = j->w + (n + i < n1 ? n + i : n1 - 1) * w_stride;
+            block_run(j, &tl, rows, n, n1);
         }
     }
 }

@@ -112,7 +112,7 @@ static void finish_run(struct backend *b, struct finish_pass *p, uint32_t n_tok,
         p->t1 = norms ? MIN(n_tok, p->t0 + CPU_FINISH_ROWS) : n_tok;
         if (norms)
             memset(c->norm_part, 0, sizeof(double) * 2 * (size_t)(p->t1 - p->t0) * p->n_chunk);
-        cpu_run(c, finish_work, p, (p->t1 - p->t0) * cols < 4096);
+        cpu_run(c, finish_work, p, (p->t1 - p->t0) * cols < 16384);
         if (norms)
             add_norms(p);
     }

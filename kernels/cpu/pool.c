@@ -1,8 +1,9 @@
-/* Workers that spin, then park. A run is published by bumping `epoch` (release) after fn and arg
- * are written; a worker that sees a new epoch (acquire) runs its share and decrements `pending`
- * (release); the caller waits for zero (acquire). Parking: a worker announces itself in `parked`
- * under the lock and re-checks the epoch before it waits; the caller bumps the epoch first and
- * reads `parked` after, both sequentially consistent, so one of the two always sees the other. */
+/* Workers that spin, then park. A run is published by bumping `epoch` after fn and arg are written;
+ * a worker that sees a new epoch (acquire) runs its share and decrements `pending`; the caller
+ * waits for zero. Sleeping, both ways, is announced first and checked after: a worker counts itself
+ * in `parked` under the lock and then re-reads the epoch, the caller bumps the epoch and then reads
+ * `parked`; likewise `caller_waits` and `pending`. All four are sequentially consistent, so one of
+ * the two sides always sees the other. */
 #include "kernels/cpu/pool.h"
 
 #include <pthread.h>
@@ -16,9 +17,9 @@
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 
-#define SPIN_NS     50000
-#define SPIN_BATCH  64
-#define YIELD_AFTER 2000
+#define SPIN_NS      50000
+#define SPIN_BATCH   64
+#define CALLER_SPINS 200 /* about 5 us */
 
 struct pool_worker {
     struct pool *pool;
@@ -30,12 +31,12 @@ struct pool {
     _Alignas(64) atomic_uint epoch;
     _Alignas(64) atomic_uint pending;
     _Alignas(64) atomic_uint parked;
-    atomic_bool stop;
+    atomic_bool stop, caller_waits;
     pool_fn *fn;
     void *arg;
     uint32_t size, started;
     pthread_mutex_t lock;
-    pthread_cond_t wake;
+    pthread_cond_t wake, done;
     struct pool_worker worker[];
 };
 
@@ -77,7 +78,11 @@ static void *worker_main(void *arg)
         if (atomic_load_explicit(&p->stop, memory_order_acquire))
             return NULL;
         p->fn(p->arg, w->index, p->size);
-        atomic_fetch_sub_explicit(&p->pending, 1, memory_order_release);
+        if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->caller_waits)) {
+            pthread_mutex_lock(&p->lock);
+            pthread_cond_signal(&p->done);
+            pthread_mutex_unlock(&p->lock);
+        }
     }
 }
 
@@ -88,6 +93,22 @@ static void publish(struct pool *p)
         return;
     pthread_mutex_lock(&p->lock);
     pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Spin a little, then sleep: on a busy machine a worker may be waiting for this very core. */
+static void wait_for_shares(struct pool *p)
+{
+    for (uint32_t i = 0; i < CALLER_SPINS; i++) {
+        if (atomic_load_explicit(&p->pending, memory_order_acquire) == 0)
+            return;
+        cpu_pause();
+    }
+    pthread_mutex_lock(&p->lock);
+    atomic_store(&p->caller_waits, true);
+    while (atomic_load(&p->pending) != 0)
+        pthread_cond_wait(&p->done, &p->lock);
+    atomic_store(&p->caller_waits, false);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -102,12 +123,7 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg)
     atomic_store_explicit(&p->pending, p->size - 1, memory_order_relaxed);
     publish(p);
     fn(arg, 0, p->size);
-    for (uint32_t i = 0; atomic_load_explicit(&p->pending, memory_order_acquire) != 0; i++) {
-        if (i < YIELD_AFTER)
-            cpu_pause();
-        else
-            sched_yield();
-    }
+    wait_for_shares(p);
 }
 
 uint32_t pool_size(const struct pool *p)
@@ -150,6 +166,7 @@ enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext
     p->size = n;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
+    pthread_cond_init(&p->done, NULL);
     for (uint32_t i = 1; i < n; i++) {
         p->worker[i] = (struct pool_worker){.pool = p, .index = i};
         int rc = pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i]);
@@ -173,6 +190,7 @@ void pool_destroy(struct pool *p)
     for (uint32_t i = 1; i <= p->started; i++)
         pthread_join(p->worker[i].thread, NULL);
     pthread_cond_destroy(&p->wake);
+    pthread_cond_destroy(&p->done);
     pthread_mutex_destroy(&p->lock);
     mem_free_aligned(p, sizeof(struct pool) + p->size * sizeof(struct pool_worker));
 }

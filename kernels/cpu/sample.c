@@ -194,6 +194,19 @@ static void adjust(struct sample_work *w, const float *raw, const struct sample_
 
 /* ---- buckets ---- */
 
+/* The lowest finite logit. */
+static float row_min(const float *logit, uint32_t n_vocab)
+{
+    vf high = vf_set1(-INFINITY);
+    const vf bottom = vf_set1(-INFINITY);
+    for (uint32_t i = 0; i < n_vocab; i += VW) {
+        uint32_t n = MIN(n_vocab - i, (uint32_t)VW);
+        vf l = n == VW ? vf_load(logit + i) : vf_load_n(logit + i, n, -INFINITY);
+        high = vf_max(vf_select(l > bottom, -l, bottom), high);
+    }
+    return -vf_top(high);
+}
+
 /* Weights, and the bucket of each id. Lanes with NaN land in the last bucket with weight 0. */
 static void weigh(struct sample_work *w, float temperature, float range)
 {
@@ -212,8 +225,8 @@ static void weigh(struct sample_work *w, float temperature, float range)
             vf_store(w->weight + i, weight);
         else
             vf_store_n(w->weight + i, n, weight);
-        for (uint32_t j = 0; j < n; j++)
-            w->which[i + j] = (uint16_t)bucket[j];
+        vh which = __builtin_convertvector(bucket, vh);
+        memcpy(w->which + i, &which, n * sizeof(uint16_t));
     }
 }
 
@@ -268,9 +281,14 @@ static void sort_candidates(struct candidate *v, uint32_t n)
 static void gather(struct sample_work *w, uint32_t bucket, float min_p)
 {
     w->n_candidate = 0;
-    for (uint32_t i = 0; i < w->n_vocab; i++)
-        if (w->which[i] == bucket && !(w->weight[i] < min_p))
-            w->candidate[w->n_candidate++] = (struct candidate){logit_key(w->logit[i]), i};
+    for (uint32_t i0 = 0; i0 < w->n_vocab; i0 += TOP_CHUNK) {
+        uint32_t end = MIN(w->n_vocab, i0 + TOP_CHUNK), hit = 0;
+        for (uint32_t i = i0; i < end; i++)
+            hit |= w->which[i] == bucket;
+        for (uint32_t i = i0; hit && i < end; i++)
+            if (w->which[i] == bucket && !(w->weight[i] < min_p))
+                w->candidate[w->n_candidate++] = (struct candidate){logit_key(w->logit[i]), i};
+    }
     sort_candidates(w->candidate, w->n_candidate);
 }
 
@@ -313,9 +331,7 @@ static struct place walk(struct sample_work *w, uint32_t limit, double goal, boo
 
 static uint32_t draw(struct sample_work *w, const struct sample_row *r)
 {
-    float min = INFINITY;
-    for (uint32_t i = 0; i < w->n_vocab; i++)
-        min = w->logit[i] < min && w->logit[i] > -INFINITY ? w->logit[i] : min;
+    float min = row_min(w->logit, w->n_vocab);
     float min_p = MIN(r->min_p, 1.0f);
     weigh(w, r->temperature, MIN(w->max - min, RANGE_MAX));
     fill_buckets(w, min_p);
