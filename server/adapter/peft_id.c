@@ -9,7 +9,7 @@
  *       f64  scale: lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA, after rank_pattern and
  *            alpha_pattern; its IEEE-754 bits, big-endian
  *       A, then B, each:
- *         u8   dtype as stored: F32 0, BF16 1, F16 2
+ *         u8   dtype as stored: F16 7, BF16 8, F32 11 (st_dtype_code)
  *         u32  rows     (A: rank, B: d_out)
  *         u32  columns  (A: d_in, B: rank)
  *         the elements, row-major, little-endian, exactly as stored)

@@ -14,23 +14,23 @@
 
 static const struct {
     const char *name;
-    uint8_t bytes, code;
+    uint8_t bytes;
 } dtype_table[ST_DTYPE_COUNT] = {
-    [ST_BOOL] = {"BOOL", 1, 9},
-    [ST_U8] = {"U8", 1, 8},
-    [ST_I8] = {"I8", 1, 7},
-    [ST_F8_E5M2] = {"F8_E5M2", 1, 14},
-    [ST_F8_E4M3] = {"F8_E4M3", 1, 13},
-    [ST_I16] = {"I16", 2, 6},
-    [ST_U16] = {"U16", 2, 10},
-    [ST_F16] = {"F16", 2, 2},
-    [ST_BF16] = {"BF16", 2, 1},
-    [ST_I32] = {"I32", 4, 5},
-    [ST_U32] = {"U32", 4, 11},
-    [ST_F32] = {"F32", 4, 0},
-    [ST_F64] = {"F64", 8, 3},
-    [ST_I64] = {"I64", 8, 4},
-    [ST_U64] = {"U64", 8, 12},
+    [ST_BOOL] = {"BOOL", 1},
+    [ST_U8] = {"U8", 1},
+    [ST_I8] = {"I8", 1},
+    [ST_F8_E5M2] = {"F8_E5M2", 1},
+    [ST_F8_E4M3] = {"F8_E4M3", 1},
+    [ST_I16] = {"I16", 2},
+    [ST_U16] = {"U16", 2},
+    [ST_F16] = {"F16", 2},
+    [ST_BF16] = {"BF16", 2},
+    [ST_I32] = {"I32", 4},
+    [ST_U32] = {"U32", 4},
+    [ST_F32] = {"F32", 4},
+    [ST_F64] = {"F64", 8},
+    [ST_I64] = {"I64", 8},
+    [ST_U64] = {"U64", 8},
 };
 
 const char *st_dtype_name(enum st_dtype t)
@@ -45,7 +45,7 @@ size_t st_dtype_bytes(enum st_dtype t)
 
 uint8_t st_dtype_code(enum st_dtype t)
 {
-    return dtype_table[t].code;
+    return (uint8_t)t; /* the enum's order is the order of SPEC 1 */
 }
 
 static bool dtype_find(const char *name, enum st_dtype *out)

@@ -54,9 +54,7 @@ void safetensors_fini(struct st_file *f);
 /* NULL if absent. */
 const struct st_tensor *safetensors_find(const struct st_file *f, const char *name);
 const char *st_dtype_name(enum st_dtype t);
-/* The code of a dtype inside content ids (SPEC 1); fixed for ever:
- * F32 0, BF16 1, F16 2, F64 3, I64 4, I32 5, I16 6, I8 7, U8 8, BOOL 9, U16 10, U32 11, U64 12,
- * F8_E4M3 13, F8_E5M2 14. */
+/* The code of a dtype inside content ids (SPEC 1), fixed for ever: the order of enum st_dtype. */
 uint8_t st_dtype_code(enum st_dtype t);
 size_t st_dtype_bytes(enum st_dtype t);
 

@@ -10,7 +10,7 @@ import re
 import struct
 import sys
 
-DTYPE_CODE = {"F32": 0, "BF16": 1, "F16": 2}
+DTYPE_CODE = {"F16": 7, "BF16": 8, "F32": 11}
 PREFIX = "base_model.model."
 
 
