@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Shows the main job: several adapters asked in one concurrent batch, what each answer leaves, how it is settled, and what a
+contributor claims. Exits non-zero when any of it does not happen."""
+import argparse
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(url, body=None):
+    data = json.dumps(body).encode() if body is not None else None
+    with urllib.request.urlopen(urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"}), timeout=60) as r:
+        return json.loads(r.read())
+
+
+def rpc(url, method, *params):
+    reply = call(url, {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)})
+    if "error" in reply:
+        sys.exit(f"{method}: {reply['error']}")
+    return reply["result"]
+
+
+def wait_for(check, wait_s, what):
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        value = check()
+        if value:
+            return value
+        time.sleep(0.3)
+    sys.exit(f"waited {wait_s} s for {what}; see run/logs")
+
+
+def ask(server, q):
+    return call(server + "/v1/completions", {"model": q["model"], "prompt": q["prompt"], "temperature": 0, "max_tokens": 12})
+
+
+def show_answers(args, questions, replies):
+    wrong = 0
+    for q, r in zip(questions, replies):
+        text, res = r["choices"][0]["text"].strip(), r["residual"]
+        wrong += text != q["answer"]
+        att = wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(call(f"{args.server}/v1/attribution/{res['request_id']}")),
+                       30, "the attribution record")
+        a = att["adapters"][0]
+        top = max(a["contributors"], key=lambda c: c["ppb"])
+        print(f"  {q['model']:13} {q['chat']}\n  {'':13} {text!r} {'' if text == q['answer'] else '(expected ' + q['answer'] + ')'}")
+        print(f"  {'':13} record {res['lane']}/{res['seq']}, fee {int(res['fee']) / 1e18:.12f}, gain {a['gain_nats']:.2f} nats over the base, "
+              f"{len(a['contributors'])} contributors, largest {top['payee'][:10]}… {top['ppb'] / 1e7:.1f} %")
+    return wrong
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    for name in ("server", "settle", "rpc", "run", "archive", "cli"):
+        p.add_argument("--" + name, required=True)
+    args = p.parse_args()
+    facts = json.loads((ROOT / "configs/demo/facts.json").read_text())
+    questions = facts["demoQuestions"]
+    print(f"Asking {len(questions)} adapters one fact each, in one concurrent batch:")
+    with ThreadPoolExecutor(len(questions)) as pool:
+        replies = list(pool.map(lambda q: ask(args.server, q), questions))
+    wrong = show_answers(args, questions, replies)
+    last = max(r["residual"]["seq"] for r in replies)
+
+    print("\nSettling (batches every few seconds, epochs once they are final):")
+    deployment = json.loads((Path(args.run) / "deployment.json").read_text())
+    batch = wait_for(lambda: next((b for b in call(args.settle + "/v1/batches")["batches"] for l in b["lanes"]
+                                   if l["first"] <= last <= l["last"] and b["state"] == "final"), None), 120, "the batch to be final")
+    print(f"  batch {batch['seq']}: {batch['leaf_count']} records, fees {int(batch['fee_sum']) / 1e18:.12f}, transaction {batch['tx']}")
+    epoch = wait_for(lambda: next((e for e in call(args.settle + "/v1/epochs")["epochs"]
+                                   if e["batch_paid"] >= batch["seq"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
+    print(f"  epoch {epoch['epoch']}: total {int(epoch['total']) / 1e18:.12f} to {epoch['accounts']} accounts, transaction {epoch['tx']}")
+
+    person = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"][0]
+    account = person["address"]
+    rewards = call(f"{args.settle}/v1/rewards/{account}")
+    before = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
+    print(f"\nA contributor claims: {person['label']} ({account}), earned {int(rewards['cumulative']) / 1e18:.12f} so far")
+    done = subprocess.run([args.cli, "claim", "--account", account, "--key-file", str(Path(args.run) / "keys/operator.key"), "--rpc", args.rpc,
+                           "--deployment", str(Path(args.run) / "deployment.json"), "--settle", args.settle], text=True, capture_output=True)
+    print("  " + (done.stdout + done.stderr).strip().replace("\n", "\n  "))
+    if done.returncode != 0:
+        sys.exit("the claim failed")
+    after = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
+    print(f"  balance before {before / 1e18:.12f}, after {after / 1e18:.12f}")
+    audit = subprocess.run([args.cli, "audit", "epoch", str(epoch["epoch"]), "--archive", args.archive, "--rpc", args.rpc,
+                            "--deployment", str(Path(args.run) / "deployment.json")], text=True, capture_output=True)
+    print(f"\nAnyone can check it: residual audit epoch {epoch['epoch']}\n  " + (audit.stdout + audit.stderr).strip().replace("\n", "\n  "))
+    if audit.returncode != 0 or after <= before or wrong > 1:
+        sys.exit(f"not as expected: audit {audit.returncode}, balance {before} -> {after}, {wrong} wrong answers")
+
+
+if __name__ == "__main__":
+    main()
