@@ -14,7 +14,7 @@ export function anvilPath() {
   try {
     return join(dirname(require.resolve(`@foundry-rs/anvil-${process.platform}-${cpu}/package.json`)), 'bin', 'anvil');
   } catch {
-    throw new Error(`no anvil package for ${process.platform} ${process.arch}: run npm ci, or install anvil and start it yourself`);
+    return 'anvil'; // no package for this platform: one on PATH serves as well
   }
 }
 
@@ -44,8 +44,10 @@ export async function startAnvil(options = []) {
   for (let tries = 0; tries < 5; tries++) {
     const port = await freePort(), url = `http://127.0.0.1:${port}`;
     const child = spawn(anvilPath(), ['--host', '127.0.0.1', '--port', String(port), '--hardfork', 'prague', '--silent', ...options], { stdio: 'ignore' });
-    const gone = once(child, 'exit');
-    for (let waited = 0; waited < 300 && child.exitCode === null; waited++) {
+    const gone = new Promise((resolve, reject) => child.once('exit', resolve).once('error', (e) =>
+      reject(new Error(`${anvilPath()}: ${e.message}: run npm ci, or put anvil 1.7.1 on PATH`))));
+    gone.catch(() => {});
+    for (let waited = 0; waited < 300 && child.exitCode === null && child.pid; waited++) {
       if (await answers(url)) return { url, stop: () => (child.kill(), gone) };
       await new Promise((r) => setTimeout(r, 50));
     }
@@ -58,5 +60,9 @@ export async function startAnvil(options = []) {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const child = spawn(anvilPath(), ['--host', '127.0.0.1', '--hardfork', 'prague', ...INTERVAL, ...process.argv.slice(2)], { stdio: 'inherit' });
   for (const s of ['SIGINT', 'SIGTERM']) process.on(s, () => child.kill(s));
+  child.on('error', (e) => {
+    console.error(`anvil: ${e.message}: run npm ci, or put anvil 1.7.1 on PATH`);
+    process.exit(1);
+  });
   child.on('exit', (code) => process.exit(code ?? 0));
 }

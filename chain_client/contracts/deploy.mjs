@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Contract, ContractFactory, JsonRpcProvider, NonceManager, Wallet, ZeroAddress, ZeroHash, getAddress, hexlify, isHexString, keccak256 } from 'ethers';
 import { artifact, entryTuple, publishTuple } from './js/abi.mjs';
+import { receiptOf } from './js/wait.mjs';
 import { adapterCommitment, datanetIdOf, publishDigest } from './js/canon.mjs';
 
 const ROLES = { author: 1, data: 2, other: 3 };
@@ -33,7 +34,7 @@ function entriesOf(list, where) {
 }
 
 const sent = async (list) => {
-  for (const tx of await Promise.all(list)) await tx.wait();
+  for (const tx of await Promise.all(list)) await receiptOf(tx.provider, tx.hash);
 };
 
 async function chainTime(provider) {
@@ -50,12 +51,12 @@ async function deployAll(provider, signer, me, c) {
   const registry = await make('Registry', me, c.notice_s, c.commit_age_min_s, c.protocol_bps_min,
     [p.base, p.adapters, p.operator, p.protocol, p.treasury, 0]);
   const ledger = await make('AttributionLedger', me, c.notice_s, c.rate_ppb ?? 1_000_000_000);
-  await registry.waitForDeployment();
-  await ledger.waitForDeployment();
+  await sent([registry.deploymentTransaction()]);
+  await sent([ledger.deploymentTransaction()]);
   const vault = await make('RewardVault', {
     admin: me, ledger: await ledger.getAddress(), token: c.token ?? ZeroAddress, window: c.window_s, wait: c.wait_s,
     maxIncrease: c.max_increase, attestorsMin: c.attestors_min ?? 0, unattested: c.unattested ?? false });
-  await vault.waitForDeployment();
+  await sent([vault.deploymentTransaction()]);
   const out = { chain_id: Number((await provider.getNetwork()).chainId), genesis_hash: (await provider.getBlock(0)).hash };
   for (const [name, at] of Object.entries({ registry, ledger, vault })) out[name] = await at.getAddress();
   out.token = c.token ?? ZeroAddress;
@@ -168,7 +169,7 @@ async function topUp(provider, signer, coins) {
 
 async function fund({ vault, out }, target) {
   const lacks = target - (await vault.startCumFee()) - (await vault.funded());
-  if (lacks > 0n) await (await vault.fundTo(target, { value: out.token === ZeroAddress ? lacks : 0n })).wait();
+  if (lacks > 0n) await sent([vault.fundTo(target, { value: out.token === ZeroAddress ? lacks : 0n })]);
 }
 
 function save(path, out) {

@@ -28,6 +28,11 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     uint8 public constant PAUSE_CLAIM = 2;
     uint64 public constant CLAIM_PAUSE_S = 72 hours; // expires by itself
     uint64 public constant CLAIM_PAUSE_REST_S = 7 days; // between two claim pauses
+    uint8 public constant SKIP_NOT_ACTIVE = 1;
+    uint8 public constant SKIP_BAD_PROOF = 2;
+    uint8 public constant SKIP_NOTHING = 3;
+    uint8 public constant SKIP_REFUSED = 4;
+    uint8 public constant SKIP_OVER_TOTAL = 5;
     uint256 private constant PUSH_GAS = 100_000; // for one recipient in claimMany
 
     struct Config {
@@ -131,6 +136,7 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     error BadProof();
     error NothingToClaim(uint128 alreadyPaid);
     error PaymentRefused(address to);
+    error OverTotal(uint128 total);
     error NotPending(uint64 epoch);
     error WrongValue();
     error NotSurplus(uint256 surplus);
@@ -255,12 +261,12 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         if (!_proven(e, index, account, cumulative, hashes, sums)) revert BadProof();
         uint128 paid = claimed[account];
         if (cumulative <= paid) revert NothingToClaim(paid);
-        (bool ok, address to) = _pay(epoch, account, cumulative, paid, gasleft());
-        if (!ok) revert PaymentRefused(to);
+        (uint8 reason, address to) = _pay(epoch, account, cumulative, paid, gasleft());
+        if (reason == SKIP_OVER_TOTAL) revert OverTotal(activeTotal);
+        if (reason != 0) revert PaymentRefused(to);
     }
 
-    /// As claim for each, but a claim that fails is skipped and reported: reason 1 not active, 2 bad proof, 3 nothing
-    /// to claim, 4 payment refused.
+    /// As claim for each, but a claim that fails is skipped and reported with its reason.
     function claimMany(Claim[] calldata claims) external nonReentrant {
         if (block.timestamp < claimPausedUntil) revert Paused();
         for (uint256 i = 0; i < claims.length; ++i) {
@@ -272,12 +278,12 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
 
     function _claimOne(Claim calldata c) private returns (uint8) {
         Epoch storage e = epochs[c.epoch];
-        if (!_active(e)) return 1;
-        if (!_proven(e, c.index, c.account, c.cumulative, c.hashes, c.sums)) return 2;
+        if (!_active(e)) return SKIP_NOT_ACTIVE;
+        if (!_proven(e, c.index, c.account, c.cumulative, c.hashes, c.sums)) return SKIP_BAD_PROOF;
         uint128 paid = claimed[c.account];
-        if (c.cumulative <= paid) return 3;
-        (bool ok,) = _pay(c.epoch, c.account, c.cumulative, paid, PUSH_GAS);
-        return ok ? 0 : 4;
+        if (c.cumulative <= paid) return SKIP_NOTHING;
+        (uint8 reason,) = _pay(c.epoch, c.account, c.cumulative, paid, PUSH_GAS);
+        return reason;
     }
 
     function setPayout(address to) external {
@@ -378,25 +384,26 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         return root == e.root;
     }
 
-    /// Books the payment, then sends it, and undoes the booking if the recipient refuses.
+    /// Books the payment, then sends it, and undoes the booking if the recipient refuses. Over the total: only a root
+    /// that forgot what another account was paid can lead there.
     function _pay(uint64 epoch, address account, uint128 cumulative, uint128 paid, uint256 gasMax)
         private
-        returns (bool ok, address to)
+        returns (uint8 reason, address to)
     {
         uint128 amount = cumulative - paid;
         to = payoutOf[account];
         if (to == address(0)) to = account;
         uint128 total = epochs[epoch].total;
         if (total > activeTotal) activeTotal = total;
-        if (uint256(totalClaimed) + amount > activeTotal) return (false, to);
+        if (uint256(totalClaimed) + amount > activeTotal) return (SKIP_OVER_TOTAL, to);
         claimed[account] = cumulative;
         totalClaimed += amount;
-        ok = _transfer(to, amount, gasMax);
-        if (ok) {
+        if (_transfer(to, amount, gasMax)) {
             emit Claimed(account, to, epoch, amount, cumulative);
         } else {
             claimed[account] = paid;
             totalClaimed -= amount;
+            reason = SKIP_REFUSED;
         }
     }
 

@@ -25,7 +25,7 @@ before(async () => {
 });
 after(async () => {
   await chain?.stop();
-  rmSync(dir, { recursive: true });
+  if (dir) rmSync(dir, { recursive: true });
 });
 
 const config = () => ({

@@ -5,6 +5,7 @@ import { Contract, ContractFactory, JsonRpcProvider, NonceManager, Wallet, ZeroA
 import { startAnvil } from '../anvil.mjs';
 import { artifact, epochTuple, headerTuple, laneTuple } from '../js/abi.mjs';
 import * as c from '../js/canon.mjs';
+import { receiptOf } from '../js/wait.mjs';
 
 export const golden = () => JSON.parse(readFileSync(new URL('../../../tests/data/golden.json', import.meta.url), 'utf8'));
 export const h32 = (s) => keccak256(toUtf8Bytes(s));
@@ -39,22 +40,21 @@ export async function startChain(options = []) {
 export async function make(chain, name, ...args) {
   const a = artifact(name);
   const made = await new ContractFactory(a.abi, a.bytecode, new NonceManager(chain.who.admin)).deploy(...args);
-  await made.waitForDeployment();
+  await receiptOf(chain.provider, made.deploymentTransaction().hash);
   return new Contract(await made.getAddress(), a.abi, chain.who.admin);
 }
 
 // sends, waits, returns the receipt
 export async function ok(promise) {
-  const receipt = await (await promise).wait();
-  assert.equal(receipt.status, 1);
-  return receipt;
+  const tx = await promise;
+  return receiptOf(tx.provider, tx.hash, { every_ms: 5 });
 }
 
 // the call must revert with this custom error (and these arguments, if given)
 export async function reverts(promise, contract, error, args) {
   try {
     const tx = await promise;
-    await tx.wait?.();
+    if (tx?.hash) await receiptOf(tx.provider, tx.hash);
   } catch (e) {
     let data = e.data ?? e.info?.error?.data ?? e.error?.data;
     const parsed = data && contract.interface.parseError(data);
