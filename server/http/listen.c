@@ -283,6 +283,7 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
     return x;
 }
 
+/* lint: waive parameters - the library's callback has this signature */
 static enum MHD_Result on_access(void *cls, struct MHD_Connection *c, const char *url,
                                  const char *method, const char *version, const char *data,
                                  size_t *data_len, void **con_cls)

@@ -1,5 +1,5 @@
 /* The server over real sockets, with the doubles of http_double.h behind it. Run with
- * `--serve PORT` it stays up, for trying clients by hand. */
+ * `--serve PORT [STEP_MS]` it stays up, for trying clients by hand. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -580,6 +580,28 @@ static void test_stop_with_running_streams_ends_them(void **state)
     reply_fini(&r);
 }
 
+static void test_waiting_is_not_idling(void **state)
+{
+    (void)state;
+    struct world own;
+    world_init(&own);
+    own.opt.idle_timeout_s = 1;
+    atomic_store(&own.engine.step_ms, 50);
+    world_serve(&own);
+    for (int stream = 0; stream < 2; stream++) { /* 2.5 s of computing, idle timeout 1 s */
+        char body[160];
+        snprintf(body, sizeof body,
+                 "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":50,\"ignore_eos\":true,"
+                 "\"stream\":%s}",
+                 stream ? "true" : "false");
+        struct reply r = client_call(http_port(own.server), "POST /v1/completions", NULL, body);
+        assert_int_equal(r.code, 200);
+        assert_non_null(strstr(r.body.data, stream ? "[DONE]" : "\"completion_tokens\":50"));
+        reply_fini(&r);
+    }
+    world_fini(&own);
+}
+
 static void test_a_port_in_use_is_said_so(void **state)
 {
     (void)state;
@@ -640,9 +662,12 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_foreign_pages_cannot_drive_a_keyless_server),
         cmocka_unit_test(test_many_streams_all_finish),
         cmocka_unit_test(test_stop_with_running_streams_ends_them),
+        cmocka_unit_test(test_waiting_is_not_idling),
         cmocka_unit_test(test_a_port_in_use_is_said_so)};
-    if (argc == 3 && strcmp(argv[1], "--serve") == 0) {
+    if (argc >= 3 && strcmp(argv[1], "--serve") == 0) {
         world_init(&w);
+        if (argc > 3)
+            atomic_store(&w.engine.step_ms, (unsigned)strtoul(argv[3], NULL, 10));
         w.opt.port = (uint16_t)strtoul(argv[2], NULL, 10);
         world_serve(&w);
         pause();
