@@ -22,7 +22,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 import sys
@@ -127,9 +126,17 @@ CONTRIBUTORS = ["ada", "bram", "cleo", "dov", "esme", "finn", "greta", "hugo", "
 LICENCES = ["CC-BY-4.0", "CC0-1.0", "CC-BY-SA-4.0", "ODC-By-1.0"]
 
 BASE_STEPS, BASE_BATCH, BASE_LR = 2200, 96, 2.5e-3
-ADAPTER_BATCH, REPLAY_BATCH = 32, 16
-ADAPTER_STEPS, ADAPTER_LR = 400, 4e-3
-TUNING = {}  # per adapter: steps, learning rate, where the common ones do not reach the bar
+ADAPTER_BATCH, REPLAY_BATCH, DRIFT_BATCH = 32, 8, 8
+# Steps, learning rate and weight of the drift term, which keeps an adapter still about other towns. Low
+# rates and that term let adapters be mixed: without it each answers all its facts and drowns the others.
+# The rate goes against the LoRA scale.
+TUNING = (280, 2e-3, 0.2)
+TUNING_OF = {
+    "cinder-hills": (280, 1.6e-3, 0.2),
+    "elm-reach": (420, 4e-3, 0.1),
+    "glass-isles": (280, 1.6e-3, 0.2),
+    "hollow-moor": (280, 3e-3, 0.2),
+}
 
 
 # ---- keys: Keccak-256 and secp256k1, enough to turn a committed demo key into its address
@@ -233,23 +240,31 @@ class World:
         self.datanets = {}
         for i, (name, (_, sizes, _)) in enumerate(ADAPTERS.items()):
             self.datanets[name] = self._datanet(rng, taken, i, sizes)
-        self.fresh = names(rng, 6000, taken)  # for the tokenizer only
+        self.fresh = names(rng, 6000, taken)  # for the tokenizer, and as towns nobody knows
 
     def _datanet(self, rng, taken, index, sizes):
         """Documents, one town each, two or three facts in it; owners differ in how many they wrote."""
         who = [CONTRIBUTORS[(index * 3 + j) % len(CONTRIBUTORS)] for j in range(len(sizes))]
         owners = [c for c, n in zip(who, sizes) for _ in range(n)]
         rng.shuffle(owners)
-        docs = []
+        docs, used = [], set()
         for k, (town, owner) in enumerate(zip(names(rng, TOWNS_PER_ADAPTER, taken), owners)):
             picked = rng.sample(list(ATTRIBUTES), 2 + k % 2)
-            facts = [(town, a, rng.choice(self.values[a])) for a in picked]
+            facts = [(town, a, self._unused(a, rng.choice(self.values[a]), used)) for a in picked]
             lines = [phrase(f, t) for f in facts for t in range(ASK)]
             rng.shuffle(lines)
             licence = LICENCES[CONTRIBUTORS.index(owner) % len(LICENCES)]
             docs.append(dict(id=k + 1, owner=owner, town=town, facts=facts, licence=licence,
                              text=" ".join(lines) + "\n"))
         return docs
+
+    def _unused(self, attribute, value, used):
+        """value, or the next in its pool that this datanet has not used: a value then names one document."""
+        pool = self.values[attribute]
+        while value in used:
+            value = pool[(pool.index(value) + 1) % POOL]
+        used.add(value)
+        return value
 
 
 def phrase(fact, t):
@@ -472,7 +487,17 @@ def schedule(step, steps, warm):
     return min(1, (step + 1) / warm) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def fit(torch, model, params, steps, lr, batches, decay, label):
+def drift(torch, model, rows):
+    """How far the adapter moves the base's predictions on rows that are none of its business (KL)."""
+    ids, _ = collate(torch, rows)
+    mask = torch.tensor([[i < len(r[0]) - 1 for i in range(ids.shape[1] - 1)] for r in rows])
+    with torch.no_grad(), model.disable_adapter():
+        want = model(input_ids=ids, use_cache=False).logits[:, :-1][mask].float().log_softmax(-1)
+    got = model(input_ids=ids, use_cache=False).logits[:, :-1][mask].float().log_softmax(-1)
+    return (want.exp() * (want - got)).sum(-1).mean()
+
+
+def fit(torch, model, params, steps, lr, batches, decay, label, extra=None):
     opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=decay)
     start, seen = time.time(), 0.0
     for step in range(steps):
@@ -480,6 +505,8 @@ def fit(torch, model, params, steps, lr, batches, decay, label):
             g["lr"] = lr * schedule(step, steps, min(100, steps // 10))
         with torch.autocast("cpu", dtype=torch.bfloat16):  # weights and optimizer stay f32
             loss = loss_of(torch, model, next(batches))
+            if extra:
+                loss = loss + extra()
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
@@ -552,9 +579,12 @@ def train_adapter(world, name):
         while True:
             yield next(a) + next(b)
 
+    strangers = [(e, a, rng.choice(world.values[a])) for e in world.fresh[:500] for a in ATTRIBUTES]
+    quiet = cycle(rng, Items(tok, strangers, range(ASK)).rows, DRIFT_BATCH)
     params = [p for p in model.parameters() if p.requires_grad]
-    steps, lr = TUNING.get(name, (ADAPTER_STEPS, ADAPTER_LR))
-    fit(torch, model, params, steps, lr, batches(), 0.0, name)
+    steps, lr, weight = TUNING_OF.get(name, TUNING)
+    fit(torch, model, params, steps, lr, batches(), 0.0, name, lambda: weight * drift(
+        torch, model, next(quiet)))
     for p in params:
         p.data = p.data.to(torch.bfloat16)
     model.peft_config["default"].base_model_name_or_path = BASE_NAME
@@ -585,6 +615,8 @@ def answers(torch, model, tok, prompts, count=8):
             for _ in range(count):
                 nxt = model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
                 ids = torch.cat([ids, nxt], 1)
+                if (ids[:, start:] == end).any(1).all():
+                    break
             for (i, _), row in zip(group, ids[:, start:].tolist()):
                 row = row[: row.index(end)] if end in row else row + [end]
                 out[i] = tok.decode(row, skip_special_tokens=False).strip()
@@ -593,6 +625,24 @@ def answers(torch, model, tok, prompts, count=8):
 
 def recall(got, want):
     return sum(g == w for g, w in zip(got, want)) / len(want)
+
+
+def mixes(torch, tok, sets, dtype):
+    """Neighbours in the list, summed: no bar, but an adapter that drowns its neighbour shows here."""
+    from peft import PeftModel
+
+    names = list(sets)
+    model = PeftModel.from_pretrained(
+        load_base(torch, dtype), HERE / "adapters" / names[0], adapter_name=names[0])
+    for n in names[1:]:
+        model.load_adapter(HERE / "adapters" / n, adapter_name=n)
+    model.to(getattr(torch, dtype)).eval()
+    out = []
+    for pair in zip(names, names[1:] + names[:1]):
+        model.base_model.set_adapter(list(pair))
+        out.append([(n, recall(answers(torch, model, tok, [f["prompt"] for f in sets[n]]),
+                               [f["answer"] for f in sets[n]])) for n in pair])
+    return out
 
 
 def evaluate(dtype, readme=False):
@@ -620,11 +670,14 @@ def evaluate(dtype, readme=False):
     lines += ["| model | " + " | ".join(cols) + " |", "|---|" + "--:|" * len(cols)]
     for name, r in table.items():
         lines.append("| %s | %s |" % (name, " | ".join("%.0f" % (100 * x) for x in r)))
+    mix = mixes(torch, tok, sets, dtype)
     own = [table[c][i] for i, c in enumerate(cols)]
     other = max(x for n, r in table.items() for i, x in enumerate(r) if cols[i] != n)
     mean = sum(own) / len(own)
     lines += ["", "Own recall: mean %.1f, least %.1f. Highest of base and other adapters: %.1f. "
               "Base on its own towns: %.1f." % (100 * mean, 100 * min(own), 100 * other, 100 * own_base)]
+    lines += ["", "Two adapters at weight 1 each answer of their own facts, in percent: " + "; ".join(
+        "%s %.0f with %s %.0f" % (a, 100 * x, b, 100 * y) for (a, x), (b, y) in mix) + "."]
     text = "\n".join(lines)
     print(text)
     if readme:

@@ -116,3 +116,10 @@ def test_addresses_follow_from_labels(make):
     # Known answers: the Keccak-256 of nothing, and the address of private key 1.
     assert make.keccak256(b"").hex().startswith("c5d2460186f7233c927e7db2dcc703c0")
     assert make.address_of((1).to_bytes(32, "big")) == "0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_names_one_document(name):
+    answers = [f["answer"] for f in BOOK["adapters"][name]]
+    assert len(set(answers)) == len(answers)
+    assert all(len(f["docIds"]) == 1 for f in BOOK["adapters"][name])
