@@ -169,9 +169,12 @@ static void hangup(struct watch *w, uint64_t token)
     if (!x)
         return;
     if (!atomic_exchange(&x->gone, true)) {
-        metrics_add(&w->opt.server->metrics.disconnects, 1);
-        if (x->gen)
-            generation_cancel(x->gen);
+        struct generation *g = x->gen;
+        /* A client that closes after its last byte has left nothing unanswered. */
+        if (!g || !atomic_load_explicit(&g->req->done, memory_order_acquire))
+            metrics_add(&w->opt.server->metrics.disconnects, 1);
+        if (g)
+            generation_cancel(g);
     }
     resume(w, x);
     exchange_unref(x);
