@@ -300,6 +300,8 @@ static enum status make_http(struct server *s, struct errtext *err)
                                .idle_timeout_s = (uint32_t)c->idle_timeout_s,
                                .body_bytes_max = c->body_bytes_max,
                                .n_max = (uint32_t)c->n_max,
+                               .context_max = (uint32_t)c->context_max,
+                               .upload_bytes_max = c->adapter_bytes_max,
                                .drain_s = (uint32_t)c->drain_s,
                                .lame_duck_s = (uint32_t)c->lame_duck_s,
                                .key = s->keys,
@@ -380,6 +382,8 @@ void server_stop(struct server *s)
 {
     uint32_t drain_ms = (uint32_t)s->config->drain_s * 1000;
     http_begin_drain(s->http);
+    clock_sleep_ms((uint32_t)s->config->lame_duck_s *
+                   1000); /* routers notice, late requests are still served */
     engine_stop(s->engine, drain_ms);
     recorder_stop(s->recorder, 5000);
     http_stop(s->http);
