@@ -1,0 +1,310 @@
+/* The archive's texts: one renderer per file, and readers for the two that a recomputation starts
+ * from. A reader parses with jansson, takes what it needs, renders it again and compares. */
+#include "chain_client/settle/archive.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/keccak.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+void archive_put_hex(struct buf *out, const uint8_t *data, size_t len)
+{
+    char text[2 * 32 + 1];
+    CHECK(len <= 32);
+    hex_encode(text, data, len);
+    buf_printf(out, "\"0x%s\"", text);
+}
+
+void archive_put_amount(struct buf *out, u128 v)
+{
+    char text[40];
+    u128_format(text, v);
+    buf_printf(out, "\"%s\"", text);
+}
+
+static void put_lanes(struct buf *out, const struct archive_batch *b)
+{
+    buf_puts(out, "\"lanes\":[");
+    for (size_t i = 0; i < b->lane_count; i++)
+        buf_printf(out, "%s{\"first\":%" PRIu64 ",\"lane\":%" PRIu32 ",\"last\":%" PRIu64 "}",
+                   i ? "," : "", b->lane[i].first, b->lane[i].lane, b->lane[i].last);
+    buf_putc(out, ']');
+}
+
+static void put_file(struct buf *out, const char *name, const void *data, size_t len)
+{
+    uint8_t digest[32];
+    keccak_256(digest, data, len);
+    buf_printf(out, "{\"bytes\":%zu,\"file\":\"%s\",\"keccak\":", len, name);
+    archive_put_hex(out, digest, 32);
+    buf_putc(out, '}');
+}
+
+/* ---- batches ---- */
+
+void archive_put_header(struct buf *out, const struct archive_batch *b)
+{
+    const struct batch_header *h = &b->header;
+    buf_printf(out, "{\"chain_id\":%" PRIu64 ",\"closed_at\":%" PRIu64 ",\"cum_fee\":",
+               b->place.chain_id, h->closed_at);
+    archive_put_amount(out, h->cum_fee);
+    buf_puts(out, ",\"fee_sum\":");
+    archive_put_amount(out, h->fee_sum);
+    buf_puts(out, ",\"format\":\"residual.header.1\",\"hash\":");
+    archive_put_hex(out, b->hash, 32);
+    buf_printf(out, ",\"inferences\":%" PRIu32 ",", h->inferences);
+    put_lanes(out, b);
+    buf_puts(out, ",\"lanes_hash\":");
+    archive_put_hex(out, b->lanes_hash, 32);
+    buf_printf(out, ",\"leaf_count\":%" PRIu32 ",\"ledger\":", h->leaf_count);
+    archive_put_hex(out, b->place.ledger, 20);
+    buf_puts(out, ",\"log_root\":");
+    archive_put_hex(out, h->log_root, 32);
+    buf_puts(out, ",\"manifest\":");
+    archive_put_hex(out, h->manifest, 32);
+    buf_puts(out, ",\"prev_hash\":");
+    archive_put_hex(out, h->prev_hash, 32);
+    buf_printf(out, ",\"seq\":%" PRIu64 ",\"spec\":%u}\n", h->seq, h->spec);
+}
+
+void archive_put_batch_manifest(struct buf *out, const struct archive_batch *b,
+                                uint32_t record_count, const struct canon_bytes *records)
+{
+    buf_printf(out,
+               "{\"batch\":%" PRIu64 ",\"chain_id\":%" PRIu64 ",\"closed_at\":%" PRIu64
+               ",\"format\":\"residual.batch.1\",",
+               b->header.seq, b->place.chain_id, b->header.closed_at);
+    put_lanes(out, b);
+    buf_puts(out, ",\"ledger\":");
+    archive_put_hex(out, b->place.ledger, 20);
+    buf_printf(out, ",\"record_count\":%" PRIu32 ",\"records\":", record_count);
+    put_file(out, "records.bin", records->data, records->len);
+    buf_printf(out, ",\"spec\":%u}\n", b->header.spec);
+}
+
+/* Readers below take what is there; what is missing or malformed becomes zero, and the comparison
+ * with the rendering finds it. */
+static uint64_t take_u64(const json_t *o, const char *name)
+{
+    return (uint64_t)json_integer_value(json_object_get(o, name));
+}
+
+static u128 take_amount(const json_t *o, const char *name)
+{
+    const char *text = json_string_value(json_object_get(o, name));
+    u128 v = 0;
+    return text && u128_parse(&v, text) ? v : 0;
+}
+
+static void take_hex(uint8_t *out, size_t n, const json_t *o, const char *name)
+{
+    const char *text = json_string_value(json_object_get(o, name));
+    if (!text || !hex_decode(out, n, text))
+        memset(out, 0, n);
+}
+
+static enum status take_lanes(struct archive_batch *b, const json_t *list, struct errtext *err)
+{
+    b->lane_count = json_array_size(list);
+    if (!b->lane_count || b->lane_count > BATCH_LANES_MAX)
+        return err_set(err, STATUS_CORRUPT, "lanes: %zu, expected 1 to %d", b->lane_count,
+                       BATCH_LANES_MAX);
+    b->lane = mem_try_array(b->lane_count, sizeof *b->lane);
+    if (!b->lane)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for lanes");
+    for (size_t i = 0; i < b->lane_count; i++) {
+        const json_t *l = json_array_get(list, i);
+        b->lane[i] = (struct batch_lane){(uint32_t)take_u64(l, "lane"), take_u64(l, "first"),
+                                         take_u64(l, "last")};
+    }
+    return STATUS_OK;
+}
+
+static enum status take_header(struct archive_batch *b, const json_t *o, struct errtext *err)
+{
+    struct batch_header *h = &b->header;
+    b->place.chain_id = take_u64(o, "chain_id");
+    take_hex(b->place.ledger, 20, o, "ledger");
+    h->seq = take_u64(o, "seq");
+    h->spec = (uint8_t)take_u64(o, "spec");
+    h->leaf_count = (uint32_t)take_u64(o, "leaf_count");
+    h->inferences = (uint32_t)take_u64(o, "inferences");
+    h->closed_at = take_u64(o, "closed_at");
+    h->fee_sum = take_amount(o, "fee_sum");
+    h->cum_fee = take_amount(o, "cum_fee");
+    take_hex(h->prev_hash, 32, o, "prev_hash");
+    take_hex(h->log_root, 32, o, "log_root");
+    take_hex(h->manifest, 32, o, "manifest");
+    enum status st = take_lanes(b, json_object_get(o, "lanes"), err);
+    return st ? st : archive_batch_seal(b, err);
+}
+
+static enum status same_text(const char *name, const struct buf *expected,
+                             const struct canon_bytes *found, struct errtext *err)
+{
+    if (!expected->failed && expected->len == found->len &&
+        memcmp(expected->data, found->data, found->len) == 0)
+        return STATUS_OK;
+    size_t at = 0;
+    while (at < expected->len && at < found->len && expected->data[at] == (char)found->data[at])
+        at++;
+    return err_set(err, STATUS_CORRUPT, "%s: differs from its canonical form at byte %zu", name,
+                   at);
+}
+
+static json_t *parse(const struct canon_bytes *text)
+{
+    return json_loadb((const char *)text->data, text->len, JSON_REJECT_DUPLICATES, NULL);
+}
+
+enum status archive_batch_read(struct archive_batch *b, const char *dir, uint64_t seq,
+                               struct errtext *err)
+{
+    char name[ARCHIVE_NAME_BYTES];
+    struct canon_bytes text;
+    struct buf again;
+    *b = (struct archive_batch){0};
+    archive_batch_name(name, seq);
+    enum status st = archive_read(dir, name, "header.json", ARCHIVE_TEXT_BYTES_MAX, &text, err);
+    if (st)
+        return st;
+    json_t *root = parse(&text);
+    buf_init(&again, ARCHIVE_TEXT_BYTES_MAX);
+    st = take_header(b, root, err);
+    if (!st)
+        archive_put_header(&again, b);
+    if (!st)
+        st = same_text("header.json", &again, &text, err);
+    if (!st && b->header.seq != seq)
+        st = err_set(err, STATUS_CORRUPT, "header.json: batch %" PRIu64, b->header.seq);
+    if (st) {
+        err_prefix(err, "%s", name);
+        archive_batch_fini(b);
+    }
+    buf_fini(&again);
+    json_decref(root);
+    mem_free((void *)(uintptr_t)text.data);
+    return st;
+}
+
+/* ---- epochs ---- */
+
+void archive_put_accounts(struct buf *out, uint64_t epoch, const struct reward_account *account,
+                          size_t count)
+{
+    buf_puts(out, "{\"accounts\":[");
+    for (size_t i = 0; i < count; i++) {
+        buf_puts(out, i ? ",{\"account\":" : "{\"account\":");
+        archive_put_hex(out, account[i].payee, 20);
+        buf_puts(out, ",\"cumulative\":");
+        archive_put_amount(out, account[i].cumulative);
+        buf_putc(out, '}');
+    }
+    buf_printf(out, "],\"epoch\":%" PRIu64 ",\"format\":\"residual.accounts.1\"}\n", epoch);
+}
+
+static enum status take_accounts(struct archive_accounts *a, const json_t *root,
+                                 struct errtext *err)
+{
+    const json_t *list = json_object_get(root, "accounts");
+    a->epoch = take_u64(root, "epoch");
+    a->count = json_array_size(list);
+    a->account = mem_try_array(a->count ? a->count : 1, sizeof *a->account);
+    if (!a->account)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu accounts", a->count);
+    for (size_t i = 0; i < a->count; i++) {
+        const json_t *o = json_array_get(list, i);
+        take_hex(a->account[i].payee, 20, o, "account");
+        a->account[i].cumulative = take_amount(o, "cumulative");
+    }
+    return STATUS_OK;
+}
+
+enum status archive_accounts_read(struct archive_accounts *a, const char *dir, uint64_t epoch,
+                                  struct errtext *err)
+{
+    char name[ARCHIVE_NAME_BYTES];
+    struct canon_bytes text;
+    struct buf again;
+    *a = (struct archive_accounts){0};
+    archive_epoch_name(name, epoch);
+    enum status st = archive_read(dir, name, "accounts.json", ARCHIVE_TEXT_BYTES_MAX, &text, err);
+    if (st)
+        return st;
+    json_t *root = parse(&text);
+    buf_init(&again, ARCHIVE_TEXT_BYTES_MAX);
+    st = take_accounts(a, root, err);
+    if (!st)
+        archive_put_accounts(&again, epoch, a->account, a->count);
+    if (!st)
+        st = same_text("accounts.json", &again, &text, err);
+    if (st) {
+        err_prefix(err, "%s", name);
+        archive_accounts_fini(a);
+    }
+    buf_fini(&again);
+    json_decref(root);
+    mem_free((void *)(uintptr_t)text.data);
+    return st;
+}
+
+void archive_accounts_fini(struct archive_accounts *a)
+{
+    mem_free(a->account);
+    *a = (struct archive_accounts){0};
+}
+
+void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_missing *missing,
+                         size_t count)
+{
+    buf_printf(out, "{\"epoch\":%" PRIu64 ",\"format\":\"residual.missing.1\",\"missing\":[",
+               epoch);
+    for (size_t i = 0; i < count; i++) {
+        buf_puts(out, i ? ",{\"fee\":" : "{\"fee\":");
+        archive_put_amount(out, missing[i].fee);
+        buf_printf(out, ",\"lane\":%" PRIu32 ",\"seq\":%" PRIu64 "}", missing[i].lane,
+                   missing[i].seq);
+    }
+    buf_puts(out, "]}\n");
+}
+
+static void put_counts(struct buf *out, const char *name, uint64_t count, u128 fee)
+{
+    buf_printf(out, "\"%s\":{\"count\":%" PRIu64 ",\"fee\":", name, count);
+    archive_put_amount(out, fee);
+    buf_putc(out, '}');
+}
+
+void archive_put_epoch_manifest(struct buf *out, const struct archive_epoch *e)
+{
+    const struct epoch_header *h = e->header;
+    buf_printf(out,
+               "{\"at\":%" PRIu64 ",\"batch_evidence\":%" PRIu64 ",\"batch_paid\":%" PRIu64
+               ",\"batch_paid_before\":%" PRIu64 ",\"chain_id\":%" PRIu64 ",\"epoch\":%" PRIu64
+               ",\"files\":[",
+               e->at, h->batch_evidence, h->batch_paid, e->paid_from, e->chain_id, h->epoch);
+    for (size_t i = 0; i < ARRAY_COUNT(e->file); i++) {
+        if (i)
+            buf_putc(out, ',');
+        put_file(out, e->file[i].name, e->file[i].data, e->file[i].len);
+    }
+    buf_printf(out, "],\"format\":\"residual.epoch.1\",\"leaves\":%" PRIu32 ",", h->leaves);
+    put_counts(out, "missing", e->stats->missing, e->stats->fee_missing);
+    buf_puts(out, ",\"prev_root\":");
+    archive_put_hex(out, h->prev_root, 32);
+    buf_printf(out, ",\"previous\":%" PRIu64 ",", e->previous);
+    put_counts(out, "required", e->stats->required, e->stats->fee_required);
+    buf_puts(out, ",\"root\":");
+    archive_put_hex(out, h->root, 32);
+    buf_putc(out, ',');
+    put_counts(out, "scored", e->stats->scored, e->stats->fee_scored);
+    buf_puts(out, ",\"spec\":1,\"total\":");
+    archive_put_amount(out, h->total);
+    buf_puts(out, ",\"vault\":");
+    archive_put_hex(out, e->vault, 20);
+    buf_puts(out, "}\n");
+}

@@ -1,0 +1,469 @@
+/* The order of an audit: the deployment, batches 1 to E, then each epoch's money from the very
+ * files that were just checked. */
+#include "chain_client/settle/audit.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain_client/canon.h"
+#include "chain_client/keccak.h"
+#include "chain_client/settle/audit_impl.h"
+#include "chain_client/settle/compute.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+void audit_finding(struct audit *a, const char *fmt, ...)
+{
+    struct audit_report *r = a->report;
+    va_list args;
+    if (r->finding_count < AUDIT_FINDINGS_MAX) {
+        va_start(args, fmt);
+        vsnprintf(r->finding[r->finding_count], AUDIT_TEXT_BYTES, fmt, args);
+        va_end(args);
+    }
+    r->finding_count++;
+}
+
+enum status audit_file_finding(struct audit *a, enum status st, struct errtext *err)
+{
+    if (st == STATUS_NO_MEMORY)
+        return st;
+    audit_finding(a, "%s", err->text);
+    return STATUS_OK;
+}
+
+bool audit_grow(void **items, size_t count, size_t *cap, size_t item_bytes)
+{
+    if (count < *cap)
+        return true;
+    size_t more = *cap ? 2 * *cap : 256;
+    void *bigger = mem_try_realloc(*items, more * item_bytes);
+    if (!bigger)
+        return false;
+    *items = bigger;
+    *cap = more;
+    return true;
+}
+
+static void progress(struct audit *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void progress(struct audit *a, const char *fmt, ...)
+{
+    char text[256];
+    va_list args;
+    if (!a->opt->progress)
+        return;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    a->opt->progress(a->opt->arg, text);
+}
+
+static enum status begin(struct audit *a, struct audit_report *report,
+                         const struct audit_options *opt, struct errtext *err)
+{
+    const struct deployment *d = opt->deployment;
+    *report = (struct audit_report){.finding = mem_array(AUDIT_FINDINGS_MAX, AUDIT_TEXT_BYTES)};
+    *a = (struct audit){.opt = opt, .report = report};
+    view_init(&a->view, opt->rpc, d);
+    canon_domain(a->domain, d->chain_id, d->ledger);
+    tree_log_domain(a->log_dom, d->chain_id, d->ledger);
+    enum status st = secp_create(&a->secp, err);
+    return st ? st : deployment_check(d, opt->rpc, err);
+}
+
+static void end(struct audit *a)
+{
+    for (size_t i = 0; i < a->lane_count; i++)
+        mem_free(a->lane[i].item);
+    mem_free(a->lane);
+    lane_keys_fini(&a->keys);
+    mem_free(a->request_id);
+    archive_batch_fini(&a->prev);
+    view_fini(&a->view);
+    secp_destroy(a->secp);
+}
+
+/* ---- batches ---- */
+
+static int order_ids(const void *x, const void *y)
+{
+    return memcmp(x, y, 32);
+}
+
+static void check_request_ids(struct audit *a)
+{
+    char text[65];
+    if (a->request_count < 2)
+        return;
+    qsort(a->request_id, a->request_count, 32, order_ids);
+    for (size_t i = 1; i < a->request_count; i++) {
+        if (memcmp(a->request_id[i - 1], a->request_id[i], 32) != 0)
+            continue;
+        hex_encode(text, a->request_id[i], 32);
+        audit_finding(a, "request %s: charged in two records", text);
+    }
+}
+
+static enum status audit_batches(struct audit *a, uint64_t deep_from, uint64_t last,
+                                 struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    a->report->batch_first = deep_from;
+    a->report->batch_last = last;
+    for (uint64_t seq = 1; seq <= last && !st; seq++) {
+        st = audit_one_batch(a, seq, seq >= deep_from, err);
+        if (seq >= deep_from)
+            progress(a, "batch %" PRIu64 " of %" PRIu64 ": %" PRIu64 " records, %zu findings", seq,
+                     last, a->report->records, a->report->finding_count);
+    }
+    if (!st)
+        check_request_ids(a);
+    return st;
+}
+
+enum status audit_batch(struct audit_report *report, const struct audit_options *opt, uint64_t seq,
+                        struct errtext *err)
+{
+    struct audit a;
+    struct view_head head = {0};
+    enum status st = begin(&a, report, opt, err);
+    if (!st)
+        st = view_head(&a.view, "finalized", &head, err);
+    if (!st && (!seq || seq > head.seq))
+        st = err_set(err, STATUS_NOT_FOUND,
+                     "batch %" PRIu64 ": the finalized chain has batches 1 to %" PRIu64, seq,
+                     head.seq);
+    if (!st)
+        st = audit_batches(&a, seq, seq, err);
+    end(&a);
+    return st;
+}
+
+/* ---- epochs ---- */
+
+struct epoch_work {
+    uint64_t epoch;
+    struct view_epoch chain, before; /* before: of chain.previous */
+    struct view_vault vault;
+    struct compute compute;
+    struct snapshot snap;
+    struct archive_accounts prev;
+    struct compute_result result;
+    struct buf snapshot_text, manifest_text;
+};
+
+static enum status same_file(struct audit *a, uint64_t epoch, const char *file,
+                             const struct buf *expected, struct errtext *err)
+{
+    char name[ARCHIVE_NAME_BYTES];
+    struct canon_bytes found;
+    struct errtext why = ERRTEXT_INIT;
+    archive_epoch_name(name, epoch);
+    enum status st =
+        archive_read(a->opt->archive_dir, name, file, ARCHIVE_TEXT_BYTES_MAX, &found, &why);
+    if (st) {
+        st = audit_file_finding(a, st, &why);
+        return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
+    }
+    if (expected->failed || found.len != expected->len ||
+        memcmp(found.data, expected->data, found.len) != 0)
+        audit_finding(a, "%s/%s: is not what records, registry and chain give", name, file);
+    mem_free((void *)(uintptr_t)found.data);
+    return STATUS_OK;
+}
+
+/* beacon_delay_s is the publisher's choice: taken from its snapshot, then compared with the rest.
+ */
+static uint64_t published_delay(struct audit *a, uint64_t epoch)
+{
+    char name[ARCHIVE_NAME_BYTES];
+    struct canon_bytes text;
+    archive_epoch_name(name, epoch);
+    if (archive_read(a->opt->archive_dir, name, "snapshot.json", ARCHIVE_TEXT_BYTES_MAX, &text,
+                     NULL))
+        return 0;
+    uint64_t delay = snapshot_delay(text.data, text.len);
+    mem_free((void *)(uintptr_t)text.data);
+    return delay;
+}
+
+static enum status take_missing(struct audit *a, const struct epoch_work *w, struct errtext *err)
+{
+    struct audit_report *r = a->report;
+    const struct reward_stats *s = &w->result.reward.stats;
+    for (size_t i = 0; i < w->result.missing_count; i++) {
+        const struct archive_missing *m = &w->result.missing[i];
+        if (!audit_grow((void **)&r->missing, r->missing_count, &r->missing_cap,
+                        sizeof *r->missing))
+            return err_set(err, STATUS_NO_MEMORY, "no memory for missing answers");
+        r->missing[r->missing_count++] = (struct audit_missing){w->epoch, m->lane, m->seq, m->fee};
+    }
+    r->required += s->required;
+    r->scored += s->scored;
+    r->fee_required += s->fee_required;
+    r->fee_scored += s->fee_scored;
+    r->fee_missing += s->fee_missing;
+    return STATUS_OK;
+}
+
+static enum status compare_epoch(struct audit *a, struct epoch_work *w, struct errtext *err)
+{
+    const struct deployment *d = a->opt->deployment;
+    const struct reward_result *reward = &w->result.reward;
+    struct tree_node root = {.sum = 0};
+    uint8_t digest[32], manifest[32];
+    enum status st = compute_root(&root, d, reward->account, reward->account_count, err);
+    if (st)
+        return st;
+    if (memcmp(root.hash, w->chain.root, 32) != 0)
+        audit_finding(a, "epoch %" PRIu64 ": the recomputed root is not the proposed one",
+                      w->epoch);
+    if (reward->total != w->chain.total || reward->account_count != w->chain.leaves)
+        audit_finding(a,
+                      "epoch %" PRIu64 ": the recomputed total or number of accounts is not the "
+                      "proposed one",
+                      w->epoch);
+    struct epoch_header h = {.epoch = w->epoch,
+                             .total = reward->total,
+                             .leaves = (uint32_t)reward->account_count,
+                             .batch_paid = w->chain.batch_paid,
+                             .batch_evidence = w->chain.batch_evidence};
+    memcpy(h.root, root.hash, 32);
+    memcpy(h.prev_root, w->before.root, 32);
+    struct archive_epoch e = {
+        .chain_id = d->chain_id,
+        .at = w->snap.at,
+        .previous = w->chain.previous,
+        .paid_from = w->compute.range.paid_from,
+        .header = &h,
+        .stats = &reward->stats,
+        .file = {{"accounts.json", w->result.accounts_text.data, w->result.accounts_text.len},
+                 {"missing.json", w->result.missing_text.data, w->result.missing_text.len},
+                 {"snapshot.json", w->snapshot_text.data, w->snapshot_text.len}}};
+    memcpy(e.vault, d->vault, 20);
+    archive_put_epoch_manifest(&w->manifest_text, &e);
+    keccak_256(digest, w->manifest_text.data, w->manifest_text.len);
+    st = view_proposed(&a->view, w->epoch, manifest, err);
+    if (!st && memcmp(digest, manifest, 32) != 0)
+        audit_finding(a, "epoch %" PRIu64 ": the recomputed manifest is not the proposed one",
+                      w->epoch);
+    if (!st)
+        st = same_file(a, w->epoch, "accounts.json", &w->result.accounts_text, err);
+    if (!st)
+        st = same_file(a, w->epoch, "missing.json", &w->result.missing_text, err);
+    if (!st)
+        st = same_file(a, w->epoch, "snapshot.json", &w->snapshot_text, err);
+    if (!st)
+        st = same_file(a, w->epoch, "manifest.json", &w->manifest_text, err);
+    return st;
+}
+
+/* Sum of cum_e = cumFee(M) - cumFee(start); and every published header that was used is the one
+ * that audit_batches compared with the chain. */
+static void check_identities(struct audit *a, const struct epoch_work *w)
+{
+    const struct compute *c = &w->compute;
+    u128 fees = 0;
+    size_t paid = c->range.paid - c->range.paid_from;
+    for (size_t i = 0; i < paid; i++)
+        fees += c->batch[i].header.fee_sum;
+    if (fees != w->result.reward.fee_sum)
+        audit_finding(a, "epoch %" PRIu64 ": its records' fees are not its batches' feeSum",
+                      w->epoch);
+    if (w->result.reward.total + w->vault.start_cum_fee != c->batch[paid - 1].header.cum_fee)
+        audit_finding(a, "epoch %" PRIu64 ": total is not cumFee(M) less cumFee at the start",
+                      w->epoch);
+}
+
+static enum status load_epoch(struct audit *a, struct epoch_work *w, struct errtext *err)
+{
+    const struct deployment *d = a->opt->deployment;
+    struct compute_range range = {.archive_dir = a->opt->archive_dir,
+                                  .place = {.chain_id = d->chain_id},
+                                  .paid_from =
+                                      w->chain.previous ? w->before.batch_paid : w->vault.start_seq,
+                                  .paid = w->chain.batch_paid,
+                                  .evidence = w->chain.batch_evidence};
+    struct tree_node root = {.sum = 0};
+    memcpy(range.place.ledger, d->ledger, 20);
+    if (range.paid <= range.paid_from || range.evidence < range.paid)
+        return err_set(err, STATUS_CORRUPT, "M and E are not M' < M <= E");
+    enum status st = compute_load(&w->compute, &range, err);
+    if (!st && w->chain.previous)
+        st = archive_accounts_read(&w->prev, a->opt->archive_dir, w->chain.previous, err);
+    if (!st && w->chain.previous)
+        st = compute_root(&root, d, w->prev.account, w->prev.count, err);
+    if (!st && w->chain.previous && memcmp(root.hash, w->before.root, 32) != 0)
+        st = err_set(err, STATUS_CORRUPT,
+                     "accounts.json of epoch %" PRIu64 " does not have the proposed root",
+                     w->chain.previous);
+    return st;
+}
+
+static enum status audit_one_epoch(struct audit *a, struct epoch_work *w, struct errtext *err)
+{
+    struct errtext why = ERRTEXT_INIT;
+    enum status st = STATUS_OK;
+    if (w->chain.previous)
+        st = view_epoch(&a->view, "finalized", w->chain.previous, &w->before, err);
+    if (st)
+        return st;
+    buf_init(&w->snapshot_text, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&w->manifest_text, ARCHIVE_TEXT_BYTES_MAX);
+    st = load_epoch(a, w, &why);
+    if (st) {
+        err_prefix(&why, "epoch %" PRIu64, w->epoch);
+        st = audit_file_finding(a, st, &why);
+        return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
+    }
+    st = snapshot_read(&w->snap, &w->compute, &a->view, published_delay(a, w->epoch), err);
+    if (st)
+        return st;
+    snapshot_put(&w->snapshot_text, &w->snap, a->opt->deployment);
+    st = compute_reward(&w->result, &w->compute, w->epoch, &w->snap, &w->prev, &why);
+    if (st) {
+        err_prefix(&why, "epoch %" PRIu64, w->epoch);
+        st = audit_file_finding(a, st, &why);
+        return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
+    }
+    check_identities(a, w);
+    st = compare_epoch(a, w, err);
+    a->report->epochs++;
+    a->report->accounts = (uint32_t)w->result.reward.account_count;
+    a->report->total = w->result.reward.total;
+    return st ? st : take_missing(a, w, err);
+}
+
+static enum status audit_epochs(struct audit *a, uint64_t last, struct errtext *err)
+{
+    struct view_vault vault;
+    enum status st = view_vault(&a->view, "finalized", &vault, err);
+    for (uint64_t e = 1; e <= last && !st; e++) {
+        struct epoch_work w = {.epoch = e, .vault = vault};
+        st = view_epoch(&a->view, "finalized", e, &w.chain, err);
+        if (!st && w.chain.disabled)
+            a->report->epochs_vetoed++;
+        else if (!st)
+            st = audit_one_epoch(a, &w, err);
+        compute_result_fini(&w.result);
+        snapshot_fini(&w.snap);
+        archive_accounts_fini(&w.prev);
+        compute_fini(&w.compute);
+        buf_fini(&w.snapshot_text);
+        buf_fini(&w.manifest_text);
+        progress(a, "epoch %" PRIu64 " of %" PRIu64 ": %zu findings", e, last,
+                 a->report->finding_count);
+    }
+    return st;
+}
+
+static enum status check_funds(struct audit *a, struct errtext *err)
+{
+    struct view_money m;
+    enum status st = view_money(&a->view, "finalized", &m, err);
+    if (st)
+        return st;
+    a->report->claimed = m.total_claimed;
+    a->report->held = m.held;
+    if (a->report->total > m.held + m.total_claimed)
+        audit_finding(a, "the vault promises more than it holds and has paid");
+    struct view_epoch live = {0};
+    if (m.last_live)
+        st = view_epoch(&a->view, "finalized", m.last_live, &live, err);
+    if (!st && m.total_claimed > live.total)
+        audit_finding(a, "more was claimed than the last epoch promises");
+    return st;
+}
+
+/* The highest E of the epochs up to this one. */
+static enum status last_batch(struct audit *a, uint64_t epoch, uint64_t *last, struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    struct view_epoch e;
+    *last = 0;
+    for (uint64_t i = 1; i <= epoch && !st; i++) {
+        st = view_epoch(&a->view, "finalized", i, &e, err);
+        if (!st && !e.disabled)
+            *last = MAX(*last, e.batch_evidence);
+    }
+    return st;
+}
+
+enum status audit_epoch(struct audit_report *report, const struct audit_options *opt,
+                        uint64_t epoch, struct errtext *err)
+{
+    struct audit a;
+    struct view_money money = {0};
+    uint64_t last = 0;
+    enum status st = begin(&a, report, opt, err);
+    if (!st)
+        st = view_money(&a.view, "finalized", &money, err);
+    if (!st && (!epoch || epoch > money.last_epoch))
+        st = err_set(err, STATUS_NOT_FOUND,
+                     "epoch %" PRIu64 ": the finalized chain has epochs 1 to %" PRIu64, epoch,
+                     money.last_epoch);
+    report->epoch_last = epoch;
+    if (!st)
+        st = last_batch(&a, epoch, &last, err);
+    if (!st)
+        st = audit_batches(&a, 1, last, err);
+    if (!st)
+        st = audit_epochs(&a, epoch, err);
+    if (!st)
+        st = check_funds(&a, err);
+    end(&a);
+    return st;
+}
+
+/* ---- the report ---- */
+
+void audit_report_fini(struct audit_report *r)
+{
+    mem_free(r->missing);
+    mem_free(r->finding);
+    *r = (struct audit_report){0};
+}
+
+static void put_amount(struct buf *out, const char *name, u128 v)
+{
+    buf_printf(out, ",\"%s\":", name);
+    archive_put_amount(out, v);
+}
+
+void audit_report_json(const struct audit_report *r, struct buf *out)
+{
+    buf_printf(out,
+               "{\"ok\":%s,\"batch_first\":%" PRIu64 ",\"batch_last\":%" PRIu64
+               ",\"epoch\":%" PRIu64 ",\"batches\":%" PRIu64 ",\"epochs\":%" PRIu64
+               ",\"epochs_vetoed\":%" PRIu64 ",\"records\":%" PRIu64 ",\"inferences\":%" PRIu64
+               ",\"attributions\":%" PRIu64 ",\"voids\":%" PRIu64 ",\"required\":%" PRIu64
+               ",\"scored\":%" PRIu64 ",\"accounts\":%" PRIu32,
+               r->finding_count ? "false" : "true", r->batch_first, r->batch_last, r->epoch_last,
+               r->batches, r->epochs, r->epochs_vetoed, r->records, r->inferences, r->attributions,
+               r->voids, r->required, r->scored, r->accounts);
+    put_amount(out, "fee_sum", r->fee_sum);
+    put_amount(out, "fee_required", r->fee_required);
+    put_amount(out, "fee_scored", r->fee_scored);
+    put_amount(out, "fee_missing", r->fee_missing);
+    put_amount(out, "total", r->total);
+    put_amount(out, "claimed", r->claimed);
+    put_amount(out, "held", r->held);
+    buf_printf(out, ",\"finding_count\":%zu,\"findings\":[", r->finding_count);
+    for (size_t i = 0; i < MIN(r->finding_count, (size_t)AUDIT_FINDINGS_MAX); i++) {
+        if (i)
+            buf_putc(out, ',');
+        buf_put_json_string(out, r->finding[i], strlen(r->finding[i]));
+    }
+    buf_puts(out, "],\"missing\":[");
+    for (size_t i = 0; i < r->missing_count; i++) {
+        const struct audit_missing *m = &r->missing[i];
+        buf_printf(out, "%s{\"epoch\":%" PRIu64 ",\"lane\":%" PRIu32 ",\"seq\":%" PRIu64,
+                   i ? "," : "", m->epoch, m->lane, m->seq);
+        put_amount(out, "fee", m->fee);
+        buf_putc(out, '}');
+    }
+    buf_puts(out, "]}");
+}

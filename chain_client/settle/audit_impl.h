@@ -1,0 +1,47 @@
+/* Private to audit.c and audit_batch.c: what one audit carries from batch to batch. */
+#ifndef RS_SETTLE_AUDIT_IMPL_H
+#define RS_SETTLE_AUDIT_IMPL_H
+
+#include "chain_client/settle/archive.h"
+#include "chain_client/settle/audit.h"
+#include "chain_client/settle/lane_keys.h"
+
+/* What a later record may point at, per sequence number of a lane. */
+struct audit_item {
+    uint8_t digest[32];
+    uint8_t type, adapters, has_evidence;
+};
+
+struct audit_lane {
+    uint32_t lane;
+    uint64_t next;           /* what the next batch must begin with; 0: any */
+    uint64_t base;           /* item[0] is this sequence number */
+    struct audit_item *item; /* [next - base] */
+    size_t item_cap;
+};
+
+struct audit {
+    const struct audit_options *opt;
+    struct audit_report *report;
+    struct view view;
+    struct secp *secp;
+    uint8_t domain[32], log_dom[32];
+    struct archive_batch prev; /* the batch before; seq 0: none */
+    struct audit_lane *lane;
+    size_t lane_count, lane_cap;
+    struct lane_keys keys; /* of the current batch */
+    uint8_t (*request_id)[32];
+    size_t request_count, request_cap;
+    uint8_t method[32]; /* last one found registered */
+    bool has_method;
+};
+
+void audit_finding(struct audit *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* A damaged or missing file is a finding; what is left is an error of the audit itself. */
+enum status audit_file_finding(struct audit *a, enum status st, struct errtext *err);
+bool audit_grow(void **items, size_t count, size_t *cap, size_t item_bytes);
+
+/* One batch after the one before; deep reads its records too. */
+enum status audit_one_batch(struct audit *a, uint64_t seq, bool deep, struct errtext *err);
+
+#endif

@@ -1,0 +1,632 @@
+/* Batches. One row advances by one state per transaction; whatever a crash interrupts is done again
+ * from the row with the same result.
+ *
+ *   closed     ranges and closedAt frozen; every record verified under the ledger's keys
+ *   built      root, sums, manifest digest and hash computed
+ *   archived   files published and read back
+ *   intent     `commit` announced to the sender; one after the other, so that each names a head
+ *   sent       its transaction went out
+ *   included   the ledger has its hash at `latest`
+ *   final      the ledger has its hash at `finalized`: never looked at again
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/keccak.h"
+#include "chain_client/settle/lane_keys.h"
+#include "chain_client/settle/worker.h"
+#include "chain_client/tree.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#define NOT_FINAL_MAX 4 /* batches on their way at once */
+
+/* ---- rows ---- */
+
+static enum status load_lanes(struct worker *w, struct archive_batch *b, struct errtext *err)
+{
+    struct db_rows q;
+    b->lane = mem_array(BATCH_LANES_MAX, sizeof *b->lane);
+    enum status st = db_query(
+        &w->db, &q, err, "SELECT lane, first, last FROM batch_lanes WHERE seq = ? ORDER BY lane",
+        "u", b->header.seq);
+    while (!st && (st = db_next(&q, err)) == STATUS_OK && b->lane_count < BATCH_LANES_MAX)
+        b->lane[b->lane_count++] =
+            (struct batch_lane){(uint32_t)db_u64(&q, 0), db_u64(&q, 1), db_u64(&q, 2)};
+    db_done(&q);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static enum status load_batch(struct worker *w, struct archive_batch *b, uint64_t seq,
+                              struct errtext *err)
+{
+    struct db_rows q;
+    struct batch_header *h = &b->header;
+    *b = (struct archive_batch){.place = {.chain_id = w->dep.chain_id}};
+    memcpy(b->place.ledger, w->dep.ledger, 20);
+    enum status st = db_query(&w->db, &q, err,
+                              "SELECT closed_at, prev_hash, hash, log_root, manifest, leaf_count,"
+                              " inferences, fee_sum, cum_fee FROM batches WHERE seq = ?",
+                              "u", seq);
+    if (!st)
+        st = db_next(&q, err);
+    if (st)
+        return st;
+    *h = (struct batch_header){.seq = seq,
+                               .spec = CANON_SPEC,
+                               .closed_at = db_u64(&q, 0),
+                               .leaf_count = (uint32_t)db_u64(&q, 5),
+                               .inferences = (uint32_t)db_u64(&q, 6),
+                               .fee_sum = db_amount(&q, 7),
+                               .cum_fee = db_amount(&q, 8)};
+    db_bytes(&q, 1, h->prev_hash, 32);
+    db_bytes(&q, 2, b->hash, 32);
+    db_bytes(&q, 3, h->log_root, 32);
+    db_bytes(&q, 4, h->manifest, 32);
+    db_done(&q);
+    st = load_lanes(w, b, err);
+    return st ? st : batch_lanes_hash(b->lanes_hash, b->lane, b->lane_count, err);
+}
+
+static enum status set_state(struct worker *w, uint64_t seq, const char *state, struct errtext *err)
+{
+    log_debug("batch", "batch %" PRIu64 ": %s", seq, state);
+    return db_run(&w->db, err, "UPDATE batches SET state = ? WHERE seq = ?", "tu", state, seq);
+}
+
+/* ---- closing ---- */
+
+struct closing {
+    struct batch_lane lane[SETTINGS_LANES_MAX];
+    size_t lane_count;
+    uint64_t closed_at;
+};
+
+static uint64_t lane_end(const struct lane *l)
+{
+    uint64_t end = l->ingested;
+    if (l->seal.active_at && end > l->seal.last_seq)
+        end = l->seal.last_seq; /* the ledger takes nothing past a seal */
+    return l->stopped || addr_is_zero(l->key) || end < l->closed ? l->closed : end;
+}
+
+static enum status is_due(struct worker *w, bool *due, struct errtext *err)
+{
+    uint64_t count = 0, oldest = UINT64_MAX, now = clock_wall_ms() / 1000;
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < w->lane_count && !st; i++) {
+        const struct lane *l = &w->lane[i];
+        uint64_t at, waiting = lane_end(l) - l->closed;
+        count += waiting;
+        if (!waiting)
+            continue;
+        st = db_value(&w->db, &at, now, err, "SELECT at FROM records WHERE lane = ? AND seq = ?",
+                      "uu", (uint64_t)l->id, l->closed + 1);
+        oldest = MIN(oldest, at);
+    }
+    *due = count && (count >= w->set->batch_count_max || oldest + w->set->batch_seconds_max <= now);
+    return st;
+}
+
+/* An equal share for each lane that has records; what some do not use goes to the others. */
+static void choose_ranges(struct worker *w, struct closing *c)
+{
+    uint64_t left = w->set->batch_count_max, take[SETTINGS_LANES_MAX] = {0};
+    for (bool more = true; more && left;) {
+        uint64_t share = MAX(left / w->lane_count, 1u);
+        more = false;
+        for (uint32_t i = 0; i < w->lane_count && left; i++) {
+            uint64_t room = lane_end(&w->lane[i]) - w->lane[i].closed - take[i];
+            uint64_t n = MIN(MIN(room, share), left);
+            take[i] += n;
+            left -= n;
+            more = more || room > n;
+        }
+    }
+    c->lane_count = 0;
+    for (uint32_t i = 0; i < w->lane_count; i++) { /* lanes ascend in w->lane */
+        const struct lane *l = &w->lane[i];
+        if (take[i])
+            c->lane[c->lane_count++] =
+                (struct batch_lane){l->id, l->closed + 1, l->closed + take[i]};
+    }
+}
+
+/* Every record under the key that the ledger names for it now: a rotation may have come after it
+ * was taken in. *bad: the first that does not verify, 0 for none. */
+static enum status verify_range(struct worker *w, const struct batch_lane *r, uint64_t *bad,
+                                struct errtext *err)
+{
+    struct lane_keys keys = {0};
+    struct db_rows q = {0};
+    size_t hint = 0;
+    *bad = 0;
+    enum status st = lane_keys_read(&keys, &w->view, "latest", r->lane, r->first, r->last, err);
+    if (!st)
+        st =
+            db_query(&w->db, &q, err,
+                     "SELECT body FROM records WHERE lane = ? AND seq BETWEEN ? AND ? ORDER BY seq",
+                     "uuu", (uint64_t)r->lane, r->first, r->last);
+    for (uint64_t seq = r->first; seq <= r->last && !st && !*bad; seq++) {
+        union record rec;
+        uint8_t digest[32];
+        size_t len;
+        st = db_next(&q, err);
+        if (st)
+            break;
+        const uint8_t *body = db_blob(&q, 0, &len);
+        const struct lane_key *key = lane_keys_find(&keys, &hint, r->lane, seq);
+        if (!key || canon_decode(&rec, body, len, NULL) || rec.prefix.seq != seq ||
+            canon_verify(&rec, digest, w->domain, w->secp, key->address, NULL))
+            *bad = seq;
+    }
+    db_done(&q);
+    lane_keys_fini(&keys);
+    return st == STATUS_NOT_FOUND ? err_set(err, STATUS_CORRUPT,
+                                            "state database: lane %" PRIu32 " has a hole", r->lane)
+                                  : st;
+}
+
+static enum status verify_all(struct worker *w, const struct closing *c, bool *good,
+                              struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    *good = true;
+    for (size_t i = 0; i < c->lane_count && !st && *good; i++) {
+        uint64_t bad;
+        char why[128];
+        st = verify_range(w, &c->lane[i], &bad, err);
+        if (st || !bad)
+            continue;
+        *good = false;
+        snprintf(why, sizeof why, "record %" PRIu64 " is not signed by the key the ledger names",
+                 bad);
+        st = lanes_stop(w, worker_lane(w, c->lane[i].lane), why, err);
+    }
+    return st;
+}
+
+/* closedAt <= the block's time at commit, and never falls: the chain's clock, not ours. */
+static enum status choose_time(struct worker *w, struct closing *c, struct errtext *err)
+{
+    struct rpc_block block;
+    uint64_t before;
+    enum status st = rpc_block(w->rpc, "latest", &block, err);
+    if (!st)
+        st = db_value(&w->db, &before, 0, err, "SELECT max(closed_at) FROM batches", "");
+    if (st)
+        return st;
+    c->closed_at = MAX(before, MIN(block.timestamp, clock_wall_ms() / 1000));
+    return STATUS_OK;
+}
+
+static enum status freeze(struct worker *w, const struct closing *c, struct errtext *err)
+{
+    uint64_t seq = 0;
+    enum status st = db_begin(&w->db, err);
+    if (st)
+        return st;
+    st = db_value(&w->db, &seq, 0, err, "SELECT max(seq) FROM batches", "");
+    if (!st)
+        st = db_run(&w->db, err,
+                    "INSERT INTO batches (seq, state, closed_at) VALUES (?, 'closed', ?)", "uu",
+                    seq + 1, c->closed_at);
+    for (size_t i = 0; i < c->lane_count && !st; i++) {
+        const struct batch_lane *r = &c->lane[i];
+        st = db_run(&w->db, err, "INSERT INTO batch_lanes VALUES (?, ?, ?, ?)", "uuuu", seq + 1,
+                    (uint64_t)r->lane, r->first, r->last);
+        if (!st)
+            st = db_run(&w->db, err, "UPDATE lanes SET closed = ? WHERE lane = ?", "uu", r->last,
+                        (uint64_t)r->lane);
+    }
+    st = db_end(&w->db, st, err);
+    for (size_t i = 0; i < c->lane_count && !st; i++)
+        worker_lane(w, c->lane[i].lane)->closed = c->lane[i].last;
+    return st;
+}
+
+static enum status close_batch(struct worker *w, struct errtext *err)
+{
+    struct closing c = {0};
+    uint64_t on_the_way;
+    bool due = false, good = false;
+    enum status st = db_value(&w->db, &on_the_way, 0, err,
+                              "SELECT count(*) FROM batches WHERE state <> 'final'", "");
+    if (!st && on_the_way < NOT_FINAL_MAX)
+        st = is_due(w, &due, err);
+    if (st || !due)
+        return st;
+    choose_ranges(w, &c);
+    st = verify_all(w, &c, &good, err);
+    if (!st && good)
+        st = choose_time(w, &c, err);
+    return st || !good ? st : freeze(w, &c, err);
+}
+
+/* ---- building ---- */
+
+struct assembly {
+    struct archive_batch batch;
+    struct buf records, manifest, header;
+};
+
+static void assembly_fini(struct assembly *a)
+{
+    a->batch.records = (struct canon_bytes){NULL, 0}; /* belongs to a->records */
+    archive_batch_fini(&a->batch);
+    buf_fini(&a->records);
+    buf_fini(&a->manifest);
+    buf_fini(&a->header);
+}
+
+static enum status add_lane(struct worker *w, struct assembly *a, const struct batch_lane *r,
+                            struct tree_builder *tree, struct errtext *err)
+{
+    struct db_rows q;
+    enum status st = db_query(&w->db, &q, err,
+                              "SELECT seq, type, digest, fee, body FROM records WHERE lane = ? AND"
+                              " seq BETWEEN ? AND ? ORDER BY seq",
+                              "uuu", (uint64_t)r->lane, r->first, r->last);
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        uint8_t digest[32];
+        size_t len;
+        struct tree_node node;
+        const uint8_t *body = db_blob(&q, 4, &len);
+        db_bytes(&q, 2, digest, 32);
+        struct tree_log_leaf leaf = {.type = (uint8_t)db_u64(&q, 1),
+                                     .lane = r->lane,
+                                     .seq = db_u64(&q, 0),
+                                     .digest = digest,
+                                     .fee = db_amount(&q, 3)};
+        tree_log_leaf(&node, w->log_dom, &leaf);
+        st = tree_builder_push(tree, &node, err);
+        archive_put_record(&a->records, body, len);
+        a->batch.header.inferences += leaf.type == RECORD_INFERENCE;
+    }
+    db_done(&q);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static enum status read_previous(struct worker *w, struct batch_header *h, struct errtext *err)
+{
+    struct db_rows q;
+    if (h->seq == 1)
+        return STATUS_OK;
+    enum status st = db_query(&w->db, &q, err, "SELECT hash, cum_fee FROM batches WHERE seq = ?",
+                              "u", h->seq - 1);
+    if (!st)
+        st = db_next(&q, err);
+    if (st)
+        return err_set(err, STATUS_CORRUPT, "state database: batch %" PRIu64 " is not there",
+                       h->seq - 1);
+    db_bytes(&q, 0, h->prev_hash, 32);
+    h->cum_fee = db_amount(&q, 1);
+    db_done(&q);
+    return STATUS_OK;
+}
+
+/* Everything about a closed batch, from its ranges. */
+static enum status assemble(struct worker *w, struct assembly *a, uint64_t seq, struct errtext *err)
+{
+    struct tree_builder tree;
+    struct tree_node root = {.sum = 0};
+    struct batch_header *h = &a->batch.header;
+    *a = (struct assembly){0};
+    buf_init(&a->records, ARCHIVE_RECORDS_BYTES_MAX);
+    buf_init(&a->manifest, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&a->header, ARCHIVE_TEXT_BYTES_MAX);
+    tree_builder_init(&tree, TREE_LOG, w->log_dom);
+    enum status st = load_batch(w, &a->batch, seq, err);
+    h->inferences = 0;
+    h->cum_fee = 0;
+    if (!st)
+        st = read_previous(w, h, err);
+    for (size_t i = 0; i < a->batch.lane_count && !st; i++)
+        st = add_lane(w, a, &a->batch.lane[i], &tree, err);
+    if (!st)
+        st = tree_builder_root(&tree, &root, err);
+    if (st)
+        return st;
+    memcpy(h->log_root, root.hash, 32);
+    h->leaf_count = tree.count;
+    h->fee_sum = root.sum;
+    h->cum_fee += root.sum;
+    a->batch.records = (struct canon_bytes){(uint8_t *)a->records.data, a->records.len};
+    archive_put_batch_manifest(&a->manifest, &a->batch, tree.count, &a->batch.records);
+    keccak_256(h->manifest, a->manifest.data, a->manifest.len);
+    st = batch_check(h, a->batch.lane, a->batch.lane_count, err);
+    if (!st)
+        st = archive_batch_seal(&a->batch, err);
+    archive_put_header(&a->header, &a->batch);
+    if (!st && (a->records.failed || a->manifest.failed || a->header.failed))
+        st = err_set(err, STATUS_NO_MEMORY, "batch %" PRIu64 ": no memory for its files", seq);
+    return st;
+}
+
+static enum status build(struct worker *w, uint64_t seq, struct errtext *err)
+{
+    struct assembly a;
+    const struct batch_header *h = &a.batch.header;
+    enum status st = assemble(w, &a, seq, err);
+    if (!st)
+        st = db_run(&w->db, err,
+                    "UPDATE batches SET state = 'built', prev_hash = ?, hash = ?, log_root = ?,"
+                    " manifest = ?, leaf_count = ?, inferences = ?, fee_sum = ?, cum_fee = ? WHERE"
+                    " seq = ?",
+                    "bbbbuunnu", h->prev_hash, (size_t)32, a.batch.hash, (size_t)32, h->log_root,
+                    (size_t)32, h->manifest, (size_t)32, (uint64_t)h->leaf_count,
+                    (uint64_t)h->inferences, h->fee_sum, h->cum_fee, seq);
+    if (!st)
+        log_info("batch", "batch %" PRIu64 ": %u records, %u inferences", seq, h->leaf_count,
+                 h->inferences);
+    assembly_fini(&a);
+    return st;
+}
+
+static enum status publish(struct worker *w, uint64_t seq, struct errtext *err)
+{
+    struct assembly a;
+    uint8_t hash[32] = {0};
+    char name[ARCHIVE_NAME_BYTES];
+    struct archive_batch row = {0};
+    archive_batch_name(name, seq);
+    enum status st = assemble(w, &a, seq, err);
+    if (!st)
+        st = load_batch(w, &row, seq, err);
+    memcpy(hash, row.hash, 32);
+    archive_batch_fini(&row);
+    if (!st && memcmp(hash, a.batch.hash, 32) != 0)
+        st = err_set(err, STATUS_CORRUPT, "batch %" PRIu64 ": built again with another hash", seq);
+    struct archive_file file[] = {{"header.json", a.header.data, a.header.len},
+                                  {"manifest.json", a.manifest.data, a.manifest.len},
+                                  {"records.bin", a.records.data, a.records.len}};
+    struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), false};
+    if (!st)
+        st = archive_publish(&folder, err);
+    if (!st)
+        st = set_state(w, seq, "archived", err);
+    assembly_fini(&a);
+    return st;
+}
+
+/* ---- the chain ---- */
+
+static enum status raise_commit(struct worker *w, const struct archive_batch *b,
+                                struct errtext *err)
+{
+    struct buf data;
+    buf_init(&data, 1u << 17);
+    batch_put_commit(&data, &b->header, b->lane, b->lane_count);
+    struct sender_call call = {
+        .kind = "commit", .key = b->header.seq, .to = w->dep.ledger, .data = &data};
+    enum status st = sender_raise(w, &call, err);
+    buf_fini(&data);
+    return st;
+}
+
+static enum status finish(struct worker *w, const struct archive_batch *b, struct errtext *err)
+{
+    uint8_t tx[32] = {0};
+    uint64_t seq = b->header.seq;
+    enum status st = sender_hash(w, "commit", seq, tx, err);
+    if (!st)
+        st = db_begin(&w->db, err);
+    if (st)
+        return st;
+    st = db_run(&w->db, err,
+                "UPDATE batches SET state = 'final', tx = ?, final_at = ? WHERE seq = ?", "buu", tx,
+                sizeof tx, clock_wall_ms() / 1000, seq);
+    for (size_t i = 0; i < b->lane_count && !st; i++)
+        st = db_run(&w->db, err, "UPDATE lanes SET final = ? WHERE lane = ?", "uu", b->lane[i].last,
+                    (uint64_t)b->lane[i].lane);
+    st = db_end(&w->db, st, err);
+    for (size_t i = 0; i < b->lane_count && !st; i++) {
+        struct lane *l = worker_lane(w, b->lane[i].lane);
+        if (l)
+            l->final = b->lane[i].last;
+    }
+    if (!st)
+        log_info("batch", "batch %" PRIu64 " is final", seq);
+    return st;
+}
+
+static enum status conflict(uint64_t seq, struct errtext *err)
+{
+    return err_set(err, STATUS_CONFLICT,
+                   "batch %" PRIu64 ": the ledger holds another batch of this number than ours; "
+                   "nothing more is committed until a person has looked",
+                   seq);
+}
+
+/* A batch that is archived: where is it on the chain? */
+static enum status follow(struct worker *w, const struct archive_batch *b, struct errtext *err)
+{
+    static const uint8_t zero[32];
+    uint8_t latest[32], final[32], tx[32];
+    uint64_t seq = b->header.seq;
+    enum status st = view_batch_hash(&w->view, "finalized", seq, final, err);
+    if (!st && memcmp(final, b->hash, 32) == 0)
+        return finish(w, b, err);
+    if (!st && memcmp(final, zero, 32) != 0)
+        return conflict(seq, err);
+    if (!st)
+        st = view_batch_hash(&w->view, "latest", seq, latest, err);
+    if (st)
+        return st;
+    if (memcmp(latest, b->hash, 32) == 0)
+        return set_state(w, seq, "included", err);
+    if (memcmp(latest, zero, 32) != 0)
+        return STATUS_OK; /* not final: a reorganisation may still undo it */
+    struct view_head head;
+    st = view_head(&w->view, "latest", &head, err);
+    if (st || head.seq + 1 != seq)
+        return st;
+    st = raise_commit(w, b, err);
+    if (!st)
+        st = sender_hash(w, "commit", seq, tx, err);
+    return st ? st : set_state(w, seq, memcmp(tx, zero, 32) == 0 ? "intent" : "sent", err);
+}
+
+/* As far as it goes without waiting. */
+static enum status advance(struct worker *w, uint64_t seq, const char *state, struct errtext *err)
+{
+    struct archive_batch b = {0};
+    bool is_closed = strcmp(state, "closed") == 0;
+    enum status st = is_closed ? build(w, seq, err) : STATUS_OK;
+    if (!st && (is_closed || strcmp(state, "built") == 0))
+        st = publish(w, seq, err);
+    if (!st)
+        st = load_batch(w, &b, seq, err);
+    if (!st)
+        st = follow(w, &b, err);
+    archive_batch_fini(&b);
+    return st;
+}
+
+/* Bodies of batches long final: the archive has them. */
+static enum status forget_bodies(struct worker *w, struct errtext *err)
+{
+    uint64_t now = clock_wall_ms() / 1000, seq;
+    enum status st =
+        db_value(&w->db, &seq, 0, err,
+                 "SELECT min(b.seq) FROM batches b WHERE state = 'final' AND final_at"
+                 " < ? AND b.seq > (SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE"
+                 " name = 'bodies_forgotten')",
+                 "u", now > w->set->body_keep_s ? now - w->set->body_keep_s : 0);
+    if (st || !seq)
+        return st;
+    char text[24];
+    snprintf(text, sizeof text, "%" PRIu64, seq);
+    st = db_begin(&w->db, err);
+    if (st)
+        return st;
+    st = db_run(&w->db, err,
+                "UPDATE records SET body = NULL FROM batch_lanes l WHERE l.seq = ? AND"
+                " records.lane = l.lane AND records.seq BETWEEN l.first AND l.last",
+                "u", seq);
+    if (!st)
+        st = db_meta_set(&w->db, "bodies_forgotten", text, err);
+    return db_end(&w->db, st, err);
+}
+
+enum status build_step(struct worker *w, struct errtext *err)
+{
+    uint64_t seqs[NOT_FINAL_MAX];
+    char states[NOT_FINAL_MAX][16];
+    size_t count = 0;
+    struct db_rows q;
+    enum status st = close_batch(w, err);
+    if (!st)
+        st = db_query(&w->db, &q, err,
+                      "SELECT seq, state FROM batches WHERE state <> 'final' ORDER BY seq", "");
+    if (st)
+        return st;
+    while (count < NOT_FINAL_MAX && (st = db_next(&q, err)) == STATUS_OK) {
+        seqs[count] = db_u64(&q, 0);
+        snprintf(states[count++], sizeof states[0], "%s", db_text(&q, 1));
+    }
+    db_done(&q);
+    st = st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    for (size_t i = 0; i < count && !st; i++)
+        st = advance(w, seqs[i], states[i], err);
+    return st ? st : forget_bodies(w, err);
+}
+
+/* ---- a database that is behind the chain ---- */
+
+static enum status adopt_records(struct worker *w, struct archive_batch *b, struct errtext *err)
+{
+    struct canon_bytes body;
+    size_t offset = 0;
+    enum status st = archive_batch_records(b, w->set->archive_dir, err), end = STATUS_OK;
+    while (!st && (end = archive_next_record(&b->records, &offset, &body, err)) == STATUS_OK) {
+        union record r;
+        uint8_t digest[32];
+        st = canon_decode(&r, body.data, body.len, err);
+        if (st)
+            break;
+        bool is_inference = r.prefix.type == RECORD_INFERENCE;
+        canon_digest(digest, &r, w->domain);
+        st =
+            db_run(&w->db, err,
+                   "INSERT OR IGNORE INTO records (lane, seq, type, digest, fee, request, at, body)"
+                   " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                   "uuubnbub", (uint64_t)r.prefix.lane, r.prefix.seq, (uint64_t)r.prefix.type,
+                   digest, (size_t)32, is_inference ? r.inference.fee : (u128)0,
+                   is_inference ? r.inference.request_id : NULL, (size_t)32, b->header.closed_at,
+                   body.data, body.len);
+    }
+    return st ? st : end == STATUS_NOT_FOUND ? STATUS_OK : end;
+}
+
+static enum status adopt_rows(struct worker *w, const struct archive_batch *b, struct errtext *err)
+{
+    const struct batch_header *h = &b->header;
+    enum status st = db_run(
+        &w->db, err,
+        "INSERT INTO batches (seq, state, closed_at, prev_hash, hash, log_root, manifest,"
+        " leaf_count, inferences, fee_sum, cum_fee) VALUES (?, 'included', ?, ?, ?, ?, ?, ?, ?, ?,"
+        " ?)",
+        "uubbbbuunn", h->seq, h->closed_at, h->prev_hash, (size_t)32, b->hash, (size_t)32,
+        h->log_root, (size_t)32, h->manifest, (size_t)32, (uint64_t)h->leaf_count,
+        (uint64_t)h->inferences, h->fee_sum, h->cum_fee);
+    for (size_t i = 0; i < b->lane_count && !st; i++) {
+        const struct batch_lane *r = &b->lane[i];
+        st = db_run(&w->db, err, "INSERT INTO batch_lanes VALUES (?, ?, ?, ?)", "uuuu", h->seq,
+                    (uint64_t)r->lane, r->first, r->last);
+        if (!st)
+            st =
+                db_run(&w->db, err,
+                       "INSERT INTO lanes (lane, ingested, closed, final) VALUES (?1, ?2, ?2, 0) ON"
+                       " CONFLICT (lane) DO UPDATE SET ingested = max(ingested, ?2), closed = ?2",
+                       "uu", (uint64_t)r->lane, r->last);
+    }
+    return st;
+}
+
+static enum status adopt_one(struct worker *w, uint64_t seq, struct errtext *err)
+{
+    struct archive_batch b;
+    uint8_t hash[32];
+    enum status st = view_batch_hash(&w->view, "latest", seq, hash, err);
+    if (st)
+        return st;
+    st = archive_batch_read(&b, w->set->archive_dir, seq, err);
+    if (st) {
+        err_prefix(err,
+                   "batch %" PRIu64 " is on the ledger, but neither in the state nor in the "
+                   "archive",
+                   seq);
+        return st == STATUS_NOT_FOUND ? STATUS_CONFLICT : st;
+    }
+    if (memcmp(hash, b.hash, 32) != 0)
+        st = conflict(seq, err);
+    if (!st)
+        st = db_begin(&w->db, err);
+    if (!st) {
+        st = adopt_records(w, &b, err);
+        if (!st)
+            st = adopt_rows(w, &b, err);
+        st = db_end(&w->db, st, err);
+    }
+    if (!st)
+        log_info("batch", "batch %" PRIu64 ": adopted from chain and archive", seq);
+    archive_batch_fini(&b);
+    return st;
+}
+
+enum status build_adopt(struct worker *w, struct errtext *err)
+{
+    struct view_head head;
+    uint64_t ours;
+    enum status st = view_head(&w->view, "latest", &head, err);
+    if (!st)
+        st = db_value(&w->db, &ours, 0, err, "SELECT max(seq) FROM batches", "");
+    for (uint64_t seq = ours + 1; !st && seq <= head.seq; seq++)
+        st = adopt_one(w, seq, err);
+    return st;
+}

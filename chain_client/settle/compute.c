@@ -1,0 +1,372 @@
+/* Records are decoded once; every array of Reward points into the batch files, which stay in memory
+ * until compute_fini. Offsets come from the table of fields (canon.h). */
+#include "chain_client/settle/compute.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/commit.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+static size_t offset_of(uint8_t type, const char *name)
+{
+    const struct canon_layout *l = canon_layout(type);
+    for (size_t i = 0; i < l->field_count; i++)
+        if (strcmp(l->field[i].name, name) == 0)
+            return l->field[i].offset;
+    PANIC("no field %s", name);
+}
+
+/* Room for one more item in a doubling array. */
+static bool grow(void **items, size_t count, size_t *cap, size_t item_bytes)
+{
+    if (count < *cap)
+        return true;
+    size_t more = *cap ? 2 * *cap : 1024;
+    void *bigger = mem_try_realloc(*items, more * item_bytes);
+    if (!bigger)
+        return false;
+    *items = bigger;
+    *cap = more;
+    return true;
+}
+
+static enum status too_much(struct errtext *err)
+{
+    return err_set(err, STATUS_NO_MEMORY, "no memory for the records of an epoch");
+}
+
+struct loading {
+    struct compute *c;
+    const struct archive_batch *batch;
+    uint8_t domain[32];
+    size_t digest_cap, batch_cap;
+    size_t model_offset, inf_digest_offset;
+};
+
+static enum status take_inference(struct loading *l, const struct record_inference *inf,
+                                  const struct canon_bytes *body, const uint8_t digest[32],
+                                  struct errtext *err)
+{
+    struct compute *c = l->c;
+    size_t n = c->record_count;
+    if (l->batch->header.seq > c->range.paid)
+        return STATUS_OK;
+    if (n == REWARD_RECORDS_MAX)
+        return err_set(err, STATUS_TOO_LARGE, "more than %u records in one epoch",
+                       REWARD_RECORDS_MAX);
+    if (!grow((void **)&c->record, n, &c->record_cap, sizeof *c->record) ||
+        !grow((void **)&c->digest, n, &l->digest_cap, 32) ||
+        !grow((void **)&c->record_batch, n, &l->batch_cap, sizeof *c->record_batch))
+        return too_much(err);
+    memcpy(c->digest[n], digest, 32);
+    reward_record_from(&c->record[n], inf, NULL);
+    c->record[n].model_id = body->data + l->model_offset;
+    c->record_batch[n] = l->batch->header.seq;
+    c->record_count = n + 1;
+    return STATUS_OK;
+}
+
+static enum status take_evidence(struct loading *l, const struct record_attribution *att,
+                                 const struct canon_bytes *body, struct errtext *err)
+{
+    struct compute *c = l->c;
+    size_t n = c->evidence_count;
+    if (!grow((void **)&c->evidence, n, &c->evidence_cap, sizeof *c->evidence))
+        return too_much(err);
+    reward_evidence_from(&c->evidence[n], att);
+    c->evidence[n].inf_digest = body->data + l->inf_digest_offset;
+    c->evidence_count = n + 1;
+    return STATUS_OK;
+}
+
+static enum status take_batch(struct loading *l, struct errtext *err)
+{
+    struct canon_bytes body;
+    size_t offset = 0;
+    enum status st, end;
+    do {
+        union record r;
+        uint8_t digest[32];
+        end = archive_next_record(&l->batch->records, &offset, &body, err);
+        if (end)
+            break;
+        st = canon_decode(&r, body.data, body.len, err);
+        if (st) {
+            err_prefix(err, "batch %" PRIu64 ", byte %zu of records.bin", l->batch->header.seq,
+                       offset - body.len);
+            return STATUS_CORRUPT;
+        }
+        canon_digest(digest, &r, l->domain);
+        if (r.prefix.type == RECORD_INFERENCE)
+            st = take_inference(l, &r.inference, &body, digest, err);
+        else if (r.prefix.type == RECORD_ATTRIBUTION)
+            st = take_evidence(l, &r.attribution, &body, err);
+    } while (!st);
+    return end == STATUS_NOT_FOUND ? STATUS_OK : end ? end : st;
+}
+
+static int order(uint32_t lane_a, uint64_t seq_a, uint32_t lane_b, uint64_t seq_b)
+{
+    if (lane_a != lane_b)
+        return lane_a < lane_b ? -1 : 1;
+    return seq_a < seq_b ? -1 : seq_a > seq_b;
+}
+
+static int order_records(const void *a, const void *b)
+{
+    const struct reward_record *x = a, *y = b;
+    return order(x->lane, x->seq, y->lane, y->seq);
+}
+
+static int order_evidence(const void *a, const void *b)
+{
+    const struct reward_evidence *x = a, *y = b;
+    return order(x->lane, x->seq, y->lane, y->seq);
+}
+
+/* While the arrays are sorted, rate_ppb holds the index of the batch that a record is in: it
+ * decides the seed and the rate that compute_reward sets. */
+static void settle_arrays(struct compute *c)
+{
+    for (size_t i = 0; i < c->record_count; i++) {
+        c->record[i].digest = c->digest[i];
+        c->record[i].rate_ppb = (uint32_t)(c->record_batch[i] - c->range.paid_from - 1);
+    }
+    if (c->record_count)
+        qsort(c->record, c->record_count, sizeof *c->record, order_records);
+    if (c->evidence_count)
+        qsort(c->evidence, c->evidence_count, sizeof *c->evidence, order_evidence);
+    for (size_t i = 0; i < c->record_count; i++)
+        c->record_batch[i] = c->record[i].rate_ppb;
+}
+
+static enum status check_place(const struct archive_batch *b, const struct batch_place *place,
+                               struct errtext *err)
+{
+    if (b->place.chain_id == place->chain_id && memcmp(b->place.ledger, place->ledger, 20) == 0)
+        return STATUS_OK;
+    return err_set(err, STATUS_CORRUPT, "batch %" PRIu64 ": header.json names another ledger",
+                   b->header.seq);
+}
+
+enum status compute_load(struct compute *c, const struct compute_range *range, struct errtext *err)
+{
+    struct loading l = {.c = c,
+                        .batch = NULL,
+                        .model_offset = offset_of(RECORD_INFERENCE, "modelId"),
+                        .inf_digest_offset = offset_of(RECORD_ATTRIBUTION, "infDigest")};
+    enum status st = STATUS_OK;
+    *c = (struct compute){.range = *range};
+    CHECK(range->paid > range->paid_from && range->evidence >= range->paid);
+    canon_domain(l.domain, range->place.chain_id, range->place.ledger);
+    size_t count = range->evidence - range->paid_from;
+    c->batch = mem_try_array(count, sizeof *c->batch);
+    if (!c->batch)
+        return too_much(err);
+    for (size_t i = 0; i < count && !st; i++) {
+        struct archive_batch *b = &c->batch[i];
+        st = archive_batch_read(b, range->archive_dir, range->paid_from + 1 + i, err);
+        if (st)
+            break;
+        c->batch_count = i + 1;
+        st = check_place(b, &range->place, err);
+        if (!st)
+            st = archive_batch_records(b, range->archive_dir, err);
+        l.batch = b;
+        if (!st)
+            st = take_batch(&l, err);
+    }
+    if (st) {
+        compute_fini(c);
+        return st;
+    }
+    settle_arrays(c);
+    return STATUS_OK;
+}
+
+void compute_fini(struct compute *c)
+{
+    for (size_t i = 0; i < c->batch_count; i++)
+        archive_batch_fini(&c->batch[i]);
+    mem_free(c->batch);
+    mem_free(c->record);
+    mem_free(c->record_batch);
+    mem_free(c->evidence);
+    mem_free(c->digest);
+    *c = (struct compute){0};
+}
+
+/* ---- Reward ---- */
+
+struct tables {
+    struct reward_lane *lane;
+    struct reward_base *base;
+    struct reward_adapter *adapter;
+    size_t lane_count, base_count, adapter_count;
+};
+
+static void tables_fini(struct tables *t)
+{
+    mem_free(t->lane);
+    mem_free(t->base);
+    mem_free(t->adapter);
+}
+
+static bool is_zero(const uint8_t *id, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        if (id[i])
+            return false;
+    return true;
+}
+
+/* What is not registered stays out: TREASURY earns for it. */
+static enum status fill_tables(struct tables *t, const struct snapshot *s, struct errtext *err)
+{
+    *t = (struct tables){.lane = mem_try_array(s->lane_count + 1, sizeof *t->lane),
+                         .base = mem_try_array(s->base_count + 1, sizeof *t->base),
+                         .adapter = mem_try_array(s->adapter_count + 1, sizeof *t->adapter)};
+    if (!t->lane || !t->base || !t->adapter)
+        return too_much(err);
+    for (size_t i = 0; i < s->lane_count; i++) {
+        if (addr_is_zero(s->lane[i].account))
+            continue;
+        struct reward_lane *l = &t->lane[t->lane_count++];
+        l->lane = s->lane[i].lane;
+        memcpy(l->account, s->lane[i].account, 20);
+    }
+    for (size_t i = 0; i < s->base_count; i++) {
+        const struct view_entry *e = &s->base[i].entry;
+        if (!e->registered)
+            continue;
+        struct reward_base *b = &t->base[t->base_count++];
+        memcpy(b->model_id, s->base[i].id, 32);
+        b->split = (struct reward_split){e->entry, e->entry_count};
+    }
+    for (size_t i = 0; i < s->adapter_count; i++) {
+        const struct view_entry *e = &s->adapter[i].entry;
+        if (!e->registered)
+            continue;
+        struct reward_adapter *a = &t->adapter[t->adapter_count++];
+        memcpy(a->adapter_id, s->adapter[i].id, 32);
+        a->has_datanet = !is_zero(e->datanet_id, 32);
+        a->split = (struct reward_split){e->entry, e->entry_count};
+    }
+    return STATUS_OK;
+}
+
+static int order_adapter(const void *key, const void *item)
+{
+    return memcmp(key, ((const struct reward_adapter *)item)->adapter_id, 32);
+}
+
+static bool is_missing(const struct reward_record *r, const struct tables *t)
+{
+    uint32_t count = (uint32_t)(r->set.len / 36);
+    const struct reward_adapter *only =
+        count == 1
+            ? bsearch(r->set.data, t->adapter, t->adapter_count, sizeof *t->adapter, order_adapter)
+            : NULL;
+    struct commit_sample sample = {.fee = r->fee,
+                                   .adapter_count = count,
+                                   .has_datanet = only && only->has_datanet,
+                                   .lane = r->lane,
+                                   .seq = r->seq};
+    return !r->is_scored && commit_is_required(&sample, r->seed, r->rate_ppb);
+}
+
+static enum status list_missing(struct compute_result *out, const struct compute *c,
+                                const struct tables *t, struct errtext *err)
+{
+    size_t room = (size_t)out->reward.stats.missing;
+    out->missing = mem_try_array(room + 1, sizeof *out->missing);
+    if (!out->missing)
+        return too_much(err);
+    for (size_t i = 0; i < c->record_count; i++) {
+        const struct reward_record *r = &c->record[i];
+        if (!is_missing(r, t))
+            continue;
+        if (out->missing_count == room)
+            return err_set(err, STATUS_CORRUPT, "more answers are missing than Reward counted");
+        out->missing[out->missing_count++] = (struct archive_missing){r->lane, r->seq, r->fee};
+    }
+    if (out->missing_count != room)
+        return err_set(err, STATUS_CORRUPT, "fewer answers are missing than Reward counted");
+    return STATUS_OK;
+}
+
+static void place_seeds(struct compute *c, const struct snapshot *snap)
+{
+    for (size_t i = 0; i < c->record_count; i++) {
+        const struct snapshot_batch *b = &snap->batch[c->record_batch[i]];
+        c->record[i].rate_ppb = b->rate_ppb;
+        c->record[i].seed = b->rate_ppb < TAIL_E9 ? b->seed : NULL;
+    }
+}
+
+enum status compute_reward(struct compute_result *out, struct compute *c, uint64_t epoch,
+                           const struct snapshot *snap, const struct archive_accounts *prev,
+                           struct errtext *err)
+{
+    struct tables t;
+    *out = (struct compute_result){0};
+    buf_init(&out->accounts_text, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&out->missing_text, ARCHIVE_TEXT_BYTES_MAX);
+    place_seeds(c, snap);
+    enum status st = fill_tables(&t, snap, err);
+    if (!st)
+        st = reward_match(c->record, c->record_count, c->evidence, c->evidence_count, err);
+    struct reward_input in = {.policy = &snap->policy,
+                              .lane = t.lane,
+                              .lane_count = t.lane_count,
+                              .base = t.base,
+                              .base_count = t.base_count,
+                              .adapter = t.adapter,
+                              .adapter_count = t.adapter_count,
+                              .record = c->record,
+                              .record_count = c->record_count,
+                              .prev = prev->account,
+                              .prev_count = prev->count};
+    if (!st)
+        st = reward_compute(&out->reward, &in, err);
+    if (!st)
+        st = list_missing(out, c, &t, err);
+    tables_fini(&t);
+    archive_put_accounts(&out->accounts_text, epoch, out->reward.account,
+                         out->reward.account_count);
+    archive_put_missing(&out->missing_text, epoch, out->missing, out->missing_count);
+    if (!st && (out->accounts_text.failed || out->missing_text.failed))
+        st = too_much(err);
+    if (st)
+        compute_result_fini(out);
+    return st;
+}
+
+void compute_result_fini(struct compute_result *r)
+{
+    reward_result_fini(&r->reward);
+    mem_free(r->missing);
+    buf_fini(&r->accounts_text);
+    buf_fini(&r->missing_text);
+    *r = (struct compute_result){0};
+}
+
+enum status compute_root(struct tree_node *root, const struct deployment *d,
+                         const struct reward_account *account, size_t count, struct errtext *err)
+{
+    uint8_t dom[32];
+    struct tree_builder b;
+    struct tree_node leaf;
+    enum status st = STATUS_OK;
+    tree_reward_domain(dom, d->chain_id, d->vault, d->token);
+    tree_builder_init(&b, TREE_REWARD, dom);
+    for (size_t i = 0; i < count && !st; i++) {
+        tree_reward_leaf(&leaf, dom, (uint32_t)i, account[i].payee, account[i].cumulative);
+        st = tree_builder_push(&b, &leaf, err);
+    }
+    return st ? st : tree_builder_root(&b, root, err);
+}

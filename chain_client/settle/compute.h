@@ -1,0 +1,60 @@
+/* An epoch from the archive: load the batches that it pays and those that hold its evidence, take
+ * the registry as of T (snapshot.h), and compute Reward. The worker and the audit run these same
+ * lines, and both from the published files. Thread: one at a time per object; blocks on disk.
+ *
+ *   compute_load(&c, &range, err)
+ *   snapshot_read(&snap, &c, view, err)
+ *   compute_reward(&out, &c, &snap, &prev, err)
+ */
+#ifndef RS_SETTLE_COMPUTE_H
+#define RS_SETTLE_COMPUTE_H
+
+#include "chain_client/settle/archive.h"
+#include "chain_client/settle/snapshot.h"
+#include "chain_client/tree.h"
+
+struct compute_range {
+    const char *archive_dir;
+    struct batch_place place;
+    uint64_t paid_from, paid, evidence; /* M', M, E */
+};
+
+struct compute {
+    struct compute_range range;
+    struct archive_batch *batch; /* M'+1 .. E; the arrays below point into their files */
+    size_t batch_count;
+    struct reward_record *record; /* of M'+1 .. M, ascending by (lane, seq) */
+    size_t record_count, record_cap;
+    uint64_t *record_batch;           /* [record_count] index into the batches of M'+1 .. M */
+    struct reward_evidence *evidence; /* of M'+1 .. E, ascending by (lane, seq) */
+    size_t evidence_count, evidence_cap;
+    uint8_t (*digest)[32]; /* one block; record[].digest points into it */
+};
+
+/* Headers and files are checked against each other; whether a header is the chain's is for the
+ * caller to ask (compute.batch[].hash). Errors: NOT_FOUND, CORRUPT (naming the file), NO_MEMORY,
+ * TOO_LARGE past REWARD_RECORDS_MAX. */
+MUST_CHECK enum status compute_load(struct compute *c, const struct compute_range *range,
+                                    struct errtext *err);
+void compute_fini(struct compute *c);
+
+struct compute_result {
+    struct reward_result reward;
+    struct archive_missing *missing; /* required and not scored, ascending by (lane, seq) */
+    size_t missing_count;
+    struct buf accounts_text, missing_text; /* the files */
+};
+
+/* prev are the accounts of epoch e' (count 0 for the first). Fills records' seeds, rates and
+ * evidence. Errors as reward_compute; TOO_LARGE past TREE_LEAVES_MAX accounts. */
+MUST_CHECK enum status compute_reward(struct compute_result *out, struct compute *c, uint64_t epoch,
+                                      const struct snapshot *snap,
+                                      const struct archive_accounts *prev, struct errtext *err);
+void compute_result_fini(struct compute_result *r);
+
+/* The root of a reward tree over accounts as they stand. */
+MUST_CHECK enum status compute_root(struct tree_node *root, const struct deployment *d,
+                                    const struct reward_account *account, size_t count,
+                                    struct errtext *err);
+
+#endif

@@ -1,0 +1,550 @@
+/* Epochs. One at a time, one state per transaction:
+ *
+ *   planned    number, e', M', M and E chosen: M is final and W has passed since closedAt(M)
+ *   computed   Reward from the archive files, every identity checked, files published
+ *   intent     the vault is funded up to cumFee(M); `propose` announced
+ *   final      the vault has the epoch in a finalized block
+ *   active     its window has passed: claims are paid
+ *   vetoed     disabled by the guardian: the next epoch starts again from the one before it
+ *
+ * A planned or computed epoch whose e' is vetoed meanwhile is dropped and planned anew. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "chain_client/abi.h"
+#include "chain_client/keccak.h"
+#include "chain_client/settle/compute.h"
+#include "chain_client/settle/worker.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#define NOTE_NS 60000000000ull
+
+struct plan {
+    uint64_t epoch, previous, paid_from, paid, evidence;
+    uint8_t prev_root[32], root[32], manifest[32];
+    u128 total;
+    uint32_t leaves;
+    char state[16];
+};
+
+static void note(struct worker *w, const char *what)
+{
+    if (clock_mono_ns() < w->epoch_note_ns)
+        return;
+    w->epoch_note_ns = clock_mono_ns() + NOTE_NS;
+    log_warn("epoch", "%s", what);
+}
+
+/* ---- rows ---- */
+
+static enum status load_newest(struct worker *w, struct plan *p, struct errtext *err)
+{
+    struct db_rows q;
+    *p = (struct plan){0};
+    enum status st =
+        db_query(&w->db, &q, err,
+                 "SELECT epoch, previous, paid_from, paid, evidence, prev_root, root,"
+                 " manifest, total, leaves, state FROM epochs ORDER BY epoch DESC LIMIT"
+                 " 1",
+                 "");
+    if (!st)
+        st = db_next(&q, err);
+    if (st)
+        return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    p->epoch = db_u64(&q, 0);
+    p->previous = db_u64(&q, 1);
+    p->paid_from = db_u64(&q, 2);
+    p->paid = db_u64(&q, 3);
+    p->evidence = db_u64(&q, 4);
+    db_bytes(&q, 5, p->prev_root, 32);
+    db_bytes(&q, 6, p->root, 32);
+    db_bytes(&q, 7, p->manifest, 32);
+    p->total = db_amount(&q, 8);
+    p->leaves = (uint32_t)db_u64(&q, 9);
+    snprintf(p->state, sizeof p->state, "%s", db_text(&q, 10));
+    db_done(&q);
+    return STATUS_OK;
+}
+
+static enum status set_state(struct worker *w, uint64_t epoch, const char *state,
+                             struct errtext *err)
+{
+    log_info("epoch", "epoch %" PRIu64 ": %s", epoch, state);
+    return db_run(&w->db, err, "UPDATE epochs SET state = ? WHERE epoch = ?", "tu", state, epoch);
+}
+
+static enum status drop(struct worker *w, uint64_t epoch, struct errtext *err)
+{
+    log_warn("epoch", "epoch %" PRIu64 ": the one before it was vetoed; planned anew", epoch);
+    enum status st = db_begin(&w->db, err);
+    if (st)
+        return st;
+    st = db_run(&w->db, err, "DELETE FROM cum WHERE epoch = ?", "u", epoch);
+    if (!st)
+        st = db_run(&w->db, err, "DELETE FROM epochs WHERE epoch = ?", "u", epoch);
+    return db_end(&w->db, st, err);
+}
+
+static enum status put_cum(struct worker *w, uint64_t epoch, const struct reward_account *account,
+                           size_t count, struct errtext *err)
+{
+    enum status st = db_run(&w->db, err, "DELETE FROM cum WHERE epoch = ?", "u", epoch);
+    for (size_t i = 0; i < count && !st; i++)
+        st = db_run(&w->db, err, "INSERT INTO cum VALUES (?, ?, ?, ?)", "uubn", epoch, (uint64_t)i,
+                    account[i].payee, (size_t)20, account[i].cumulative);
+    return st;
+}
+
+/* ---- planning ---- */
+
+/* The newest batch that may be paid: final, W past, and the growth within the vault's cap. */
+static enum status choose_paid(struct worker *w, struct plan *p, u128 total_before,
+                               const struct view_money *m, struct errtext *err)
+{
+    struct rpc_block last;
+    struct db_rows q;
+    bool capped = false;
+    enum status st = rpc_block(w->rpc, "finalized", &last, err);
+    if (st || last.timestamp < w->vault.wait + 1)
+        return st;
+    st = db_query(&w->db, &q, err,
+                  "SELECT seq, cum_fee FROM batches WHERE state = 'final' AND seq > ? AND seq <= ?"
+                  " AND closed_at <= ? ORDER BY seq DESC",
+                  "uuu", p->paid_from, p->evidence, last.timestamp - MAX(w->vault.wait, 1u));
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        u128 total = db_amount(&q, 1) - w->vault.start_cum_fee;
+        if (total <= total_before)
+            break; /* nothing was earned since: an epoch needs money */
+        capped = total - total_before > m->max_increase;
+        if (capped)
+            continue;
+        p->paid = db_u64(&q, 0);
+        p->total = total;
+        break;
+    }
+    db_done(&q);
+    if (capped)
+        note(w, "the next batch alone is above the vault's maxIncrease: an admin must raise it");
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static enum status last_final(struct worker *w, uint64_t *seq, struct errtext *err)
+{
+    uint64_t open = 0, last = 0;
+    enum status st =
+        db_value(&w->db, &last, 0, err, "SELECT max(seq) FROM batches WHERE state = 'final'", "");
+    if (!st)
+        st = db_value(&w->db, &open, last + 1, err,
+                      "SELECT min(seq) FROM batches WHERE state <> 'final'", "");
+    *seq = MIN(last, open - 1);
+    return st;
+}
+
+static enum status plan(struct worker *w, const struct view_money *m, struct errtext *err)
+{
+    struct plan p = {
+        .epoch = m->last_epoch + 1, .previous = m->last_live, .paid_from = w->vault.start_seq};
+    struct view_epoch before = {.total = 0};
+    uint64_t planned_at = 0, now = clock_wall_ms() / 1000;
+    enum status st =
+        db_value(&w->db, &planned_at, 0, err, "SELECT max(planned_at) FROM epochs", "");
+    if (st || (planned_at && now < planned_at + w->set->epoch_seconds))
+        return st;
+    if (p.previous)
+        st = view_epoch(&w->view, "finalized", p.previous, &before, err);
+    if (p.previous)
+        p.paid_from = before.batch_paid;
+    if (!st)
+        st = last_final(w, &p.evidence, err);
+    if (!st)
+        st = choose_paid(w, &p, before.total, m, err);
+    if (st || !p.paid)
+        return st;
+    log_info("epoch",
+             "epoch %" PRIu64 ": pays batches %" PRIu64 " to %" PRIu64 ", evidence to %" PRIu64,
+             p.epoch, p.paid_from + 1, p.paid, p.evidence);
+    return db_run(
+        &w->db, err,
+        "INSERT INTO epochs (epoch, state, previous, prev_root, paid_from, paid, evidence,"
+        " planned_at) VALUES (?, 'planned', ?, ?, ?, ?, ?, ?)",
+        "uubuuuu", p.epoch, p.previous, before.root, (size_t)32, p.paid_from, p.paid, p.evidence,
+        now);
+}
+
+/* ---- computing ---- */
+
+struct work {
+    struct compute compute;
+    struct snapshot snap;
+    struct archive_accounts prev;
+    struct compute_result result;
+    struct buf snapshot_text, manifest_text;
+    struct tree_node root;
+};
+
+static void work_fini(struct work *k)
+{
+    compute_result_fini(&k->result);
+    snapshot_fini(&k->snap);
+    archive_accounts_fini(&k->prev);
+    compute_fini(&k->compute);
+    buf_fini(&k->snapshot_text);
+    buf_fini(&k->manifest_text);
+}
+
+/* The files are of the batches that the chain has. */
+static enum status check_files(struct worker *w, const struct compute *c, struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    for (size_t i = 0; i < c->batch_count && !st; i++) {
+        uint8_t hash[32];
+        uint64_t seq = c->batch[i].header.seq;
+        st = view_batch_hash(&w->view, "finalized", seq, hash, err);
+        if (!st && memcmp(hash, c->batch[i].hash, 32) != 0)
+            st = err_set(err, STATUS_CONFLICT,
+                         "archive batch %" PRIu64 " is not the one on the ledger", seq);
+    }
+    return st;
+}
+
+static enum status load_previous(struct worker *w, const struct plan *p, struct work *k,
+                                 struct errtext *err)
+{
+    struct tree_node root;
+    if (!p->previous)
+        return STATUS_OK;
+    enum status st = archive_accounts_read(&k->prev, w->set->archive_dir, p->previous, err);
+    if (!st)
+        st = compute_root(&root, &w->dep, k->prev.account, k->prev.count, err);
+    if (!st && memcmp(root.hash, p->prev_root, 32) != 0)
+        st = err_set(err, STATUS_CONFLICT,
+                     "archive epoch %" PRIu64 ": accounts.json does not have the vault's root",
+                     p->previous);
+    return st;
+}
+
+static enum status check_identities(struct worker *w, const struct plan *p, const struct work *k,
+                                    struct errtext *err)
+{
+    const struct compute *c = &k->compute;
+    const struct reward_result *r = &k->result.reward;
+    const struct batch_header *paid = &c->batch[p->paid - p->paid_from - 1].header;
+    u128 fees = 0;
+    for (uint64_t i = 0; i < p->paid - p->paid_from; i++)
+        fees += c->batch[i].header.fee_sum;
+    if (fees != r->fee_sum || k->root.sum != r->total ||
+        r->total + w->vault.start_cum_fee != paid->cum_fee ||
+        r->stats.required != r->stats.scored + r->stats.missing)
+        return err_set(err, STATUS_CONFLICT,
+                       "epoch %" PRIu64
+                       ": an identity of SPEC 5 does not hold; nothing is proposed",
+                       p->epoch);
+    return STATUS_OK;
+}
+
+static enum status recompute(struct worker *w, const struct plan *p, struct work *k,
+                             struct errtext *err)
+{
+    struct compute_range range = {.archive_dir = w->set->archive_dir,
+                                  .place = {.chain_id = w->dep.chain_id},
+                                  .paid_from = p->paid_from,
+                                  .paid = p->paid,
+                                  .evidence = p->evidence};
+    memcpy(range.place.ledger, w->dep.ledger, 20);
+    enum status st = compute_load(&k->compute, &range, err);
+    if (!st)
+        st = check_files(w, &k->compute, err);
+    if (!st)
+        st = load_previous(w, p, k, err);
+    if (!st)
+        st = snapshot_read(&k->snap, &k->compute, &w->view, w->set->beacon_delay_s, err);
+    if (!st)
+        st = compute_reward(&k->result, &k->compute, p->epoch, &k->snap, &k->prev, err);
+    const struct reward_result *r = &k->result.reward;
+    if (!st)
+        st = compute_root(&k->root, &w->dep, r->account, r->account_count, err);
+    return st ? st : check_identities(w, p, k, err);
+}
+
+static enum status publish(struct worker *w, struct plan *p, struct work *k, struct errtext *err)
+{
+    const struct compute_result *r = &k->result;
+    char name[ARCHIVE_NAME_BYTES];
+    struct epoch_header h = {.epoch = p->epoch,
+                             .total = r->reward.total,
+                             .leaves = (uint32_t)r->reward.account_count,
+                             .batch_paid = p->paid,
+                             .batch_evidence = p->evidence};
+    memcpy(h.root, k->root.hash, 32);
+    memcpy(h.prev_root, p->prev_root, 32);
+    snapshot_put(&k->snapshot_text, &k->snap, &w->dep);
+    struct archive_file file[] = {
+        {"accounts.json", r->accounts_text.data, r->accounts_text.len},
+        {"missing.json", r->missing_text.data, r->missing_text.len},
+        {"snapshot.json", k->snapshot_text.data, k->snapshot_text.len},
+        {"manifest.json", NULL, 0},
+    };
+    struct archive_epoch e = {.chain_id = w->dep.chain_id,
+                              .at = k->snap.at,
+                              .previous = p->previous,
+                              .paid_from = p->paid_from,
+                              .header = &h,
+                              .stats = &r->reward.stats};
+    memcpy(e.vault, w->dep.vault, 20);
+    memcpy(e.file, file, sizeof e.file);
+    archive_put_epoch_manifest(&k->manifest_text, &e);
+    if (k->snapshot_text.failed || k->manifest_text.failed)
+        return err_set(err, STATUS_NO_MEMORY, "epoch %" PRIu64 ": no memory for its files",
+                       p->epoch);
+    file[3].data = k->manifest_text.data;
+    file[3].len = k->manifest_text.len;
+    keccak_256(p->manifest, file[3].data, file[3].len);
+    archive_epoch_name(name, p->epoch);
+    struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
+    return archive_publish(&folder, err);
+}
+
+static enum status store(struct worker *w, const struct plan *p, const struct work *k,
+                         struct errtext *err)
+{
+    const struct reward_result *r = &k->result.reward;
+    enum status st = db_begin(&w->db, err);
+    if (st)
+        return st;
+    st = db_run(
+        &w->db, err,
+        "UPDATE epochs SET state = 'computed', root = ?, total = ?, leaves = ?, manifest = ?,"
+        " required = ?, missing = ? WHERE epoch = ?",
+        "bnubuuu", k->root.hash, (size_t)32, r->total, (uint64_t)r->account_count, p->manifest,
+        (size_t)32, r->stats.required, r->stats.missing, p->epoch);
+    if (!st)
+        st = put_cum(w, p->epoch, r->account, r->account_count, err);
+    st = db_end(&w->db, st, err);
+    if (!st)
+        log_info("epoch",
+                 "epoch %" PRIu64 ": %zu accounts, %" PRIu64 " required, %" PRIu64 " missing",
+                 p->epoch, r->account_count, r->stats.required, r->stats.missing);
+    return st;
+}
+
+static enum status compute(struct worker *w, struct plan *p, struct errtext *err)
+{
+    struct work k = {0};
+    buf_init(&k.snapshot_text, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&k.manifest_text, ARCHIVE_TEXT_BYTES_MAX);
+    enum status st = recompute(w, p, &k, err);
+    if (!st)
+        st = publish(w, p, &k, err);
+    if (!st)
+        st = store(w, p, &k, err);
+    work_fini(&k);
+    if (st == STATUS_BUSY) { /* a beacon, or T, is not final yet */
+        note(w, err ? err->text : "waiting for a final block");
+        err_clear(err);
+        return STATUS_OK;
+    }
+    return st;
+}
+
+/* ---- funding and proposing ---- */
+
+static enum status raise_approve(struct worker *w, const struct plan *p, u128 need,
+                                 struct errtext *err)
+{
+    struct buf data;
+    struct abi_tuple t;
+    buf_init(&data, 256);
+    abi_put_selector(&data, "approve(address,uint256)");
+    abi_begin(&t, &data, 2);
+    abi_address(&t, w->dep.vault);
+    abi_uint(&t, need);
+    abi_end(&t);
+    struct sender_call call = {
+        .kind = "approve", .key = p->paid, .to = w->dep.token, .data = &data};
+    enum status st = sender_raise(w, &call, err);
+    buf_fini(&data);
+    return st;
+}
+
+/* fundTo(cumFee(M)): the operator's debt. *ready once the vault has it at `latest`. */
+static enum status fund(struct worker *w, const struct plan *p, const struct view_money *latest,
+                        bool *ready, struct errtext *err)
+{
+    static const uint8_t zero[20];
+    bool native = memcmp(w->dep.token, zero, 20) == 0;
+    struct buf data;
+    struct abi_tuple t;
+    *ready = latest->funded >= p->total;
+    if (*ready)
+        return STATUS_OK;
+    u128 need = p->total - latest->funded, allowed = need;
+    enum status st =
+        native ? STATUS_OK : view_allowance(&w->view, "latest", w->key.address, &allowed, err);
+    if (st)
+        return st;
+    if (allowed < need)
+        return raise_approve(w, p, need, err);
+    buf_init(&data, 256);
+    abi_put_selector(&data, "fundTo(uint128)");
+    abi_begin(&t, &data, 1);
+    abi_uint(&t, p->total + w->vault.start_cum_fee);
+    abi_end(&t);
+    struct sender_call call = {.kind = "fund",
+                               .key = p->paid,
+                               .to = w->dep.vault,
+                               .data = &data,
+                               .value = native ? need : 0};
+    st = sender_raise(w, &call, err);
+    buf_fini(&data);
+    return st;
+}
+
+static enum status raise_propose(struct worker *w, const struct plan *p, struct errtext *err)
+{
+    struct archive_batch paid;
+    struct buf data;
+    struct epoch_header h = {.epoch = p->epoch,
+                             .total = p->total,
+                             .leaves = p->leaves,
+                             .batch_paid = p->paid,
+                             .batch_evidence = p->evidence};
+    memcpy(h.prev_root, p->prev_root, 32);
+    memcpy(h.root, p->root, 32);
+    memcpy(h.manifest, p->manifest, 32);
+    enum status st = archive_batch_read(&paid, w->set->archive_dir, p->paid, err);
+    if (st)
+        return st;
+    struct epoch_proposal proposal = {
+        .header = &h, .paid = &paid.header, .lanes_hash = paid.lanes_hash};
+    buf_init(&data, 1u << 16);
+    epoch_put_propose(&data, &proposal);
+    struct sender_call call = {
+        .kind = "propose", .key = p->epoch, .to = w->dep.vault, .data = &data};
+    st = sender_raise(w, &call, err);
+    buf_fini(&data);
+    archive_batch_fini(&paid);
+    if (!st && strcmp(p->state, "computed") == 0)
+        st = set_state(w, p->epoch, "intent", err);
+    return st;
+}
+
+static enum status finish(struct worker *w, const struct plan *p, const struct view_epoch *found,
+                          struct errtext *err)
+{
+    uint8_t tx[32];
+    if (memcmp(found->root, p->root, 32) != 0 || found->batch_paid != p->paid)
+        return err_set(err, STATUS_CONFLICT,
+                       "epoch %" PRIu64 ": the vault holds another one than ours", p->epoch);
+    enum status st = sender_hash(w, "propose", p->epoch, tx, err);
+    if (!st)
+        st = db_run(&w->db, err, "UPDATE epochs SET tx = ?, active_at = ? WHERE epoch = ?", "buu",
+                    tx, sizeof tx, found->active_at, p->epoch);
+    return st ? st : set_state(w, p->epoch, "final", err);
+}
+
+static enum status propose(struct worker *w, const struct plan *p, const struct view_money *final,
+                           struct errtext *err)
+{
+    struct view_money latest;
+    struct view_epoch found;
+    bool ready = false;
+    enum status st = view_epoch(&w->view, "finalized", p->epoch, &found, err);
+    if (!st && final->last_epoch >= p->epoch)
+        return finish(w, p, &found, err);
+    if (!st)
+        st = view_money(&w->view, "latest", &latest, err);
+    if (st || latest.last_epoch >= p->epoch) /* there, not final yet */
+        return st;
+    if (final->last_live != p->previous)
+        return drop(w, p->epoch, err);
+    st = fund(w, p, &latest, &ready, err);
+    return st || !ready ? st : raise_propose(w, p, err);
+}
+
+/* ---- after finality ---- */
+
+static enum status follow_window(struct worker *w, const struct plan *p, struct errtext *err)
+{
+    struct view_epoch found;
+    struct rpc_block last;
+    if (strcmp(p->state, "final") != 0)
+        return STATUS_OK;
+    enum status st = view_epoch(&w->view, "finalized", p->epoch, &found, err);
+    if (!st)
+        st = rpc_block(w->rpc, "finalized", &last, err);
+    if (!st && found.disabled)
+        return set_state(w, p->epoch, "vetoed", err);
+    if (!st && last.timestamp >= found.active_at)
+        return set_state(w, p->epoch, "active", err);
+    return st;
+}
+
+enum status epochs_step(struct worker *w, struct errtext *err)
+{
+    struct plan p;
+    struct view_money final;
+    if (w->vault.attestors_min) {
+        note(w, "this vault needs attestors' signatures: epochs wait");
+        return STATUS_OK;
+    }
+    enum status st = load_newest(w, &p, err);
+    if (!st)
+        st = view_money(&w->view, "finalized", &final, err);
+    if (st)
+        return st;
+    if (strcmp(p.state, "planned") == 0)
+        return final.last_live != p.previous ? drop(w, p.epoch, err) : compute(w, &p, err);
+    if (strcmp(p.state, "computed") == 0 || strcmp(p.state, "intent") == 0)
+        return propose(w, &p, &final, err);
+    st = follow_window(w, &p, err);
+    return st || final.last_epoch != p.epoch ? st : plan(w, &final, err);
+}
+
+/* ---- a database that is behind the chain ---- */
+
+static enum status adopt_one(struct worker *w, uint64_t epoch, struct errtext *err)
+{
+    struct view_epoch e, before = {.total = 0};
+    struct archive_accounts accounts = {0};
+    enum status st = view_epoch(&w->view, "finalized", epoch, &e, err);
+    if (!st && e.previous)
+        st = view_epoch(&w->view, "finalized", e.previous, &before, err);
+    if (!st && !e.disabled)
+        st = archive_accounts_read(&accounts, w->set->archive_dir, epoch, err);
+    if (st)
+        return st == STATUS_NOT_FOUND ? STATUS_CONFLICT : st;
+    st = db_begin(&w->db, err);
+    if (!st) {
+        st = db_run(
+            &w->db, err,
+            "INSERT OR REPLACE INTO epochs (epoch, state, previous, prev_root, paid_from,"
+            " paid, evidence, planned_at, root, total, leaves, active_at) VALUES (?, ?, ?, ?,"
+            " ?, ?, ?, 0, ?, ?, ?, ?)",
+            "utubuuubnuu", epoch, e.disabled ? "vetoed" : "final", e.previous, before.root,
+            (size_t)32, e.previous ? before.batch_paid : w->vault.start_seq, e.batch_paid,
+            e.batch_evidence, e.root, (size_t)32, e.total, (uint64_t)e.leaves, e.active_at);
+        if (!st)
+            st = put_cum(w, epoch, accounts.account, accounts.count, err);
+        st = db_end(&w->db, st, err);
+    }
+    if (!st)
+        log_info("epoch", "epoch %" PRIu64 ": adopted from chain and archive", epoch);
+    archive_accounts_fini(&accounts);
+    return st;
+}
+
+enum status epochs_adopt(struct worker *w, struct errtext *err)
+{
+    struct view_money m;
+    uint64_t ours = 0;
+    enum status st = view_money(&w->view, "finalized", &m, err);
+    if (!st)
+        st = db_value(&w->db, &ours, 0, err, "SELECT max(epoch) FROM epochs", "");
+    for (uint64_t e = ours + 1; !st && e <= m.last_epoch; e++)
+        st = adopt_one(w, e, err);
+    return st;
+}

@@ -1,0 +1,270 @@
+/* What a record must be before it is ours: the transport tag, the one canonical encoding, its lane
+ * and number, and the signature of the lane's key on the ledger.
+ *
+ *   bad tag or bad record   into quarantine, acknowledged, asked for again; never stops the lane
+ *   same digest again       nothing to do
+ *   another digest          the server contradicts itself: quarantine, alarm, the lane stops
+ *   key not known, or not checkable now     stays in Redis
+ *
+ * Numbers may arrive out of order: `ingested` is the end of what is contiguous, and only that is
+ * ever put into a batch. */
+#include <inttypes.h>
+#include <sodium.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/ids.h"
+#include "chain_client/settle/worker.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+
+#define AHEAD_MAX (1u << 20) /* records past a gap */
+
+struct lane *worker_lane(struct worker *w, uint32_t lane)
+{
+    for (uint32_t i = 0; i < w->lane_count; i++)
+        if (w->lane[i].id == lane)
+            return &w->lane[i];
+    return NULL;
+}
+
+/* ---- rows ---- */
+
+static enum status load_one(struct worker *w, struct lane *l, struct errtext *err)
+{
+    struct db_rows q;
+    uint64_t top = 0, held = 0;
+    enum status st = db_run(&w->db, err,
+                            "INSERT OR IGNORE INTO lanes (lane, ingested, closed, final) VALUES (?,"
+                            " 0, 0, 0)",
+                            "u", (uint64_t)l->id);
+    if (!st)
+        st = db_query(&w->db, &q, err,
+                      "SELECT ingested, closed, final, key, stopped FROM lanes WHERE lane = ?", "u",
+                      (uint64_t)l->id);
+    if (!st)
+        st = db_next(&q, err);
+    if (st)
+        return st;
+    l->ingested = db_u64(&q, 0);
+    l->closed = db_u64(&q, 1);
+    l->final = db_u64(&q, 2);
+    db_bytes(&q, 3, l->key, 20);
+    l->stopped = db_text(&q, 4)[0] != '\0';
+    db_done(&q);
+    st = db_value(&w->db, &top, 0, err, "SELECT max(seq) FROM records WHERE lane = ?", "u",
+                  (uint64_t)l->id);
+    if (!st)
+        st = db_value(&w->db, &held, 0, err,
+                      "SELECT max(seq) FROM quarantine WHERE lane = ? AND reason <> 'conflict'",
+                      "u", (uint64_t)l->id);
+    l->top = top > held ? top : held;
+    if (l->top < l->ingested)
+        l->top = l->ingested;
+    l->has_pending = true;
+    if (l->stopped)
+        log_error("lanes", "lane %" PRIu32 " is stopped: see `residual-settle status`", l->id);
+    return st;
+}
+
+enum status lanes_load(struct worker *w, struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < w->lane_count && !st; i++)
+        st = load_one(w, &w->lane[i], err);
+    return st;
+}
+
+static enum status set_key(struct worker *w, struct lane *l, const uint8_t key[20],
+                           struct errtext *err)
+{
+    if (memcmp(l->key, key, 20) == 0)
+        return STATUS_OK;
+    char text[ADDR_TEXT_BYTES];
+    addr_format(text, key);
+    log_info("lanes", "lane %" PRIu32 ": records are signed by %s", l->id, text);
+    memcpy(l->key, key, 20);
+    l->is_warned = false;
+    return db_run(&w->db, err, "UPDATE lanes SET key = ? WHERE lane = ?", "bu", key, (size_t)20,
+                  (uint64_t)l->id);
+}
+
+enum status lanes_refresh(struct worker *w, struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < w->lane_count && !st; i++) {
+        struct lane *l = &w->lane[i];
+        uint8_t key[20];
+        st = view_lane_key(&w->view, "latest", l->id, l->ingested + 1, key, err);
+        if (!st)
+            st = view_lane_seal(&w->view, "latest", l->id, &l->seal, err);
+        if (!st && !addr_is_zero(key))
+            st = set_key(w, l, key, err);
+        if (!st && addr_is_zero(key) && !l->is_warned) {
+            log_warn("lanes", "lane %" PRIu32 " is not registered on the ledger: its records wait",
+                     l->id);
+            l->is_warned = true;
+        }
+    }
+    return st;
+}
+
+enum status lanes_stop(struct worker *w, struct lane *l, const char *reason, struct errtext *err)
+{
+    log_error("lanes", "lane %" PRIu32 " stops: %s; a person must look (residual-settle resume)",
+              l->id, reason);
+    l->stopped = true;
+    return db_run(&w->db, err, "UPDATE lanes SET stopped = ? WHERE lane = ?", "tu", reason,
+                  (uint64_t)l->id);
+}
+
+static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, const char *reason,
+                              const struct canon_bytes *entry, struct errtext *err)
+{
+    uint8_t digest[32];
+    ids_hash(digest, entry->data, entry->len);
+    enum status st = db_run(&w->db, err,
+                            "INSERT OR IGNORE INTO quarantine (lane, seq, reason, digest, body, at)"
+                            " VALUES (?, ?, ?, ?, ?, ?)",
+                            "uutbbu", (uint64_t)l->id, seq, reason, digest, sizeof digest,
+                            (const void *)(entry->len ? entry->data : digest), entry->len,
+                            clock_wall_ms() / 1000);
+    if (!st && db_changes(&w->db))
+        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s; quarantined", l->id, seq,
+                 reason);
+    if (seq > l->top)
+        l->top = seq;
+    return st;
+}
+
+/* ---- one entry ---- */
+
+static bool has_tag(const struct lane *l, const struct canon_bytes *entry)
+{
+    uint8_t tag[LANE_TAG_BYTES];
+    if (entry->len <= LANE_TAG_BYTES || entry->len > CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES)
+        return false;
+    crypto_generichash(tag, sizeof tag, entry->data, entry->len - LANE_TAG_BYTES, l->transport_key,
+                       sizeof l->transport_key);
+    return sodium_memcmp(tag, entry->data + entry->len - LANE_TAG_BYTES, sizeof tag) == 0;
+}
+
+/* OK, DENIED (another key signed), or the node's failure. The ledger is asked only when the key we
+ * know does not fit: it may have been rotated. */
+static enum status check_key(struct worker *w, struct lane *l, const union record *r,
+                             uint8_t digest[32], struct errtext *err)
+{
+    uint8_t key[20];
+    if (!addr_is_zero(l->key) &&
+        canon_verify(r, digest, w->domain, w->secp, l->key, NULL) == STATUS_OK)
+        return STATUS_OK;
+    enum status st = view_lane_key(&w->view, "latest", l->id, r->prefix.seq, key, err);
+    if (st)
+        return st;
+    if (addr_is_zero(key))
+        return err_set(err, STATUS_BUSY, "not registered on the ledger");
+    st = canon_verify(r, digest, w->domain, w->secp, key, err);
+    if (st)
+        return STATUS_DENIED;
+    return set_key(w, l, key, err);
+}
+
+static enum status insert(struct worker *w, struct lane *l, const union record *r,
+                          const uint8_t digest[32], const struct canon_bytes *body,
+                          struct errtext *err)
+{
+    bool is_inference = r->prefix.type == RECORD_INFERENCE;
+    struct db_rows q;
+    uint8_t old[32];
+    enum status st =
+        db_query(&w->db, &q, err, "SELECT digest FROM records WHERE lane = ? AND seq = ?", "uu",
+                 (uint64_t)l->id, r->prefix.seq);
+    if (!st)
+        st = db_next(&q, err);
+    if (!st) {
+        db_bytes(&q, 0, old, 32);
+        db_done(&q);
+        return memcmp(old, digest, 32) == 0 ? STATUS_OK : STATUS_CONFLICT;
+    }
+    if (st != STATUS_NOT_FOUND)
+        return st;
+    st = db_run(
+        &w->db, NULL,
+        "INSERT INTO records (lane, seq, type, digest, fee, request, at, body) VALUES (?, ?,"
+        " ?, ?, ?, ?, ?, ?)",
+        "uuubnbub", (uint64_t)l->id, r->prefix.seq, (uint64_t)r->prefix.type, digest, (size_t)32,
+        is_inference ? r->inference.fee : (u128)0, is_inference ? r->inference.request_id : NULL,
+        (size_t)32, clock_wall_ms() / 1000, body->data, body->len);
+    if (st == STATUS_EXISTS) /* (lane, seq) is free: the request id is taken */
+        return STATUS_CONFLICT;
+    if (st)
+        return err_set(err, st, "state database: a record could not be written");
+    if (r->prefix.seq > l->top)
+        l->top = r->prefix.seq;
+    return STATUS_OK;
+}
+
+enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
+                       const struct canon_bytes *entry, enum lanes_verdict *verdict,
+                       struct errtext *err)
+{
+    union record r;
+    uint8_t digest[32];
+    struct errtext why = ERRTEXT_INIT;
+    *verdict = LANES_TAKEN;
+    if (l->stopped || seq > l->ingested + AHEAD_MAX) {
+        *verdict = LANES_HOLD;
+        return STATUS_OK;
+    }
+    if (!has_tag(l, entry))
+        return quarantine(w, l, seq, "bad tag", entry, err);
+    struct canon_bytes body = {entry->data, entry->len - LANE_TAG_BYTES};
+    if (canon_decode(&r, body.data, body.len, &why) || r.prefix.lane != l->id ||
+        r.prefix.seq != seq) {
+        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, seq,
+                 why.text[0] ? why.text : "names another lane or number");
+        return quarantine(w, l, seq, "bad record", entry, err);
+    }
+    enum status st = check_key(w, l, &r, digest, &why);
+    if (st == STATUS_DENIED) {
+        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, seq, why.text);
+        return quarantine(w, l, seq, "bad signature", entry, err);
+    }
+    if (st) {
+        if (!l->is_warned)
+            log_warn("lanes", "lane %" PRIu32 ": records wait: %s", l->id, why.text);
+        l->is_warned = true;
+        *verdict = LANES_HOLD;
+        return STATUS_OK;
+    }
+    st = insert(w, l, &r, digest, &body, err);
+    if (st != STATUS_CONFLICT)
+        return st;
+    st = quarantine(w, l, seq, "conflict", entry, err);
+    return st ? st : lanes_stop(w, l, "two different records of one number or request", err);
+}
+
+enum status lanes_advance(struct worker *w, struct lane *l, struct errtext *err)
+{
+    struct db_rows q;
+    uint64_t reached = l->ingested;
+    if (l->top == l->ingested)
+        return STATUS_OK;
+    enum status st =
+        db_query(&w->db, &q, err, "SELECT seq FROM records WHERE lane = ? AND seq > ? ORDER BY seq",
+                 "uu", (uint64_t)l->id, reached);
+    while (!st && (st = db_next(&q, err)) == STATUS_OK && db_u64(&q, 0) == reached + 1)
+        reached++;
+    db_done(&q);
+    if (st && st != STATUS_NOT_FOUND)
+        return st;
+    if (reached == l->ingested)
+        return STATUS_OK;
+    l->ingested = reached;
+    if (l->top < reached)
+        l->top = reached;
+    l->refetch_wait_ms = 0;
+    l->is_warned = false;
+    return db_run(&w->db, err, "UPDATE lanes SET ingested = ? WHERE lane = ?", "uu", reached,
+                  (uint64_t)l->id);
+}

@@ -1,0 +1,364 @@
+/* residual-settle: start order, one loop, stop order.
+ *
+ * Loop    records from Redis, gaps from spools; then, every poll_ms: keys, batches, epochs, sender
+ * Away    Redis: the loop goes on without it. Node: its part of the loop waits, longer each time.
+ * Stop    a broken database ends the worker (a restart continues from disk); a chain that
+ * contradicts what was settled ends it for a person to look */
+#include <inttypes.h>
+#include <signal.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/keystore.h"
+#include "chain_client/settle/serve.h"
+#include "chain_client/settle/worker.h"
+#include "chain_client/tree.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#define INGEST_WAIT_MS 200
+#define BACKOFF_MS_MAX 30000
+
+enum exit_code {
+    EXIT_FINE = 0,
+    EXIT_FAILED = 1,
+    EXIT_CONFIG = 2,
+    EXIT_START = 3,
+    EXIT_CONFLICT = 4,
+    EXIT_LOCKED = 5
+};
+
+static volatile sig_atomic_t stopping;
+
+static void on_signal(int sig)
+{
+    stopping = 1;
+}
+
+/* ---- start ---- */
+
+static enum status open_lanes(struct worker *w, struct errtext *err)
+{
+    const struct settings *s = w->set;
+    enum status st = STATUS_OK;
+    w->lane = mem_array(s->lane_key.count, sizeof *w->lane);
+    for (uint32_t i = 0; i < s->lane_key.count && !st; i++) {
+        struct lane l = {.id = s->lane_key.item[i].lane};
+        char *text;
+        size_t len;
+        st = file_read_secret(s->lane_key.item[i].text, 256, &text, &len, err);
+        if (st)
+            break;
+        if (!hex_decode(l.transport_key, 32, text))
+            st = err_param(err, STATUS_INVALID, "lane_key",
+                           "%s: expected 64 hex digits, the lane's transport.key",
+                           s->lane_key.item[i].text);
+        mem_wipe(text, len);
+        mem_free(text);
+        uint32_t at = w->lane_count;
+        while (at > 0 && w->lane[at - 1].id > l.id) { /* lanes ascend */
+            w->lane[at] = w->lane[at - 1];
+            at--;
+        }
+        w->lane[at] = l;
+        w->lane_count++;
+    }
+    return st;
+}
+
+static enum status find_sources(struct worker *w, struct errtext *err)
+{
+    const struct settings *s = w->set;
+    const struct settings_lanes *list[] = {&s->spool_dir, &s->refetch_url};
+    for (size_t k = 0; k < ARRAY_COUNT(list); k++) {
+        for (uint32_t i = 0; i < list[k]->count; i++) {
+            struct lane *l = worker_lane(w, list[k]->item[i].lane);
+            if (!l)
+                return err_set(err, STATUS_INVALID, "%s: lane %" PRIu32 " has no lane_key",
+                               k ? "refetch_url" : "spool_dir", list[k]->item[i].lane);
+            *(k ? &l->refetch_url : &l->spool_dir) = list[k]->item[i].text;
+        }
+    }
+    if (!s->refetch_key_file)
+        return STATUS_OK;
+    char *text, line[1024];
+    size_t len;
+    enum status st = file_read_secret(s->refetch_key_file, 512, &text, &len, err);
+    if (st)
+        return st;
+    snprintf(line, sizeof line, "Authorization: Bearer %s", text);
+    w->refetch_authorization = mem_strdup(line);
+    mem_wipe(line, sizeof line);
+    mem_wipe(text, len);
+    mem_free(text);
+    return STATUS_OK;
+}
+
+static enum status open_rpc(struct worker *w, struct errtext *err)
+{
+    char *authorization = NULL;
+    size_t len = 0;
+    enum status st = STATUS_OK;
+    if (w->set->rpc_authorization_file)
+        st = file_read_secret(w->set->rpc_authorization_file, 4096, &authorization, &len, err);
+    struct rpc_config config = {.url = w->set->rpc_url, .authorization = authorization};
+    if (!st)
+        st = rpc_open(&w->rpc, &config, err);
+    if (authorization)
+        mem_wipe(authorization, len);
+    mem_free(authorization);
+    if (!st)
+        view_init(&w->view, w->rpc, &w->dep);
+    return st;
+}
+
+/* What needs neither Redis nor the chain. */
+static enum status open_local(struct worker *w, struct errtext *err)
+{
+    const struct settings *s = w->set;
+    enum status st = deployment_load(&w->dep, s->deployment, err);
+    if (!st)
+        st = secp_create(&w->secp, err);
+    if (!st)
+        st = keystore_load(w->secp, &w->key, s->key_file, s->passphrase_file, err);
+    if (!st)
+        st = open_lanes(w, err);
+    if (!st)
+        st = find_sources(w, err);
+    if (!st)
+        st = file_mkdirs(s->archive_dir, 0755, err);
+    if (!st)
+        st = open_rpc(w, err);
+    if (!st)
+        st = ingest_open(w, err);
+    canon_domain(w->domain, w->dep.chain_id, w->dep.ledger);
+    tree_log_domain(w->log_dom, w->dep.chain_id, w->dep.ledger);
+    return st;
+}
+
+/* One state, one deployment. */
+static enum status check_meta(struct worker *w, struct errtext *err)
+{
+    char ours[256], stored[256], ledger[ADDR_TEXT_BYTES], vault[ADDR_TEXT_BYTES], genesis[65];
+    addr_format(ledger, w->dep.ledger);
+    addr_format(vault, w->dep.vault);
+    hex_encode(genesis, w->dep.genesis_hash, 32);
+    snprintf(ours, sizeof ours, "spec 1 chain %" PRIu64 " genesis %s ledger %s vault %s",
+             w->dep.chain_id, genesis, ledger, vault);
+    enum status st = db_meta_get(&w->db, "deployment", stored, sizeof stored, err);
+    if (!st && !stored[0])
+        return db_meta_set(&w->db, "deployment", ours, err);
+    if (!st && strcmp(stored, ours) != 0)
+        st = err_set(err, STATUS_CONFLICT,
+                     "state_dir belongs to another deployment (%s): name a new one", stored);
+    return st;
+}
+
+static bool is_outage(const struct worker *w, enum status st)
+{
+    return !w->db.failed && st != STATUS_CONFLICT;
+}
+
+/* The chain is the deployment's, and the state is not behind it. */
+static enum status meet_chain(struct worker *w, struct errtext *err)
+{
+    enum status st = deployment_check(&w->dep, w->rpc, err);
+    if (!st)
+        st = view_vault(&w->view, "latest", &w->vault, err);
+    if (!st)
+        st = build_adopt(w, err);
+    if (!st)
+        st = epochs_adopt(w, err);
+    return st ? st : lanes_load(w, err);
+}
+
+static enum status wait_for_chain(struct worker *w, struct errtext *err)
+{
+    uint32_t wait_ms = 250;
+    enum status st;
+    while ((st = meet_chain(w, err)) != STATUS_OK && is_outage(w, st) && !stopping) {
+        log_warn("main", "node: %s; trying again in %u ms", err->text, wait_ms);
+        err_clear(err);
+        clock_sleep_ms(wait_ms);
+        wait_ms = MIN(2 * wait_ms, 10000u);
+    }
+    return st;
+}
+
+/* ---- the loop ---- */
+
+static enum status chain_step(struct worker *w, struct errtext *err)
+{
+    enum status st = lanes_refresh(w, err);
+    if (!st)
+        st = build_step(w, err);
+    if (!st)
+        st = epochs_step(w, err);
+    return st ? st : sender_step(w, err);
+}
+
+static enum status run(struct worker *w, struct errtext *err)
+{
+    uint64_t next_ns = 0, wait_ms = w->set->poll_ms;
+    bool away = false, busy = false;
+    while (!stopping) {
+        uint32_t pause = (uint32_t)MIN(w->set->poll_ms, (uint64_t)INGEST_WAIT_MS);
+        enum status st = ingest_step(w, pause, &busy, err);
+        if (!st)
+            st = refetch_step(w, err);
+        if (st)
+            return st;
+        if (clock_mono_ns() < next_ns)
+            continue;
+        st = chain_step(w, err);
+        if (st && !is_outage(w, st))
+            return st;
+        if (st) {
+            wait_ms = MIN(2 * wait_ms, (uint64_t)BACKOFF_MS_MAX);
+            log_warn("main", "node or archive: %s; trying again in %" PRIu64 " ms, nothing is lost",
+                     err->text, wait_ms);
+            err_clear(err);
+        } else if (away) {
+            log_info("main", "settling goes on");
+        }
+        away = st != STATUS_OK;
+        if (!st)
+            wait_ms = w->set->poll_ms;
+        next_ns = clock_mono_ns() + wait_ms * 1000000ull;
+    }
+    return STATUS_OK;
+}
+
+static void worker_fini(struct worker *w)
+{
+    ingest_close(w);
+    view_fini(&w->view);
+    rpc_close(w->rpc);
+    db_close(&w->db);
+    secp_key_fini(&w->key);
+    secp_destroy(w->secp);
+    for (uint32_t i = 0; i < w->lane_count; i++)
+        mem_wipe(w->lane[i].transport_key, sizeof w->lane[i].transport_key);
+    mem_free(w->lane);
+    if (w->refetch_authorization)
+        mem_wipe(w->refetch_authorization, strlen(w->refetch_authorization));
+    mem_free(w->refetch_authorization);
+}
+
+static int fail(enum status st, enum exit_code otherwise, const struct errtext *err)
+{
+    fprintf(stderr, "residual-settle: %s\n", err->text);
+    return st == STATUS_CONFLICT ? EXIT_CONFLICT : otherwise;
+}
+
+static int verb_run(const struct settings *s)
+{
+    struct worker w = {.set = s, .db = {.lock_fd = -1}};
+    struct serve *http = NULL;
+    struct errtext err = ERRTEXT_INIT;
+    char poster[ADDR_TEXT_BYTES];
+    int code = EXIT_FINE;
+    enum status st = open_local(&w, &err);
+    if (st) {
+        code = fail(st, EXIT_CONFIG, &err);
+    } else if ((st = db_open(&w.db, s->state_dir, &err)) != STATUS_OK) {
+        code = fail(st, st == STATUS_BUSY ? EXIT_LOCKED : EXIT_START, &err);
+    } else if ((st = check_meta(&w, &err)) != STATUS_OK ||
+               (s->listen && (st = serve_start(&http, s, &w.dep, &err)) != STATUS_OK) ||
+               (st = wait_for_chain(&w, &err)) != STATUS_OK) {
+        code = stopping ? EXIT_FINE : fail(st, EXIT_START, &err);
+    } else {
+        addr_format(poster, w.key.address);
+        log_info("main", "settling %u lanes on chain %" PRIu64 " as %s", w.lane_count,
+                 w.dep.chain_id, poster);
+        st = run(&w, &err);
+        code = st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
+    }
+    serve_stop(http);
+    worker_fini(&w);
+    return code;
+}
+
+/* ---- the other verbs ---- */
+
+static int verb_status(const struct settings *s)
+{
+    struct db db;
+    struct buf out;
+    struct errtext err = ERRTEXT_INIT;
+    enum status st = db_open_reader(&db, s->state_dir, &err);
+    if (st)
+        return fail(st, EXIT_START, &err);
+    buf_init(&out, 4u << 20);
+    st = s->json ? serve_status_json(&db, &out, &err) : serve_status_text(&db, &out, &err);
+    if (!st)
+        printf("%s%s", out.data, s->json ? "\n" : "");
+    buf_fini(&out);
+    db_close(&db);
+    return st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
+}
+
+static int verb_resume(const struct settings *s)
+{
+    struct db db;
+    struct errtext err = ERRTEXT_INIT;
+    uint64_t lane = s->operand ? strtoull(s->operand, NULL, 10) : 0;
+    enum status st = db_open(&db, s->state_dir, &err);
+    if (st)
+        return fail(st, st == STATUS_BUSY ? EXIT_LOCKED : EXIT_START, &err);
+    st = db_run(&db, &err, "UPDATE lanes SET stopped = NULL WHERE lane = ? AND stopped IS NOT NULL",
+                "u", lane);
+    if (!st && !db_changes(&db))
+        st = err_set(&err, STATUS_NOT_FOUND, "lane %" PRIu64 " is not stopped", lane);
+    db_close(&db);
+    if (!st)
+        printf("lane %" PRIu64 " goes on when the worker starts\n", lane);
+    return st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
+}
+
+static bool set_log_level(const char *name)
+{
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+        if (strcmp(names[i], name) == 0) {
+            log_set_level((enum log_level)i);
+            return true;
+        }
+    return false;
+}
+
+int main(int argc, char **argv)
+{
+    struct settings s;
+    struct errtext err = ERRTEXT_INIT;
+    struct sigaction act = {.sa_handler = on_signal};
+    int code = EXIT_FINE;
+    sigaction(SIGTERM, &act, NULL);
+    sigaction(SIGINT, &act, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    enum status st = settings_load(&s, argc, argv, &err);
+    if (!st && !set_log_level(s.log_level))
+        st =
+            err_param(&err, STATUS_INVALID, "log_level",
+                      "log_level: found '%.16s', expected error, warn, info or debug", s.log_level);
+    if (s.help)
+        settings_print_help();
+    else if (st)
+        code = fail(st, EXIT_CONFIG, &err);
+    else if (sodium_init() < 0)
+        code = EXIT_START;
+    else if (strcmp(s.verb, "status") == 0)
+        code = verb_status(&s);
+    else if (strcmp(s.verb, "resume") == 0)
+        code = verb_resume(&s);
+    else
+        code = verb_run(&s);
+    settings_fini(&s);
+    return code;
+}

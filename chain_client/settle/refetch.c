@@ -1,0 +1,221 @@
+/* Records that Redis did not bring: read again from the lane's spool folder (read only: the server
+ * owns it) or from its server, in the spool's frames, and judged like any other. One attempt per
+ * lane, then a pause that doubles. */
+#include <curl/curl.h>
+#include <dirent.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain_client/settle/worker.h"
+#include "server/base/buf.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/spool/spool.h"
+
+#define SEGMENT_BYTES_MAX (1u << 30)
+#define ANSWER_BYTES_MAX  (16u << 20)
+#define WAIT_MS_MIN       500
+#define WAIT_MS_MAX       60000
+#define FETCH_MS_MAX      10000
+
+struct range {
+    uint64_t first, last;
+};
+
+static enum status take_frames(struct worker *w, struct lane *l, const struct range *gap,
+                               const char *data, size_t len, struct errtext *err)
+{
+    enum status st = db_begin(&w->db, err);
+    while (!st && len) {
+        uint64_t seq;
+        const uint8_t *body;
+        size_t body_len, used = spool_frame_parse(data, len, &seq, &body, &body_len);
+        enum lanes_verdict verdict;
+        struct canon_bytes entry = {body, body_len};
+        if (!used)
+            break; /* a torn end, or damage: the next attempt reads again */
+        if (seq >= gap->first && seq <= gap->last)
+            st = lanes_take(w, l, seq, &entry, &verdict, err);
+        data += used;
+        len -= used;
+    }
+    if (!st)
+        st = lanes_advance(w, l, err);
+    return db_end(&w->db, st, err);
+}
+
+/* ---- the spool's folder ---- */
+
+static int order_names(const void *a, const void *b)
+{
+    return strcmp(a, b);
+}
+
+static enum status from_segment(struct worker *w, struct lane *l, const struct range *gap,
+                                const char *name, struct errtext *err)
+{
+    char path[PATH_MAX], *data;
+    size_t len;
+    struct errtext why = ERRTEXT_INIT;
+    snprintf(path, sizeof path, "%s/%s", l->spool_dir, name);
+    enum status st = file_read(path, SEGMENT_BYTES_MAX, &data, &len, &why);
+    if (st == STATUS_CORRUPT || st == STATUS_NOT_FOUND) /* it grew, or was trimmed, while read */
+        return STATUS_OK;
+    if (st) {
+        log_warn("refetch", "%s", why.text);
+        return STATUS_OK;
+    }
+    st = take_frames(w, l, gap, data, len, err);
+    mem_free(data);
+    return st;
+}
+
+/* Segments are named by their first number: those that begin past the gap are not read, nor those
+ * that end before it. */
+static enum status from_spool(struct worker *w, struct lane *l, const struct range *gap,
+                              struct errtext *err)
+{
+    char(*name)[64] = NULL;
+    size_t count = 0, cap = 0;
+    DIR *d = opendir(l->spool_dir);
+    if (!d) {
+        log_warn("refetch", "lane %" PRIu32 ": %s cannot be read", l->id, l->spool_dir);
+        return STATUS_OK;
+    }
+    for (struct dirent *e; (e = readdir(d));) {
+        if (strncmp(e->d_name, "seg-", 4) != 0 || strlen(e->d_name) != 28)
+            continue;
+        if (count == cap) {
+            cap = cap ? 2 * cap : 64;
+            void *more = mem_try_realloc(name, cap * sizeof *name);
+            if (!more)
+                break;
+            name = more;
+        }
+        snprintf(name[count++], sizeof *name, "%s", e->d_name);
+    }
+    closedir(d);
+    if (count)
+        qsort(name, count, sizeof *name, order_names);
+    enum status st = STATUS_OK;
+    for (size_t i = 0; i < count && !st; i++) {
+        uint64_t first = strtoull(name[i] + 4, NULL, 10);
+        uint64_t next = i + 1 < count ? strtoull(name[i + 1] + 4, NULL, 10) : UINT64_MAX;
+        if (first <= gap->last && next > gap->first)
+            st = from_segment(w, l, gap, name[i], err);
+    }
+    mem_free(name);
+    return st;
+}
+
+/* ---- the server ---- */
+
+static size_t collect(char *data, size_t size, size_t count, void *arg)
+{
+    struct buf *b = arg;
+    buf_put(b, data, size * count);
+    return b->failed ? 0 : size * count;
+}
+
+static CURLcode set_options(CURL *c, const char *url, struct curl_slist *headers, struct buf *out)
+{
+    CURLcode e = curl_easy_setopt(c, CURLOPT_URL, url);
+    e = e ? e : curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
+    e = e ? e : curl_easy_setopt(c, CURLOPT_PROXY, "");
+    e = e ? e : curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    e = e ? e : curl_easy_setopt(c, CURLOPT_FAILONERROR, 1L);
+    e = e ? e : curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, (long)FETCH_MS_MAX);
+    e = e ? e : curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
+    e = e ? e : curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, collect);
+    return e ? e : curl_easy_setopt(c, CURLOPT_WRITEDATA, out);
+}
+
+static enum status from_server(struct worker *w, struct lane *l, const struct range *gap,
+                               struct errtext *err)
+{
+    char url[1024];
+    struct buf answer;
+    struct curl_slist *headers = NULL;
+    CURL *c = curl_easy_init();
+    CURLcode e = CURLE_OUT_OF_MEMORY;
+    enum status st = STATUS_OK;
+    snprintf(url, sizeof url, "%s/v1/lane/range?first=%" PRIu64 "&last=%" PRIu64, l->refetch_url,
+             gap->first, gap->last);
+    buf_init(&answer, ANSWER_BYTES_MAX);
+    if (w->refetch_authorization)
+        headers = curl_slist_append(NULL, w->refetch_authorization);
+    if (c)
+        e = set_options(c, url, headers, &answer);
+    if (!e)
+        e = curl_easy_perform(c);
+    /* An answer cut at our maximum still holds whole frames. */
+    if (e && e != CURLE_WRITE_ERROR)
+        log_warn("refetch", "lane %" PRIu32 ": %s: %s", l->id, l->refetch_url,
+                 curl_easy_strerror(e));
+    else if (answer.len)
+        st = take_frames(w, l, gap, answer.data, answer.len, err);
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(c);
+    buf_fini(&answer);
+    return st;
+}
+
+/* ---- gaps ---- */
+
+static enum status find_gap(struct worker *w, const struct lane *l, struct range *gap,
+                            struct errtext *err)
+{
+    uint64_t next;
+    gap->first = l->ingested + 1;
+    enum status st = db_value(&w->db, &next, l->top + 1, err,
+                              "SELECT min(seq) FROM records WHERE lane = ? AND seq > ?", "uu",
+                              (uint64_t)l->id, l->ingested);
+    gap->last = next - 1;
+    return st;
+}
+
+static enum status fill(struct worker *w, struct lane *l, struct errtext *err)
+{
+    struct range gap;
+    enum status st = find_gap(w, l, &gap, err);
+    if (st || gap.last < gap.first)
+        return st;
+    if (!l->refetch_wait_ms)
+        log_warn("refetch", "lane %" PRIu32 ": records %" PRIu64 " to %" PRIu64 " are missing",
+                 l->id, gap.first, gap.last);
+    if (l->spool_dir)
+        st = from_spool(w, l, &gap, err);
+    if (!st && l->refetch_url && l->ingested < gap.last)
+        st = from_server(w, l, &gap, err);
+    if (l->ingested >= gap.last) {
+        log_info("refetch", "lane %" PRIu32 ": records up to %" PRIu64 " are here", l->id,
+                 l->ingested);
+        return st;
+    }
+    if (!l->spool_dir && !l->refetch_url && !l->refetch_wait_ms)
+        log_error("refetch",
+                  "lane %" PRIu32 ": neither spool_dir nor refetch_url is set for it: it "
+                  "holds at record %" PRIu64,
+                  l->id, l->ingested);
+    l->refetch_wait_ms =
+        l->refetch_wait_ms ? MIN(2 * l->refetch_wait_ms, (uint32_t)WAIT_MS_MAX) : WAIT_MS_MIN;
+    l->refetch_ns = clock_mono_ns() + l->refetch_wait_ms * 1000000ull;
+    return st;
+}
+
+enum status refetch_step(struct worker *w, struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < w->lane_count && !st; i++) {
+        struct lane *l = &w->lane[i];
+        if (!l->stopped && l->top > l->ingested && clock_mono_ns() >= l->refetch_ns)
+            st = fill(w, l, err);
+    }
+    return st;
+}

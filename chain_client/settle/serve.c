@@ -1,0 +1,510 @@
+/* Every answer opens its own reader: SQLite in WAL mode shows it one consistent state while the
+ * worker goes on. */
+#include "chain_client/settle/serve.h"
+
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <microhttpd.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/settle/archive.h"
+#include "chain_client/settle/db.h"
+#include "chain_client/settle/view.h"
+#include "chain_client/tree.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#define BODY_BYTES_MAX  (4u << 20)
+#define CONNECTIONS_MAX 64
+#define LIST_MAX        100
+
+struct serve {
+    const struct settings *set;
+    const struct deployment *d;
+    struct MHD_Daemon *daemon;
+    struct rpc *rpc;
+    /* The reward tree that was asked for last: building it is most of an answer's cost. */
+    struct tree tree;
+    uint64_t tree_epoch; /* 0: none */
+};
+
+/* ---- status ---- */
+
+static enum status put_lanes(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct db_rows q;
+    const char *comma = "";
+    enum status st = db_query(
+        db, &q, err, "SELECT lane, ingested, closed, final, stopped FROM lanes ORDER BY lane", "");
+    buf_puts(out, "\"lanes\":[");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        buf_printf(out,
+                   "%s{\"lane\":%" PRIu64 ",\"ingested\":%" PRIu64 ",\"closed\":%" PRIu64
+                   ",\"final\":%" PRIu64 ",\"stopped\":",
+                   comma, db_u64(&q, 0), db_u64(&q, 1), db_u64(&q, 2), db_u64(&q, 3));
+        if (db_text(&q, 4)[0])
+            buf_put_json_string(out, db_text(&q, 4), strlen(db_text(&q, 4)));
+        else
+            buf_puts(out, "null");
+        buf_putc(out, '}');
+        comma = ",";
+    }
+    db_done(&q);
+    buf_putc(out, ']');
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static void put_hash(struct buf *out, const char *name, struct db_rows *q, int col)
+{
+    uint8_t hash[32];
+    db_bytes(q, col, hash, 32);
+    buf_printf(out, ",\"%s\":", name);
+    archive_put_hex(out, hash, 32);
+}
+
+static enum status put_batches(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct db_rows q;
+    const char *comma = "";
+    enum status st =
+        db_query(db, &q, err,
+                 "SELECT b.seq, b.state, b.closed_at, b.leaf_count, b.inferences,"
+                 " b.fee_sum, b.cum_fee, b.hash, coalesce(b.tx, (SELECT coalesce(i.mined,"
+                 " a.hash) FROM intents i JOIN attempts a ON a.intent = i.id WHERE i.kind"
+                 " = 'commit' AND i.key = b.seq ORDER BY i.id DESC, a.n DESC LIMIT 1))"
+                 " FROM batches b ORDER BY b.seq DESC LIMIT ?",
+                 "u", (uint64_t)LIST_MAX);
+    buf_puts(out, "\"batches\":[");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        buf_printf(out,
+                   "%s{\"batch\":%" PRIu64 ",\"state\":\"%s\",\"closed_at\":%" PRIu64
+                   ",\"records\":%" PRIu64 ",\"inferences\":%" PRIu64 ",\"fee_sum\":\"%s\"",
+                   comma, db_u64(&q, 0), db_text(&q, 1), db_u64(&q, 2), db_u64(&q, 3),
+                   db_u64(&q, 4), db_text(&q, 5));
+        buf_printf(out, ",\"cum_fee\":\"%s\"", db_text(&q, 6));
+        put_hash(out, "hash", &q, 7);
+        put_hash(out, "tx", &q, 8);
+        buf_putc(out, '}');
+        comma = ",";
+    }
+    db_done(&q);
+    buf_putc(out, ']');
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static enum status put_epochs(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct db_rows q;
+    const char *comma = "";
+    enum status st =
+        db_query(db, &q, err,
+                 "SELECT e.epoch, e.state, e.paid_from, e.paid, e.evidence, e.leaves,"
+                 " e.required, e.missing, e.active_at, e.total, e.root, coalesce(e.tx,"
+                 " (SELECT coalesce(i.mined, a.hash) FROM intents i JOIN attempts a ON"
+                 " a.intent = i.id WHERE i.kind = 'propose' AND i.key = e.epoch ORDER BY"
+                 " i.id DESC, a.n DESC LIMIT 1)) FROM epochs e ORDER BY e.epoch DESC"
+                 " LIMIT ?",
+                 "u", (uint64_t)LIST_MAX);
+    buf_puts(out, "\"epochs\":[");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        buf_printf(out,
+                   "%s{\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"batch_paid_before\":%" PRIu64
+                   ",\"batch_paid\":%" PRIu64 ",\"batch_evidence\":%" PRIu64 ",\"leaves\":%" PRIu64,
+                   comma, db_u64(&q, 0), db_text(&q, 1), db_u64(&q, 2), db_u64(&q, 3),
+                   db_u64(&q, 4), db_u64(&q, 5));
+        buf_printf(out,
+                   ",\"required\":%" PRIu64 ",\"missing\":%" PRIu64 ",\"active_at\":%" PRIu64
+                   ",\"total\":\"%s\"",
+                   db_u64(&q, 6), db_u64(&q, 7), db_u64(&q, 8), db_text(&q, 9));
+        put_hash(out, "root", &q, 10);
+        put_hash(out, "tx", &q, 11);
+        buf_putc(out, '}');
+        comma = ",";
+    }
+    db_done(&q);
+    buf_putc(out, ']');
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+struct totals {
+    uint64_t lag_s, waiting, quarantined, stopped, bound, batches_final, epochs;
+};
+
+/* lag: age of the oldest record that is not in a final batch. */
+static enum status read_totals(struct db *db, struct totals *t, struct errtext *err)
+{
+    uint64_t oldest, now = clock_wall_ms() / 1000;
+    enum status st = db_value(db, &oldest, now, err,
+                              "SELECT min(r.at) FROM lanes l JOIN records r ON r.lane = l.lane AND"
+                              " r.seq = l.final + 1",
+                              "");
+    t->lag_s = oldest < now ? now - oldest : 0;
+    if (!st)
+        st = db_value(db, &t->waiting, 0, err, "SELECT sum(ingested - final) FROM lanes", "");
+    if (!st)
+        st = db_value(db, &t->quarantined, 0, err, "SELECT count(*) FROM quarantine", "");
+    if (!st)
+        st =
+            db_value(db, &t->stopped, 0, err, "SELECT count(*) FROM lanes WHERE stopped <> ''", "");
+    if (!st)
+        st = db_value(db, &t->bound, 0, err, "SELECT count(*) FROM intents WHERE state = 'bound'",
+                      "");
+    if (!st)
+        st = db_value(db, &t->batches_final, 0, err,
+                      "SELECT count(*) FROM batches WHERE state = 'final'", "");
+    if (!st)
+        st = db_value(db, &t->epochs, 0, err,
+                      "SELECT count(*) FROM epochs WHERE state IN ('final', 'active')", "");
+    return st;
+}
+
+enum status serve_status_json(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct totals t;
+    enum status st = read_totals(db, &t, err);
+    if (st)
+        return st;
+    buf_printf(out,
+               "{\"lag_s\":%" PRIu64 ",\"waiting\":%" PRIu64 ",\"quarantined\":%" PRIu64
+               ",\"in_flight\":%" PRIu64 ",",
+               t.lag_s, t.waiting, t.quarantined, t.bound);
+    st = put_lanes(db, out, err);
+    buf_putc(out, ',');
+    if (!st)
+        st = put_batches(db, out, err);
+    buf_putc(out, ',');
+    if (!st)
+        st = put_epochs(db, out, err);
+    buf_putc(out, '}');
+    return st;
+}
+
+enum status serve_status_text(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct totals t;
+    struct db_rows q;
+    enum status st = read_totals(db, &t, err);
+    if (st)
+        return st;
+    buf_printf(out,
+               "%" PRIu64 " records wait for finality, the oldest for %" PRIu64 " s; %" PRIu64
+               " batches and %" PRIu64 " epochs are final;\n%" PRIu64
+               " transactions on their way, %" PRIu64 " entries in quarantine\n",
+               t.waiting, t.lag_s, t.batches_final, t.epochs, t.bound, t.quarantined);
+    st = db_query(db, &q, err, "SELECT lane, ingested, closed, final, stopped FROM lanes", "");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK)
+        buf_printf(out,
+                   "lane %" PRIu64 ": taken in %" PRIu64 ", in batches %" PRIu64 ", final %" PRIu64
+                   "%s%s\n",
+                   db_u64(&q, 0), db_u64(&q, 1), db_u64(&q, 2), db_u64(&q, 3),
+                   db_text(&q, 4)[0] ? ", STOPPED: " : "", db_text(&q, 4));
+    db_done(&q);
+    if (st == STATUS_NOT_FOUND)
+        st = db_query(db, &q, err,
+                      "SELECT seq, state, leaf_count FROM batches ORDER BY seq DESC LIMIT 5", "");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK)
+        buf_printf(out, "batch %" PRIu64 ": %s, %" PRIu64 " records\n", db_u64(&q, 0),
+                   db_text(&q, 1), db_u64(&q, 2));
+    db_done(&q);
+    if (st == STATUS_NOT_FOUND)
+        st = db_query(db, &q, err,
+                      "SELECT epoch, state, total FROM epochs ORDER BY epoch DESC LIMIT 5", "");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK)
+        buf_printf(out, "epoch %" PRIu64 ": %s, total %s\n", db_u64(&q, 0), db_text(&q, 1),
+                   db_text(&q, 2));
+    db_done(&q);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+/* ---- rewards ---- */
+
+static enum status load_tree(struct serve *s, struct db *db, uint64_t epoch, struct errtext *err)
+{
+    struct db_rows q;
+    uint64_t count = 0;
+    uint8_t dom[32];
+    if (s->tree_epoch == epoch)
+        return STATUS_OK;
+    enum status st =
+        db_value(db, &count, 0, err, "SELECT count(*) FROM cum WHERE epoch = ?", "u", epoch);
+    if (!st && !count)
+        st = err_set(err, STATUS_NOT_FOUND, "epoch %" PRIu64 " is not in this worker's state",
+                     epoch);
+    if (st)
+        return st;
+    struct tree_node *leaf = mem_try_array(count, sizeof *leaf);
+    if (!leaf)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the tree of epoch %" PRIu64, epoch);
+    tree_reward_domain(dom, s->d->chain_id, s->d->vault, s->d->token);
+    st = db_query(db, &q, err, "SELECT account, amount FROM cum WHERE epoch = ? ORDER BY idx", "u",
+                  epoch);
+    for (uint64_t i = 0; i < count && !st && (st = db_next(&q, err)) == STATUS_OK; i++) {
+        uint8_t account[20];
+        db_bytes(&q, 0, account, 20);
+        tree_reward_leaf(&leaf[i], dom, (uint32_t)i, account, db_amount(&q, 1));
+    }
+    db_done(&q);
+    if (!st) {
+        tree_fini(&s->tree);
+        s->tree_epoch = 0;
+        st = tree_build(&s->tree, TREE_REWARD, dom, leaf, count, err);
+    }
+    if (!st)
+        s->tree_epoch = epoch;
+    mem_free(leaf);
+    return st;
+}
+
+static void put_proof(struct buf *out, const struct tree_proof *p)
+{
+    buf_puts(out, "\"proof\":{\"hashes\":[");
+    for (uint32_t i = 0; i < p->depth; i++) {
+        if (i)
+            buf_putc(out, ',');
+        archive_put_hex(out, p->sibling[i].hash, 32);
+    }
+    buf_puts(out, "],\"sums\":[");
+    for (uint32_t i = 0; i < p->depth; i++) {
+        if (i)
+            buf_putc(out, ',');
+        archive_put_amount(out, p->sibling[i].sum);
+    }
+    buf_puts(out, "]}");
+}
+
+static enum status put_reward(struct serve *s, struct db *db, const uint8_t account[20],
+                              struct buf *out, struct errtext *err)
+{
+    struct view v;
+    struct view_money m;
+    struct db_rows q;
+    u128 claimed = 0, cumulative;
+    struct tree_proof proof;
+    char text[ADDR_TEXT_BYTES];
+    view_init(&v, s->rpc, s->d);
+    enum status st = view_money(&v, "latest", &m, err);
+    if (!st)
+        st = view_claimed(&v, "latest", account, &claimed, err);
+    view_fini(&v);
+    if (!st && !m.active_epoch)
+        st = err_set(err, STATUS_NOT_FOUND, "no epoch can be claimed from yet");
+    if (!st)
+        st = load_tree(s, db, m.active_epoch, err);
+    if (!st)
+        st = db_query(db, &q, err, "SELECT idx, amount FROM cum WHERE epoch = ? AND account = ?",
+                      "ub", m.active_epoch, account, (size_t)20);
+    if (st)
+        return st;
+    st = db_next(&q, err);
+    if (st)
+        return err_set(err, st, "this account has earned nothing in epoch %" PRIu64,
+                       m.active_epoch);
+    uint32_t idx = (uint32_t)db_u64(&q, 0);
+    cumulative = db_amount(&q, 1);
+    db_done(&q);
+    tree_prove(&s->tree, &proof, idx);
+    addr_format(text, account);
+    buf_printf(out,
+               "{\"epoch\":%" PRIu64 ",\"index\":%" PRIu32 ",\"account\":\"%s\",\"cumulative\":",
+               m.active_epoch, idx, text);
+    archive_put_amount(out, cumulative);
+    buf_printf(out, ",\"leaves\":%" PRIu32 ",\"root\":", s->tree.count);
+    archive_put_hex(out, tree_root(&s->tree)->hash, 32);
+    buf_puts(out, ",\"total\":");
+    archive_put_amount(out, tree_root(&s->tree)->sum);
+    buf_putc(out, ',');
+    put_proof(out, &proof);
+    buf_puts(out, ",\"claimed\":");
+    archive_put_amount(out, claimed);
+    buf_putc(out, '}');
+    return STATUS_OK;
+}
+
+/* ---- metrics ---- */
+
+static enum status put_metrics(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct totals t;
+    struct db_rows q;
+    enum status st = read_totals(db, &t, err);
+    if (st)
+        return st;
+    const struct {
+        const char *name, *help;
+        uint64_t value;
+    } gauge[] = {
+        {"lag_seconds", "Age of the oldest record that is not final.", t.lag_s},
+        {"records_waiting", "Records taken in and not final.", t.waiting},
+        {"records_quarantined", "Entries that were refused.", t.quarantined},
+        {"lanes_stopped", "Lanes that wait for a person.", t.stopped},
+        {"transactions_in_flight", "Transactions bound to a nonce and not final.", t.bound},
+        {"batches_final", "Batches final on the chain.", t.batches_final},
+        {"epochs_final", "Epochs final on the chain.", t.epochs},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(gauge); i++)
+        buf_printf(out,
+                   "# HELP residual_settle_%s %s\n# TYPE residual_settle_%s gauge\n"
+                   "residual_settle_%s %" PRIu64 "\n",
+                   gauge[i].name, gauge[i].help, gauge[i].name, gauge[i].name, gauge[i].value);
+    static const char *const stage[] = {"ingested", "closed", "final"};
+    buf_puts(out, "# HELP residual_settle_lane_seq Last sequence number of a lane at each stage.\n"
+                  "# TYPE residual_settle_lane_seq gauge\n");
+    st = db_query(db, &q, err, "SELECT lane, ingested, closed, final FROM lanes", "");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK)
+        for (int i = 0; i < 3; i++)
+            buf_printf(out,
+                       "residual_settle_lane_seq{lane=\"%" PRIu64 "\",stage=\"%s\"} %" PRIu64 "\n",
+                       db_u64(&q, 0), stage[i], db_u64(&q, i + 1));
+    db_done(&q);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+/* ---- HTTP ---- */
+
+static enum status answer(struct serve *s, const char *path, struct buf *out, struct errtext *err)
+{
+    static const char rewards[] = "/v1/rewards/";
+    struct db db;
+    uint8_t account[20];
+    if (strcmp(path, "/health") == 0) {
+        buf_puts(out, "{\"ok\":true}");
+        return STATUS_OK;
+    }
+    bool is_reward = strncmp(path, rewards, sizeof rewards - 1) == 0;
+    enum status st = is_reward ? addr_parse(account, path + sizeof rewards - 1, err) : STATUS_OK;
+    if (!st)
+        st = db_open_reader(&db, s->set->state_dir, err);
+    if (st)
+        return st;
+    if (is_reward) {
+        st = put_reward(s, &db, account, out, err);
+    } else if (strcmp(path, "/metrics") == 0) {
+        st = put_metrics(&db, out, err);
+    } else if (strcmp(path, "/v1/batches") == 0 || strcmp(path, "/v1/epochs") == 0) {
+        buf_putc(out, '{');
+        st = strcmp(path, "/v1/batches") == 0 ? put_batches(&db, out, err)
+                                              : put_epochs(&db, out, err);
+        buf_putc(out, '}');
+    } else {
+        st = err_set(err, STATUS_NOT_FOUND, "no such route");
+    }
+    db_close(&db);
+    return st;
+}
+
+static unsigned http_code(enum status st)
+{
+    switch (st) {
+    case STATUS_OK:
+        return MHD_HTTP_OK;
+    case STATUS_INVALID:
+        return MHD_HTTP_BAD_REQUEST;
+    case STATUS_NOT_FOUND:
+        return MHD_HTTP_NOT_FOUND;
+    default:
+        return MHD_HTTP_SERVICE_UNAVAILABLE;
+    }
+}
+
+static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *url,
+                              const char *method, const char *version, const char *upload,
+                              size_t *upload_len, void **state)
+{
+    /* lint: waive parameters - the HTTP library's callback */
+    struct errtext err = ERRTEXT_INIT;
+    struct buf out;
+    size_t len;
+    bool is_metrics = strcmp(url, "/metrics") == 0;
+    if (strcmp(method, MHD_HTTP_METHOD_GET) != 0)
+        return MHD_NO;
+    buf_init(&out, BODY_BYTES_MAX);
+    enum status st = answer(arg, url, &out, &err);
+    if (st) {
+        buf_clear(&out);
+        buf_puts(&out, "{\"error\":{\"message\":");
+        buf_put_json_string(&out, err.text, strlen(err.text));
+        buf_puts(&out, "}}");
+    }
+    char *body = buf_steal(&out, &len);
+    if (!body)
+        return MHD_NO;
+    struct MHD_Response *r = MHD_create_response_from_buffer(len, body, MHD_RESPMEM_MUST_COPY);
+    mem_free(body);
+    if (!r)
+        return MHD_NO;
+    MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE,
+                            is_metrics && !st ? "text/plain; version=0.0.4" : "application/json");
+    enum MHD_Result good = MHD_queue_response(c, http_code(st), r);
+    MHD_destroy_response(r);
+    return good;
+}
+
+static enum status parse_listen(const char *text, struct sockaddr_in *at, struct errtext *err)
+{
+    char host[64], *end = NULL;
+    snprintf(host, sizeof host, "%s", text);
+    char *colon = strrchr(host, ':');
+    long port = colon ? strtol(colon + 1, &end, 10) : 0;
+    if (colon)
+        *colon = '\0';
+    *at = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    if (!colon || *end || port < 1 || port > 65535 || inet_pton(AF_INET, host, &at->sin_addr) != 1)
+        return err_param(err, STATUS_INVALID, "listen",
+                         "listen: found '%.48s', expected HOST:PORT such as 127.0.0.1:8090", text);
+    return STATUS_OK;
+}
+
+enum status serve_start(struct serve **out, const struct settings *set, const struct deployment *d,
+                        struct errtext *err)
+{
+    struct sockaddr_in at;
+    struct rpc_config config = {.url = set->rpc_url, .timeout_ms = 5000};
+    char *authorization = NULL;
+    size_t len;
+    enum status st = parse_listen(set->listen, &at, err);
+    if (!st && set->rpc_authorization_file)
+        st = file_read_secret(set->rpc_authorization_file, 4096, &authorization, &len, err);
+    if (st)
+        return st;
+    struct serve *s = mem_alloc(sizeof *s);
+    *s = (struct serve){.set = set, .d = d};
+    config.authorization = authorization;
+    st = rpc_open(&s->rpc, &config, err);
+    if (authorization)
+        mem_wipe(authorization, len);
+    mem_free(authorization);
+    if (!st) {
+        s->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD, ntohs(at.sin_port), NULL, NULL,
+                                     handle, s, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&at,
+                                     MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
+                                     MHD_OPTION_CONNECTION_TIMEOUT, 30u, MHD_OPTION_END);
+        if (!s->daemon)
+            st = err_param(err, STATUS_IO, "listen", "listen: %s is in use or not ours",
+                           set->listen);
+    }
+    if (st) {
+        serve_stop(s);
+        return st;
+    }
+    log_info("serve", "http://%s", set->listen);
+    *out = s;
+    return STATUS_OK;
+}
+
+void serve_stop(struct serve *s)
+{
+    if (!s)
+        return;
+    if (s->daemon)
+        MHD_stop_daemon(s->daemon);
+    rpc_close(s->rpc);
+    tree_fini(&s->tree);
+    mem_free(s);
+}

@@ -1,0 +1,41 @@
+/* residual-settle's settings: defaults, then the JSON file, then flags of the same names. One table
+ * (settings.c) is the list of keys that the file, the flags and --help share. Unknown ones are
+ * refused by name. Secrets are only *_file keys. */
+#ifndef RS_SETTLE_SETTINGS_H
+#define RS_SETTLE_SETTINGS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/base/errtext.h"
+
+#define SETTINGS_LANES_MAX 64
+
+/* LANE=TEXT */
+struct settings_lane {
+    uint32_t lane;
+    char *text;
+};
+struct settings_lanes {
+    struct settings_lane *item;
+    uint32_t count;
+};
+
+struct settings {
+    char *verb; /* "run" (default), "status", "resume" */
+    char *operand;
+    char *redis_url, *redis_password_file, *rpc_url, *rpc_authorization_file, *deployment;
+    char *key_file, *passphrase_file, *state_dir, *archive_dir, *listen, *log_level;
+    char *refetch_key_file;
+    struct settings_lanes lane_key, spool_dir, refetch_url;
+    uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;
+    uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, body_keep_s;
+    bool help, json;
+};
+
+MUST_CHECK enum status settings_load(struct settings *out, int argc, char **argv,
+                                     struct errtext *err);
+void settings_fini(struct settings *s);
+void settings_print_help(void);
+
+#endif

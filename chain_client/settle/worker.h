@@ -1,0 +1,110 @@
+/* The worker's state: one thread, one database, one node, one poster key. The order of work is in
+ * main.c; each module advances its own rows by one transition per transaction. */
+#ifndef RS_SETTLE_WORKER_H
+#define RS_SETTLE_WORKER_H
+
+#include "chain_client/secp.h"
+#include "chain_client/settle/archive.h"
+#include "chain_client/settle/db.h"
+#include "chain_client/settle/settings.h"
+#include "chain_client/settle/view.h"
+
+#define LANE_TAG_BYTES 32
+
+struct redis; /* ingest.c */
+
+struct lane {
+    uint32_t id;
+    uint8_t transport_key[32];
+    const char *spool_dir, *refetch_url; /* where missing records are read again, or NULL */
+    uint64_t ingested;                   /* 1 .. ingested are all in the database */
+    uint64_t top;                        /* highest number seen: above ingested there is a gap */
+    uint64_t closed;                     /* in batches up to here */
+    uint64_t final;                      /* final on the chain up to here */
+    uint8_t key[20];                     /* last key the ledger named; zero: unknown */
+    struct view_seal seal;
+    bool stopped;     /* contradicts itself: a person decides */
+    bool has_pending; /* read our unacknowledged entries first */
+    bool is_warned;   /* a hold was logged */
+    uint64_t refetch_ns;
+    uint32_t refetch_wait_ms;
+    uint64_t trimmed;
+};
+
+struct worker {
+    const struct settings *set;
+    struct deployment dep;
+    struct db db;
+    struct rpc *rpc;
+    struct view view;
+    struct view_vault vault;
+    struct secp *secp;
+    struct secp_key key; /* the poster's */
+    uint8_t domain[32], log_dom[32];
+    struct lane *lane;
+    uint32_t lane_count;
+    struct redis *redis;
+    char *refetch_authorization;
+    uint64_t epoch_note_ns, sender_note_ns; /* what waits says so once a minute */
+    bool sender_started;
+    uint32_t in_flight; /* bound intents */
+    u128 balance;       /* of the poster, when last looked */
+};
+
+struct lane *worker_lane(struct worker *w, uint32_t lane);
+
+/* ---- lanes.c: what arrives ---- */
+enum lanes_verdict {
+    LANES_TAKEN, /* in the database, now or before, or in quarantine: acknowledge */
+    LANES_HOLD,  /* cannot be judged now: leave it where it is */
+};
+/* Rows of `lanes` into w->lane; meets the ledger's cursors later. */
+MUST_CHECK enum status lanes_load(struct worker *w, struct errtext *err);
+/* Ask the ledger for keys and seals. */
+MUST_CHECK enum status lanes_refresh(struct worker *w, struct errtext *err);
+/* Judge and store one entry (record ‖ tag) that claims number seq; inside a transaction. */
+MUST_CHECK enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
+                                  const struct canon_bytes *entry, enum lanes_verdict *verdict,
+                                  struct errtext *err);
+/* Move `ingested` over what is contiguous; inside the same transaction. */
+MUST_CHECK enum status lanes_advance(struct worker *w, struct lane *l, struct errtext *err);
+MUST_CHECK enum status lanes_stop(struct worker *w, struct lane *l, const char *reason,
+                                  struct errtext *err);
+
+/* ---- refetch.c: what did not arrive ---- */
+/* Try to fill the lanes' gaps from spool or server; a failure is logged and tried again later. */
+MUST_CHECK enum status refetch_step(struct worker *w, struct errtext *err);
+
+/* ---- ingest.c: Redis ---- */
+MUST_CHECK enum status ingest_open(struct worker *w, struct errtext *err);
+void ingest_close(struct worker *w);
+/* Read once, waiting at most wait_ms; a Redis that is away is logged and tried again. *busy: more
+ * is waiting. Errors are the database's. */
+MUST_CHECK enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *busy,
+                                   struct errtext *err);
+
+/* ---- build.c: batches ---- */
+MUST_CHECK enum status build_adopt(struct worker *w, struct errtext *err);
+MUST_CHECK enum status build_step(struct worker *w, struct errtext *err);
+
+/* ---- epochs.c ---- */
+MUST_CHECK enum status epochs_adopt(struct worker *w, struct errtext *err);
+MUST_CHECK enum status epochs_step(struct worker *w, struct errtext *err);
+
+/* ---- sender.c: transactions ---- */
+struct sender_call {
+    const char *kind; /* "commit", "fund", "approve", "propose" */
+    uint64_t key;     /* batch or epoch */
+    const uint8_t *to;
+    const struct buf *data;
+    u128 value;
+};
+/* Announce a call, unless one of that kind and key is open; its own transaction. */
+MUST_CHECK enum status sender_raise(struct worker *w, const struct sender_call *call,
+                                    struct errtext *err);
+/* Of the newest intent: the transaction that was mined, else the newest attempt, else zeros. */
+MUST_CHECK enum status sender_hash(struct worker *w, const char *kind, uint64_t key,
+                                   uint8_t hash[32], struct errtext *err);
+MUST_CHECK enum status sender_step(struct worker *w, struct errtext *err);
+
+#endif
