@@ -1,0 +1,208 @@
+/* One table of every option; a verb names those it takes. Words may come in any order; an option's
+ * value follows as the next word or after "=". "--" ends the options, "-" alone is an operand. An
+ * unknown option is refused with the verb's own list, so that a typing error never runs. */
+#include "chain_client/cli/cli.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/base/check.h"
+
+static const struct {
+    const char *name, *unit, *help; /* unit NULL: a flag */
+} options[OPT_COUNT] = {
+    [OPT_JSON] = {"json", NULL, "print one JSON object"},
+    [OPT_HELP] = {"help", NULL, "print this and exit"},
+    [OPT_MODEL] = {"model", "DIR", "folder of the base model; only its config.json is read"},
+    [OPT_SERVER] = {"server", "URL", "the serving server, such as http://127.0.0.1:8080"},
+    [OPT_NAME] = {"name", "NAME", "what clients will call the adapter"},
+    [OPT_API_KEY_FILE] = {"api-key-file", "FILE", "API key of the server, mode 600"},
+    [OPT_PUBLISHER_KEY_FILE] = {"publisher-key-file", "FILE",
+                                "Ed25519 key that signs the manifest, mode 600 "
+                                "(residual key new --type publisher)"},
+    [OPT_OWNER_KEY_FILE] = {"owner-key-file", "FILE",
+                            "chain key of the adapter's owner, mode 600: signs the manifest and, "
+                            "with --rpc, sends the registration"},
+    [OPT_OWNER_PASSPHRASE_FILE] = {"owner-passphrase-file", "FILE",
+                                   "of an encrypted owner key (version 3), mode 600"},
+    [OPT_MANIFEST] = {"manifest", "FILE",
+                      "owner, prices and split; default: publish.json of the adapter's folder"},
+    [OPT_DATANET_ID] = {"datanet-id", "0xID",
+                        "a datanet registered already; default: the owner's own, by its name"},
+    [OPT_RPC] = {"rpc", "URL", "JSON-RPC of a chain node"},
+    [OPT_DEPLOYMENT] = {"deployment", "FILE", "addresses of the contracts (deploy.mjs writes it)"},
+    [OPT_REPLACE] = {"replace", NULL, "the name may point to another adapter until now"},
+    [OPT_ACCOUNT] = {"account", "0xADDRESS", "who is paid; default: the key's own address"},
+    [OPT_KEY_FILE] = {"key-file", "FILE", "chain key that sends and pays the gas, mode 600"},
+    [OPT_PASSPHRASE_FILE] = {"passphrase-file", "FILE", "of an encrypted key, mode 600"},
+    [OPT_ARCHIVE] = {"archive", "DIR", "the published archive of batches and epochs"},
+    [OPT_SETTLE] = {"settle", "URL", "a settlement worker that answers for rewards"},
+    [OPT_TYPE] = {"type", "chain|publisher|api", "what kind of key"},
+    [OPT_WAIT_S] = {"wait-s", "SECONDS", "longest wait for a transaction (default 180)"},
+};
+
+const char *args_option_name(enum cli_option o)
+{
+    static char text[OPT_COUNT][32];
+    snprintf(text[o], sizeof text[o], "--%s", options[o].name);
+    return text[o];
+}
+
+static bool takes(const struct cli_verb *v, unsigned o)
+{
+    return (v->options | CLI_BIT(OPT_JSON) | CLI_BIT(OPT_HELP)) & CLI_BIT(o);
+}
+
+const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc, char **argv,
+                                 int *used)
+{
+    for (size_t i = 0; i < count; i++) {
+        const char *words = table[i].words;
+        int n = 0;
+        while (*words && n < argc && strncmp(words, argv[n], strlen(argv[n])) == 0) {
+            size_t len = strlen(argv[n]);
+            if (len == 0 || (words[len] != '\0' && words[len] != ' '))
+                break;
+            words += len + (words[len] == ' ');
+            n++;
+        }
+        if (*words == '\0') {
+            *used = n;
+            return &table[i];
+        }
+    }
+    return NULL;
+}
+
+static enum status find_option(const struct cli_verb *v, const char *word, size_t len,
+                               unsigned *found, struct errtext *err)
+{
+    for (unsigned o = 0; o < OPT_COUNT; o++) {
+        if (strlen(options[o].name) != len || strncmp(options[o].name, word, len) != 0)
+            continue;
+        if (!takes(v, o))
+            return err_set(err, STATUS_INVALID, "'%s' takes no --%s; see residual %s --help",
+                           v->words, options[o].name, v->words);
+        *found = o;
+        return STATUS_OK;
+    }
+    return err_set(err, STATUS_INVALID, "unknown option '--%.*s'; see residual %s --help", (int)len,
+                   word, v->words);
+}
+
+/* One word that starts with "--"; *at moves over its value. */
+static enum status take_option(struct cli *c, int argc, char **argv, int *at, struct errtext *err)
+{
+    const char *word = argv[*at] + 2, *eq = strchr(word, '=');
+    unsigned o = 0;
+    enum status st = find_option(c->verb, word, eq ? (size_t)(eq - word) : strlen(word), &o, err);
+    if (st)
+        return st;
+    if (c->value[o])
+        return err_set(err, STATUS_INVALID, "--%s is given twice", options[o].name);
+    if (!options[o].unit && eq)
+        return err_set(err, STATUS_INVALID, "--%s takes no value", options[o].name);
+    if (!options[o].unit) {
+        c->value[o] = "";
+        return STATUS_OK;
+    }
+    if (eq)
+        c->value[o] = eq + 1;
+    else if (*at + 1 < argc)
+        c->value[o] = argv[++*at];
+    if (!c->value[o] || !*c->value[o])
+        return err_set(err, STATUS_INVALID, "--%s needs a value: %s", options[o].name,
+                       options[o].unit);
+    return STATUS_OK;
+}
+
+static enum status check_complete(const struct cli *c, struct errtext *err)
+{
+    const struct cli_verb *v = c->verb;
+    if (c->operand_count < v->operands_min)
+        return err_set(err, STATUS_INVALID, "%s is missing; see residual %s --help", v->operand,
+                       v->words);
+    for (unsigned o = 0; o < OPT_COUNT; o++) {
+        if ((v->required & CLI_BIT(o)) && !c->value[o])
+            return err_set(err, STATUS_INVALID, "--%s %s is missing; see residual %s --help",
+                           options[o].name, options[o].unit, v->words);
+    }
+    return STATUS_OK;
+}
+
+enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc, char **argv,
+                       struct errtext *err)
+{
+    bool open = true; /* no "--" yet */
+    *c = (struct cli){.verb = verb};
+    CHECK(verb->operands_max <= CLI_OPERANDS_MAX);
+    for (int i = 0; i < argc; i++) {
+        if (open && strcmp(argv[i], "--") == 0) {
+            open = false;
+        } else if (open && argv[i][0] == '-' && argv[i][1] == '-') {
+            enum status st = take_option(c, argc, argv, &i, err);
+            if (st)
+                return st;
+        } else if (open && strcmp(argv[i], "-h") == 0) {
+            c->value[OPT_HELP] = "";
+        } else if (c->operand_count == verb->operands_max) {
+            return err_set(err, STATUS_INVALID, "'%s' is one word too many; see residual %s --help",
+                           argv[i], verb->words);
+        } else {
+            c->operand[c->operand_count++] = argv[i];
+        }
+    }
+    return cli_has(c, OPT_HELP) ? STATUS_OK : check_complete(c, err);
+}
+
+enum status args_number(const struct cli *c, enum cli_option o, uint64_t range[2],
+                        uint64_t standard, uint64_t *out, struct errtext *err)
+{
+    char *end;
+    const char *text = c->value[o];
+    *out = standard;
+    if (!text)
+        return STATUS_OK;
+    errno = 0;
+    unsigned long long v = strtoull(text, &end, 10);
+    if (errno || *end || text[0] < '0' || text[0] > '9' || v < range[0] || v > range[1])
+        return err_set(err, STATUS_INVALID,
+                       "--%s: found '%s', expected a whole number from %" PRIu64 " to %" PRIu64,
+                       options[o].name, text, range[0], range[1]);
+    *out = v;
+    return STATUS_OK;
+}
+
+void args_print_verb(const struct cli_verb *v)
+{
+    printf("residual %s%s%s [options]\n\n%s\n", v->words, v->operand ? " " : "",
+           v->operand ? v->operand : "", v->line);
+    if (v->more)
+        printf("\n%s\n", v->more);
+    puts("\nOptions");
+    for (unsigned o = OPT_COUNT; o-- > 0;) {
+        if (takes(v, o))
+            printf("  --%s%s%s%s\n        %s\n", options[o].name, options[o].unit ? " " : "",
+                   options[o].unit ? options[o].unit : "",
+                   v->required & CLI_BIT(o) ? "   (required)" : "", options[o].help);
+    }
+}
+
+void args_print_all(const struct cli_verb *table, size_t count)
+{
+    puts("residual VERB [options]      residual VERB --help shows a verb's options\n");
+    for (size_t i = 0; i < count; i++) {
+        char usage[64];
+        snprintf(usage, sizeof usage, "%s %s", table[i].words,
+                 table[i].operand ? table[i].operand : "");
+        printf("  %-28s %s\n", usage, table[i].line);
+    }
+    puts(
+        "\nSecrets are read from files of mode 600 only. --json prints one JSON object on stdout.\n"
+        "Exit codes: 0 done, and right; 1 checked, and not right; 2 wrong command line or input "
+        "file;\n3 a server, chain node or disk failed: try again; 4 no such thing, or nothing to "
+        "do;\n5 the server or the contract refused.");
+}

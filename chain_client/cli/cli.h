@@ -1,0 +1,124 @@
+/* What every verb of `residual` shares: its options, its voice and its exit codes.
+ *
+ * A verb is a row of the table in main.c. args.c fills struct cli from the words after it; the verb
+ * prints facts on stdout (one JSON object with --json), progress on stderr, and returns an exit
+ * code. One thread. */
+#ifndef RS_CLI_CLI_H
+#define RS_CLI_CLI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "server/base/buf.h"
+#include "server/base/errtext.h"
+#include "server/base/hex.h"
+
+enum cli_exit {
+    CLI_FINE = 0,
+    CLI_WRONG = 1,   /* checked, and it is not right: refused adapter, forged receipt, finding */
+    CLI_USAGE = 2,   /* the command line or a file given to it */
+    CLI_OUTAGE = 3,  /* a server, node or disk did not do its part: try again */
+    CLI_NOTHING = 4, /* no such thing, or nothing to do */
+    CLI_REFUSED = 5, /* the server or the contract said no */
+};
+
+enum cli_option {
+    OPT_JSON,
+    OPT_HELP,
+    OPT_MODEL,
+    OPT_SERVER,
+    OPT_NAME,
+    OPT_API_KEY_FILE,
+    OPT_PUBLISHER_KEY_FILE,
+    OPT_OWNER_KEY_FILE,
+    OPT_OWNER_PASSPHRASE_FILE,
+    OPT_MANIFEST,
+    OPT_DATANET_ID,
+    OPT_RPC,
+    OPT_DEPLOYMENT,
+    OPT_REPLACE,
+    OPT_ACCOUNT,
+    OPT_KEY_FILE,
+    OPT_PASSPHRASE_FILE,
+    OPT_ARCHIVE,
+    OPT_SETTLE,
+    OPT_TYPE,
+    OPT_WAIT_S,
+    OPT_COUNT
+};
+#define CLI_BIT(o) (1u << (o))
+
+struct cli;
+struct cli_verb {
+    const char *words; /* "adapter check" */
+    const char *operand;
+    uint32_t operands_min, operands_max;
+    uint32_t options, required; /* CLI_BIT of each; --json and --help always go */
+    int (*run)(struct cli *c);
+    const char *line; /* what it does, for the list */
+    const char *more; /* for --help of the verb, or NULL */
+};
+
+#define CLI_OPERANDS_MAX 2
+
+struct cli {
+    const struct cli_verb *verb;
+    const char *value[OPT_COUNT]; /* NULL: not given; flags: "" */
+    const char *operand[CLI_OPERANDS_MAX];
+    uint32_t operand_count;
+};
+
+static inline bool cli_has(const struct cli *c, enum cli_option o)
+{
+    return c->value[o] != NULL;
+}
+
+/* args_verb - the verb that the first words name; *used words belong to it. NULL if none does. */
+const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc, char **argv,
+                                 int *used);
+/* The words after the verb. INVALID, naming the option, its verb and what is expected. */
+MUST_CHECK enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc, char **argv,
+                                  struct errtext *err);
+void args_print_verb(const struct cli_verb *v);
+void args_print_all(const struct cli_verb *table, size_t count);
+/* A whole number of an option between least and most, `standard` if it was not given. */
+MUST_CHECK enum status args_number(const struct cli *c, enum cli_option o, uint64_t range[2],
+                                   uint64_t standard, uint64_t *out, struct errtext *err);
+const char *args_option_name(enum cli_option o); /* "--rpc" */
+
+/* ---- say.c ---- */
+
+/* Print the error (and, when not NULL, what to do) and return the exit code of st. */
+int cli_fail(const struct cli *c, enum status st, const struct errtext *err, const char *hint);
+int cli_exit_code(enum status st);
+/* stderr, one line, not with --json. */
+void cli_note(const struct cli *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* "12.5 (12500000000000000000 base units)": 18 decimals as the native coin has. */
+#define CLI_AMOUNT_BYTES 128
+void cli_amount(char out[CLI_AMOUNT_BYTES], u128 v);
+/* Print out and a newline; OUTAGE if stdout cannot take it or the text did not fit its buffer. */
+int cli_print(const struct buf *out, int code);
+
+void cli_put_hex(struct buf *out, const uint8_t *data, size_t n); /* 0x... */
+void cli_put_amount(struct buf *out, const char *key, u128 v);    /* "key":"decimal" */
+void cli_put_json_hex(struct buf *out, const char *key, const uint8_t *data, size_t n);
+void cli_put_json_address(struct buf *out, const char *key, const uint8_t address[20]);
+
+/* ---- the verbs ---- */
+int verb_key_new(struct cli *c);
+int verb_key_address(struct cli *c);
+int verb_key_hash(struct cli *c);
+int verb_adapter_check(struct cli *c);
+int verb_adapter_publish(struct cli *c);
+int verb_adapter_list(struct cli *c);
+int verb_adapter_show(struct cli *c);
+int verb_adapter_delete(struct cli *c);
+int verb_claim(struct cli *c);
+int verb_rewards(struct cli *c);
+int verb_audit_epoch(struct cli *c);
+int verb_audit_batch(struct cli *c);
+int verb_receipt_verify(struct cli *c);
+int verb_lane_show(struct cli *c);
+
+#endif

@@ -1,0 +1,19 @@
+/* What an adapter's folder is, found here: the checks a server makes at admission, and the content
+ * id. */
+#ifndef RS_CLI_FACTS_H
+#define RS_CLI_FACTS_H
+
+#include "chain_client/cli/cli.h"
+
+struct facts {
+    uint8_t id[32];
+    uint32_t rank_max, module_count;
+    uint64_t file_bytes;
+    char base_name[256], warning[256];
+};
+/* Errors: as peft_read_dir and peft_check_values; NOT_FOUND, INVALID for the base's config.json,
+ * with *base_is_bad set. */
+MUST_CHECK enum status facts_read(struct facts *f, const char *adapter_dir, const char *model_dir,
+                                  bool *base_is_bad, struct errtext *err);
+
+#endif

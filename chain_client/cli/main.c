@@ -1,0 +1,131 @@
+/* residual: the command line of publishers, contributors, operators and auditors. The table of
+ * verbs; each file verb*.c holds the verbs of one thing. */
+#include <curl/curl.h>
+#include <signal.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "chain_client/cli/cli.h"
+#include "server/base/check.h"
+
+#define B(o)    CLI_BIT(OPT_##o)
+#define CHAIN   (B(RPC) | B(DEPLOYMENT))
+#define REMOTE  (B(SERVER) | B(API_KEY_FILE))
+#define REWARDS (CHAIN | B(ARCHIVE) | B(SETTLE))
+
+static const struct cli_verb verbs[] = {
+    {"adapter check", "DIR", 1, 1, REMOTE | B(MODEL) | B(NAME), 0, verb_adapter_check,
+     "would this PEFT adapter be admitted? here (--model) or on a server (--server)",
+     "With --model the folder is checked here against the base's config.json: config fields, "
+     "tensor\n"
+     "names and shapes, finite values, an effect that is not zero. With --server the files are\n"
+     "uploaded for a dry run and forgotten. Exit code 1: it would be refused, and why."},
+    {"adapter publish", "DIR", 1, 1,
+     REMOTE | CHAIN | B(MODEL) | B(NAME) | B(PUBLISHER_KEY_FILE) | B(OWNER_KEY_FILE) |
+         B(OWNER_PASSPHRASE_FILE) | B(MANIFEST) | B(DATANET_ID) | B(REPLACE) | B(WAIT_S),
+     B(SERVER) | B(NAME), verb_adapter_publish,
+     "sign, register on chain (--rpc) and upload an adapter",
+     "The manifest (owner, prices, split; publish.json, beside it datanet.json) is completed with\n"
+     "the adapter's and the base's ids and signed by --publisher-key-file and --owner-key-file; a\n"
+     "manifest that carries both signatures is sent as it is. With --deployment it is bound to "
+     "that\n"
+     "chain's registry. With --rpc too, the datanet and the adapter are registered before a byte\n"
+     "is uploaded: commit, wait, register. Repeating the command goes on where it stopped."},
+    {"adapter list", NULL, 0, 0, REMOTE, B(SERVER), verb_adapter_list,
+     "adapters of a server: residency, price, use", NULL},
+    {"adapter show", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_show,
+     "one adapter of a server, by name or content id", NULL},
+    {"adapter delete", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_delete,
+     "take a published adapter off a server", NULL},
+    {"claim", NULL, 0, 0, REWARDS | B(ACCOUNT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
+     CHAIN | B(KEY_FILE), verb_claim, "pay out what an account has earned",
+     "Takes the newest active epoch, proves the account's amount from --archive or --settle, "
+     "checks\n"
+     "the proof against the root on the chain, and sends `claim`. Anyone may send it; the account\n"
+     "(or the address it named for payouts) is paid. Exit code 4: nothing to claim."},
+    {"rewards", "ACCOUNT", 1, 1, REWARDS, CHAIN, verb_rewards,
+     "what an account has earned, was paid and can claim", NULL},
+    {"audit epoch", "N", 1, 1, CHAIN | B(ARCHIVE), CHAIN | B(ARCHIVE), verb_audit_epoch,
+     "recompute every batch and epoch up to N from the archive, the registry and the chain",
+     "Exit code 0: everything agrees. 1: something does not; each finding is printed."},
+    {"audit batch", "N", 1, 1, CHAIN | B(ARCHIVE), CHAIN | B(ARCHIVE), verb_audit_batch,
+     "recompute one batch", NULL},
+    {"receipt verify", "FILE|-", 1, 1, REMOTE | CHAIN, 0, verb_receipt_verify,
+     "is this receipt, attribution or `residual` object signed, and by the lane's key?",
+     "FILE holds what /v1/receipts or /v1/attribution answered, or a whole completion. A "
+     "completion\n"
+     "carries no record bytes: with --server the receipt is fetched, and the record checked too.\n"
+     "With --rpc and --deployment the signer is compared with the lane's key on the chain."},
+    {"lane show", "DATA_DIR", 1, 1, 0, 0, verb_lane_show,
+     "the lanes of a server's data folder: what a ledger registers", NULL},
+    {"key new", "FILE", 1, 1, B(TYPE), B(TYPE), verb_key_new,
+     "a fresh key in a new file of mode 600", NULL},
+    {"key address", "FILE", 1, 1, B(PASSPHRASE_FILE), 0, verb_key_address,
+     "address of a chain key, or public key of a publisher key", NULL},
+    {"key hash", "FILE|-", 1, 1, 0, 0, verb_key_hash,
+     "BLAKE2b-256 of an API key: the digest a server's api_keys holds", NULL},
+};
+
+static int usage(const char *word)
+{
+    fprintf(stderr, "residual: %s%s%s; residual --help lists the verbs\n",
+            word ? "unknown verb '" : "no verb", word ? word : "", word ? "'" : "");
+    return CLI_USAGE;
+}
+
+static bool is_help(const char *word)
+{
+    return !strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help");
+}
+
+/* "residual adapter --help": the verbs that begin so. */
+static int print_group(const char *word)
+{
+    int shown = 0;
+    size_t len = strlen(word);
+    for (size_t i = 0; i < ARRAY_COUNT(verbs); i++) {
+        if (strncmp(verbs[i].words, word, len) == 0 && verbs[i].words[len] == ' ') {
+            if (shown++ > 0)
+                puts("\n");
+            args_print_verb(&verbs[i]);
+        }
+    }
+    return shown;
+}
+
+int main(int argc, char **argv)
+{
+    struct cli c = {0};
+    struct errtext err = ERRTEXT_INIT;
+    int used = 0;
+    signal(SIGPIPE, SIG_IGN);
+    if (argc < 2)
+        return usage(NULL);
+    if (is_help(argv[1])) {
+        args_print_all(verbs, ARRAY_COUNT(verbs));
+        return CLI_FINE;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        puts("residual " RS_VERSION);
+        return CLI_FINE;
+    }
+    const struct cli_verb *v = args_verb(verbs, ARRAY_COUNT(verbs), argc - 1, argv + 1, &used);
+    if (!v && argc == 3 && is_help(argv[2]) && print_group(argv[1]))
+        return CLI_FINE;
+    if (!v)
+        return usage(argv[1]);
+    if (args_parse(&c, v, argc - 1 - used, argv + 1 + used, &err))
+        return cli_fail(&c, STATUS_INVALID, &err, NULL);
+    if (cli_has(&c, OPT_HELP)) {
+        args_print_verb(v);
+        return CLI_FINE;
+    }
+    if (sodium_init() < 0 || curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
+        fprintf(stderr, "residual: libsodium or libcurl does not start on this machine\n");
+        return CLI_OUTAGE;
+    }
+    int code = v->run(&c);
+    curl_global_cleanup();
+    return code;
+}

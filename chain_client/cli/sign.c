@@ -1,0 +1,326 @@
+/* The salt of a datanet's id is the Keccak-256 of its name under a label, so that the same owner
+ * and name find the same datanet again. A "salt" in datanet.json wins. */
+#include "chain_client/cli/sign.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "chain_client/addr.h"
+#include "chain_client/cli/cli.h"
+#include "chain_client/keccak.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+
+#define TEXT_BYTES_MAX (256u << 20)
+#define KEY_PREFIX     "ed25519:"
+#define KEY_PREFIX_LEN 8
+#define DATANET_SALT   "residual.datanet.salt.1"
+#define DOCUMENTS_TEXT "documents"
+
+/* ---- publisher keys ---- */
+
+static void from_seed(struct sign_publisher *key, const uint8_t seed[32])
+{
+    crypto_sign_seed_keypair(key->public, key->secret, seed);
+}
+
+enum status sign_publisher_new(const char *path, struct sign_publisher *key, struct errtext *err)
+{
+    uint8_t seed[32];
+    char text[KEY_PREFIX_LEN + 64 + 2] = KEY_PREFIX;
+    randombytes_buf(seed, sizeof seed);
+    from_seed(key, seed);
+    hex_encode(text + KEY_PREFIX_LEN, seed, 32);
+    text[KEY_PREFIX_LEN + 64] = '\n';
+    enum status st =
+        file_exists(path)
+            ? err_set(err, STATUS_EXISTS, "%s exists; a key is never overwritten", path)
+            : file_write_atomic(path, text, KEY_PREFIX_LEN + 65, 0600, err);
+    mem_wipe(seed, sizeof seed);
+    mem_wipe(text, sizeof text);
+    return st;
+}
+
+enum status sign_publisher_load(const char *path, struct sign_publisher *key, struct errtext *err)
+{
+    char *text;
+    size_t len;
+    uint8_t seed[32];
+    enum status st = file_read_secret(path, 16384, &text, &len, err);
+    if (st)
+        return st;
+    if (strncmp(text, KEY_PREFIX, KEY_PREFIX_LEN) != 0 ||
+        !hex_decode(seed, 32, text + KEY_PREFIX_LEN))
+        st = err_set(err, STATUS_UNSUPPORTED,
+                     "%s: expected a publisher key (ed25519: and 64 hex digits); make one with "
+                     "residual key new --type publisher FILE",
+                     path);
+    else
+        from_seed(key, seed);
+    mem_wipe(seed, sizeof seed);
+    mem_wipe(text, len);
+    mem_free(text);
+    return st;
+}
+
+void sign_publisher_fini(struct sign_publisher *key)
+{
+    mem_wipe(key, sizeof *key);
+}
+
+/* ---- what the owner declares ---- */
+
+static enum status read_json(const char *path, json_t **out, struct errtext *err)
+{
+    char *text;
+    size_t len;
+    json_error_t je;
+    *out = NULL;
+    enum status st = file_read(path, TEXT_BYTES_MAX, &text, &len, err);
+    if (st)
+        return st;
+    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    mem_free(text);
+    if (json_is_object(*out))
+        return STATUS_OK;
+    st = err_set(err, STATUS_INVALID, "%s: line %d: %s", path, *out ? 1 : je.line,
+                 *out ? "expected one JSON object" : je.text);
+    json_decref(*out);
+    *out = NULL;
+    return st;
+}
+
+/* `name` beside the file at path. */
+static void beside(char out[PATH_MAX], const char *path, const char *name)
+{
+    const char *slash = strrchr(path, '/');
+    int n = slash ? (int)(slash - path + 1) : 0;
+    snprintf(out, PATH_MAX, "%.*s%s", n, path, name);
+}
+
+static int compare_address(const void *a, const void *b)
+{
+    return memcmp(a, b, 20);
+}
+
+/* keccak over the distinct owners, ascending. */
+static void owners_root(uint8_t out[32], const struct manifest *m)
+{
+    uint8_t owner[CATALOG_CONTRIB_MAX][20];
+    for (uint32_t i = 0; i < m->contributor_count; i++)
+        memcpy(owner[i], m->contributor[i].payee, 20);
+    qsort(owner, m->contributor_count, 20, compare_address);
+    keccak_256(out, owner, 20 * m->contributor_count);
+}
+
+static enum status read_datanet(struct sign_source *s, const char *path, struct errtext *err)
+{
+    enum status st = read_json(path, &s->datanet, err);
+    if (st)
+        return st;
+    const char *digest = json_string_value(json_object_get(s->datanet, "tokenizerDigest"));
+    const char *salt = json_string_value(json_object_get(s->datanet, "salt"));
+    const char *name = json_string_value(json_object_get(s->datanet, "name"));
+    const json_t *version = json_object_get(s->datanet, "version");
+    if (!digest || !hex_decode(s->tokenizer_digest, 32, digest))
+        return err_set(err, STATUS_INVALID, "%s: tokenizerDigest: expected 64 hex digits", path);
+    if (!json_is_integer(version) || json_integer_value(version) < 1)
+        return err_set(err, STATUS_INVALID, "%s: version: expected a whole number from 1", path);
+    s->datanet_version = (uint64_t)json_integer_value(version);
+    if (salt)
+        return hex_decode(s->salt, 32, salt)
+                   ? STATUS_OK
+                   : err_set(err, STATUS_INVALID, "%s: salt: expected 64 hex digits", path);
+    if (!name || !*name)
+        return err_set(err, STATUS_INVALID, "%s: name: expected a text (or give a salt)", path);
+    struct keccak k;
+    keccak_init(&k);
+    keccak_update(&k, DATANET_SALT, sizeof DATANET_SALT - 1);
+    keccak_update(&k, name, strlen(name));
+    keccak_final(&k, s->salt);
+    return STATUS_OK;
+}
+
+static enum status find_datanet(struct sign_source *s, const char *path, struct errtext *err)
+{
+    char file[PATH_MAX];
+    const json_t *named = json_object_get(s->publish, "datanet");
+    const char *name = named && json_is_string(named) ? json_string_value(named) : "datanet.json";
+    if (named && !json_is_string(named) && !json_is_null(named))
+        return err_set(err, STATUS_INVALID, "%s: datanet: expected a file name", path);
+    if (strchr(name, '/') || strcmp(name, "..") == 0)
+        return err_set(err, STATUS_INVALID, "%s: datanet: expected a file beside this one", path);
+    beside(file, path, name);
+    if (!named && !file_exists(file))
+        return STATUS_OK;
+    return named && json_is_null(named) ? STATUS_OK : read_datanet(s, file, err);
+}
+
+enum status sign_source_load(struct sign_source *s, const char *path, struct errtext *err)
+{
+    memset(s, 0, sizeof *s);
+    enum status st = read_json(path, &s->publish, err);
+    if (!st)
+        s->is_signed = json_object_get(s->publish, "ownerSignature") &&
+                       json_object_get(s->publish, "publisherSignature");
+    if (!st && !s->is_signed)
+        st = find_datanet(s, path, err);
+    if (!st && !s->is_signed) {
+        st = manifest_parse_local(&s->m, s->publish, s->datanet, err);
+        if (st)
+            err_prefix(err, "%s", path);
+        memcpy(s->document_root, s->m.datanet_id, 32);
+        owners_root(s->owner_root, &s->m);
+    }
+    if (st)
+        sign_source_fini(s);
+    return st;
+}
+
+void sign_source_fini(struct sign_source *s)
+{
+    json_decref(s->publish);
+    json_decref(s->datanet);
+    s->publish = s->datanet = NULL;
+}
+
+/* ---- the signed object ---- */
+
+enum status sign_as_publish(struct manifest_publish *p, struct reward_entry *entry,
+                            const struct manifest *m, struct errtext *err)
+{
+    if (m->split_count > REWARD_ENTRIES_MAX)
+        return err_set(err, STATUS_INVALID, "split: %u entries, the registry takes at most %d",
+                       m->split_count, REWARD_ENTRIES_MAX);
+    for (uint32_t i = 0; i < m->split_count; i++) {
+        memcpy(entry[i].payee, m->split[i].payee, 20);
+        entry[i].role = m->split[i].role;
+        entry[i].bps = m->split[i].bps;
+    }
+    *p = (struct manifest_publish){.price_in = m->tariff.in,
+                                   .price_out = m->tariff.out,
+                                   .split = {entry, m->split_count},
+                                   .version = m->version};
+    memcpy(p->adapter_id, m->adapter_id, 32);
+    memcpy(p->model_id, m->model_id, 32);
+    memcpy(p->datanet_id, m->datanet_id, 32);
+    memcpy(p->owner, m->owner, 20);
+    return manifest_publish_check(p, err);
+}
+
+static json_t *hex_json(const uint8_t *data, size_t n)
+{
+    char text[2 + 2 * SECP_SIGNATURE_BYTES + 1] = "0x";
+    CHECK(n <= SECP_SIGNATURE_BYTES);
+    hex_encode(text + 2, data, n);
+    return json_string(text);
+}
+
+static json_t *address_json(const uint8_t address[20])
+{
+    char text[ADDR_TEXT_BYTES];
+    addr_format(text, address);
+    return json_string(text);
+}
+
+static json_t *amount_json(u128 v)
+{
+    char text[40];
+    u128_format(text, v);
+    return json_string(text);
+}
+
+static json_t *split_json(const struct manifest *m)
+{
+    static const char *const role[] = {"", "author", "data", "other"};
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < m->split_count; i++)
+        json_array_append_new(list,
+                              json_pack("{s:o, s:s, s:i}", "payee", address_json(m->split[i].payee),
+                                        "role", role[m->split[i].role], "bps", m->split[i].bps));
+    return list;
+}
+
+/* The licence signature of a document that the signer owns. */
+static enum status sign_document(json_t *doc, const struct manifest *m,
+                                 const struct sign_keys *keys, struct errtext *err)
+{
+    struct manifest_licence l = {0};
+    uint8_t owner[20], digest[32], signature[SECP_SIGNATURE_BYTES];
+    const char *payee = json_string_value(json_object_get(doc, "owner"));
+    const char *hash = json_string_value(json_object_get(doc, "digest"));
+    l.licence = json_string_value(json_object_get(doc, "licence"));
+    if (!payee || addr_parse(owner, payee, NULL) || !hash || !hex_decode(l.digest, 32, hash) ||
+        !l.licence)
+        return err_set(err, STATUS_INVALID,
+                       "datanet documents: expected {docId, owner, licence, bytes, digest}");
+    if (memcmp(owner, keys->owner->address, 20) != 0 || json_object_get(doc, "ownerSignature"))
+        return STATUS_OK;
+    memcpy(l.datanet_id, m->datanet_id, 32);
+    manifest_licence_digest(digest, &l, m->chain_id, m->registry);
+    enum status st = secp_sign(keys->secp, signature, keys->owner, digest, err);
+    if (!st)
+        json_object_set_new(doc, "ownerSignature", hex_json(signature, sizeof signature));
+    return st;
+}
+
+static enum status put_documents(json_t *root, const struct sign_source *s,
+                                 const struct sign_keys *keys, struct errtext *err)
+{
+    size_t i;
+    json_t *doc, *list = json_deep_copy(json_object_get(s->datanet, DOCUMENTS_TEXT));
+    enum status st = STATUS_OK;
+    json_array_foreach(list, i, doc)
+    {
+        json_object_del(doc, "file"); /* a path of this machine */
+        st = sign_document(doc, &s->m, keys, err);
+        if (st)
+            break;
+    }
+    if (st)
+        json_decref(list);
+    else
+        json_object_set_new(root, DOCUMENTS_TEXT, list);
+    return st;
+}
+
+static json_t *facts_json(const struct manifest *m)
+{
+    return json_pack("{s:I, s:o, s:o, s:o, s:o, s:{s:o, s:o}, s:o, s:I, s:o}", "version",
+                     (json_int_t)m->version, "adapterId", hex_json(m->adapter_id, 32), "modelId",
+                     hex_json(m->model_id, 32), "datanetId", hex_json(m->datanet_id, 32), "owner",
+                     address_json(m->owner), "prices", "in", amount_json(m->tariff.in), "out",
+                     amount_json(m->tariff.out), "split", split_json(m), "chainId",
+                     (json_int_t)m->chain_id, "registry", address_json(m->registry));
+}
+
+enum status sign_manifest(json_t **out, const struct sign_source *s, const struct sign_keys *keys,
+                          uint8_t owner_signature[SECP_SIGNATURE_BYTES], struct errtext *err)
+{
+    uint8_t digest[32], publisher[64];
+    json_t *root = facts_json(&s->m);
+    *out = NULL;
+    if (!root)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the manifest");
+    manifest_digest(digest, &s->m);
+    enum status st = secp_sign(keys->secp, owner_signature, keys->owner, digest, err);
+    if (!st && s->datanet)
+        st = put_documents(root, s, keys, err);
+    if (!st) {
+        crypto_sign_detached(publisher, NULL, digest, sizeof digest, keys->publisher->secret);
+        json_object_set_new(root, "publisherKey", hex_json(keys->publisher->public, 32));
+        json_object_set_new(root, "publisherSignature", hex_json(publisher, sizeof publisher));
+        json_object_set_new(root, "ownerSignature",
+                            hex_json(owner_signature, SECP_SIGNATURE_BYTES));
+        *out = root;
+    } else {
+        json_decref(root);
+    }
+    return st;
+}

@@ -1,0 +1,54 @@
+/* Publish manifests: from an owner's facts (publish.json, datanet.json) to the object that a server
+ * takes (server/adapter/manifest.h), with both signatures. And publisher keys: files
+ * "ed25519:<64 hex digits of the seed>" of mode 600. */
+#ifndef RS_CLI_SIGN_H
+#define RS_CLI_SIGN_H
+
+#include <jansson.h>
+
+#include "chain_client/manifest.h"
+#include "chain_client/secp.h"
+#include "chain_client/settle/deployment.h"
+#include "server/adapter/manifest.h"
+
+struct sign_publisher {
+    uint8_t secret[64], public[32];
+};
+MUST_CHECK enum status sign_publisher_new(const char *path, struct sign_publisher *key,
+                                          struct errtext *err);
+/* NOT_FOUND, DENIED (mode), UNSUPPORTED when the file does not hold a publisher key. */
+MUST_CHECK enum status sign_publisher_load(const char *path, struct sign_publisher *key,
+                                           struct errtext *err);
+void sign_publisher_fini(struct sign_publisher *key);
+
+/* What an owner declares. */
+struct sign_source {
+    json_t *publish, *datanet; /* datanet NULL: none */
+    struct manifest m;         /* datanet_id is the document root where datanet is given */
+    uint8_t document_root[32], owner_root[32], tokenizer_digest[32], salt[32];
+    uint64_t datanet_version;
+    bool is_signed; /* publish holds both signatures already */
+};
+/* path: the manifest's file; its "datanet" names a file beside it (default datanet.json if there).
+ */
+MUST_CHECK enum status sign_source_load(struct sign_source *s, const char *path,
+                                        struct errtext *err);
+void sign_source_fini(struct sign_source *s);
+
+/* As the Registry takes it. entry has room for REWARD_ENTRIES_MAX; INVALID for more entries. */
+MUST_CHECK enum status sign_as_publish(struct manifest_publish *p, struct reward_entry *entry,
+                                       const struct manifest *m, struct errtext *err);
+
+struct sign_keys {
+    const struct secp *secp;
+    const struct secp_key *owner;
+    const struct sign_publisher *publisher;
+};
+/* The signed object (json_decref) of s->m, whose ids and chain are set. Documents of this owner get
+ * the owner's licence signature. */
+MUST_CHECK enum status sign_manifest(json_t **out, const struct sign_source *s,
+                                     const struct sign_keys *keys,
+                                     uint8_t owner_signature[SECP_SIGNATURE_BYTES],
+                                     struct errtext *err);
+
+#endif

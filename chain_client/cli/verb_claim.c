@@ -1,0 +1,217 @@
+/* residual claim and residual rewards. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "chain_client/abi.h"
+#include "chain_client/addr.h"
+#include "chain_client/cli/proof.h"
+#include "chain_client/epoch.h"
+#include "chain_client/keystore.h"
+#include "server/base/check.h"
+
+/* A view of one address that answers one word. */
+static enum status ask_account(struct node *n, const uint8_t to[20], const char *signature,
+                               const uint8_t account[20], struct abi_reader *r, struct errtext *err)
+{
+    struct buf data;
+    struct abi_tuple t;
+    buf_init(&data, 64);
+    abi_put_selector(&data, signature);
+    abi_begin(&t, &data, 1);
+    abi_address(&t, account);
+    abi_end(&t);
+    enum status st = node_ask(n, to, &data, r, err);
+    buf_fini(&data);
+    return st;
+}
+
+/* Who gets the coins: the account, or the payout address it named. */
+static enum status payee_of(struct node *n, const uint8_t account[20], uint8_t payee[20],
+                            struct errtext *err)
+{
+    struct abi_reader r;
+    enum status st = ask_account(n, n->d.vault, "payoutOf(address)", account, &r, err);
+    if (!st)
+        st = abi_read_address(&r, 0, payee, "payoutOf", err);
+    if (!st && addr_is_zero(payee))
+        memcpy(payee, account, 20);
+    return st;
+}
+
+static enum status balance_of(struct node *n, const uint8_t payee[20], u128 *v, struct errtext *err)
+{
+    struct abi_reader r;
+    if (addr_is_zero(n->d.token))
+        return rpc_balance(n->rpc, payee, "latest", v, err);
+    enum status st = ask_account(n, n->d.token, "balanceOf(address)", payee, &r, err);
+    return st ? st : abi_read_uint(&r, 0, 16, v, "balanceOf", err);
+}
+
+struct claim {
+    struct cli *c;
+    struct node node;
+    struct secp *secp;
+    struct secp_key key;
+    uint8_t account[20], payee[20];
+    struct proof proof;
+    u128 before, after;
+    struct node_sent sent;
+    bool is_sent;
+};
+
+static u128 claimable(const struct proof *p)
+{
+    return p->cumulative > p->claimed ? p->cumulative - p->claimed : 0;
+}
+
+static void put_json(struct buf *out, const struct claim *k)
+{
+    buf_puts(out, "{\"ok\":true,");
+    cli_put_json_address(out, "account", k->account);
+    buf_printf(out, ",\"epoch\":%" PRIu64 ",\"index\":%" PRIu32 ",", k->proof.epoch, k->proof.idx);
+    cli_put_amount(out, "cumulative", k->proof.cumulative);
+    buf_putc(out, ',');
+    cli_put_amount(out, "claimed_before", k->proof.claimed);
+    buf_putc(out, ',');
+    cli_put_amount(out, k->is_sent ? "paid" : "claimable", claimable(&k->proof));
+    if (k->is_sent) {
+        buf_putc(out, ',');
+        cli_put_json_address(out, "paid_to", k->payee);
+        buf_putc(out, ',');
+        cli_put_amount(out, "balance_before", k->before);
+        buf_putc(out, ',');
+        cli_put_amount(out, "balance_after", k->after);
+        buf_putc(out, ',');
+        cli_put_json_hex(out, "transaction", k->sent.hash, 32);
+        buf_printf(out, ",\"block\":%" PRIu64 ",\"gas_used\":%" PRIu64, k->sent.block,
+                   k->sent.gas_used);
+    }
+    buf_putc(out, '}');
+}
+
+static void put_row(struct buf *out, const char *label, u128 v)
+{
+    char text[CLI_AMOUNT_BYTES];
+    cli_amount(text, v);
+    buf_printf(out, "\n  %-15s %s", label, text);
+}
+
+static void put_text(struct buf *out, const struct claim *k)
+{
+    char account[ADDR_TEXT_BYTES], payee[ADDR_TEXT_BYTES];
+    addr_format(account, k->account);
+    addr_format(payee, k->payee);
+    if (!k->proof.epoch) {
+        buf_printf(out, "%s: no epoch is active yet", account);
+        return;
+    }
+    buf_printf(out, "%s, epoch %" PRIu64 " (proof checked against the chain)", account,
+               k->proof.epoch);
+    put_row(out, "earned", k->proof.cumulative);
+    put_row(out, "paid before", k->proof.claimed);
+    put_row(out, k->is_sent ? "paid now" : "to be claimed", claimable(&k->proof));
+    if (!k->is_sent)
+        return;
+    put_row(out, "balance before", k->before);
+    put_row(out, "balance after", k->after);
+    if (memcmp(k->payee, k->account, 20) != 0)
+        buf_printf(out, "\n  %-15s %s", "paid to", payee);
+    buf_printf(out, "\n  %-15s ", "transaction");
+    cli_put_hex(out, k->sent.hash, 32);
+    buf_printf(out, ", block %" PRIu64, k->sent.block);
+}
+
+static int print(const struct claim *k, int code)
+{
+    struct buf out;
+    buf_init(&out, 1u << 14);
+    if (cli_has(k->c, OPT_JSON))
+        put_json(&out, k);
+    else
+        put_text(&out, k);
+    code = cli_print(&out, code);
+    buf_fini(&out);
+    return code;
+}
+
+static enum status send(struct claim *k, struct errtext *err)
+{
+    struct buf data;
+    struct epoch_claim call = {.epoch = k->proof.epoch,
+                               .idx = k->proof.idx,
+                               .cumulative = k->proof.cumulative,
+                               .proof = &k->proof.path};
+    memcpy(call.account, k->account, 20);
+    buf_init(&data, EPOCH_CLAIM_BYTES_MAX);
+    epoch_put_claim(&data, &call);
+    struct node_tx tx = {
+        .secp = k->secp, .from = &k->key, .to = k->node.d.vault, .data = &data, .what = "claim"};
+    enum status st = payee_of(&k->node, k->account, k->payee, err);
+    if (!st)
+        st = balance_of(&k->node, k->payee, &k->before, err);
+    if (!st)
+        st = node_send(&k->node, k->c, &tx, &k->sent, err);
+    if (!st)
+        st = balance_of(&k->node, k->payee, &k->after, err);
+    k->is_sent = !st;
+    buf_fini(&data);
+    return st;
+}
+
+static enum status open_all(struct claim *k, struct errtext *err)
+{
+    const struct cli *c = k->c;
+    const char *account = c->operand_count ? c->operand[0] : c->value[OPT_ACCOUNT];
+    enum status st = secp_create(&k->secp, err);
+    if (!st && cli_has(c, OPT_KEY_FILE))
+        st = keystore_load(k->secp, &k->key, c->value[OPT_KEY_FILE], c->value[OPT_PASSPHRASE_FILE],
+                           err);
+    if (!st && account) {
+        st = addr_parse(k->account, account, err);
+        if (st)
+            err_prefix(err, "account");
+    } else {
+        memcpy(k->account, k->key.address, 20);
+    }
+    return st ? st : node_open(&k->node, c, err);
+}
+
+static void close_all(struct claim *k)
+{
+    secp_key_fini(&k->key);
+    secp_destroy(k->secp);
+    node_close(&k->node);
+}
+
+int verb_claim(struct cli *c)
+{
+    struct claim k = {.c = c};
+    struct errtext err = ERRTEXT_INIT;
+    int code = CLI_FINE;
+    enum status st = open_all(&k, &err);
+    if (!st)
+        st = proof_find(&k.proof, &k.node, c, k.account, &err);
+    if (!st && claimable(&k.proof) == 0)
+        code = CLI_NOTHING;
+    else if (!st)
+        st = send(&k, &err);
+    if (st)
+        code = cli_fail(c, st, &err, proof_hint(c, st));
+    else
+        code = print(&k, code);
+    close_all(&k);
+    return code;
+}
+
+int verb_rewards(struct cli *c)
+{
+    struct claim k = {.c = c};
+    struct errtext err = ERRTEXT_INIT;
+    enum status st = open_all(&k, &err);
+    if (!st)
+        st = proof_find(&k.proof, &k.node, c, k.account, &err);
+    int code = st ? cli_fail(c, st, &err, proof_hint(c, st)) : print(&k, CLI_FINE);
+    close_all(&k);
+    return code;
+}
