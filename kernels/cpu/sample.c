@@ -89,8 +89,9 @@ static struct lse row_lse(const float *logit, uint32_t n_vocab)
 }
 
 /* Insert into a list of at most `max` candidates, best first; ids come in ascending order, so a tie
- * goes behind. */
-static uint32_t top_insert(struct candidate *top, uint32_t n, uint32_t max, struct candidate c)
+ * goes behind. Not inlined: it is rare, and gcc 14 takes a list of one for an overrun. */
+static __attribute__((noinline)) uint32_t top_insert(struct candidate *top, uint32_t n,
+                                                     uint32_t max, struct candidate c)
 {
     uint32_t i = n < max ? n : max - 1;
     for (; i > 0 && c.logit > top[i - 1].logit; i--)
