@@ -25,7 +25,12 @@ static bool always(void)
     return true;
 }
 
-#if defined(__x86_64__)
+#if !defined(__x86_64__)
+static bool have_amx(void)
+{
+    return false;
+}
+#else
 static bool have_avx2(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -35,6 +40,11 @@ static bool have_avx512(void)
 {
     return have_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static bool have_amx(void)
+{
+    return __builtin_cpu_supports("amx-bf16");
 }
 
 static bool have_avx512_bf16(void)
@@ -61,7 +71,8 @@ static const struct cpu_path *path_find(const char *name)
     return NULL;
 }
 
-/* deterministic = false is a wish: without oneDNN our own loop serves it. */
+/* deterministic = false allows oneDNN, used where it has AMX: elsewhere our own loop is faster at
+ * every row count (kernels/README.md), so nothing is gained by giving its promise up. */
 static enum status dnnl_attach(struct cpu_backend *c, bool forced, struct errtext *err)
 {
     enum status st = cpu_dnnl_create(&c->dnnl, pool_size(c->pool), err);
@@ -109,7 +120,7 @@ enum status cpu_backend_create(struct backend **out, const struct backend_option
     c->base.worker_count = pool_size(pool);
     c->base.has_bf16 = found->has_bf16;
     c->base.deterministic = true;
-    if (dnnl || !opt->deterministic)
+    if (dnnl || (!opt->deterministic && have_amx()))
         st = dnnl_attach(c, dnnl, dnnl ? err : NULL);
     if (dnnl && st != STATUS_OK) {
         cpu_backend_destroy(&c->base);

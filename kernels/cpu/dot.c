@@ -17,11 +17,12 @@
 #endif
 
 #define X_BLOCK_BYTES ((size_t)384 << 10)
-/* Longer rows are walked in blocks of k, so that a tile's weights and rows stay in L1; the
- * accumulators wait in memory between blocks, which changes no bit of them. */
-#define K_BLOCK       1024
-#define K_BLOCK_ABOVE 1536
-#define K_BLOCK_ROWS  48
+/* Longer rows are walked in blocks of k when several runs share a tile's weights, so that these
+ * stay in L1; the accumulators wait in memory between blocks, which changes no bit of them. */
+#define K_BLOCK        2048
+#define K_BLOCK_ABOVE  3072
+#define K_BLOCK_ROWS   48
+#define PREFETCH_BYTES 4096 /* distance at least */
 
 enum dot_kind { DOT_F32, DOT_WIDE, DOT_NATIVE };
 
@@ -64,7 +65,8 @@ struct tile {
     const char *w[TILE_N];
     const char *x;
     size_t x_stride;
-    size_t prefetch[TILE_N]; /* distance in bytes for each output's row; 0: none */
+    const char *prefetch; /* where this run's share of coming weights begins */
+    size_t prefetch_step; /* bytes of it for each step of k; 0: none */
     uint32_t d_in;
     uint32_t k0, k1;   /* this block of k: a multiple of the step, but for the last */
     vf (*acc)[TILE_N]; /* [rows] between blocks; unused when one block is all */
@@ -88,36 +90,54 @@ INLINE void tile_tail(const struct tile *tl, const uint32_t m_count, const enum 
     }
 }
 
+/* acc += one step of k. With 32 registers the four weight vectors stay while rows stream by; with
+ * 16 it is the rows that stay. The sums are the same. */
+INLINE void tile_step(const enum dot_kind kind, const char *const w[TILE_N], const char *x,
+                      size_t x_stride, const uint32_t m_count, vf acc[TILE_M][TILE_N])
+{
+    if (VW == 16) {
+        vf a = load_w(kind, w[0]), b = load_w(kind, w[1]);
+        vf c = load_w(kind, w[2]), d = load_w(kind, w[3]);
+#pragma GCC unroll 8
+        for (uint32_t m = 0; m < m_count; m++) {
+            vf v = vf_load(x + m * x_stride);
+            acc[m][0] = dot_step(kind, acc[m][0], a, v);
+            acc[m][1] = dot_step(kind, acc[m][1], b, v);
+            acc[m][2] = dot_step(kind, acc[m][2], c, v);
+            acc[m][3] = dot_step(kind, acc[m][3], d, v);
+        }
+        return;
+    }
+    vf v[TILE_M];
+#pragma GCC unroll 8
+    for (uint32_t m = 0; m < m_count; m++)
+        v[m] = vf_load(x + m * x_stride);
+#pragma GCC unroll 4
+    for (uint32_t n = 0; n < TILE_N; n++) {
+        vf a = load_w(kind, w[n]);
+#pragma GCC unroll 8
+        for (uint32_t m = 0; m < m_count; m++)
+            acc[m][n] = dot_step(kind, acc[m][n], a, v[m]);
+    }
+}
+
 INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kind kind)
 {
     const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
     const uint32_t step = STEP(kind), full = tl->k1 / step * step;
     const char *w0 = tl->w[0], *w1 = tl->w[1], *w2 = tl->w[2], *w3 = tl->w[3];
-    const size_t p0 = tl->prefetch[0], p1 = tl->prefetch[1];
-    const size_t p2 = tl->prefetch[2], p3 = tl->prefetch[3];
+    const char *ahead = tl->prefetch;
+    const size_t ahead_step = tl->prefetch_step;
     vf acc[TILE_M][TILE_N] = {{{0}}};
     if (tl->k0)
         memcpy(acc, tl->acc, m_count * sizeof(acc[0]));
     for (uint32_t k = tl->k0; k < full; k += step) {
         size_t at = k * w_bytes;
-        vf a = load_w(kind, w0 + at), b = load_w(kind, w1 + at);
-        vf c = load_w(kind, w2 + at), d = load_w(kind, w3 + at);
-        if (p0)
-            __builtin_prefetch(w0 + at + p0, 0, 2);
-        if (p1)
-            __builtin_prefetch(w1 + at + p1, 0, 2);
-        if (p2)
-            __builtin_prefetch(w2 + at + p2, 0, 2);
-        if (p3)
-            __builtin_prefetch(w3 + at + p3, 0, 2);
-#pragma GCC unroll 8
-        for (uint32_t m = 0; m < m_count; m++) {
-            vf x = vf_load(tl->x + m * tl->x_stride + k * x_bytes);
-            acc[m][0] = dot_step(kind, acc[m][0], a, x);
-            acc[m][1] = dot_step(kind, acc[m][1], b, x);
-            acc[m][2] = dot_step(kind, acc[m][2], c, x);
-            acc[m][3] = dot_step(kind, acc[m][3], d, x);
-        }
+        for (size_t i = 0; i < ahead_step; i += 64)
+            __builtin_prefetch(ahead + i, 0, 2);
+        ahead += ahead_step;
+        const char *const w[TILE_N] = {w0 + at, w1 + at, w2 + at, w3 + at};
+        tile_step(kind, w, tl->x + k * x_bytes, tl->x_stride, m_count, acc);
     }
     if (tl->k1 < tl->d_in) {
         memcpy(tl->acc, acc, m_count * sizeof(acc[0]));
@@ -203,13 +223,20 @@ static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t 
     }
 }
 
-/* The next tile's weights are fetched while this one runs, a share of them by each of its first
- * tiles of rows, so that memory is busy all the time rather than in bursts. */
-static void share_prefetch(struct tile *tl, size_t distance, uint32_t index, uint32_t n_tile)
+/* Coming weights are fetched while this tile runs, in the order of their addresses, a share by each
+ * of its first runs, so that memory is busy all the time rather than in bursts. `from` is the byte
+ * after this tile's weights plus the distance; NULL: none. */
+static void share_prefetch(const struct dot_job *j, struct tile *tl, const char *from,
+                           uint32_t index, uint32_t n_run)
 {
-    uint32_t sharers = n_tile < TILE_N ? n_tile : TILE_N;
-    for (uint32_t n = 0; n < TILE_N; n++)
-        tl->prefetch[n] = n % sharers == index ? distance : 0;
+    size_t item = dtype_bytes(j->dtype), tile_bytes = TILE_N * j->d_in * item;
+    uint32_t share = n_run >= TILE_N ? TILE_N : n_run > 1 ? 2 : 1; /* whole cache lines */
+    uint32_t step = STEP(j->dtype == DTYPE_BF16 ? BF16_KIND : DOT_F32);
+    tl->prefetch_step = 0;
+    if (!from || index >= share)
+        return;
+    tl->prefetch_step = TILE_N * step * item / share;
+    tl->prefetch = from + index * (tile_bytes / share) + TILE_N * tl->k0 * item / share;
 }
 
 /* One tile of outputs for the rows [rows[0], rows[1]). */
@@ -218,16 +245,18 @@ static void block_run(const struct dot_job *j, struct tile *tl, const uint32_t r
 {
     vf acc[K_BLOCK_ROWS][TILE_N];
     uint32_t n_tile = (rows[1] - rows[0] + TILE_M - 1) / TILE_M;
-    uint32_t k_block = j->d_in > K_BLOCK_ABOVE ? K_BLOCK : j->d_in;
+    uint32_t k_block = j->d_in > K_BLOCK_ABOVE && n_tile > 2 ? K_BLOCK : j->d_in;
     uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
-    size_t next = n + 2 * TILE_N <= n1 ? TILE_N * j->d_in * dtype_bytes(j->dtype) : 0;
+    size_t tile_bytes = TILE_N * j->d_in * dtype_bytes(j->dtype);
+    uint32_t distance = (uint32_t)(PREFETCH_BYTES / tile_bytes) + 1; /* in tiles */
+    const char *from = n + (distance + 1) * TILE_N <= n1 ? tl->w[0] + distance * tile_bytes : NULL;
     for (tl->k0 = 0; tl->k0 < j->d_in; tl->k0 = tl->k1) {
         tl->k1 = j->d_in - tl->k0 < k_block ? j->d_in : tl->k0 + k_block;
         for (uint32_t t = rows[0], i = 0, count; i < n_tile; t += count, i++) {
             count = (rows[1] - t + n_tile - i - 1) / (n_tile - i); /* nearly equal heights */
             tl->x = j->x + t * j->x_stride_bytes;
             tl->acc = k_block < j->d_in ? &acc[t - rows[0]] : NULL;
-            share_prefetch(tl, next, i, n_tile);
+            share_prefetch(j, tl, from, i, n_tile);
             tile_fn[j->dtype == DTYPE_BF16][count - 1](tl);
             if (tl->k1 == j->d_in)
                 tile_store(j, tl, t, count, n, n_count);

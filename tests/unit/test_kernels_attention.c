@@ -1,7 +1,7 @@
 /* attention: every CPU path against ref over paged caches in both layouts, with windows and grouped
  * heads; bits equal for a row alone, in a chunk of any size, and at any thread count; memory behind
  * a sequence's last position is NaN and must not show. */
-#include "kernels_fixture.h"
+#include "tests/unit/kernels_fixture.h"
 
 struct attn_case {
     struct attention_args a;

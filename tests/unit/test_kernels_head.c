@@ -2,7 +2,7 @@
  * log-probability that sample reports for the same row, bit for bit, on every backend. */
 #include <stdlib.h>
 
-#include "kernels_fixture.h"
+#include "tests/unit/kernels_fixture.h"
 
 struct head_case {
     char *w;

@@ -1,6 +1,6 @@
 /* lora_shrink and the three finishes: every CPU path against ref with mixed ranks, compositions and
  * base-only segments, and the bitwise promise row by row. */
-#include "kernels_fixture.h"
+#include "tests/unit/kernels_fixture.h"
 
 #define N_LAYER  2
 #define N_SLOT   6

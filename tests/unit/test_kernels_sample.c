@@ -1,6 +1,6 @@
 /* Sampling: ids of every CPU path against ref over random parameters, draw by draw; frequencies
  * against the distribution; penalties, ties, -inf and NaN by hand. */
-#include "kernels_fixture.h"
+#include "tests/unit/kernels_fixture.h"
 
 static void run(struct backend *b, const float *logits, uint32_t n_vocab,
                 const struct sample_row *row, uint32_t n, struct sample_out *out)
