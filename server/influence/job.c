@@ -211,6 +211,7 @@ static void decode_adapter(struct reader *r, struct job_adapter *a)
     memcpy(a->id, take(r, 32), 32);
     a->weight_q16 = (int32_t)take_int(r, 4);
     memcpy(a->datanet_root, take(r, 32), 32);
+    r->bad |= a->weight_q16 == 0;
     a->contributor_count = (uint32_t)take_int(r, 1);
     if (a->contributor_count > CATALOG_CONTRIB_MAX) {
         a->contributor_count = 0;
@@ -270,7 +271,7 @@ enum status job_decode(struct job **out, const uint8_t *data, size_t len, struct
     memcpy(j->salt, take(&r, 32), 32);
     j->created_ms = take_int(&r, 8);
     j->adapter_count = (uint32_t)take_int(&r, 1);
-    if (j->adapter_count > LORA_PARTS_MAX) {
+    if (j->adapter_count == 0 || j->adapter_count > LORA_PARTS_MAX) {
         j->adapter_count = 0;
         r.bad = true;
     }

@@ -45,6 +45,23 @@ static void path_of(const struct jobstore *s, uint64_t file, char path[PATH_MAX]
     snprintf(path, PATH_MAX, "%s/jobs-%020" PRIu64 ".bin", s->dir, file);
 }
 
+/* Zero n bytes at offset, best effort: what stays is ciphertext that fails its check. */
+static void zero_range(const char *path, uint64_t offset, uint32_t n)
+{
+    static const uint8_t zeros[4096];
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    for (uint32_t done = 0; done < n;) {
+        uint32_t part = MIN(n - done, (uint32_t)sizeof zeros);
+        ssize_t wrote = pwrite(fd, zeros, part, (off_t)(offset + done));
+        if (wrote <= 0)
+            break;
+        done += (uint32_t)wrote;
+    }
+    close(fd);
+}
+
 static enum status io_error(const struct jobstore *s, const char *what, struct errtext *err)
 {
     return err_set(err, errno == ENOSPC || errno == EDQUOT ? STATUS_FULL : STATUS_IO,
@@ -104,8 +121,8 @@ static enum status visit_entry(const struct opening *o, const uint8_t *head, uin
     return st;
 }
 
-/* Walk one file; a torn or damaged tail is cut. A job that fails its check is dropped: its record
- * ends as "inputs lost". */
+/* Walk one file; a torn or damaged tail is cut. A job that fails its check, or that nobody wants
+ * any more, is erased: nothing private stays behind. */
 static enum status open_file(const struct opening *o, uint64_t file, struct errtext *err)
 {
     struct jobstore *s = o->s;
@@ -132,6 +149,8 @@ static enum status open_file(const struct opening *o, uint64_t file, struct errt
                     (struct place){
                         .inf_seq = seq, .file = file, .offset = at, .bytes = bytes, .live = true});
                 any_live = true;
+            } else {
+                zero_range(path, at + HEAD_BYTES, bytes);
             }
         }
         at += HEAD_BYTES + bytes;
@@ -233,6 +252,24 @@ static enum status next_file(struct jobstore *s, struct errtext *err)
     return STATUS_OK;
 }
 
+/* At the end of the newest file; cut back on failure. */
+static enum status write_all(const struct jobstore *s, const uint8_t *data, size_t len,
+                             struct errtext *err)
+{
+    for (size_t done = 0; done < len;) {
+        ssize_t n = pwrite(s->fd, data + done, len - done, (off_t)(s->file_bytes + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            enum status st = io_error(s, "write", err);
+            (void)!ftruncate(s->fd, (off_t)s->file_bytes);
+            return st;
+        }
+        done += (size_t)n;
+    }
+    return STATUS_OK;
+}
+
 enum status jobstore_append(struct jobstore *s, uint64_t inf_seq, const void *plain, size_t len,
                             struct errtext *err)
 {
@@ -253,11 +290,8 @@ enum status jobstore_append(struct jobstore *s, uint64_t inf_seq, const void *pl
     randombytes_buf(nonce, NONCE_BYTES);
     crypto_aead_xchacha20poly1305_ietf_encrypt(nonce + NONCE_BYTES, NULL, plain, len, entry,
                                                HEAD_BYTES, NULL, nonce, s->key);
-    if (pwrite(s->fd, entry, HEAD_BYTES + bytes, (off_t)s->file_bytes) !=
-        (ssize_t)(HEAD_BYTES + bytes)) {
-        st = io_error(s, "write", err);
-        (void)!ftruncate(s->fd, (off_t)s->file_bytes);
-    } else {
+    st = write_all(s, entry, HEAD_BYTES + bytes, err);
+    if (!st) {
         push_place(s, (struct place){.inf_seq = inf_seq,
                                      .file = s->file,
                                      .offset = s->file_bytes,
@@ -291,17 +325,7 @@ static void zero_entry(const struct jobstore *s, const struct place *p)
         (void)unlink(path);
         return;
     }
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    static const uint8_t zeros[4096];
-    for (uint32_t done = 0; done < p->bytes;) {
-        uint32_t n = MIN(p->bytes - done, (uint32_t)sizeof zeros);
-        if (pwrite(fd, zeros, n, (off_t)(p->offset + HEAD_BYTES + done)) != (ssize_t)n)
-            break;
-        done += n;
-    }
-    close(fd);
+    zero_range(path, p->offset + HEAD_BYTES, p->bytes);
 }
 
 void jobstore_erase(struct jobstore *s, uint64_t inf_seq)
@@ -314,7 +338,11 @@ void jobstore_erase(struct jobstore *s, uint64_t inf_seq)
         else
             hi = mid;
     }
-    if (lo == s->place_count || s->place[lo].inf_seq != inf_seq || !s->place[lo].live)
+    /* a number may stand twice: a job whose record could not be written was erased, then the number
+     * was used again */
+    while (lo < s->place_count && s->place[lo].inf_seq == inf_seq && !s->place[lo].live)
+        lo++;
+    if (lo == s->place_count || s->place[lo].inf_seq != inf_seq)
         return;
     s->place[lo].live = false;
     s->live_bytes -= s->place[lo].bytes;

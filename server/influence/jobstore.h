@@ -11,7 +11,8 @@
 
 struct jobstore;
 
-/* visit is called for every live entry, in order of appending. */
+/* visit is called for every live entry, in order of appending. An entry it refuses, and one that
+ * fails its check, is erased. */
 typedef enum status (*jobstore_visit)(void *arg, uint64_t inf_seq, const uint8_t *plain, size_t len,
                                       struct errtext *err);
 
@@ -19,7 +20,8 @@ MUST_CHECK enum status jobstore_open(struct jobstore **out, const char *dir, con
                                      uint64_t bytes_max, jobstore_visit visit, void *arg,
                                      struct errtext *err);
 void jobstore_close(struct jobstore *s);
-/* Errors: FULL (budget or disk), IO. Durable after jobstore_sync. */
+/* inf_seq never falls below a live one's. Errors: FULL (budget or disk), IO. Durable after
+ * jobstore_sync. */
 MUST_CHECK enum status jobstore_append(struct jobstore *s, uint64_t inf_seq, const void *plain,
                                        size_t len, struct errtext *err);
 MUST_CHECK enum status jobstore_sync(struct jobstore *s, struct errtext *err);

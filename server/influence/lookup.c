@@ -172,13 +172,18 @@ void lookup_update(struct lookup *l, const struct lookup_entry *e)
 void lookup_mark_recorded(struct lookup *l, uint64_t seq, uint64_t att_seq)
 {
     pthread_mutex_lock(&l->lock);
-    uint64_t kept = MIN(l->put_count, (uint64_t)LOOKUP_MAX);
-    for (uint64_t i = 0; i < kept; i++) {
-        if (l->ring[i].seq == seq) {
-            l->ring[i].att_seq = att_seq;
-            l->ring[i].state = LOOKUP_RECORDED;
-            break;
-        }
+    uint64_t hi = l->put_count, lo = hi > LOOKUP_MAX ? hi - LOOKUP_MAX : 0;
+    while (lo < hi) {
+        uint64_t mid = lo + (hi - lo) / 2;
+        if (l->ring[mid % LOOKUP_MAX].seq < seq)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    struct lookup_entry *e = &l->ring[lo % LOOKUP_MAX];
+    if (lo < l->put_count && e->seq == seq) {
+        e->att_seq = att_seq;
+        e->state = LOOKUP_RECORDED;
     }
     pthread_mutex_unlock(&l->lock);
 }

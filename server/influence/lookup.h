@@ -30,8 +30,8 @@ struct lookup_entry {
 struct lookup;
 MUST_CHECK enum status lookup_open(struct lookup **out, const char *dir, struct errtext *err);
 void lookup_close(struct lookup *l);
-/* Remember; the oldest is forgotten past LOOKUP_MAX. persist: also append to the private log (best
- * effort). */
+/* Remember, in rising order of seq; the oldest is forgotten past LOOKUP_MAX. persist: also append
+ * to the private log (best effort). */
 void lookup_put(struct lookup *l, const struct lookup_entry *e, bool persist);
 bool lookup_get(struct lookup *l, const uint8_t request_id[32], struct lookup_entry *out);
 /* Replace the entry of the same request id, if it is still known. */

@@ -1,5 +1,5 @@
-/* Inside the recorder: shared by recorder.c (the loop), recover.c (start) and view.c (what the API
- * shows). */
+/* Inside the recorder: shared by recorder.c (admission, life), group.c (what one turn writes),
+ * recover.c (start) and view.c (what the API shows). */
 #ifndef RS_INFLUENCE_RECORDER_IMPL_H
 #define RS_INFLUENCE_RECORDER_IMPL_H
 
@@ -18,6 +18,11 @@
 #define RECORDER_FLIGHT_MAX     16384u
 #define RECORDER_SEGMENT_BYTES  (16u << 20)
 #define RECORDER_SCORE_ROWS_MAX 256u
+#define RECORDER_PREVIEWS_MAX   4096u /* past it an answer that needs no record is not scored */
+#define GROUP_CAP               256u
+#define INFERENCE_RECORD_BYTES_MAX                                                                 \
+    (CANON_INFERENCE_BYTES + 12 + TAIL_SET_BYTES_MAX + TAIL_TARIFF_BYTES_MAX + TAIL_PARAMS_BYTES + \
+     SECP_SIGNATURE_BYTES)
 
 struct recorder {
     struct recorder_options opt;
@@ -29,16 +34,42 @@ struct recorder {
     struct jobstore *jobs;
     struct lookup *lookup;
     struct scorer *scorer;
-    struct ship *ship;
+    struct score_task *held; /* scored, but the record could not be written: tried again */
     struct mailbox finished; /* struct request */
     struct buf scratch;      /* recorder thread */
     pthread_t thread;
     pthread_mutex_t lock; /* below */
+    struct ship *ship;
     uint32_t in_flight;
     uint64_t job_reserved, full_until_ns;
     char full_text[512];
     struct recorder_stats stats;
 };
+
+/* What one turn of the loop writes and then releases. */
+struct group_item {
+    struct request *request;
+    struct job *job; /* NULL: not scored */
+    uint64_t seq;
+    bool required; /* its job is in the store */
+    size_t record_len;
+    uint8_t record[INFERENCE_RECORD_BYTES_MAX];
+};
+struct group {
+    struct group_item item[GROUP_CAP];
+    uint32_t request_count;
+    struct score_task *task[GROUP_CAP];
+    uint64_t att_seq[GROUP_CAP];
+    uint32_t task_count;
+};
+
+/* May this answer be required? Known before its tokens: a fee can only be zero if every price is.
+ */
+bool recorder_may_be_required(const struct recorder *r, const struct request *req);
+/* One turn: take what waits, write it, release it. false: nothing was there. */
+bool recorder_run_group(struct recorder *r, struct group *g);
+/* g NULL: only the levels. */
+void recorder_publish_stats(struct recorder *r, const struct group *g);
 
 /* Open the job store, pair spool and jobs: jobs whose record is missing are dropped, records whose
  * job is lost get their attribution record "inputs lost", the rest is queued for scoring. */

@@ -116,7 +116,11 @@ static bool make_row(struct scorer *s, struct score_task *t, uint32_t seq_idx, u
     row->job.logprob = mem_try_array(seq->n_out, sizeof(float));
     row->job.on_done = on_done;
     row->job.on_done_arg = row;
-    return row->ids && row->job.logprob && set_composition(s, row, j);
+    if (!row->ids || !row->job.logprob)
+        t->outcome = RECORD_OUTCOME_SCORER_FAILED;
+    else if (!set_composition(s, row, j))
+        t->outcome = RECORD_OUTCOME_MODEL_GONE;
+    return !t->outcome;
 }
 
 /* All rows of all sequences with output. On failure the outcome says why and no row is left to run.
@@ -130,12 +134,13 @@ static void make_rows(struct scorer *s, struct score_task *t)
     for (uint32_t i = 0; i < j->seq_count; i++) {
         int32_t *ids = NULL;
         for (uint32_t k = 0; k < kinds; k++) {
-            t->q8[i * kinds + k] =
-                mem_array(j->seq[i].n_out ? j->seq[i].n_out : 1, sizeof(int32_t));
+            int32_t *q8 = mem_try_array(j->seq[i].n_out, sizeof *q8);
+            t->q8[i * kinds + k] = q8;
+            if (!q8 && !t->outcome)
+                t->outcome = RECORD_OUTCOME_SCORER_FAILED;
             if (j->seq[i].n_out == 0 || t->outcome)
                 continue;
-            if (!make_row(s, t, i, k, &ids))
-                t->outcome = RECORD_OUTCOME_MODEL_GONE;
+            (void)make_row(s, t, i, k, &ids);
         }
     }
     if (t->outcome)
@@ -162,8 +167,15 @@ static void submit_rows(struct scorer *s)
 {
     for (struct score_task *t = s->head; t; t = t->next) {
         while (t->submitted < t->row_count) {
-            if (s->rows_inside == s->rows_max ||
-                engine_submit_score(s->engine, &t->row[t->submitted].job) != STATUS_OK)
+            if (s->rows_inside == s->rows_max)
+                return;
+            enum status st = engine_submit_score(s->engine, &t->row[t->submitted].job);
+            if (st == STATUS_UNSUPPORTED) { /* scoring is off: the record says so */
+                t->outcome = RECORD_OUTCOME_SCORER_FAILED;
+                t->submitted = t->finished = t->row_count;
+                break;
+            }
+            if (st)
                 return;
             t->submitted++;
             s->rows_inside++;
@@ -214,6 +226,8 @@ struct score_task *scorer_poll(struct scorer *s)
     submit_rows(s);
     struct score_task *before = NULL;
     for (struct score_task *t = s->head; t; before = t, t = t->next) {
+        if (t->finished < t->row_count && t->submitted == 0)
+            break; /* nothing behind it has begun */
         if (t->finished < t->row_count)
             continue;
         if (before)

@@ -94,8 +94,23 @@ static enum status read_record(struct recorder *r, uint64_t seq, struct buf *bod
     if (!st)
         st = spool_cursor_next(&c, &got, body, err);
     spool_cursor_close(&c);
+    if (!st && body->len < LANE_TAG_BYTES)
+        st = err_set(err, STATUS_CORRUPT, "record %" PRIu64 ": %zu bytes", seq, body->len);
     return st ? st
               : canon_decode(rec, (const uint8_t *)body->data, body->len - LANE_TAG_BYTES, err);
+}
+
+/* The inference record of an entry. The lookup log is kept apart from the spool: if one of them was
+ * restored without the other, nobody is shown another's record. */
+static enum status read_inference(struct recorder *r, const struct lookup_entry *e,
+                                  struct buf *body, union record *rec, struct errtext *err)
+{
+    enum status st = read_record(r, e->seq, body, rec, err);
+    if (!st && (rec->prefix.type != RECORD_INFERENCE ||
+                memcmp(rec->inference.request_id, e->request_id, 32) != 0))
+        st =
+            err_set(err, STATUS_NOT_FOUND, "record %" PRIu64 " belongs to another request", e->seq);
+    return st;
 }
 
 static enum status find(struct recorder *r, const uint8_t id[32], uint64_t fair_key, bool admin,
@@ -159,7 +174,7 @@ enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32], uint
     if (st)
         return st;
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
-    st = read_record(r, e.seq, &body, &rec, err);
+    st = read_inference(r, &e, &body, &rec, err);
     if (!st) {
         char hex[65];
         hex_encode(hex, id, 32);
@@ -213,6 +228,9 @@ static enum status put_recorded(struct recorder *r, const struct lookup_entry *e
     struct tail_influence *inf = mem_alloc(sizeof *inf);
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
     enum status st = read_record(r, e->att_seq, &body, &rec, err);
+    if (!st && (rec.prefix.type != RECORD_ATTRIBUTION || rec.attribution.inf_seq != e->seq))
+        st = err_set(err, STATUS_NOT_FOUND, "record %" PRIu64 " is not the attribution of %" PRIu64,
+                     e->att_seq, e->seq);
     if (!st && rec.attribution.outcome == RECORD_OUTCOME_SCORED)
         st = tail_influence_decode(inf, rec.attribution.influence.data,
                                    rec.attribution.influence.len, err);
@@ -261,7 +279,7 @@ enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32], 
     if (st)
         return st;
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
-    st = read_record(r, e.seq, &body, &rec, err);
+    st = read_inference(r, &e, &body, &rec, err);
     if (!st)
         st = tail_set_decode(&set, rec.inference.set.data, rec.inference.set.len, err);
     if (!st) {

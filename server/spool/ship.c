@@ -81,7 +81,9 @@ static bool is_asked_to_stop(struct ship *s)
     return stop;
 }
 
-static void sleep_ms(struct ship *s, uint32_t ms)
+/* After a failure new records must not cut the pause short: a Redis that is away or refuses would
+ * be asked as often as clients are. */
+static void sleep_ms(struct ship *s, uint32_t ms, bool until_kicked)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -92,7 +94,7 @@ static void sleep_ms(struct ship *s, uint32_t ms)
         until.tv_nsec -= 1000000000;
     }
     pthread_mutex_lock(&s->lock);
-    while (!s->kicked && !s->stopping) {
+    while (!(s->kicked && until_kicked) && !s->stopping) {
         if (pthread_cond_timedwait(&s->wake, &s->lock, &until) != 0)
             break;
     }
@@ -155,7 +157,7 @@ static bool position(struct ship *s)
         disconnect(s, "XINFO STREAM was not answered");
         return false;
     }
-    uint64_t durable = spool_durable_seq(s->spool);
+    uint64_t durable = spool_durable_seq(s->spool), first = spool_first_seq(s->spool);
     if (last > durable) {
         log_error("ship",
                   "stream %s ends at %" PRIu64 ", the spool at %" PRIu64
@@ -163,6 +165,13 @@ static bool position(struct ship *s)
                   s->key, last, durable);
         disconnect(s, "stream is ahead of the spool");
         return false;
+    }
+    if (s->cursor_open && s->cursor.next_seq == last + 1)
+        return true;
+    if (last + 1 < first) { /* trimmed segments hold only final records: nobody waits for them */
+        log_warn("ship", "stream %s ends at %" PRIu64 ", the spool begins at %" PRIu64, s->key,
+                 last, first);
+        last = first - 1;
     }
     if (s->cursor_open)
         spool_cursor_close(&s->cursor);
@@ -217,10 +226,11 @@ static bool take_reply(struct ship *s)
 /* Send up to PIPELINE_MAX records. Returns how many, or -1 when the connection broke. */
 static int ship_some(struct ship *s)
 {
+    struct errtext err = ERRTEXT_INIT;
     uint64_t seq = 0;
     int sent = 0;
-    while (sent < PIPELINE_MAX &&
-           spool_cursor_next(&s->cursor, &seq, &s->body, NULL) == STATUS_OK) {
+    enum status st = STATUS_OK;
+    while (sent < PIPELINE_MAX && !(st = spool_cursor_next(&s->cursor, &seq, &s->body, &err))) {
         if (redisAppendCommand(s->redis, "XADD %s %llu-0 r %b", s->key, (unsigned long long)seq,
                                s->body.data, s->body.len) != REDIS_OK)
             return -1;
@@ -232,6 +242,10 @@ static int ship_some(struct ship *s)
     }
     if (sent > 0)
         atomic_store_explicit(&s->shipped_seq, seq, memory_order_relaxed);
+    if (st && st != STATUS_NOT_FOUND) {
+        log_error("ship", "%s", err.text);
+        return -1;
+    }
     return sent;
 }
 
@@ -244,21 +258,24 @@ static void *ship_main(void *arg)
         if (!s->redis && !connect_redis(s)) {
             if (is_asked_to_stop(s))
                 break;
-            sleep_ms(s, backoff_ms);
+            sleep_ms(s, backoff_ms, false);
             backoff_ms = MIN(2 * backoff_ms, BACKOFF_MS_MAX);
             continue;
         }
-        backoff_ms = BACKOFF_MS_MIN;
         int sent = ship_some(s);
-        if (sent < 0) {
-            disconnect(s, "the connection broke");
+        if (sent < 0) { /* broken, or Redis refuses to store: out of memory, read only */
+            disconnect(s, "records were not taken");
+            sleep_ms(s, backoff_ms, false);
+            backoff_ms = MIN(2 * backoff_ms, BACKOFF_MS_MAX);
             continue;
         }
-        if (sent > 0)
+        if (sent > 0) {
+            backoff_ms = BACKOFF_MS_MIN;
             continue;
+        }
         if (is_asked_to_stop(s))
             break;
-        sleep_ms(s, CHECK_MS);
+        sleep_ms(s, CHECK_MS, true);
         uint64_t now = clock_mono_ns();
         if (now - checked_ns > (uint64_t)CHECK_MS * 1000000u) {
             checked_ns = now;
