@@ -1,0 +1,113 @@
+"""Records in Redis become batches on the ledger, batches an epoch in the vault, and the epoch a payment; the audit agrees with it and
+with nothing that differs by one byte."""
+import random
+import shutil
+
+import pytest
+from world import FULL, Settle, World, run, binary
+from server import http
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory):
+    """(world, worker, epoch): 500 inferences of two lanes with their attributions, settled, the worker still up."""
+    with World(tmp_path_factory.mktemp("settled")) as w:
+        w.lanes[1].make(w, 400)
+        w.lanes[2].make(w, 100)
+        w.ship_all()
+        with Settle(w) as s:
+            s.wait_final()
+            yield w, s, s.wait_epoch()
+
+
+def test_batches_cover_every_record_once(settled):
+    w, s, _ = settled
+    status = s.status()
+    assert {x["lane"]: x["ingested"] for x in status["lanes"]} == {n: len(lane.entries) for n, lane in w.lanes.items()}
+    assert sum(b["records"] for b in status["batches"]) == sum(len(lane.entries) for lane in w.lanes.values())
+    assert all(b["records"] <= 200 for b in status["batches"]) and len(status["batches"]) >= 4
+    assert int(status["batches"][0]["cum_fee"]) == sum(lane.fees for lane in w.lanes.values())
+    assert all(int(b["tx"], 16) for b in status["batches"]), "each names its transaction"
+    assert status["quarantined"] == 0 and status["waiting"] == 0 and status["in_flight"] == 0
+
+
+def test_another_implementation_finds_the_same_roots(settled):
+    w, s, epoch = settled
+    out = w.recompute()
+    assert out[-1]["epoch"] >= epoch and int(out[-1]["total"]) == sum(lane.fees for lane in w.lanes.values())
+    assert sum(e["inferences"] for e in out) == 500
+    assert sum(e["missing"] for e in out) > 0, "some were never scored, or lost their inputs"
+
+
+def test_audit_is_right(settled):
+    w, _, epoch = settled
+    code, report = w.audit("epoch", epoch)
+    assert code == 0, report
+    assert report["inferences"] == 500 and report["records"] == sum(len(lane.entries) for lane in w.lanes.values())
+    assert report["required"] == report["scored"] + len(report["missing"]) and report["missing"]
+    assert int(report["total"]) == int(report["fee_sum"]) == sum(lane.fees for lane in w.lanes.values())
+    assert all(m["lane"] in (1, 2) and int(m["fee"]) > 0 for m in report["missing"])
+    code, report = w.audit("batch", 2)
+    assert code == 0 and report["batches"] == 1, report
+    assert w.audit("epoch", 1000)[0] == 2 and w.audit("batch", 1000)[0] == 2
+
+
+def test_claim_pays_what_was_earned(settled):
+    w, s, _ = settled
+    accounts = [w.names["p0"], w.names["p1"], "0x" + f"{1:040x}"]
+    first = w.claim(s, *accounts)
+    for c in first:
+        assert int(c["paid"]) == int(c["cumulative"]) > 0 and c["claimed_before"] == "0", c
+    status, _, body = http(f"{s.url}/v1/rewards/{accounts[0]}")
+    assert status == 200 and b'"claimed":"%s"' % first[0]["cumulative"].encode() in body
+    assert http(f"{s.url}/v1/rewards/0x{'77' * 20}")[0] == 404
+    assert http(f"{s.url}/v1/rewards/nobody")[0] == 400
+
+
+def test_http(settled):
+    _, s, _ = settled
+    assert http(s.url + "/health")[0] == 200
+    metrics = http(s.url + "/metrics")[2].decode()
+    assert "residual_settle_lag_seconds 0" in metrics and 'stage="final"' in metrics
+    assert http(s.url + "/v1/batches")[0] == 200 and http(s.url + "/v1/epochs")[0] == 200 and http(s.url + "/nothing")[0] == 404
+
+
+def test_a_second_worker_is_refused(settled):
+    _, s, _ = settled
+    done = run(*s.args[:-2], check=False)
+    assert done.returncode == 5 and "another residual-settle" in done.stderr
+
+
+def published(archive):
+    return sorted(p for p in archive.rglob("*") if p.is_file())
+
+
+def test_audit_finds_any_changed_byte(settled, tmp_path):
+    w, _, epoch = settled
+    rng, archive = random.Random(20), tmp_path / "archive"
+    shutil.copytree(w.dir / "archive", archive)
+    last = max(e["batch_evidence"] for e in w_status(w)["epochs"] if e["epoch"] <= epoch)
+    for path in published(archive):
+        kind, number = path.parent.name.split("-")
+        if int(number) > (last if kind == "batch" else epoch):
+            continue
+        good = path.read_bytes()
+        places = {0, len(good) - 1} | {rng.randrange(len(good)) for _ in range(8 if FULL else 2)}
+        for at in places:
+            bad = bytearray(good)
+            bad[at] ^= 1 << rng.randrange(8)
+            path.write_bytes(bad)
+            code, report = w.audit("epoch", epoch, archive)
+            assert code == 1, f"{path.relative_to(archive)} byte {at}: {report}"
+        for bad in (good[:-1], good + b"\n", b""):
+            path.write_bytes(bad)
+            assert w.audit("epoch", epoch, archive)[0] == 1, f"{path.relative_to(archive)}: {len(bad)} bytes"
+        path.unlink()
+        assert w.audit("epoch", epoch, archive)[0] == 1, f"{path.relative_to(archive)}: gone"
+        path.write_bytes(good)
+    assert w.audit("epoch", epoch, archive)[0] == 0
+
+
+def w_status(w):
+    import json
+    return json.loads(run(binary("residual-settle"), "status", "--json", "--state-dir", w.dir / "state").stdout)

@@ -1,0 +1,234 @@
+"""A chain, a Redis and lanes that a tool wrote, settled by residual-settle: what the tests of this folder share."""
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+from server import ROOT, Redis, binary, free_port, http, wait_for  # noqa: E402
+
+CONTRACTS = ROOT / "chain_client" / "contracts"
+CHECK = Path(__file__).resolve().parent / "check.mjs"
+DEPLOYER = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
+KEYS = {"poster": "11" * 32, "owner": "22" * 32, "claimer": "33" * 32}
+
+
+def run(*args, check=True, cwd=ROOT, timeout=120):
+    done = subprocess.run([str(a) for a in args], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    assert not check or done.returncode == 0, f"{args[0]} {args[1:3]}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    return done
+
+
+def node(script):
+    return run("node", "--input-type=module", "-e", script, cwd=CONTRACTS).stdout.strip()
+
+
+class Lane:
+    """A lane's folder and its records: [(seq, record and tag)]."""
+
+    def __init__(self, world, number):
+        self.number, self.dir = number, world.dir / f"lane-{number}"
+        self.address = run(binary("lane_tool"), "keys", self.dir, number).stdout.strip()
+        self.entries, self.fees = [], 0
+
+    def make(self, world, inferences):
+        out = run(binary("lane_tool"), "records", self.dir, self.number, world.deployed["chain_id"], world.deployed["ledger"], inferences).stdout
+        self.fees = int(out.split()[-1])
+        data, at = next((self.dir / "spool").glob("seg-*.log")).read_bytes(), 0
+        while at < len(data):
+            _, length, seq = struct.unpack_from("<IIQ", data, at)
+            self.entries.append((seq, data[at + 20:at + 20 + length]))
+            at += 20 + length
+        assert [s for s, _ in self.entries] == list(range(1, len(self.entries) + 1))
+        return self
+
+
+class World:
+    def __init__(self, folder, lanes=(1, 2), wait_s=3, window_s=3):
+        self.dir = Path(folder)
+        self.redis = Redis()
+        self.anvil = None
+        self.anvil_port = free_port()
+        self.rpc_url = f"http://127.0.0.1:{self.anvil_port}"
+        self.deployment = self.dir / "deployment.json"
+        self.wait_s, self.window_s = wait_s, window_s
+        for name, secret in {**KEYS, "deployer": DEPLOYER}.items():
+            self.key(name).write_text(secret)
+            self.key(name).chmod(0o600)
+        self.lanes = {n: Lane(self, n) for n in lanes}
+
+    def key(self, name):
+        return self.dir / f"{name}.key"
+
+    def __enter__(self):
+        self.redis.start()
+        self.start_chain()
+        self.deploy()
+        return self
+
+    def __exit__(self, *_):
+        self.stop_chain()
+        self.redis.__exit__()
+
+    # ---- the chain ----
+
+    def start_chain(self):
+        with open(self.dir / "anvil.log", "ab") as log:
+            self.anvil = subprocess.Popen(["node", str(CONTRACTS / "anvil.mjs"), "--port", str(self.anvil_port), "--chain-id", "31337",
+                                           "--state", str(self.dir / "chain.state"), "--preserve-historical-states"], stdout=log, stderr=log)
+        wait_for(self.chain_answers, 30, what="the local chain")
+
+    def chain_answers(self):
+        try:
+            return self.rpc("eth_chainId") == "0x7a69"
+        except OSError:
+            return False
+
+    def stop_chain(self):
+        if self.anvil and self.anvil.poll() is None:
+            self.anvil.send_signal(signal.SIGTERM)
+            self.anvil.wait(30)
+
+    def rpc(self, method, *params):
+        reply = json.loads(http(self.rpc_url, {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}, timeout=10)[2])
+        assert "error" not in reply, reply
+        return reply["result"]
+
+    def deploy(self):
+        """Adapters 0 to 2 with datanets and adapter 3 without, as lane_tool names them; adapter 2 stays unused."""
+        h = json.loads(node("""
+            import { keccak256, toUtf8Bytes, Wallet } from 'ethers';
+            const h = (s) => keccak256(toUtf8Bytes(s)), out = { base: h('base'), method: h('residual.method.s0-documents.1'), x: h('x') };
+            for (let i = 0; i < 4; i++) { out['a' + i] = h('adapter ' + i); out['p' + i] = h('payee ' + i).slice(0, 42); }
+            for (const [n, k] of Object.entries(%s)) out[n] = new Wallet('0x' + k).address;
+            console.log(JSON.stringify(out));""" % json.dumps(KEYS)))
+        self.names = h
+        config = {
+            "notice_s": 2, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
+            "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": "0x" + "ee" * 20},
+            "window_s": self.window_s, "wait_s": self.wait_s, "max_increase": str(10 ** 24), "attestors_min": 0, "unattested": True,
+            "roles": {"poster": h["poster"]}, "coins": [{"address": a, "amount": str(10 ** 20)} for a in (h["poster"], h["claimer"])],
+            "methods": [h["method"]],
+            "bases": [{"model_id": h["base"], "owner": h["owner"], "split": [{"payee": h["owner"], "role": "author", "bps": 10000}]}],
+            "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": h["x"], "tokenizer_digest": h["x"]} for i in range(3)],
+            "adapters": [{"adapter_id": h[f"a{i}"], "model_id": h["base"], **({"datanet": f"net{i}"} if i < 3 else {}), "price_in": "1000000", "price_out": "3000000",
+                          "split": [{"payee": h["owner"], "role": "author", "bps": 4000}, {"payee": h["p0"], "role": "data", "bps": 6000}]} for i in range(4)],
+            "lanes": [{"lane": lane.number, "key": lane.address, "operator": "0x" + f"{lane.number:040x}"} for lane in self.lanes.values()]}
+        path = self.dir / "deploy.json"
+        path.write_text(json.dumps(config))
+        run("node", CONTRACTS / "deploy.mjs", "--rpc", self.rpc_url, "--key-file", self.key("deployer"), "--config", path, "--out", self.deployment)
+        self.deployed = json.loads(self.deployment.read_text())
+
+    # ---- records ----
+
+    def ship(self, lane, entries):
+        """XADD each as the server does; what Redis already has is skipped by its id."""
+        with socket.create_connection(("127.0.0.1", self.redis.port), timeout=10) as s:
+            out = bytearray()
+            for seq, body in entries:
+                words = [b"XADD", b"residual:lane:%d" % lane, b"%d-0" % seq, b"r", body]
+                out += b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words)
+            s.sendall(out)
+            got = b""
+            while got.count(b"\r\n") < len(entries):  # "$3\r\n1-0\r\n" or "-ERR ..\r\n"
+                got += s.recv(65536)
+
+    def ship_all(self):
+        for lane in self.lanes.values():
+            self.ship(lane.number, lane.entries)
+
+    # ---- the answers ----
+
+    def audit(self, what="epoch", number=1, archive=None):
+        done = run(binary("audit_tool"), archive or self.dir / "archive", self.rpc_url, self.deployment, what, number, check=False)
+        return done.returncode, json.loads(done.stdout) if done.stdout.strip() else done.stderr
+
+    def recompute(self):
+        return json.loads(run("node", CHECK, "recompute", self.rpc_url, self.deployment, self.dir / "archive").stdout)
+
+    def claim(self, settle, *accounts):
+        return json.loads(run("node", CHECK, "claim", self.rpc_url, self.deployment, self.key("claimer"), settle.url, *accounts).stdout)
+
+
+class Settle:
+    """residual-settle of one world; kill() and start() keep its state."""
+
+    def __init__(self, world, *flags, spool=True, name="settle"):
+        self.world, self.port, self.log = world, free_port(), world.dir / f"{name}.log"
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.state = world.dir / "state"
+        self.args = [binary("residual-settle"), "--deployment", world.deployment, "--rpc-url", world.rpc_url, "--redis-url", world.redis.url,
+                     "--key-file", world.key("poster"), "--state-dir", self.state, "--archive-dir", world.dir / "archive",
+                     "--batch-count-max", 200, "--batch-seconds-max", 2, "--epoch-seconds", 1, "--poll-ms", 200, "--bump-seconds", 5,
+                     "--listen", f"127.0.0.1:{self.port}"]
+        for lane in world.lanes.values():
+            self.args += ["--lane-key", f"{lane.number}={lane.dir}/transport.key"]
+            if spool:
+                self.args += ["--spool-dir", f"{lane.number}={lane.dir}/spool"]
+        self.args = [str(a) for a in (*self.args, *flags)]
+        self.process = None
+
+    def start(self):
+        with open(self.log, "ab") as out:
+            self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        return self
+
+    def kill(self):
+        assert self.process.poll() is None, f"ended by itself with {self.process.returncode}:\n{self.tail()}"
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, expect=0):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(60)
+        assert self.process.returncode == expect, f"exit {self.process.returncode}:\n{self.tail()}"
+
+    def tail(self):
+        return self.log.read_text(errors="replace")[-6000:]
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, kind, *_):
+        try:
+            if self.process.poll() is None and kind is None:
+                self.stop()
+            elif kind is not None:
+                print(self.tail())
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+
+    def status(self):
+        return json.loads(run(binary("residual-settle"), "status", "--json", "--state-dir", self.state).stdout)
+
+    def wait_final(self, wait_s=60):
+        """Every record of every lane is in a final batch."""
+        want = {n: len(lane.entries) for n, lane in self.world.lanes.items()}
+
+        def all_final():
+            assert self.process.poll() is None, f"ended by itself with {self.process.returncode}:\n{self.tail()}"
+            return {x["lane"]: x["final"] for x in self.status()["lanes"]} == want if (self.state / "settle.db").exists() else False
+        wait_for(all_final, wait_s, 0.3, what="all records final")
+
+    def wait_epoch(self, wait_s=60):
+        """The newest active epoch that pays every batch."""
+        def paid():
+            assert self.process.poll() is None, f"ended by itself with {self.process.returncode}:\n{self.tail()}"
+            s = self.status()
+            return next((e["epoch"] for e in s["epochs"] if e["state"] == "active" and e["batch_paid"] == s["batches"][0]["batch"]), 0)
+        return wait_for(paid, wait_s, 0.3, what="an active epoch that pays every batch")
+
+
+def pause(seconds):
+    time.sleep(seconds)
+
+
+FULL = os.environ.get("RS_FULL") == "1"
