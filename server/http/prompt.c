@@ -165,6 +165,9 @@ static enum status refuse_part(const json_t *part, size_t idx, struct errtext *e
     if (!type)
         return err_param(err, STATUS_INVALID, param,
                          "each part of '%s' must be an object with a string 'type'", param);
+    if (strcmp(type, "text") == 0 || strcmp(type, "refusal") == 0)
+        return err_param(err, STATUS_INVALID, param,
+                         "a part of '%s' has the type '%s' but no string '%s'", param, type, type);
     return err_param(err, STATUS_UNSUPPORTED, param,
                      "a content part of type '%.40s' is not supported by this server; only 'text' "
                      "is",
