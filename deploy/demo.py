@@ -36,6 +36,19 @@ def wait_for(check, wait_s, what):
     sys.exit(f"waited {wait_s} s for {what}; see run/logs")
 
 
+def coins(units):
+    return f"{int(units) / 1e18:.12f}"
+
+
+def final_batch_of(args, lane, seq):
+    """The final batch that holds record seq of the lane, from the published manifests."""
+    for b in call(args.settle + "/v1/batches")["batches"]:
+        manifest = json.loads((Path(args.archive) / f"batch-{b['batch']:08}" / "manifest.json").read_text())
+        if b["state"] == "final" and any(r["lane"] == lane and r["first"] <= seq <= r["last"] for r in manifest["lanes"]):
+            return b
+    return None
+
+
 def ask(server, q):
     return call(server + "/v1/completions", {"model": q["model"], "prompt": q["prompt"], "temperature": 0, "max_tokens": 12})
 
@@ -50,7 +63,7 @@ def show_answers(args, questions, replies):
         a = att["adapters"][0]
         top = max(a["contributors"], key=lambda c: c["ppb"])
         print(f"  {q['model']:13} {q['chat']}\n  {'':13} {text!r} {'' if text == q['answer'] else '(expected ' + q['answer'] + ')'}")
-        print(f"  {'':13} record {res['lane']}/{res['seq']}, fee {int(res['fee']) / 1e18:.12f}, gain {a['gain_nats']:.2f} nats over the base, "
+        print(f"  {'':13} record {res['lane']}/{res['seq']}, fee {coins(res['fee'])}, gain {a['gain_nats']:.2f} nats over the base, "
               f"{len(a['contributors'])} contributors, largest {top['payee'][:10]}… {top['ppb'] / 1e7:.1f} %")
     return wrong
 
@@ -66,29 +79,28 @@ def main():
     with ThreadPoolExecutor(len(questions)) as pool:
         replies = list(pool.map(lambda q: ask(args.server, q), questions))
     wrong = show_answers(args, questions, replies)
-    last = max(r["residual"]["seq"] for r in replies)
+    lane, last = replies[0]["residual"]["lane"], max(r["residual"]["seq"] for r in replies)
 
     print("\nSettling (batches every few seconds, epochs once they are final):")
-    deployment = json.loads((Path(args.run) / "deployment.json").read_text())
-    batch = wait_for(lambda: next((b for b in call(args.settle + "/v1/batches")["batches"] for l in b["lanes"]
-                                   if l["first"] <= last <= l["last"] and b["state"] == "final"), None), 120, "the batch to be final")
-    print(f"  batch {batch['seq']}: {batch['leaf_count']} records, fees {int(batch['fee_sum']) / 1e18:.12f}, transaction {batch['tx']}")
+    batch = wait_for(lambda: final_batch_of(args, lane, last), 120, "the batch to be final")
+    print(f"  batch {batch['batch']}: {batch['records']} records, {batch['inferences']} answers, fees {coins(batch['fee_sum'])}, transaction {batch['tx']}")
     epoch = wait_for(lambda: next((e for e in call(args.settle + "/v1/epochs")["epochs"]
-                                   if e["batch_paid"] >= batch["seq"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
-    print(f"  epoch {epoch['epoch']}: total {int(epoch['total']) / 1e18:.12f} to {epoch['accounts']} accounts, transaction {epoch['tx']}")
+                                   if e["batch_paid"] >= batch["batch"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
+    print(f"  epoch {epoch['epoch']}: {coins(epoch['total'])} to {epoch['leaves']} accounts, {epoch['required']} answers scored, "
+          f"{epoch['missing']} missing, transaction {epoch['tx']}")
 
     person = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"][0]
     account = person["address"]
     rewards = call(f"{args.settle}/v1/rewards/{account}")
     before = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
-    print(f"\nA contributor claims: {person['label']} ({account}), earned {int(rewards['cumulative']) / 1e18:.12f} so far")
+    print(f"\nA contributor claims: {person['label']} ({account}), earned {coins(rewards['cumulative'])} so far")
     done = subprocess.run([args.cli, "claim", "--account", account, "--key-file", str(Path(args.run) / "keys/operator.key"), "--rpc", args.rpc,
                            "--deployment", str(Path(args.run) / "deployment.json"), "--settle", args.settle], text=True, capture_output=True)
     print("  " + (done.stdout + done.stderr).strip().replace("\n", "\n  "))
     if done.returncode != 0:
         sys.exit("the claim failed")
     after = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
-    print(f"  balance before {before / 1e18:.12f}, after {after / 1e18:.12f}")
+    print(f"  balance before {coins(before)}, after {coins(after)}")
     audit = subprocess.run([args.cli, "audit", "epoch", str(epoch["epoch"]), "--archive", args.archive, "--rpc", args.rpc,
                             "--deployment", str(Path(args.run) / "deployment.json")], text=True, capture_output=True)
     print(f"\nAnyone can check it: residual audit epoch {epoch['epoch']}\n  " + (audit.stdout + audit.stderr).strip().replace("\n", "\n  "))
