@@ -183,7 +183,7 @@ void args_print_verb(const struct cli_verb *v)
     if (v->more)
         printf("\n%s\n", v->more);
     puts("\nOptions");
-    for (unsigned o = OPT_COUNT; o-- > 0;) {
+    for (unsigned o = 0; o < OPT_COUNT; o++) {
         if (takes(v, o))
             printf("  --%s%s%s%s\n        %s\n", options[o].name, options[o].unit ? " " : "",
                    options[o].unit ? options[o].unit : "",

@@ -24,8 +24,6 @@ enum cli_exit {
 };
 
 enum cli_option {
-    OPT_JSON,
-    OPT_HELP,
     OPT_MODEL,
     OPT_SERVER,
     OPT_NAME,
@@ -45,6 +43,8 @@ enum cli_option {
     OPT_SETTLE,
     OPT_TYPE,
     OPT_WAIT_S,
+    OPT_JSON, /* these two go with every verb */
+    OPT_HELP,
     OPT_COUNT
 };
 #define CLI_BIT(o) (1u << (o))

@@ -24,6 +24,7 @@ struct http {
     char *base;
     char error[CURL_ERROR_SIZE];
     struct buf answer;
+    bool is_json;
 };
 
 static size_t collect(char *data, size_t size, size_t count, void *arg)
@@ -206,6 +207,7 @@ enum status http_call(struct http *h, const char *method, const char *path,
     FILE *file = NULL;
     long code = 0;
     *answer = NULL;
+    h->is_json = false;
     (void)curl_easy_setopt(h->curl, CURLOPT_CUSTOMREQUEST, NULL);
     enum status st = set_request(h, method, path, body, &file, err);
     if (!st)
@@ -216,6 +218,7 @@ enum status http_call(struct http *h, const char *method, const char *path,
         return st;
     json_t *root = json_loadb(h->answer.data ? h->answer.data : "", h->answer.len,
                               JSON_REJECT_DUPLICATES, NULL);
+    h->is_json = json_is_object(root);
     if (code < 200 || code > 299)
         st = refused(h, code, root, err);
     else if (!json_is_object(root))
@@ -226,6 +229,11 @@ enum status http_call(struct http *h, const char *method, const char *path,
     else
         *answer = root;
     return st;
+}
+
+bool http_answered_json(const struct http *h)
+{
+    return h->is_json;
 }
 
 const char *http_hint(enum status st)

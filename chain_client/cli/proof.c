@@ -129,7 +129,8 @@ static enum status from_settle(struct proof *p, const struct cli *c, const uint8
     enum status st = http_open(&h, c->value[OPT_SETTLE], NULL, "settlement worker", err);
     if (!st)
         st = http_call(h, "GET", path, NULL, &answer, err);
-    if (st == STATUS_NOT_FOUND) { /* the worker knows no reward of this account */
+    if (st == STATUS_NOT_FOUND &&
+        http_answered_json(h)) { /* the worker knows no reward of this account */
         err_clear(err);
         *p = (struct proof){.epoch = p->epoch};
         st = STATUS_OK;

@@ -143,6 +143,7 @@ static enum status read_api_key(const char *path, char **text, size_t *len, stru
     *text = mem_alloc(FILE_BYTES + 1);
     *len = fread(*text, 1, FILE_BYTES, stdin);
     *len = strcspn(*text, "\r\n");
+    mem_wipe(*text + *len, FILE_BYTES - *len);
     return STATUS_OK;
 }
 

@@ -1,0 +1,141 @@
+"""What needs no other program: help, usage errors, keys, the local check of adapters, lanes, unreachable peers."""
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+
+import pytest
+from conftest import DEMO, free_port, residual, secret
+
+VERBS = ["adapter check", "adapter publish", "adapter list", "adapter show", "adapter delete", "claim", "rewards", "audit epoch", "audit batch",
+         "receipt verify", "lane show", "key new", "key address", "key hash"]
+
+
+def test_help_names_every_verb_and_each_has_its_own():
+    shown = residual("--help")
+    assert shown.code == 0 and all(re.search(rf"^  {v}\b", shown.out, re.M) for v in VERBS)
+    for verb in VERBS:
+        own = residual(*verb.split(), "--help")
+        assert own.code == 0 and own.out.startswith(f"residual {verb}") and "--json" in own.out, own
+    assert residual("--version").out.startswith("residual ")
+    assert residual("adapter", "--help").out.count("Options") == 5
+
+
+@pytest.mark.parametrize("words, says", [
+    ([], "no verb"), (["bogus"], "'bogus'"), (["adapter"], "'adapter'"), (["adapter", "che"], "'adapter'"),
+    (["claim", "--bogus", "1"], "--bogus"), (["claim"], "--rpc URL is missing"), (["claim", "--key-file"], "--key-file needs a value"),
+    (["claim", "--key-file", "a", "--key-file", "b"], "twice"), (["adapter", "list"], "--server"),
+    (["adapter", "list", "extra", "--server", "http://x"], "'extra'"), (["adapter", "list", "--server=ftp://x"], "http://"),
+    (["adapter", "list", "--archive", "x", "--server", "http://x"], "takes no --archive"),
+    (["audit", "epoch", "0", "--archive", "a", "--rpc", "http://x", "--deployment", "d"], "'0'"),
+    (["adapter", "check", "x"], "--model"), (["key", "new", "--type", "rsa", "x"], "'rsa'"), (["lane", "show"], "DATA_DIR"),
+    (["adapter", "show", "../x", "--server", "http://x"], "not an adapter name"),
+    (["receipt", "verify", "x", "--rpc", "http://x"], "go together")])
+def test_a_wrong_command_line_is_named(words, says):
+    run = residual(*words)
+    assert run.code == 2 and says in run.err and not run.out, run
+
+
+def test_keys(tmp_path):
+    chain, publisher, api = (tmp_path / n for n in ("chain", "publisher", "api"))
+    for path, kind in ((chain, "chain"), (publisher, "publisher"), (api, "api")):
+        made = residual("key", "new", "--type", kind, path, "--json")
+        assert made.code == 0 and path.stat().st_mode & 0o777 == 0o600, made
+        before = path.read_bytes()
+        again = residual("key", "new", "--type", kind, path)
+        assert again.code == 5 and "never overwritten" in again.err and path.read_bytes() == before
+        assert before.decode().strip().removeprefix("ed25519:") not in made.out
+    one = secret(tmp_path / "one", "0" * 63 + "1\n")
+    assert residual("key", "address", one).out.strip() == "0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf"
+    seed = secret(tmp_path / "seed", "ed25519:9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60\n")  # RFC 8032, test 1
+    assert residual("key", "address", seed).out.strip() == "0xd75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    want = "0x" + hashlib.blake2b(api.read_bytes().strip(), digest_size=32).hexdigest()
+    assert residual("key", "hash", api).out.strip() == want
+    assert residual("key", "hash", "-", stdin=api.read_text()).out.strip() == want
+    for path in (chain, publisher, api):
+        path.chmod(0o644)
+        run = residual(*(["key", "hash"] if path == api else ["key", "address"]), path)
+        assert run.code == 5 and "600" in run.err, run
+    assert residual("key", "address", tmp_path / "none").code == 4
+    assert residual("key", "address", secret(tmp_path / "bad", "hello")).code == 2
+
+
+def copy(tmp_path, name="amber-coast"):
+    folder = tmp_path / "adapter"
+    shutil.copytree(DEMO / "adapters" / name, folder)
+    return folder
+
+
+def check(folder):
+    return residual("adapter", "check", folder, "--model", DEMO / "base", "--json")
+
+
+@pytest.mark.parametrize("name", sorted(os.listdir(DEMO / "adapters")))
+def test_demo_adapters_would_be_admitted(name):
+    run = check(DEMO / "adapters" / name)
+    assert run.code == 0 and run.json["admitted"] and re.fullmatch("0x[0-9a-f]{64}", run.json["id"]), run
+    assert run.json["file_bytes"] == (DEMO / "adapters" / name / "adapter_model.safetensors").stat().st_size
+
+
+def test_a_broken_adapter_is_refused_with_the_reason(tmp_path):
+    folder = copy(tmp_path)
+    config, tensors = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    good_config, good_tensors = config.read_text(), tensors.read_bytes()
+    (header_bytes,) = struct.unpack("<Q", good_tensors[:8])
+
+    def refused(says):
+        run = check(folder)
+        assert run.code == 1 and run.json["admitted"] is False and says in run.json["reason"], run
+        config.write_text(good_config)
+        tensors.write_bytes(good_tensors)
+
+    config.write_text(json.dumps({**json.loads(good_config), "use_dora": True}))
+    refused("use_dora")
+    config.write_text("{")
+    refused("adapter_config.json")
+    tensors.write_bytes(good_tensors[:-10])
+    refused("adapter_model.safetensors")
+    tensors.write_bytes(good_tensors[:8 + header_bytes] + b"\xff\x7f" * ((len(good_tensors) - 8 - header_bytes) // 2))
+    refused("finite")
+    tensors.write_bytes(good_tensors[:8 + header_bytes] + bytes(len(good_tensors) - 8 - header_bytes))
+    refused("zero")
+    assert check(folder).code == 0
+    assert check(tmp_path / "none").code == 4
+    run = residual("adapter", "check", folder, "--model", folder)
+    assert run.code in (2, 4) and "config.json" in run.err
+
+
+def test_unreachable_peers_are_an_outage_with_advice(tmp_path):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    run = residual("adapter", "list", "--server", nobody)
+    assert run.code == 3 and nobody in run.err and "running" in run.err, run
+    run = residual("adapter", "list", "--server", nobody, "--json")
+    assert run.code == 3 and run.json["ok"] is False and run.json["error"]["hint"], run
+    key = tmp_path / "key"
+    residual("key", "new", "--type", "chain", key)
+    zero = "0x" + "00" * 32
+    deployment = tmp_path / "deployment.json"
+    address = "0x" + "11" * 20
+    deployment.write_text(json.dumps({"chain_id": 1, "genesis_hash": zero, "registry": address, "ledger": address, "vault": address,
+                                      "token": address, "code_hash": {"registry": zero, "ledger": zero, "vault": zero}, "start_block": 0}))
+    run = residual("claim", "--key-file", key, "--rpc", nobody, "--deployment", deployment, "--archive", tmp_path)
+    assert run.code == 3 and nobody in run.err and "chain node" in run.err, run
+    deployment.write_text("{}")
+    run = residual("claim", "--key-file", key, "--rpc", nobody, "--deployment", deployment, "--archive", tmp_path)
+    assert run.code == 2 and "chain_id" in run.err, run
+    run = residual("rewards", "0x12", "--rpc", nobody, "--deployment", deployment, "--archive", tmp_path)
+    assert run.code == 2 and "account" in run.err, run
+
+
+def test_lanes_of_a_data_folder(tmp_path):
+    assert residual("lane", "show", tmp_path).code == 4
+    lane = tmp_path / "lanes" / "unbound-1"
+    lane.mkdir(parents=True)
+    (lane / "lane.json").write_text('{"lane": 1, "address": "0x7E5F4552091A69125d5DfCb7b8C2659029395Bdf", "chainId": 0, "ledger": "0x0000000000000000000000000000000000000000"}')
+    run = residual("lane", "show", tmp_path, "--json")
+    assert run.code == 0 and run.json["lanes"][0]["lane"] == 1, run
+    assert "unbound" in residual("lane", "show", tmp_path).out
+    (lane / "lane.json").write_text("[]")
+    assert residual("lane", "show", tmp_path).code == 1

@@ -1,0 +1,259 @@
+"""Against a running server, chain and settlement worker: publish, register, verify receipts, claim, audit."""
+import json
+import shutil
+
+import pytest
+from conftest import DEMO, residual, wait_for
+
+QUESTION = json.loads((DEMO / "facts.json").read_text())["demoQuestions"][0]
+
+
+def server(w, key="api_key"):
+    return ["--server", w.server.url, "--api-key-file", getattr(w, key)]
+
+
+def test_a_server_checks_without_keeping(world):
+    folder, _ = world.adapter("amber-coast", "amber")
+    here = residual("adapter", "check", folder, "--model", DEMO / "base", "--json")
+    there = residual("adapter", "check", folder, *server(world), "--json")
+    assert there.code == 0 and there.json["dry_run"] and there.json["id"] == here.json["id"], there
+    assert residual("adapter", "list", *server(world), "--json").json["count"] == 0
+    bad = world.folder / "bad"
+    shutil.copytree(folder, bad)
+    (bad / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+    refused = residual("adapter", "check", bad, *server(world), "--json")
+    assert refused.code == 1 and "adapter_model.safetensors" in refused.json["reason"], refused
+    assert residual("adapter", "check", folder, *server(world, "infer_key")).code == 5
+    denied = residual("adapter", "list", "--server", world.server.url)
+    assert denied.code == 5 and "--api-key-file" in denied.err, denied
+
+
+def test_publish_registers_first_then_uploads(world):
+    folder, key = world.adapter(QUESTION["model"], "published")
+    done = world.publish(folder, "coast", key, *world.on_chain(), "--json")
+    assert done.code == 0 and done.json["registered"] and done.json["transactions"] == 3, done
+    adapter_id = done.json["report"]["id"]
+    manifest = done.json["manifest"]
+    owner, _, _, version, model, datanet, _ = world.chain.call(world.chain.at["registry"], "adapters(bytes32)", adapter_id)
+    assert owner[24:] == manifest["owner"][2:].lower() and int(version, 16) == 1 and "0x" + model == world.model_id
+    assert "0x" + datanet == manifest["datanetId"] and all("file" not in d for d in manifest["documents"])
+    mine = [d for d in manifest["documents"] if d["owner"] == manifest["owner"]]
+    assert all(len(d["ownerSignature"]) == 132 for d in mine)
+    listed = residual("adapter", "list", *server(world), "--json").json
+    assert [a["name"] for a in listed["data"]] == ["coast"] and listed["data"][0]["published"]
+    assert "coast" in residual("adapter", "list", *server(world)).out
+    shown = residual("adapter", "show", "coast", *server(world), "--json").json
+    assert "0x" + shown["id"].removeprefix("0x") == adapter_id and shown["owner"].lower() == manifest["owner"].lower()
+    # once more: everything is there already
+    again = world.publish(folder, "coast", key, *world.on_chain(), "--json")
+    assert again.code == 0 and again.json["transactions"] == 0, again
+
+
+def test_an_update_needs_a_rising_version(world):
+    folder, key = world.adapter("birch-vale", "updated")
+    first = world.publish(folder, "vale", key, *world.on_chain(), "--json")
+    assert first.code == 0, first
+    facts = json.loads((folder / "publish.json").read_text())
+    facts["pricesPer1000Tokens"]["out"] = "7000000000000"
+    (folder / "publish.json").write_text(json.dumps(facts))
+    refused = world.publish(folder, "vale", key, *world.on_chain())
+    assert refused.code == 5 and "version" in refused.err, refused
+    facts["version"] = 2
+    (folder / "publish.json").write_text(json.dumps(facts))
+    done = world.publish(folder, "vale", key, *world.on_chain(), "--json")
+    assert done.code == 0 and done.json["transactions"] == 1, done
+    version = world.chain.call(world.chain.at["registry"], "adapters(bytes32)", done.json["report"]["id"])[3]
+    assert int(version, 16) == 2
+    assert residual("adapter", "show", "vale", *server(world), "--json").json["price_per_1000_tokens"]["out"] == "7000000000000"
+    # other documents under the registered version of the datanet
+    datanet = json.loads((folder / "datanet.json").read_text())
+    datanet["documents"].pop()
+    (folder / "datanet.json").write_text(json.dumps(datanet))
+    refused = world.publish(folder, "vale", key, *world.on_chain())
+    assert refused.code == 5 and "datanet.json" in refused.err, refused
+
+
+def test_bad_publishing_is_refused_before_anything_happens(world):
+    folder, key = world.adapter("cinder-hills", "cinder")
+    before = residual("adapter", "list", *server(world), "--json").json["count"]
+    wrong_owner = world.publish(folder, "hills", world.chain.keys["stranger"], *world.on_chain())
+    assert wrong_owner.code == 5 and "owner is 0x" in wrong_owner.err, wrong_owner
+    no_model = world.publish(folder, "hills", key, "--rpc", world.chain.url)
+    assert no_model.code == 2 and "--model" in no_model.err, no_model
+    bad_name = world.publish(folder, "hi lls", key)
+    assert bad_name.code == 2 and "adapter name" in bad_name.err, bad_name
+    no_keys = residual("adapter", "publish", folder, *server(world), "--name", "hills")
+    assert no_keys.code == 2 and "--owner-key-file" in no_keys.err, no_keys
+    key_as_publisher = residual("adapter", "publish", folder, *server(world), "--name", "hills", "--owner-key-file", key, "--publisher-key-file", key)
+    assert key_as_publisher.code == 2 and "publisher key" in key_as_publisher.err, key_as_publisher
+    unbound = residual("adapter", "publish", folder, *server(world), "--name", "hills", "--owner-key-file", key,
+                       "--publisher-key-file", world.publisher_key)
+    assert unbound.code == 2 and "chain" in unbound.err, unbound
+    facts = json.loads((folder / "publish.json").read_text())
+    facts["split"][0]["bps"] += 1
+    (folder / "publish.json").write_text(json.dumps(facts))
+    bad_split = world.publish(folder, "hills", key, *world.on_chain())
+    assert bad_split.code == 2 and "10001" in bad_split.err, bad_split
+    assert residual("adapter", "list", *server(world), "--json").json["count"] == before
+
+
+def test_publish_without_a_chain_node_and_delete(world):
+    folder, key = world.adapter("dusk-marsh", "marsh")
+    done = world.publish(folder, "marsh", key, "--json")  # signed for the chain, registered by someone else
+    assert done.code == 0 and not done.json["registered"] and done.json["manifest"]["chainId"] == 31337, done
+    signed = world.folder / "signed.json"
+    signed.write_text(json.dumps(done.json["manifest"]))
+    as_it_is = residual("adapter", "publish", folder, *server(world), "--name", "marsh-2", "--manifest", signed)
+    assert as_it_is.code == 0, as_it_is
+    broken = {**done.json["manifest"], "prices": {"in": "1", "out": "2"}}
+    signed.write_text(json.dumps(broken))
+    refused = residual("adapter", "publish", folder, *server(world), "--name", "marsh-3", "--manifest", signed)
+    assert refused.code == 5 and "ignature" in refused.err, refused
+    plain = world.folder / "plain"
+    shutil.copytree(folder, plain)
+    (plain / "publish.json").unlink()
+    bare = residual("adapter", "publish", plain, *server(world), "--name", "bare")
+    assert bare.code == 0 and "without a manifest" in bare.out, bare
+    for name in ("marsh", "marsh-2", "bare"):
+        gone = residual("adapter", "delete", name, *server(world))
+        assert gone.code == 0 and name in gone.out, gone
+    assert residual("adapter", "show", "marsh", *server(world)).code == 4
+    assert residual("adapter", "delete", "marsh", *server(world)).code == 4
+
+
+@pytest.fixture(scope="session")
+def answer(world):
+    if residual("adapter", "show", "coast", *server(world)).code != 0:
+        test_publish_registers_first_then_uploads(world)
+    return world.ask("coast", QUESTION["prompt"])
+
+
+def verify(world, tmp_path, thing, *more):
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(thing))
+    return residual("receipt", "verify", path, "--json", *more)
+
+
+def test_receipts(world, answer, tmp_path):
+    assert answer["choices"][0]["text"].strip() == QUESTION["answer"]
+    request = answer["residual"]["request_id"]
+    bare = verify(world, tmp_path, answer)
+    assert bare.code == 0 and not bare.json["record_checked"] and bare.json["signer"] == world.lane["address"], bare
+    full = verify(world, tmp_path, answer, *server(world), *world.node())
+    assert full.code == 0 and full.json["record_checked"] and full.json["lane_key_checked"], full
+    receipt = world.get(f"/v1/receipts/{request}")
+    assert verify(world, tmp_path, receipt, *world.node()).code == 0
+    piped = residual("receipt", "verify", "-", stdin=json.dumps(receipt))
+    assert piped.code == 0 and "the receipt is good" in piped.out, piped
+    attribution = wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(world.get(f"/v1/attribution/{request}")), 30, what="attribution")
+    assert verify(world, tmp_path, attribution, *world.node()).code == 0
+
+
+def flipped(text):
+    return text[:-1] + ("0" if text[-1] != "0" else "1")
+
+
+def test_forged_receipts(world, answer, tmp_path):
+    receipt = world.get(f"/v1/receipts/{answer['residual']['request_id']}")
+    for field in ("record_digest", "receipt", "record"):
+        forged = verify(world, tmp_path, {**receipt, field: flipped(receipt[field])})
+        assert forged.code == 1, (field, forged)
+    stranger = world.chain.address["stranger"]
+    for field, value in (("lane", 2), ("seq", receipt["seq"] + 1), ("signer", stranger), ("chain_id", 1), ("ledger", stranger)):
+        forged = verify(world, tmp_path, {**receipt, field: value})
+        assert forged.code == 1, (field, forged)
+    # every byte of the record counts
+    raw = receipt["record"]
+    for at in range(4, len(raw), len(raw) // 24):
+        forged = raw[:at] + ("0" if raw[at] != "0" else "1") + raw[at + 1:]
+        assert verify(world, tmp_path, {**receipt, "record": forged}).code == 1, at
+    other_lane = verify(world, tmp_path, {**answer["residual"], "lane": 7}, *world.node())
+    assert other_lane.code == 1 and "not registered" in other_lane.out, other_lane
+    assert verify(world, tmp_path, {**receipt, "seq": "x"}).code == 2
+    assert verify(world, tmp_path, {"recorded": False}).code == 4
+    assert residual("receipt", "verify", tmp_path / "none").code == 4
+
+
+def test_the_wrong_chain_is_noticed(world, tmp_path):
+    wrong = tmp_path / "deployment.json"
+    wrong.write_text(json.dumps({**world.chain.at, "chain_id": 1}))
+    run = residual("rewards", world.chain.address["operator"], "--rpc", world.chain.url, "--deployment", wrong, "--archive", tmp_path)
+    assert run.code == 5 and "31337" in run.err and "--deployment" in run.err, run
+
+
+@pytest.fixture(scope="session")
+def epoch(world, answer):
+    """The number of an epoch that can be claimed from."""
+    world.start_settle()
+
+    def rewards():
+        assert world.settle.poll() is None, (world.folder / "settle.log").read_text()[-4000:]
+        run = residual("rewards", world.chain.address["operator"], *world.node(), "--settle", world.settle_url, "--json")
+        return run.json["epoch"] if run.code == 0 and int(run.json["claimable"]) > 0 else None
+
+    try:
+        return wait_for(rewards, 120, step_s=1, what="an epoch")
+    except AssertionError:
+        print((world.folder / "settle.log").read_text()[-6000:])
+        raise
+
+
+def person(world, answer):
+    """A data contributor of the answer's adapter."""
+    a = world.get(f"/v1/attribution/{answer['residual']['request_id']}")
+    top = max(a["adapters"][0]["contributors"], key=lambda c: c["ppb"])
+    return top["payee"]
+
+
+def test_claim(world, answer, epoch):
+    chain, account = world.chain, person(world, answer)
+    proof = ["--archive", world.archive]
+    told = residual("rewards", account, *world.node(), "--settle", world.settle_url, "--json")
+    read = residual("rewards", account, *world.node(), *proof, "--json")
+    assert told.code == 0 and read.code == 0 and told.json == read.json and int(told.json["claimable"]) > 0, (told, read)
+    before = chain.balance(account)
+    sender = ["--key-file", chain.keys["stranger"], *world.node()]
+    done = residual("claim", "--account", account, *sender, *proof, "--json")
+    assert done.code == 0, done
+    after = chain.balance(account)
+    assert after - before == int(done.json["paid"]) == int(told.json["claimable"])
+    assert (int(done.json["balance_before"]), int(done.json["balance_after"])) == (before, after)
+    again = residual("claim", "--account", account, *sender, "--settle", world.settle_url)
+    assert again.code == 4 and chain.balance(account) == after, again
+    # the sender's own account, through the worker, in words
+    own = residual("claim", "--key-file", chain.keys["operator"], *world.node(), "--settle", world.settle_url)
+    assert own.code == 0 and "paid now" in own.out and chain.address["operator"] in own.out, own
+    nothing = residual("claim", "--key-file", chain.keys["stranger"], *world.node(), *proof)
+    assert nothing.code == 4, nothing
+    empty = residual("rewards", account, *world.node(), "--archive", world.folder / "none")
+    assert empty.code == 4 and "accounts.json" in empty.err, empty
+
+
+def test_a_claim_from_a_forged_archive_is_not_sent(world, answer, epoch):
+    forged = world.folder / "forged"
+    shutil.copytree(world.archive, forged, dirs_exist_ok=True)
+    for path in forged.glob("epoch-*/accounts.json"):
+        text = path.read_text()
+        at = text.index('"cumulative":"') + len('"cumulative":"')
+        path.write_text(text[:at] + ("2" if text[at] != "2" else "3") + text[at + 1:])
+    run = residual("claim", "--key-file", world.chain.keys["operator"], *world.node(), "--archive", forged)
+    assert run.code == 1 and "root on the chain" in run.err, run
+
+
+def test_audit(world, answer, epoch):
+    where = ["--archive", world.archive, *world.node()]
+    good = residual("audit", "epoch", epoch, *where, "--json")
+    assert good.code == 0 and good.json["ok"] and good.json["findings"] == [], good
+    words = residual("audit", "epoch", epoch, *where)
+    assert words.code == 0 and words.out.rstrip().endswith("all right"), words
+    assert residual("audit", "batch", 1, *where).code == 0
+    assert residual("audit", "batch", 999, *where).code == 4
+    forged = world.folder / "audited"
+    shutil.copytree(world.archive, forged)
+    record = forged / "batch-00000001" / "records.bin"
+    data = bytearray(record.read_bytes())
+    data[100] ^= 1
+    record.write_bytes(data)
+    bad = residual("audit", "epoch", epoch, "--archive", forged, *world.node(), "--json")
+    assert bad.code == 1 and bad.json["findings"], bad
+    assert residual("audit", "batch", 1, "--archive", forged, *world.node()).code == 1
