@@ -178,9 +178,13 @@ static enum status make_adapters(struct server *s, struct errtext *err)
                                   .chain_id = c->chain_id};
     memcpy(opt.model_id, s->model->id, 32);
     memcpy(opt.registry, s->registry, 20);
-    for (uint32_t i = 0; i < c->adapter_roots.count && opt.root_count < PUBLISH_ROOTS_MAX; i++)
+    if (c->adapter_roots.count + (c->adapter_dir ? 1 : 0) > PUBLISH_ROOTS_MAX)
+        return err_param(err, STATUS_TOO_LARGE, "adapter_roots",
+                         "adapter_roots: %u folders, at most %d with adapter_dir",
+                         c->adapter_roots.count, PUBLISH_ROOTS_MAX);
+    for (uint32_t i = 0; i < c->adapter_roots.count; i++)
         opt.root[opt.root_count++] = c->adapter_roots.item[i];
-    if (c->adapter_dir && opt.root_count < PUBLISH_ROOTS_MAX)
+    if (c->adapter_dir)
         opt.root[opt.root_count++] = c->adapter_dir;
     enum status st = publisher_create(&s->publisher, &opt, s->catalog, err);
     if (!st)

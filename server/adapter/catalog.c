@@ -90,7 +90,7 @@ static uint32_t locate(const struct catalog *c, const char *name, bool *found)
     return lo;
 }
 
-static enum status check_name(const struct catalog *c, const char *name, struct errtext *err)
+enum status catalog_check_name(const struct catalog *c, const char *name, struct errtext *err)
 {
     static const char allowed[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._/-";
@@ -139,7 +139,7 @@ enum status catalog_put(struct catalog *c, struct adapter_entry *e, bool replace
                         struct adapter_entry **old, struct errtext *err)
 {
     *old = NULL;
-    enum status st = check_name(c, e->name, err);
+    enum status st = catalog_check_name(c, e->name, err);
     if (st)
         return st;
     pthread_mutex_lock(&c->lock);

@@ -56,6 +56,8 @@ struct adapter_entry {
     char warning[256];    /* e.g. "no base fingerprint: checked by shapes only" */
     bool has_manifest;    /* published: prices, split and datanet below are the manifest's */
     struct tariff tariff; /* zero without a manifest */
+    uint64_t manifest_version;
+    uint8_t manifest_digest[32];
     uint8_t owner[20];
     struct split_entry split[CATALOG_SPLIT_MAX];
     uint32_t split_count;
@@ -86,6 +88,9 @@ struct adapter_entry *catalog_entry_new(void);
  * , 1..128, and not the base's name). */
 MUST_CHECK enum status catalog_put(struct catalog *c, struct adapter_entry *e, bool replace,
                                    struct adapter_entry **old, struct errtext *err);
+/* What catalog_put would say to the name alone. */
+MUST_CHECK enum status catalog_check_name(const struct catalog *c, const char *name,
+                                          struct errtext *err);
 /* Forget the name. Returns the entry (a reference) or NULL. */
 struct adapter_entry *catalog_remove(struct catalog *c, const char *name);
 /* A reference, or NULL. by id: any entry that holds this content. */

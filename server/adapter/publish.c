@@ -1,6 +1,8 @@
-/* Admission and keeping of adapters. Everything is checked before anything is kept; kept files lie
- * in <adapters_dir>/<id hex>/ (written beside, synced, renamed), with entry.json holding what the
- * catalog needs after a restart. */
+/* Admission and keeping of adapters. Everything is checked before anything is kept. Kept files lie
+ * in <adapters_dir>/<id hex>/, each written beside, synced and renamed: the two files of the
+ * adapter, and per name that points to this content an entry-<digest of the name>.json with what
+ * the catalog needs after a restart. The entry is written last and removed first: a folder without
+ * one is unfinished or forgotten, and is swept at the next start. */
 #include "server/adapter/publish.h"
 #include "chain_client/addr.h"
 #include "server/adapter/manifest.h"
@@ -69,8 +71,8 @@ void publisher_destroy(struct publisher *p)
 
 /* ---- one adapter, checked ---- */
 
-static enum status admit(const struct publisher *p, const struct peft_adapter *a,
-                         struct errtext *err)
+static enum status check_ranks(const struct publisher *p, const struct peft_adapter *a,
+                               struct errtext *err)
 {
     for (uint32_t i = 0; i < a->module_count; i++) {
         if (a->module[i].rank > p->opt.rank_max)
@@ -78,7 +80,14 @@ static enum status admit(const struct publisher *p, const struct peft_adapter *a
                            "layer %u: rank %u, this server accepts at most %u (adapter_rank_max)",
                            a->module[i].layer, a->module[i].rank, p->opt.rank_max);
     }
-    return peft_check_values(a, err);
+    return STATUS_OK;
+}
+
+static enum status admit(const struct publisher *p, const struct peft_adapter *a,
+                         struct errtext *err)
+{
+    enum status st = check_ranks(p, a, err);
+    return st ? st : peft_check_values(a, err);
 }
 
 static void fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
@@ -100,6 +109,8 @@ static void fill_entry(const struct publisher *p, struct adapter_entry *e, const
 static void apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed)
 {
     e->has_manifest = is_signed;
+    e->manifest_version = m->version;
+    manifest_digest(e->manifest_digest, m);
     e->tariff = m->tariff;
     memcpy(e->owner, m->owner, 20);
     memcpy(e->split, m->split, sizeof e->split);
@@ -109,16 +120,27 @@ static void apply_manifest(struct adapter_entry *e, const struct manifest *m, bo
     e->contributor_count = m->contributor_count;
 }
 
+/* A file of dir, never through a link. *out NULL: there is none. */
 static enum status read_json(json_t **out, const char *dir, const char *name, struct errtext *err)
 {
     char path[PATH_MAX], *text;
     size_t len;
     json_error_t je;
+    int fd = -1, dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     *out = NULL;
     snprintf(path, sizeof path, "%s/%s", dir, name);
-    if (!file_exists(path))
+    if (dir_fd < 0)
+        return err_set(err, STATUS_IO, "%s: %s", dir, strerror(errno));
+    enum status st = file_open_beneath(dir_fd, name, O_RDONLY, 0, &fd, err);
+    close(dir_fd);
+    if (st == STATUS_NOT_FOUND) {
+        err_clear(err);
         return STATUS_OK;
-    enum status st = file_read(path, MANIFEST_BYTES_MAX, &text, &len, err);
+    }
+    if (st)
+        return st;
+    st = file_read_fd(fd, path, MANIFEST_BYTES_MAX, &text, &len, err);
+    close(fd);
     if (st)
         return st;
     *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
@@ -184,19 +206,16 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
 
 /* ---- directories ---- */
 
-/* path resolves, without links in its last part, beneath one of the roots. */
-static enum status check_root(const struct publisher *p, const char *path, struct errtext *err)
+/* real, a path without links, lies beneath one of the roots. path is what was asked for. */
+static enum status check_root(const struct publisher *p, const char *real, const char *path,
+                              struct errtext *err)
 {
-    char *real = realpath(path, NULL);
-    if (!real)
-        return err_param(err, STATUS_NOT_FOUND, "lora_path", "lora_path '%.200s': %s", path,
-                         strerror(errno));
     bool inside = false;
     for (uint32_t i = 0; i < p->opt.root_count && !inside; i++) {
         size_t n = strlen(p->root[i]);
-        inside = strncmp(real, p->root[i], n) == 0 && (real[n] == '/' || real[n] == '\0');
+        inside = strncmp(real, p->root[i], n) == 0 &&
+                 (real[n] == '/' || real[n] == '\0' || p->root[i][n - 1] == '/');
     }
-    mem_free(real);
     return inside ? STATUS_OK
                   : err_param(err, STATUS_DENIED, "lora_path",
                               "lora_path '%.200s': not beneath a folder that the server allows "
@@ -207,19 +226,20 @@ static enum status check_root(const struct publisher *p, const char *path, struc
 enum status publisher_load_dir(struct publisher *p, const char *name, const char *path,
                                bool trusted, bool replace, struct errtext *err)
 {
-    if (!trusted) {
-        enum status st = path[0] == '/'
-                             ? check_root(p, path, err)
-                             : err_param(err, STATUS_INVALID, "lora_path",
-                                         "lora_path '%.200s': expected an absolute path", path);
-        if (st)
-            return st;
-    }
-    char *real = realpath(path, NULL);
+    enum status st = catalog_check_name(p->catalog, name, err);
+    if (st)
+        return st;
+    if (!trusted && path[0] != '/')
+        return err_param(err, STATUS_INVALID, "lora_path",
+                         "lora_path '%.200s': expected an absolute path", path);
+    char *real = realpath(path, NULL); /* once: what was checked is what is read */
     if (!real)
-        return err_param(err, STATUS_NOT_FOUND, "lora_path", "adapter '%s': %s: %s", name, path,
-                         strerror(errno));
-    enum status st = load_checked_dir(p, name, real, replace, err);
+        return err_param(err, STATUS_NOT_FOUND, "lora_path", "adapter '%.64s': %.200s: %s", name,
+                         path, strerror(errno));
+    if (!trusted)
+        st = check_root(p, real, path, err);
+    if (!st)
+        st = load_checked_dir(p, name, real, replace, err);
     mem_free(real);
     return st;
 }
@@ -257,8 +277,55 @@ static void kept_dir(const struct publisher *p, const uint8_t id[32], char dir[P
     snprintf(dir, PATH_MAX, "%s/%s", p->adapters_dir, hex);
 }
 
+/* "entry-<digest of the name>.json": names may hold slashes. */
+static void entry_file(const char *name, char file[64])
+{
+    uint8_t digest[16];
+    char hex[33];
+    crypto_generichash(digest, sizeof digest, (const uint8_t *)name, strlen(name), NULL, 0);
+    hex_encode(hex, digest, sizeof digest);
+    snprintf(file, 64, "entry-%s.json", hex);
+}
+
+static int is_entry_file(const struct dirent *d)
+{
+    size_t len = strlen(d->d_name);
+    return strncmp(d->d_name, "entry-", 6) == 0 && len > 5 &&
+           strcmp(d->d_name + len - 5, ".json") == 0;
+}
+
+/* Remove a kept folder that no name points to. */
+static void sweep_dir(const char *dir)
+{
+    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
+    char path[PATH_MAX + 32];
+    struct dirent **list;
+    int n = scandir(dir, &list, is_entry_file, NULL);
+    for (int i = 0; i < n; i++)
+        free(list[i]); /* lint: waive banned - scandir's memory */
+    if (n >= 0)
+        free(list); /* lint: waive banned - scandir's memory */
+    if (n != 0)
+        return;
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        (void)unlink(path);
+    }
+    (void)rmdir(dir);
+}
+
+static void forget_name(const struct publisher *p, const uint8_t id[32], const char *name)
+{
+    char dir[PATH_MAX], path[PATH_MAX + 72], file[64];
+    kept_dir(p, id, dir);
+    entry_file(name, file);
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    (void)unlink(path);
+    sweep_dir(dir);
+}
+
 struct quota {
-    const char *publisher;
+    const char *publisher, *except; /* the name that this upload replaces */
     uint64_t bytes;
 };
 
@@ -267,7 +334,8 @@ static bool add_bytes(void *arg, struct adapter_entry *e)
     struct quota *q = arg;
     struct stat sb;
     char path[PATH_MAX];
-    if (q->publisher[0] && strcmp(e->publisher, q->publisher) == 0) {
+    if (q->publisher[0] && strcmp(e->publisher, q->publisher) == 0 &&
+        strcmp(e->name, q->except) != 0) {
         snprintf(path, sizeof path, "%s/adapter_model.safetensors", e->dir);
         q->bytes += stat(path, &sb) == 0 ? (uint64_t)sb.st_size : 0;
     }
@@ -277,7 +345,7 @@ static bool add_bytes(void *arg, struct adapter_entry *e)
 static enum status check_quota(struct publisher *p, const struct publish_upload *u,
                                struct errtext *err)
 {
-    struct quota q = {.publisher = u->key_name};
+    struct quota q = {.publisher = u->key_name, .except = u->name};
     if (u->tensor_bytes > p->opt.adapter_bytes_max)
         return err_set(err, STATUS_TOO_LARGE,
                        "adapter_model.safetensors: %zu bytes, at most %llu (adapter_bytes_max)",
@@ -304,6 +372,41 @@ static enum status check_name_owner(struct publisher *p, const struct publish_up
                            "adapter name '%s' belongs to another publisher", u->name);
 }
 
+/* What the name holds now, against what would take its place. */
+static enum status check_successor(const struct publish_upload *u, const struct adapter_entry *old,
+                                   const struct adapter_entry *e, struct errtext *err)
+{
+    bool same = memcmp(old->id, e->id, 32) == 0;
+    if (!same && !u->replace)
+        return err_param(err, STATUS_EXISTS, "name",
+                         "adapter '%s' is already published with other content; set replace to "
+                         "move the name",
+                         u->name);
+    if (!old->has_manifest)
+        return STATUS_OK;
+    if (!e->has_manifest)
+        return err_param(err, STATUS_INVALID, "manifest",
+                         "manifest: missing; '%s' was published with one (version %llu)", u->name,
+                         (unsigned long long)old->manifest_version);
+    bool again = same && memcmp(old->manifest_digest, e->manifest_digest, 32) == 0;
+    return again || e->manifest_version > old->manifest_version
+               ? STATUS_OK
+               : err_param(err, STATUS_INVALID, "manifest",
+                           "manifest.version: found %llu, expected more than %llu, which '%s' was "
+                           "published with",
+                           (unsigned long long)e->manifest_version,
+                           (unsigned long long)old->manifest_version, u->name);
+}
+
+static enum status check_predecessor(struct publisher *p, const struct publish_upload *u,
+                                     const struct adapter_entry *e, struct errtext *err)
+{
+    struct adapter_entry *old = catalog_find(p->catalog, u->name);
+    enum status st = old ? check_successor(u, old, e, err) : STATUS_OK;
+    catalog_release(old);
+    return st;
+}
+
 static enum status write_part(const char *dir, const char *name, const void *data, size_t len,
                               struct errtext *err)
 {
@@ -312,19 +415,32 @@ static enum status write_part(const char *dir, const char *name, const void *dat
     return file_write_atomic(path, data, len, 0600, err);
 }
 
+/* The same content under another publisher's name: its files serve both, and stay as they are. */
+static bool is_kept_by_other(struct publisher *p, const struct publish_upload *u,
+                             const struct adapter_entry *e)
+{
+    struct adapter_entry *other = catalog_find_id(p->catalog, e->id);
+    bool yes = other && strcmp(other->dir, e->dir) == 0 && strcmp(other->publisher, u->key_name);
+    catalog_release(other);
+    return yes;
+}
+
 static enum status keep_files(struct publisher *p, const struct publish_upload *u,
                               const struct adapter_entry *e, struct errtext *err)
 {
-    json_t *entry = json_pack("{s:s, s:s, s:O?}", "name", e->name, "publisher", u->key_name,
-                              "manifest", u->manifest);
+    char file[64];
+    bool have = is_kept_by_other(p, u, e);
+    json_t *entry = json_pack("{s:s, s:s, s:I, s:O?}", "name", e->name, "publisher", u->key_name,
+                              "created", (json_int_t)e->created_unix, "manifest", u->manifest);
     char *text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
     enum status st = text ? file_mkdirs(e->dir, 0700, err) : STATUS_NO_MEMORY;
-    if (!st)
+    entry_file(e->name, file);
+    if (!st && !have)
         st = write_part(e->dir, "adapter_config.json", u->config_json, u->config_bytes, err);
-    if (!st)
+    if (!st && !have)
         st = write_part(e->dir, "adapter_model.safetensors", u->tensors, u->tensor_bytes, err);
     if (!st)
-        st = write_part(e->dir, "entry.json", text, strlen(text), err);
+        st = write_part(e->dir, file, text, strlen(text), err);
     mem_free(text);
     json_decref(entry);
     return st;
@@ -392,12 +508,32 @@ static enum status take_manifest(const struct publisher *p, const struct publish
     return st;
 }
 
+/* Keep and register; what stood under the name before is forgotten last. */
+static enum status keep_and_register(struct publisher *p, const struct publish_upload *u,
+                                     struct adapter_entry *e, struct errtext *err)
+{
+    struct adapter_entry *old = catalog_find(p->catalog, u->name), *replaced = NULL;
+    bool known = old && memcmp(old->id, e->id, 32) == 0;
+    enum status st = keep_files(p, u, e, err);
+    if (!st)
+        st = catalog_put(p->catalog, e, u->replace || known, &replaced, err);
+    if (st && !known)
+        forget_name(p, e->id, u->name);
+    if (!st && replaced && memcmp(replaced->id, e->id, 32) != 0)
+        forget_name(p, replaced->id, u->name);
+    catalog_release(replaced);
+    catalog_release(old);
+    return st;
+}
+
 static enum status upload_locked(struct publisher *p, const struct publish_upload *u,
                                  struct buf *report, struct errtext *err)
 {
     struct peft_adapter a;
     char dir[PATH_MAX];
-    enum status st = check_quota(p, u, err);
+    enum status st = catalog_check_name(p->catalog, u->name, err);
+    if (!st)
+        st = check_quota(p, u, err);
     if (!st)
         st = check_name_owner(p, u, err);
     if (!st)
@@ -412,10 +548,10 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         snprintf(e->publisher, sizeof e->publisher, "%s", u->key_name);
         st = take_manifest(p, u, &a, e, err);
     }
+    if (!st)
+        st = check_predecessor(p, u, e, err);
     if (!st && !u->dry_run)
-        st = keep_files(p, u, e, err);
-    if (!st && !u->dry_run)
-        st = register_entry(p, e, u->replace, err);
+        st = keep_and_register(p, u, e, err);
     if (!st)
         write_report(p, u, &a, e, report);
     catalog_release(e);
@@ -434,35 +570,89 @@ enum status publisher_upload(struct publisher *p, const struct publish_upload *u
 
 /* ---- after a restart ---- */
 
-static enum status recover_one(struct publisher *p, const char *dir, struct errtext *err)
+static enum status read_kept(struct publisher *p, const char *dir, struct peft_adapter *a,
+                             struct errtext *err)
+{
+    char want[65];
+    enum status st = peft_read_dir(a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
+    if (st)
+        return st;
+    hex_encode(want, a->id, 32);
+    st = strcmp(strrchr(dir, '/') + 1, want) == 0
+             ? check_ranks(p, a, err)
+             : err_set(err, STATUS_CORRUPT, "%s: its files are adapter %.16s, not what was kept",
+                       dir, want);
+    if (st)
+        peft_fini(a);
+    return st;
+}
+
+/* A crash while a name moved leaves it in two folders: the later one is the name's. */
+static enum status register_newest(struct publisher *p, struct adapter_entry *e,
+                                   struct errtext *err)
+{
+    struct adapter_entry *old = catalog_find(p->catalog, e->name);
+    bool keep = old && old->created_unix > e->created_unix;
+    if (old)
+        forget_name(p, keep ? e->id : old->id, e->name);
+    catalog_release(old);
+    return keep ? STATUS_OK : register_entry(p, e, true, err);
+}
+
+static enum status recover_name(struct publisher *p, const char *dir, const char *file,
+                                const struct peft_adapter *a, struct errtext *err)
 {
     json_t *kept;
-    struct peft_adapter a;
-    enum status st = read_json(&kept, dir, "entry.json", err);
+    enum status st = read_json(&kept, dir, file, err);
     const char *name = json_string_value(json_object_get(kept, "name"));
     const char *publisher = json_string_value(json_object_get(kept, "publisher"));
     if (!st && (!name || !publisher))
-        st = err_set(err, STATUS_CORRUPT, "%s/entry.json: name or publisher missing", dir);
+        st = err_set(err, STATUS_CORRUPT, "%s/%s: name or publisher missing", dir, file);
     if (!st)
-        st = peft_read_dir(&a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
-    if (st) {
-        json_decref(kept);
-        return st;
+        st = catalog_check_name(p->catalog, name, err);
+    if (!st) {
+        struct adapter_entry *e = catalog_entry_new();
+        json_t *manifest = json_object_get(kept, "manifest");
+        struct publish_upload u = {.name = name,
+                                   .key_name = publisher,
+                                   .manifest = json_is_object(manifest) ? manifest : NULL};
+        fill_entry(p, e, name, dir, a);
+        snprintf(e->publisher, sizeof e->publisher, "%s", publisher);
+        e->created_unix = json_integer_value(json_object_get(kept, "created"));
+        st = take_manifest(p, &u, a, e, err);
+        if (!st)
+            st = register_newest(p, e, err);
+        catalog_release(e);
     }
-    struct adapter_entry *e = catalog_entry_new();
-    json_t *manifest = json_object_get(kept, "manifest");
-    struct publish_upload u = {.name = name,
-                               .key_name = publisher,
-                               .manifest = json_is_object(manifest) ? manifest : NULL};
-    fill_entry(p, e, name, dir, &a);
-    snprintf(e->publisher, sizeof e->publisher, "%s", publisher);
-    st = take_manifest(p, &u, &a, e, err);
-    if (!st)
-        st = register_entry(p, e, true, err);
-    catalog_release(e);
-    peft_fini(&a);
     json_decref(kept);
     return st;
+}
+
+/* Every name of one kept folder; says what is not served, and why. */
+static void recover_dir(struct publisher *p, const char *dir, uint32_t *count)
+{
+    struct errtext why = ERRTEXT_INIT;
+    struct peft_adapter a;
+    struct dirent **list;
+    int n = scandir(dir, &list, is_entry_file, alphasort);
+    enum status st = n > 0 ? read_kept(p, dir, &a, &why) : STATUS_OK;
+    if (st)
+        log_warn("adapters", "published adapter %.16s is not served: %s", strrchr(dir, '/') + 1,
+                 why.text);
+    for (int i = 0; i < n; i++) {
+        why = (struct errtext)ERRTEXT_INIT;
+        if (!st && recover_name(p, dir, list[i]->d_name, &a, &why) == STATUS_OK)
+            (*count)++;
+        else if (!st)
+            log_warn("adapters", "a published adapter is not served: %s", why.text);
+        free(list[i]); /* lint: waive banned - scandir's memory */
+    }
+    if (n > 0 && !st)
+        peft_fini(&a);
+    if (n >= 0)
+        free(list); /* lint: waive banned - scandir's memory */
+    if (n == 0)
+        sweep_dir(dir);
 }
 
 enum status publisher_recover(struct publisher *p, uint32_t *count, struct errtext *err)
@@ -474,14 +664,9 @@ enum status publisher_recover(struct publisher *p, uint32_t *count, struct errte
     if (n < 0)
         return err_set(err, STATUS_IO, "%s: %s", p->adapters_dir, strerror(errno));
     for (int i = 0; i < n; i++) {
-        struct errtext why = ERRTEXT_INIT;
         if (strlen(list[i]->d_name) == 64) {
             snprintf(dir, sizeof dir, "%s/%s", p->adapters_dir, list[i]->d_name);
-            if (recover_one(p, dir, &why) == STATUS_OK)
-                (*count)++;
-            else
-                log_warn("adapters", "published adapter %.16s is not served: %s", list[i]->d_name,
-                         why.text);
+            recover_dir(p, dir, count);
         }
         free(list[i]); /* lint: waive banned - scandir's memory */
     }
@@ -491,15 +676,11 @@ enum status publisher_recover(struct publisher *p, uint32_t *count, struct errte
 
 void publisher_forget(struct publisher *p, const struct adapter_entry *e)
 {
-    static const char *const files[] = {"entry.json", "adapter_config.json",
-                                        "adapter_model.safetensors"};
-    char dir[PATH_MAX], path[PATH_MAX + 32];
+    char dir[PATH_MAX];
     kept_dir(p, e->id, dir);
     if (strcmp(dir, e->dir) != 0)
         return; /* not ours: an operator's directory */
-    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
-        (void)unlink(path);
-    }
-    (void)rmdir(dir);
+    pthread_mutex_lock(&p->lock);
+    forget_name(p, e->id, e->name);
+    pthread_mutex_unlock(&p->lock);
 }

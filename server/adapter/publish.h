@@ -61,7 +61,8 @@ struct publish_upload {
 };
 MUST_CHECK enum status publisher_upload(struct publisher *p, const struct publish_upload *u,
                                         struct buf *report, struct errtext *err);
-/* Remove a published adapter's files once nothing uses the entry. */
+/* The name of a published adapter is gone: forget it on disk too, and the files once no other name
+ * points to them. Does nothing for an operator's directory. */
 void publisher_forget(struct publisher *p, const struct adapter_entry *e);
 
 #endif

@@ -26,7 +26,8 @@ struct slot {
     void *blob;
     uint64_t blob_bytes, last_used_ms, retry_ms;
     uint32_t pins, layout, rank_sum;
-    uint32_t waiter; /* an unload waits for it */
+    uint32_t waiter;    /* an unload waits for it */
+    enum status status; /* FAILED: why */
     struct errtext err;
 };
 
@@ -279,18 +280,33 @@ static uint32_t free_slot(const struct store *s)
     return UINT32_MAX;
 }
 
+/* Would evicting everything unpinned make room? Nothing is evicted in vain. */
+static bool can_make_room(const struct store *s, uint64_t bytes)
+{
+    uint64_t held = 0;
+    bool slot_free = false;
+    for (uint32_t i = 0; i < s->opt.slots_max; i++) {
+        const struct slot *slot = &s->slot[i];
+        bool stays = slot->state == SLOT_LOADING || (slot->state == SLOT_READY && slot->pins > 0);
+        held += stays ? slot->blob_bytes : 0;
+        slot_free |= !stays;
+    }
+    return slot_free && held + bytes <= s->opt.host_bytes_max;
+}
+
 /* Make room for bytes and one slot by evicting. FULL: pinned adapters hold it all; BUSY: job pool
  * is empty for now. */
 static enum status make_room(struct store *s, uint64_t bytes, uint32_t *idx, struct errtext *err)
 {
+    if (!can_make_room(s, bytes))
+        return err_set(
+            err, STATUS_FULL,
+            "adapter memory is held by running requests: %llu of %llu bytes, %u of %u slots",
+            (unsigned long long)s->used_bytes, (unsigned long long)s->opt.host_bytes_max,
+            s->stats.resident + s->loading, s->opt.slots_max);
     while ((*idx = free_slot(s)) == UINT32_MAX || s->used_bytes + bytes > s->opt.host_bytes_max) {
         uint32_t victim = pick_victim(s);
-        if (victim == UINT32_MAX)
-            return err_set(
-                err, STATUS_FULL,
-                "adapter memory is held by running requests: %llu of %llu bytes, %u of %u slots",
-                (unsigned long long)s->used_bytes, (unsigned long long)s->opt.host_bytes_max,
-                s->stats.resident + s->loading, s->opt.slots_max);
+        CHECK(victim != UINT32_MAX);
         bool ready = s->slot[victim].state == SLOT_READY;
         if (!drop_slot(s, victim))
             return STATUS_BUSY;
@@ -343,7 +359,7 @@ enum status store_acquire(struct store *s, struct adapter_entry *e, uint64_t now
     if (slot->state == SLOT_FAILED) {
         if (now_ms >= slot->retry_ms && drop_slot(s, (uint32_t)(slot - s->slot)))
             return start_load(s, e, err);
-        return err_set(err, STATUS_CORRUPT, "%s", slot->err.text);
+        return err_set(err, slot->status, "%s", slot->err.text);
     }
     slot->pins++;
     s->stats.pinned += slot->pins == 1;
@@ -382,6 +398,7 @@ static void load_failed(struct store *s, struct slot *slot, const struct loader_
     s->used_bytes -= slot->blob_bytes;
     slot->state = SLOT_FAILED;
     slot->blob_bytes = 0;
+    slot->status = job->status;
     slot->err = job->err;
     slot->retry_ms = now_ms + RETRY_MS;
     s->stats.load_failures++;
@@ -389,7 +406,8 @@ static void load_failed(struct store *s, struct slot *slot, const struct loader_
     set_state(slot->entry, ADAPTER_FAILED);
 }
 
-static void load_done(struct store *s, struct loader_job *job, uint64_t now_ms)
+/* false: the job went back to the loader, with bytes that nobody may use. */
+static bool load_done(struct store *s, struct loader_job *job, uint64_t now_ms)
 {
     struct slot *slot = &s->slot[job->slot];
     s->loading--;
@@ -402,23 +420,28 @@ static void load_done(struct store *s, struct loader_job *job, uint64_t now_ms)
                         "adapter '%s': %u distinct rank layouts are resident, the maximum",
                         slot->entry->name, s->opt.layouts_max);
     }
-    slot->blob = job->blob;
     slot->last_used_ms = now_ms;
     if (job->status) {
-        uint64_t bytes = job->blob_bytes;
         load_failed(s, slot, job, now_ms);
-        slot->blob_bytes = bytes; /* freed with the slot; not counted in used_bytes */
-    } else {
-        slot->state = SLOT_READY;
-        slot->layout = layout;
-        slot->rank_sum = rank_sum_of(s, job->layout);
-        s->table_slot[job->slot] = (struct lora_slot){.blob = slot->blob, .layout = layout};
-        s->stats.resident++;
-        s->stats.loads++;
-        s->stats.load_ns_sum += job->load_ns;
-        atomic_fetch_add_explicit(&slot->entry->load_count, 1, memory_order_relaxed);
-        set_state(slot->entry, ADAPTER_HOST);
+        if (!job->blob)
+            return true;
+        job->op = LOADER_FREE;
+        job->waiter = NO_WAITER;
+        atomic_fetch_add_explicit(&job->entry->refs, 1, memory_order_relaxed); /* FREE drops one */
+        loader_submit(s->loader, job);
+        return false;
     }
+    slot->blob = job->blob;
+    slot->state = SLOT_READY;
+    slot->layout = layout;
+    slot->rank_sum = rank_sum_of(s, job->layout);
+    s->table_slot[job->slot] = (struct lora_slot){.blob = slot->blob, .layout = layout};
+    s->stats.resident++;
+    s->stats.loads++;
+    s->stats.load_ns_sum += job->load_ns;
+    atomic_fetch_add_explicit(&slot->entry->load_count, 1, memory_order_relaxed);
+    set_state(slot->entry, slot->waiter == NO_WAITER ? ADAPTER_HOST : ADAPTER_DRAINING);
+    return true;
 }
 
 static void free_done(struct store *s, const struct loader_job *job)
@@ -455,12 +478,12 @@ bool store_poll(struct store *s, uint64_t now_ms)
     bool changed = false;
     struct loader_job *job;
     while ((job = loader_take(s->loader))) {
-        if (job->op == LOADER_LOAD)
-            load_done(s, job, now_ms);
-        else
+        changed = true;
+        if (job->op == LOADER_LOAD && !load_done(s, job, now_ms))
+            continue;
+        if (job->op == LOADER_FREE)
             free_done(s, job);
         s->free_job[s->free_jobs++] = job;
-        changed = true;
     }
     if (changed && has_waiter(s))
         drop_drained(s);

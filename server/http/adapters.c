@@ -178,9 +178,9 @@ static enum status unload(struct exchange *x, const char *name, bool forget, str
         catalog_release(other);
     } else {
         st = engine_unload_adapter(d->engine, e->id, UNLOAD_WAIT_MS, err);
-        if (!st && forget)
-            publisher_forget(d->publisher, e);
     }
+    if (!st && forget)
+        publisher_forget(d->publisher, e);
     if (st) {
         struct errtext again = ERRTEXT_INIT;
         struct adapter_entry *old = NULL;

@@ -1,0 +1,41 @@
+/* Publish manifests come from strangers: whatever the JSON, signed or of a directory, parsing
+ * answers, and what it accepts keeps its own rules. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/adapter/manifest.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
+
+static void check(const struct manifest *m)
+{
+    uint32_t bps = 0;
+    for (uint32_t i = 0; i < m->split_count; i++)
+        bps += m->split[i].bps;
+    for (uint32_t i = 1; i < m->contributor_count; i++) {
+        if (memcmp(m->contributor[i - 1].payee, m->contributor[i].payee, 20) >= 0)
+            abort();
+    }
+    if (bps != 10000 || m->split_count > CATALOG_SPLIT_MAX ||
+        m->contributor_count > CATALOG_CONTRIB_MAX)
+        abort();
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+    static struct manifest m;
+    static const uint8_t zeros[32];
+    struct errtext err = ERRTEXT_INIT;
+    struct manifest_expect x = {.adapter_id = zeros, .model_id = zeros, .registry = zeros};
+    json_t *json = json_loadb((const char *)data, len, JSON_REJECT_DUPLICATES, NULL);
+    if (!json)
+        return 0;
+    if (manifest_parse_signed(&m, json, &x, &err) == STATUS_OK)
+        check(&m);
+    else if (!err.text[0])
+        abort();
+    if (manifest_parse_local(&m, json, json, NULL) == STATUS_OK)
+        check(&m);
+    json_decref(json);
+    return 0;
+}

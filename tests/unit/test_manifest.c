@@ -1,0 +1,259 @@
+/* Publish manifests: the golden digest, both signatures, every field refused by name. */
+#include "tests/unit/adapter_fixture.h"
+#include "tests/unit/golden_json.h"
+#include "tests/unit/manifest_fixture.h"
+
+static void test_golden(void **state)
+{
+    char *data;
+    size_t len;
+    assert_int_equal(file_read(RS_TEST_DATA "/golden.json", 1u << 24, &data, &len, NULL),
+                     STATUS_OK);
+    json_t *root = json_loadb(data, len, 0, NULL);
+    const json_t *p = get(get(root, "manifests"), "publish"), *j = get(p, "manifest"),
+                 *split = get(j, "split");
+    struct manifest m = {.chain_id = (uint64_t)num(root, "chainId"),
+                         .version = (uint64_t)num(j, "version")};
+    uint8_t digest[32];
+    bytes(m.adapter_id, 32, get(j, "adapterId"));
+    bytes(m.model_id, 32, get(j, "modelId"));
+    bytes(m.datanet_id, 32, get(j, "datanetId"));
+    bytes(m.owner, 20, get(j, "owner"));
+    bytes(m.registry, 20, get(root, "registry"));
+    m.tariff = (struct tariff){num(j, "priceIn"), num(j, "priceOut")};
+    m.split_count = (uint32_t)json_array_size(split);
+    for (uint32_t i = 0; i < m.split_count; i++) {
+        const json_t *s = json_array_get(split, i);
+        bytes(m.split[i].payee, 20, get(s, "payee"));
+        m.split[i].role = (uint8_t)num(s, "role");
+        m.split[i].bps = (uint16_t)num(s, "bps");
+    }
+    manifest_digest(digest, &m);
+    expect_hex(digest, 32, text(p, "digest"));
+    uint8_t sig[65];
+    struct secp *secp;
+    bytes(sig, 65, get(p, "signature"));
+    assert_int_equal(secp_create(&secp, NULL), STATUS_OK);
+    assert_int_equal(secp_verify(secp, sig, digest, m.owner, NULL), STATUS_OK);
+    secp_destroy(secp);
+    json_decref(root);
+    mem_free(data);
+}
+
+static struct manifest_keys keys;
+static struct manifest plain;
+static struct manifest_expect expected;
+
+static int setup(void **state)
+{
+    (void)state;
+    if (sodium_init() < 0)
+        return -1;
+    keys_create(&keys, 7);
+    plain = (struct manifest){.version = 3, .chain_id = 31337, .tariff = {1000, 2000}};
+    memset(plain.adapter_id, 1, 32);
+    memset(plain.model_id, 2, 32);
+    memset(plain.registry, 3, 20);
+    expected = (struct manifest_expect){.adapter_id = plain.adapter_id,
+                                        .model_id = plain.model_id,
+                                        .chain_id = 31337,
+                                        .registry = plain.registry};
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    keys_destroy(&keys);
+    return 0;
+}
+
+static enum status parse(const json_t *j, struct manifest *m, struct errtext *err)
+{
+    return manifest_parse_signed(m, j, &expected, err);
+}
+
+static void test_signed(void **state)
+{
+    struct manifest m;
+    struct errtext err = ERRTEXT_INIT;
+    json_t *j = manifest_json(&plain, &keys);
+    if (parse(j, &m, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(m.version, 3);
+    assert_int_equal((uint64_t)m.tariff.out, 2000);
+    assert_int_equal(m.split_count, 2);
+    assert_int_equal(m.split[0].role, 1); /* sorted by role */
+    assert_int_equal(m.split[1].bps, 6000);
+    assert_memory_equal(m.owner, keys.owner.address, 20);
+    json_decref(j);
+}
+
+/* Change one field of a good manifest; the text must name it. */
+static void refused(const char *field, json_t *value, enum status want, const char *names)
+{
+    struct manifest m;
+    struct errtext err = ERRTEXT_INIT;
+    json_t *j = manifest_json(&plain, &keys);
+    if (value)
+        json_object_set_new(j, field, value);
+    else
+        json_object_del(j, field);
+    enum status st = parse(j, &m, &err);
+    if (st != want || !strstr(err.text, names) || strcmp(err.param, "manifest"))
+        fail_msg("%s: %s '%s' ('%s'), wanted %s '%s'", field, status_name(st), err.text, err.param,
+                 status_name(want), names);
+    json_decref(j);
+}
+
+static void test_fields(void **state)
+{
+    static const char *const all[] = {"version",
+                                      "adapterId",
+                                      "modelId",
+                                      "datanetId",
+                                      "owner",
+                                      "prices",
+                                      "split",
+                                      "chainId",
+                                      "registry",
+                                      "publisherKey",
+                                      "publisherSignature",
+                                      "ownerSignature"};
+    uint8_t other[65] = {9};
+    for (size_t i = 0; i < ARRAY_COUNT(all); i++) {
+        char names[64];
+        snprintf(names, sizeof names, "manifest.%s", all[i]);
+        refused(all[i], NULL, STATUS_INVALID, names);
+        refused(all[i], json_true(), STATUS_INVALID, names);
+        refused(all[i], json_string("0x12"), STATUS_INVALID, names);
+    }
+    refused("version", json_integer(-1), STATUS_INVALID, "manifest.version");
+    refused("adapterId", hex_json(other, 32), STATUS_INVALID, "manifest.adapterId");
+    refused("modelId", hex_json(other, 32), STATUS_INVALID, "manifest.modelId");
+    refused("chainId", json_integer(1), STATUS_INVALID, "31337");
+    refused("registry", hex_json(other, 20), STATUS_INVALID, "manifest.chainId, registry");
+    refused("prices", json_pack("{s:s,s:s}", "in", "1", "out", "1208925819614629174706176"),
+            STATUS_INVALID, "2^80");
+    refused("prices", json_pack("{s:s,s:s}", "in", "-1", "out", "1"), STATUS_INVALID, "prices");
+    refused("split", json_array(), STATUS_INVALID, "split");
+    refused("split", json_pack("[o]", split_json(other, "author", 9999)), STATUS_INVALID, "9999");
+    refused("split", json_pack("[o]", split_json(other, "friend", 10000)), STATUS_INVALID, "role");
+    refused("split",
+            json_pack("[o,o]", split_json(other, "data", 5000), split_json(other, "data", 5000)),
+            STATUS_INVALID, "once per role");
+    refused("split",
+            json_pack("[o,o]", split_json(other, "data", 0), split_json(other, "author", 10000)),
+            STATUS_INVALID, "bps");
+}
+
+/* Nothing that is signed can be changed, and nobody else can sign. */
+static void test_signatures(void **state)
+{
+    uint8_t payee[20] = {1};
+    struct manifest_keys other;
+    struct manifest m;
+    refused("version", json_integer(4), STATUS_DENIED, "publisherSignature");
+    refused("prices", json_pack("{s:s,s:s}", "in", "0", "out", "0"), STATUS_DENIED,
+            "publisherSignature");
+    refused("split", json_pack("[o]", split_json(payee, "author", 10000)), STATUS_DENIED,
+            "publisherSignature");
+    keys_create(&other, 8);
+    refused("publisherKey", hex_json(other.publisher_public, 32), STATUS_DENIED,
+            "publisherSignature");
+    /* the owner's signature by another account */
+    struct errtext err = ERRTEXT_INIT;
+    uint8_t digest[32], sig[65];
+    json_t *j = manifest_json(&plain, &keys);
+    manifest_digest(digest, &plain);
+    assert_int_equal(secp_sign(other.secp, sig, &other.owner, digest, NULL), STATUS_OK);
+    json_object_set_new(j, "ownerSignature", hex_json(sig, 65));
+    assert_int_equal(parse(j, &m, &err), STATUS_DENIED);
+    assert_non_null(strstr(err.text, "ownerSignature"));
+    json_decref(j);
+    keys_destroy(&other);
+}
+
+static void test_documents(void **state)
+{
+    struct manifest m;
+    struct errtext err = ERRTEXT_INIT;
+    struct manifest with = plain;
+    memset(with.datanet_id, 5, 32);
+    json_t *j = manifest_json(&with, &keys);
+    assert_int_equal(parse(j, &m, &err), STATUS_INVALID);
+    assert_non_null(strstr(err.text, "manifest.documents"));
+    json_t *docs = json_pack("[o,o,o,o]", document_json(1, 0x30), document_json(2, 0x10),
+                             document_json(3, 0x30), document_json(4, 0x20));
+    json_object_set_new(j, "documents", docs);
+    err_clear(&err);
+    if (parse(j, &m, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(m.contributor_count, 3);
+    assert_int_equal(m.contributor[0].payee[0], 0x10); /* ascending */
+    assert_int_equal(m.contributor[2].payee[0], 0x30);
+    assert_int_equal(m.contributor[2].document_count, 2);
+    /* the root does not depend on the order, and does on the content */
+    uint8_t a[32], b[32];
+    assert_int_equal(manifest_documents_root(a, docs, NULL), STATUS_OK);
+    json_t *turned = json_pack("[o,o,o,o]", document_json(4, 0x20), document_json(3, 0x30),
+                               document_json(2, 0x10), document_json(1, 0x30));
+    assert_int_equal(manifest_documents_root(b, turned, NULL), STATUS_OK);
+    assert_memory_equal(a, b, 32);
+    json_array_set_new(turned, 0, document_json(4, 0x21));
+    assert_int_equal(manifest_documents_root(b, turned, NULL), STATUS_OK);
+    assert_memory_not_equal(a, b, 32);
+    json_array_set_new(turned, 0, json_pack("{s:s}", "digest", "0x00"));
+    assert_int_equal(manifest_documents_root(b, turned, NULL), STATUS_INVALID);
+    json_decref(turned);
+    /* owners are bounded */
+    json_t *many = json_array();
+    for (int i = 0; i < 65; i++)
+        json_array_append_new(many, document_json((uint32_t)i, (uint8_t)(i + 1)));
+    json_object_set_new(j, "documents", many);
+    err_clear(&err);
+    assert_int_equal(parse(j, &m, &err), STATUS_INVALID);
+    assert_non_null(strstr(err.text, "64"));
+    json_decref(j);
+}
+
+/* publish.json and datanet.json of the demo's adapters. */
+static void test_local(void **state)
+{
+    struct manifest m;
+    struct errtext err = ERRTEXT_INIT;
+    json_t *publish = json_load_file(RS_TEST_ROOT "/configs/demo/adapters/amber-coast/publish.json",
+                                     0, NULL),
+           *datanet = json_load_file(RS_TEST_ROOT "/configs/demo/adapters/amber-coast/datanet.json",
+                                     0, NULL);
+    assert_non_null(publish);
+    assert_non_null(datanet);
+    if (manifest_parse_local(&m, publish, datanet, &err))
+        fail_msg("%s", err.text);
+    assert_true(m.contributor_count >= 4);
+    assert_false(sodium_is_zero(m.datanet_id, 32));
+    uint32_t documents = 0;
+    for (uint32_t i = 0; i < m.contributor_count; i++) {
+        documents += m.contributor[i].document_count;
+        assert_true(i == 0 || memcmp(m.contributor[i - 1].payee, m.contributor[i].payee, 20) < 0);
+    }
+    assert_int_equal(documents, json_array_size(json_object_get(datanet, "documents")));
+    assert_int_equal(manifest_parse_local(&m, publish, NULL, NULL), STATUS_OK);
+    assert_int_equal(m.contributor_count, 0);
+    assert_true(sodium_is_zero(m.datanet_id, 32));
+    json_object_del(publish, "owner");
+    assert_int_equal(manifest_parse_local(&m, publish, NULL, &err), STATUS_INVALID);
+    assert_int_equal(manifest_parse_local(&m, NULL, NULL, NULL), STATUS_INVALID);
+    json_decref(publish);
+    json_decref(datanet);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden),    cmocka_unit_test(test_signed),
+        cmocka_unit_test(test_fields),    cmocka_unit_test(test_signatures),
+        cmocka_unit_test(test_documents), cmocka_unit_test(test_local),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
