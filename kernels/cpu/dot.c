@@ -17,12 +17,11 @@
 #endif
 
 #define X_BLOCK_BYTES ((size_t)384 << 10)
-/* Longer rows are walked in blocks of k when several runs share a tile's weights, so that these
- * stay in L1; the accumulators wait in memory between blocks, which changes no bit of them. */
-#define K_BLOCK        2048
-#define K_BLOCK_ABOVE  3072
-#define K_BLOCK_ROWS   48
-#define PREFETCH_BYTES 4096 /* distance at least */
+/* Longer rows are walked in blocks of k when more than one run of rows shares a tile's weights, so
+ * that a block's weights and rows stay in L1; the accumulators wait in memory between blocks, which
+ * changes no bit of them. */
+#define K_BLOCK      1024
+#define K_BLOCK_ROWS 48
 
 enum dot_kind { DOT_F32, DOT_WIDE, DOT_NATIVE };
 
@@ -65,89 +64,124 @@ struct tile {
     const char *w[TILE_N];
     const char *x;
     size_t x_stride;
-    const char *prefetch; /* where this run's share of coming weights begins */
-    size_t prefetch_step; /* bytes of it for each step of k; 0: none */
+    const char *ahead;   /* where this run's share of the next weights begins */
+    uint32_t ahead_step; /* bytes of it for each step of k; 0: none */
+    uint32_t ahead_rows; /* after this many k the share goes on in the next row of weights */
+    size_t ahead_jump;   /* that many bytes further */
     uint32_t d_in;
     uint32_t k0, k1;   /* this block of k: a multiple of the step, but for the last */
     vf (*acc)[TILE_N]; /* [rows] between blocks; unused when one block is all */
     float out[TILE_M][TILE_N];
 };
 
-/* The elements of k past the last whole vector. */
-INLINE void tile_tail(const struct tile *tl, const uint32_t m_count, const enum dot_kind kind,
-                      uint32_t full, vf acc[TILE_M][TILE_N])
-{
-    const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
-    vf w[TILE_N];
-    for (uint32_t n = 0; n < TILE_N; n++)
-        w[n] = load_w_tail(kind, tl->w[n] + full * w_bytes, tl->d_in - full);
-#pragma GCC unroll 8
-    for (uint32_t m = 0; m < m_count; m++) {
-        vf x = vf_load(tl->x + m * tl->x_stride + full * x_bytes);
-#pragma GCC unroll 4
-        for (uint32_t n = 0; n < TILE_N; n++)
-            acc[m][n] = dot_step(kind, acc[m][n], w[n], x);
-    }
-}
+/* The accumulators of a tile are named variables, row m's being a##m..d##m: an array of them would
+ * be kept in memory around the loop. */
+#if TILE_M == 6
+#define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#elif TILE_M == 3
+#define EACH_ROW(X) X(0) X(1) X(2)
+#else
+#define EACH_ROW(X) X(0) X(1)
+#endif
 
-/* acc += one step of k. With 32 registers the four weight vectors stay while rows stream by; with
- * 16 it is the rows that stay. The sums are the same. */
-INLINE void tile_step(const enum dot_kind kind, const char *const w[TILE_N], const char *x,
-                      size_t x_stride, const uint32_t m_count, vf acc[TILE_M][TILE_N])
-{
-    if (VW == 16) {
-        vf a = load_w(kind, w[0]), b = load_w(kind, w[1]);
-        vf c = load_w(kind, w[2]), d = load_w(kind, w[3]);
-#pragma GCC unroll 8
-        for (uint32_t m = 0; m < m_count; m++) {
-            vf v = vf_load(x + m * x_stride);
-            acc[m][0] = dot_step(kind, acc[m][0], a, v);
-            acc[m][1] = dot_step(kind, acc[m][1], b, v);
-            acc[m][2] = dot_step(kind, acc[m][2], c, v);
-            acc[m][3] = dot_step(kind, acc[m][3], d, v);
-        }
-        return;
+#define ROW_BEGIN(m) vf a##m = {0}, b##m = {0}, c##m = {0}, d##m = {0};
+#define ROW_RESUME(m)                                                                              \
+    if (m < m_count) {                                                                             \
+        a##m = tl->acc[m][0], b##m = tl->acc[m][1];                                                \
+        c##m = tl->acc[m][2], d##m = tl->acc[m][3];                                                \
     }
-    vf v[TILE_M];
-#pragma GCC unroll 8
-    for (uint32_t m = 0; m < m_count; m++)
-        v[m] = vf_load(x + m * x_stride);
-#pragma GCC unroll 4
-    for (uint32_t n = 0; n < TILE_N; n++) {
-        vf a = load_w(kind, w[n]);
-#pragma GCC unroll 8
-        for (uint32_t m = 0; m < m_count; m++)
-            acc[m][n] = dot_step(kind, acc[m][n], a, v[m]);
+#define ROW_PARK(m)                                                                                \
+    if (m < m_count) {                                                                             \
+        tl->acc[m][0] = a##m, tl->acc[m][1] = b##m;                                                \
+        tl->acc[m][2] = c##m, tl->acc[m][3] = d##m;                                                \
     }
-}
+#define ROW_SUM(m)                                                                                 \
+    if (m < m_count)                                                                               \
+        vf_sum4(tl->out[m], a##m, b##m, c##m, d##m);
+/* With 32 registers the four weight vectors stay while rows stream by. */
+#define ROW_STEP(m)                                                                                \
+    if (m < m_count) {                                                                             \
+        vf v = vf_load(x + m * x_stride);                                                          \
+        a##m = dot_step(kind, a##m, w[0], v);                                                      \
+        b##m = dot_step(kind, b##m, w[1], v);                                                      \
+        c##m = dot_step(kind, c##m, w[2], v);                                                      \
+        d##m = dot_step(kind, d##m, w[3], v);                                                      \
+    }
+/* With 16 it is the rows that stay. The sums are the same. */
+#define ROW_LOAD(m) vf v##m = m < m_count ? vf_load(x + m * x_stride) : (vf){0};
+#define ROW_STEP_A(m)                                                                              \
+    if (m < m_count)                                                                               \
+        a##m = dot_step(kind, a##m, wa, v##m);
+#define ROW_STEP_B(m)                                                                              \
+    if (m < m_count)                                                                               \
+        b##m = dot_step(kind, b##m, wb, v##m);
+#define ROW_STEP_C(m)                                                                              \
+    if (m < m_count)                                                                               \
+        c##m = dot_step(kind, c##m, wc, v##m);
+#define ROW_STEP_D(m)                                                                              \
+    if (m < m_count)                                                                               \
+        d##m = dot_step(kind, d##m, wd, v##m);
 
 INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kind kind)
 {
     const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
+    const size_t x_stride = tl->x_stride;
     const uint32_t step = STEP(kind), full = tl->k1 / step * step;
     const char *w0 = tl->w[0], *w1 = tl->w[1], *w2 = tl->w[2], *w3 = tl->w[3];
-    const char *ahead = tl->prefetch;
-    const size_t ahead_step = tl->prefetch_step;
-    vf acc[TILE_M][TILE_N] = {{{0}}};
-    if (tl->k0)
-        memcpy(acc, tl->acc, m_count * sizeof(acc[0]));
+    const char *ahead = tl->ahead;
+    const size_t ahead_step = tl->ahead_step;
+    uint32_t turn = tl->k0 + tl->ahead_rows;
+    EACH_ROW(ROW_BEGIN)
+    if (tl->k0) {
+        EACH_ROW(ROW_RESUME)
+    }
     for (uint32_t k = tl->k0; k < full; k += step) {
         size_t at = k * w_bytes;
-        for (size_t i = 0; i < ahead_step; i += 64)
-            __builtin_prefetch(ahead + i, 0, 2);
-        ahead += ahead_step;
-        const char *const w[TILE_N] = {w0 + at, w1 + at, w2 + at, w3 + at};
-        tile_step(kind, w, tl->x + k * x_bytes, tl->x_stride, m_count, acc);
+        const char *x = tl->x + k * x_bytes;
+        if (ahead_step) {
+            __builtin_prefetch(ahead, 0, 3);
+            if (ahead_step > 64)
+                __builtin_prefetch(ahead + 64, 0, 3);
+            if (ahead_step > 128) {
+                __builtin_prefetch(ahead + 128, 0, 3);
+                __builtin_prefetch(ahead + 192, 0, 3);
+            }
+            ahead += ahead_step;
+            if (k + step == turn) {
+                ahead += tl->ahead_jump;
+                turn += tl->ahead_rows;
+            }
+        }
+#if VW == 16
+        const vf w[TILE_N] = {load_w(kind, w0 + at), load_w(kind, w1 + at), load_w(kind, w2 + at),
+                              load_w(kind, w3 + at)};
+        EACH_ROW(ROW_STEP)
+#else
+        EACH_ROW(ROW_LOAD)
+        vf wa = load_w(kind, w0 + at);
+        EACH_ROW(ROW_STEP_A)
+        vf wb = load_w(kind, w1 + at);
+        EACH_ROW(ROW_STEP_B)
+        vf wc = load_w(kind, w2 + at);
+        EACH_ROW(ROW_STEP_C)
+        vf wd = load_w(kind, w3 + at);
+        EACH_ROW(ROW_STEP_D)
+#endif
     }
     if (tl->k1 < tl->d_in) {
-        memcpy(tl->acc, acc, m_count * sizeof(acc[0]));
+        EACH_ROW(ROW_PARK)
         return;
     }
-    if (full < tl->d_in)
-        tile_tail(tl, m_count, kind, full, acc);
-#pragma GCC unroll 8
-    for (uint32_t m = 0; m < m_count; m++)
-        vf_sum4(tl->out[m], acc[m][0], acc[m][1], acc[m][2], acc[m][3]);
+    if (full < tl->d_in) {
+        const uint32_t rest = tl->d_in - full;
+        const char *x = tl->x + full * x_bytes;
+        const vf w[TILE_N] = {load_w_tail(kind, w0 + full * w_bytes, rest),
+                              load_w_tail(kind, w1 + full * w_bytes, rest),
+                              load_w_tail(kind, w2 + full * w_bytes, rest),
+                              load_w_tail(kind, w3 + full * w_bytes, rest)};
+        EACH_ROW(ROW_STEP)
+    }
+    EACH_ROW(ROW_SUM)
 }
 
 #define TILE_FN(kind, m)                                                                           \
@@ -223,20 +257,23 @@ static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t 
     }
 }
 
-/* Coming weights are fetched while this tile runs, in the order of their addresses, a share by each
- * of its first runs, so that memory is busy all the time rather than in bursts. `from` is the byte
- * after this tile's weights plus the distance; NULL: none. */
-static void share_prefetch(const struct dot_job *j, struct tile *tl, const char *from,
+/* The weights of the next unit (four rows of weights, one block of k) are fetched while this one
+ * runs, row after row of it, a share by each of the first runs, so that memory is busy all the time
+ * rather than in bursts. `next` is where that unit begins; NULL: none. */
+static void share_prefetch(const struct dot_job *j, struct tile *tl, const char *next,
                            uint32_t index, uint32_t n_run)
 {
-    size_t item = dtype_bytes(j->dtype), tile_bytes = TILE_N * j->d_in * item;
-    uint32_t share = n_run >= TILE_N ? TILE_N : n_run > 1 ? 2 : 1; /* whole cache lines */
+    size_t item = dtype_bytes(j->dtype), w_stride = j->d_in * item;
+    uint32_t share = n_run >= TILE_N ? TILE_N : n_run > 1 ? 2 : 1;
     uint32_t step = STEP(j->dtype == DTYPE_BF16 ? BF16_KIND : DOT_F32);
-    tl->prefetch_step = 0;
-    if (!from || index >= share)
+    uint32_t rows = TILE_N / share, n_k = tl->k1 - tl->k0;
+    tl->ahead_step = 0;
+    if (!next || index >= share)
         return;
-    tl->prefetch_step = TILE_N * step * item / share;
-    tl->prefetch = from + index * (tile_bytes / share) + TILE_N * tl->k0 * item / share;
+    tl->ahead_step = rows * step * (uint32_t)item;
+    tl->ahead_rows = n_k / step / rows * step;
+    tl->ahead_jump = w_stride - n_k / step / rows * tl->ahead_step;
+    tl->ahead = next + index * rows * w_stride;
 }
 
 /* One tile of outputs for the rows [rows[0], rows[1]). */
@@ -244,19 +281,21 @@ static void block_run(const struct dot_job *j, struct tile *tl, const uint32_t r
                       uint32_t n1)
 {
     vf acc[K_BLOCK_ROWS][TILE_N];
+    size_t item = dtype_bytes(j->dtype);
     uint32_t n_tile = (rows[1] - rows[0] + TILE_M - 1) / TILE_M;
-    uint32_t k_block = j->d_in > K_BLOCK_ABOVE && n_tile > 2 ? K_BLOCK : j->d_in;
+    uint32_t n_block = n_tile > 1 ? (j->d_in + K_BLOCK - 1) / K_BLOCK : 1;
+    uint32_t k_block = n_block > 1 ? (j->d_in / n_block + 63) / 64 * 64 : j->d_in;
     uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
-    size_t tile_bytes = TILE_N * j->d_in * dtype_bytes(j->dtype);
-    uint32_t distance = (uint32_t)(PREFETCH_BYTES / tile_bytes) + 1; /* in tiles */
-    const char *from = n + (distance + 1) * TILE_N <= n1 ? tl->w[0] + distance * tile_bytes : NULL;
     for (tl->k0 = 0; tl->k0 < j->d_in; tl->k0 = tl->k1) {
-        tl->k1 = j->d_in - tl->k0 < k_block ? j->d_in : tl->k0 + k_block;
+        tl->k1 = j->d_in - tl->k0 <= k_block ? j->d_in : tl->k0 + k_block;
+        const char *next = tl->k1 < j->d_in       ? tl->w[0] + tl->k1 * item
+                           : n + 2 * TILE_N <= n1 ? tl->w[0] + TILE_N * j->d_in * item
+                                                  : NULL;
         for (uint32_t t = rows[0], i = 0, count; i < n_tile; t += count, i++) {
             count = (rows[1] - t + n_tile - i - 1) / (n_tile - i); /* nearly equal heights */
             tl->x = j->x + t * j->x_stride_bytes;
             tl->acc = k_block < j->d_in ? &acc[t - rows[0]] : NULL;
-            share_prefetch(j, tl, from, i, n_tile);
+            share_prefetch(j, tl, next, i, n_tile);
             tile_fn[j->dtype == DTYPE_BF16][count - 1](tl);
             if (tl->k1 == j->d_in)
                 tile_store(j, tl, t, count, n, n_count);
@@ -269,7 +308,7 @@ void ISA(dot_range)(const struct dot_job *j, uint32_t n0, uint32_t n1)
     size_t w_stride = j->d_in * dtype_bytes(j->dtype);
     uint32_t fit = (uint32_t)(X_BLOCK_BYTES / j->x_stride_bytes) / TILE_M * TILE_M;
     uint32_t block = fit ? fit : TILE_M;
-    if (j->d_in > K_BLOCK_ABOVE && block > K_BLOCK_ROWS)
+    if (j->d_in > K_BLOCK && block > K_BLOCK_ROWS)
         block = K_BLOCK_ROWS;
     for (uint32_t b0 = 0; b0 < j->rows; b0 += block) {
         uint32_t rows[2] = {b0, j->rows - b0 < block ? j->rows : b0 + block};
