@@ -56,8 +56,8 @@ static bool takes(const struct cli_verb *v, unsigned o)
     return (v->options | CLI_BIT(OPT_JSON) | CLI_BIT(OPT_HELP)) & CLI_BIT(o);
 }
 
-const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc, char **argv,
-                                 int *used)
+const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc,
+                                 const char *const *argv, int *used)
 {
     for (size_t i = 0; i < count; i++) {
         const char *words = table[i].words;
@@ -94,7 +94,8 @@ static enum status find_option(const struct cli_verb *v, const char *word, size_
 }
 
 /* One word that starts with "--"; *at moves over its value. */
-static enum status take_option(struct cli *c, int argc, char **argv, int *at, struct errtext *err)
+static enum status take_option(struct cli *c, int argc, const char *const *argv, int *at,
+                               struct errtext *err)
 {
     const char *word = argv[*at] + 2, *eq = strchr(word, '=');
     unsigned o = 0;
@@ -133,8 +134,8 @@ static enum status check_complete(const struct cli *c, struct errtext *err)
     return STATUS_OK;
 }
 
-enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc, char **argv,
-                       struct errtext *err)
+enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc,
+                       const char *const *argv, struct errtext *err)
 {
     bool open = true; /* no "--" yet */
     *c = (struct cli){.verb = verb};

@@ -75,11 +75,11 @@ static inline bool cli_has(const struct cli *c, enum cli_option o)
 }
 
 /* args_verb - the verb that the first words name; *used words belong to it. NULL if none does. */
-const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc, char **argv,
-                                 int *used);
+const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc,
+                                 const char *const *argv, int *used);
 /* The words after the verb. INVALID, naming the option, its verb and what is expected. */
-MUST_CHECK enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc, char **argv,
-                                  struct errtext *err);
+MUST_CHECK enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc,
+                                  const char *const *argv, struct errtext *err);
 void args_print_verb(const struct cli_verb *v);
 void args_print_all(const struct cli_verb *table, size_t count);
 /* A whole number of an option between least and most, `standard` if it was not given. */

@@ -98,6 +98,7 @@ int main(int argc, char **argv)
 {
     struct cli c = {0};
     struct errtext err = ERRTEXT_INIT;
+    const char *const *words = (const char *const *)argv + 1;
     int used = 0;
     signal(SIGPIPE, SIG_IGN);
     if (argc < 2)
@@ -110,12 +111,12 @@ int main(int argc, char **argv)
         puts("residual " RS_VERSION);
         return CLI_FINE;
     }
-    const struct cli_verb *v = args_verb(verbs, ARRAY_COUNT(verbs), argc - 1, argv + 1, &used);
+    const struct cli_verb *v = args_verb(verbs, ARRAY_COUNT(verbs), argc - 1, words, &used);
     if (!v && argc == 3 && is_help(argv[2]) && print_group(argv[1]))
         return CLI_FINE;
     if (!v)
         return usage(argv[1]);
-    if (args_parse(&c, v, argc - 1 - used, argv + 1 + used, &err))
+    if (args_parse(&c, v, argc - 1 - used, words + used, &err))
         return cli_fail(&c, STATUS_INVALID, &err, NULL);
     if (cli_has(&c, OPT_HELP)) {
         args_print_verb(v);

@@ -58,7 +58,7 @@ class Chain:
             if name != "treasury":
                 self.fund(self.address[name])
         self.config = {
-            "notice_s": 2, "commit_age_min_s": 2, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
+            "notice_s": 2, "commit_age_min_s": 4, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": self.address["treasury"]},
             "window_s": 2, "wait_s": 3, "max_increase": "1000000000000000000000", "attestors_min": 0, "unattested": True,
             "roles": {"poster": self.address["poster"]}, "methods": [self.keccak(METHOD_TEXT)]}

@@ -1,9 +1,10 @@
 """Against a running server, chain and settlement worker: publish, register, verify receipts, claim, audit."""
 import json
 import shutil
+import subprocess
 
 import pytest
-from conftest import DEMO, residual, wait_for
+from conftest import DEMO, binary, residual, wait_for
 
 QUESTION = json.loads((DEMO / "facts.json").read_text())["demoQuestions"][0]
 
@@ -71,6 +72,21 @@ def test_an_update_needs_a_rising_version(world):
     (folder / "datanet.json").write_text(json.dumps(datanet))
     refused = world.publish(folder, "vale", key, *world.on_chain())
     assert refused.code == 5 and "datanet.json" in refused.err, refused
+
+
+def test_a_killed_registration_goes_on(world):
+    folder, key = world.adapter("elm-reach", "elm")
+    words = [binary("residual"), "adapter", "publish", folder, *server(world), "--name", "reach", "--owner-key-file", key, "--publisher-key-file",
+             world.publisher_key, "--deployment", world.chain.file, *world.on_chain()]
+    first = subprocess.Popen([str(w) for w in words], stderr=subprocess.PIPE, text=True)
+    for line in first.stderr:
+        if "waiting" in line:  # committed, not registered
+            break
+    first.kill()
+    first.wait()
+    assert residual("adapter", "show", "reach", *server(world)).code == 4  # nothing was uploaded
+    done = world.publish(folder, "reach", key, *world.on_chain(), "--json")
+    assert done.code == 0 and done.json["transactions"] == 1, done  # the old commitment served
 
 
 def test_bad_publishing_is_refused_before_anything_happens(world):

@@ -1,0 +1,2 @@
+# The command line's parts that need no process, server or chain.
+rs_unit_test(cli rs_cli)
