@@ -188,7 +188,8 @@ static enum status set_number(struct config *c, const struct key *k, const char 
     static const char suffixes[] = "kmgt"; /* binary multiples, as KiB, MiB... */
     const char *suffix = *end ? strchr(suffixes, *end | 0x20) : NULL;
     unsigned shift = suffix ? 10 * (unsigned)(suffix - suffixes + 1) : 0;
-    bool bad = end == value || value[0] == '-' || errno || (suffix ? end[1] != '\0' : *end != '\0');
+    bool bad =
+        value[0] < '0' || value[0] > '9' || errno || (suffix ? end[1] != '\0' : *end != '\0');
     if (!bad && shift && v > UINT64_MAX >> shift)
         bad = true;
     if (bad)

@@ -53,7 +53,8 @@ static enum status parse_adapters(struct http_key *k, size_t i, json_t *list, st
         return bad(err, i, "adapters", "an array of at most 64 names");
     json_array_foreach(list, at, name)
     {
-        if (!json_is_string(name) || json_string_length(name) > CATALOG_NAME_MAX)
+        if (!json_is_string(name) || json_string_length(name) == 0 ||
+            json_string_length(name) > CATALOG_NAME_MAX)
             return bad(err, i, "adapters", "adapter names (a trailing * is a prefix)");
         snprintf(k->adapter[k->adapter_count++], CATALOG_NAME_MAX + 1, "%s",
                  json_string_value(name));
@@ -95,6 +96,18 @@ static enum status parse_key(struct http_key *k, size_t i, json_t *v, struct err
     return st ? st : parse_adapters(k, i, json_object_get(v, "adapters"), err);
 }
 
+/* A name stands for quota and ownership, a digest for who asks: neither may mean two keys. */
+static enum status check_unique(const struct http_key *all, size_t i, struct errtext *err)
+{
+    for (size_t k = 0; k < i; k++) {
+        if (strcmp(all[k].name, all[i].name) == 0)
+            return bad(err, i, "name", "a name that no other key has");
+        if (memcmp(all[k].digest, all[i].digest, sizeof all[i].digest) == 0)
+            return bad(err, i, "digest", "a digest that no other key has");
+    }
+    return STATUS_OK;
+}
+
 static enum status parse_array(struct http_key **keys, uint32_t *count, json_t *array,
                                struct errtext *err)
 {
@@ -105,6 +118,8 @@ static enum status parse_array(struct http_key **keys, uint32_t *count, json_t *
     struct http_key *all = mem_array(n ? n : 1, sizeof *all);
     for (size_t i = 0; i < n; i++) {
         enum status st = parse_key(&all[i], i, json_array_get(array, i), err);
+        if (!st)
+            st = check_unique(all, i, err);
         if (st) {
             mem_free(all);
             return st;

@@ -35,6 +35,7 @@ struct ship {
     redisContext *redis;
     struct spool_cursor cursor;
     bool cursor_open;
+    bool is_away; /* an outage is told once */
     struct buf body;
     _Atomic bool connected;       /* relaxed: telemetry */
     _Atomic uint64_t shipped_seq; /* relaxed: telemetry */
@@ -106,8 +107,10 @@ static void sleep_ms(struct ship *s, uint32_t ms, bool until_kicked)
 
 static void disconnect(struct ship *s, const char *why)
 {
-    if (atomic_exchange_explicit(&s->connected, false, memory_order_relaxed))
+    atomic_store_explicit(&s->connected, false, memory_order_relaxed);
+    if (!s->is_away)
         log_warn("ship", "Redis %s: %s; records wait in the spool", s->host, why);
+    s->is_away = true;
     if (s->redis)
         redisFree(s->redis);
     s->redis = NULL;
@@ -127,13 +130,31 @@ static bool authenticate(struct ship *s)
     return good;
 }
 
-/* Last sequence number in the stream: 0 when it is empty or absent; false when Redis does not say.
- */
-static bool last_id(struct ship *s, uint64_t *seq)
+/* Is the stream's last entry [id, [field, body]] the spool's record of that number? */
+static bool is_own_entry(struct ship *s, uint64_t seq, const redisReply *entry)
 {
+    struct spool_cursor c;
+    uint64_t got;
+    if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2 || entry->element[1]->elements < 2)
+        return true; /* the stream was trimmed empty: nothing to compare */
+    const redisReply *body = entry->element[1]->element[1];
+    if (spool_cursor_open(&c, s->spool, seq, NULL) != STATUS_OK)
+        return true; /* trimmed here: it was final */
+    bool same = spool_cursor_next(&c, &got, &s->body, NULL) != STATUS_OK ||
+                (body->len == s->body.len && memcmp(body->str, s->body.data, body->len) == 0);
+    spool_cursor_close(&c);
+    return same;
+}
+
+/* Last sequence number in the stream: 0 when it is empty or absent; false when Redis does not say.
+ * *own: the last entry is what this spool holds under that number. */
+static bool last_id(struct ship *s, uint64_t *seq, bool *own)
+{
+    const redisReply *entry = NULL;
     redisReply *r = redisCommand(s->redis, "XINFO STREAM %s", s->key);
     bool good = false;
     *seq = 0;
+    *own = true;
     if (r && r->type == REDIS_REPLY_ERROR)
         good = strstr(r->str, "no such key") != NULL;
     for (size_t i = 0; r && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
@@ -142,7 +163,11 @@ static bool last_id(struct ship *s, uint64_t *seq)
             *seq = strtoull(r->element[i + 1]->str, NULL, 10);
             good = true;
         }
+        if (r->element[i]->str && strcmp(r->element[i]->str, "last-entry") == 0)
+            entry = r->element[i + 1];
     }
+    if (good && entry && *seq > 0 && *seq <= spool_durable_seq(s->spool))
+        *own = is_own_entry(s, *seq, entry);
     if (r)
         freeReplyObject(r);
     return good;
@@ -153,17 +178,18 @@ static bool position(struct ship *s)
 {
     struct errtext err = ERRTEXT_INIT;
     uint64_t last;
-    if (!last_id(s, &last)) {
+    bool own;
+    if (!last_id(s, &last, &own)) {
         disconnect(s, "XINFO STREAM was not answered");
         return false;
     }
     uint64_t durable = spool_durable_seq(s->spool), first = spool_first_seq(s->spool);
-    if (last > durable) {
+    if (last > durable || !own) {
         log_error("ship",
                   "stream %s ends at %" PRIu64 ", the spool at %" PRIu64
                   ": this lane's stream holds records this spool never wrote",
                   s->key, last, durable);
-        disconnect(s, "stream is ahead of the spool");
+        disconnect(s, "the stream is not this spool's");
         return false;
     }
     if (s->cursor_open && s->cursor.next_seq == last + 1)
@@ -191,9 +217,7 @@ static bool connect_redis(struct ship *s)
     s->redis = s->port ? redisConnectWithTimeout(s->host, s->port, wait)
                        : redisConnectUnixWithTimeout(s->host, wait);
     if (!s->redis || s->redis->err || redisSetTimeout(s->redis, reply) != REDIS_OK) {
-        if (s->redis)
-            redisFree(s->redis);
-        s->redis = NULL;
+        disconnect(s, s->redis ? s->redis->errstr : "no memory for a connection");
         return false;
     }
     if (!authenticate(s)) {
@@ -204,6 +228,7 @@ static bool connect_redis(struct ship *s)
     if (!position(s))
         return false;
     atomic_store_explicit(&s->connected, true, memory_order_relaxed);
+    s->is_away = false;
     log_info("ship", "Redis %s: %s goes on after record %" PRIu64, s->host, s->key,
              atomic_load(&s->shipped_seq));
     return true;

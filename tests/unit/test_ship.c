@@ -1,0 +1,365 @@
+/* The shipper against a real redis-server that each test starts, kills and empties: every record is
+ * in the stream exactly once, under its own number, with its own bytes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <hiredis/hiredis.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "server/base/file.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/spool/ship.h"
+
+static char dir[64], url[64], password_path[80];
+static int port;
+static pid_t redis_pid;
+static struct spool *spool;
+static struct ship *ship;
+
+static int free_port(void)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof a;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+static redisContext *client(const char *password)
+{
+    for (int i = 0; i < 1000; i++) {
+        redisContext *c = redisConnect("127.0.0.1", port);
+        assert_non_null(c);
+        if (!c->err) {
+            redisReply *r = password ? redisCommand(c, "AUTH %s", password) : NULL;
+            if (r)
+                freeReplyObject(r);
+            r = redisCommand(c, "PING");
+            bool good = r && r->type == REDIS_REPLY_STATUS;
+            if (r)
+                freeReplyObject(r);
+            if (good)
+                return c;
+        }
+        redisFree(c);
+        usleep(10000);
+    }
+    fail_msg("redis-server does not answer; it is installed by deploy/setup");
+    return NULL;
+}
+
+static void start_redis(const char *password)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", port);
+    redis_pid = fork();
+    assert_true(redis_pid >= 0);
+    if (redis_pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, 1);
+        dup2(null, 2);
+        execlp("redis-server", "redis-server", "--port", text, "--bind", "127.0.0.1", "--dir", dir,
+               "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--requirepass",
+               password ? password : "", (char *)NULL);
+        _exit(127);
+    }
+    redisFree(client(password));
+}
+
+static void kill_redis(void)
+{
+    if (redis_pid > 0) {
+        kill(redis_pid, SIGKILL);
+        waitpid(redis_pid, NULL, 0);
+    }
+    redis_pid = 0;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    log_set_level((enum log_level) - 1);
+    snprintf(dir, sizeof dir, "/tmp/rs-ship-XXXXXX");
+    if (!mkdtemp(dir))
+        return -1;
+    port = free_port();
+    snprintf(url, sizeof url, "redis://127.0.0.1:%d", port);
+    snprintf(password_path, sizeof password_path, "%s/password", dir);
+    char path[80];
+    snprintf(path, sizeof path, "%s/spool", dir);
+    struct spool_options opt = {.dir = path, .segment_bytes_max = 4096, .bytes_max = 1 << 24};
+    return spool_open(&spool, &opt, NULL) ? -1 : 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    char cmd[96];
+    ship_stop(ship, 0);
+    ship = NULL;
+    kill_redis();
+    spool_close(spool);
+    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    return system(cmd);
+}
+
+/* Bodies hold bytes that a careless protocol would trip over. */
+static size_t body_of(uint64_t seq, char body[64])
+{
+    size_t n = 20 + seq % 30;
+    for (size_t i = 0; i < n; i++)
+        body[i] = (char)(seq * 7 + i * 3);
+    body[3] = '\0';
+    body[5] = '\r';
+    body[6] = '\n';
+    return n;
+}
+
+static void append(uint64_t count)
+{
+    char body[64];
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t seq = spool_next_seq(spool);
+        size_t n = body_of(seq, body);
+        assert_int_equal(spool_append(spool, seq, body, n, NULL), STATUS_OK);
+    }
+    assert_int_equal(spool_sync(spool, NULL), STATUS_OK);
+    if (ship)
+        ship_kick(ship);
+}
+
+static enum status start(const char *password_file)
+{
+    struct ship_options opt = {.redis_url = url, .password_file = password_file, .lane = 9};
+    return ship_start(&ship, &opt, spool, NULL);
+}
+
+static void wait_shipped(uint64_t seq)
+{
+    for (int i = 0; i < 3000 && ship_shipped_seq(ship) != seq; i++)
+        usleep(5000);
+    assert_int_equal(ship_shipped_seq(ship), seq);
+}
+
+/* The stream holds exactly records first..last. */
+static void expect_stream(const char *password, uint64_t first, uint64_t last)
+{
+    redisContext *c = client(password);
+    redisReply *r = redisCommand(c, "XRANGE residual:lane:9 - +");
+    assert_non_null(r);
+    assert_int_equal(r->type, REDIS_REPLY_ARRAY);
+    assert_int_equal(r->elements, last - first + 1);
+    for (size_t i = 0; i < r->elements; i++) {
+        char id[32], body[64];
+        const redisReply *entry = r->element[i], *fields = entry->element[1];
+        snprintf(id, sizeof id, "%llu-0", (unsigned long long)(first + i));
+        assert_string_equal(entry->element[0]->str, id);
+        assert_int_equal(fields->elements, 2);
+        assert_string_equal(fields->element[0]->str, "r");
+        size_t n = body_of(first + i, body);
+        assert_int_equal(fields->element[1]->len, n);
+        assert_memory_equal(fields->element[1]->str, body, n);
+    }
+    freeReplyObject(r);
+    redisFree(c);
+}
+
+static void command(const char *text)
+{
+    redisContext *c = client(NULL);
+    redisReply *r = redisCommand(c, text);
+    assert_non_null(r);
+    if (r->type == REDIS_REPLY_ERROR)
+        fail_msg("%s: %s", text, r->str);
+    freeReplyObject(r);
+    redisFree(c);
+}
+
+static void test_ship(void **state)
+{
+    start_redis(NULL);
+    append(200); /* before it starts, over several segments */
+    assert_int_equal(start(NULL), STATUS_OK);
+    wait_shipped(200);
+    assert_true(ship_is_connected(ship));
+    append(1);
+    append(99);
+    wait_shipped(300);
+    expect_stream(NULL, 1, 300);
+    ship_stop(ship, 1000);
+    ship = NULL;
+    append(10);
+    assert_int_equal(start(NULL), STATUS_OK); /* another run goes on where the stream ends */
+    wait_shipped(310);
+    expect_stream(NULL, 1, 310);
+}
+
+/* Redis away at the start, killed under load, back: nothing is lost, nothing twice. */
+static void test_kills(void **state)
+{
+    assert_int_equal(start(NULL), STATUS_OK);
+    append(50);
+    usleep(50000);
+    assert_false(ship_is_connected(ship));
+    start_redis(NULL);
+    wait_shipped(50);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 20; i++) {
+            append(10);
+            if (i == 10)
+                kill_redis();
+        }
+        start_redis(NULL);
+        wait_shipped(50 + 200 * (uint64_t)(round + 1));
+    }
+    expect_stream(NULL, 1, 650);
+}
+
+/* The stream is gone or shorter (a flush, an old backup): it is filled again. */
+static void test_refill(void **state)
+{
+    start_redis(NULL);
+    append(120);
+    assert_int_equal(start(NULL), STATUS_OK);
+    wait_shipped(120);
+    command("FLUSHALL");
+    for (int i = 0; i < 1000; i++) { /* an idle shipper looks about once a second */
+        redisContext *c = client(NULL);
+        redisReply *r = redisCommand(c, "XLEN residual:lane:9");
+        long long n = r ? r->integer : 0;
+        freeReplyObject(r);
+        redisFree(c);
+        if (n == 120)
+            break;
+        usleep(10000);
+    }
+    expect_stream(NULL, 1, 120);
+    append(5);
+    wait_shipped(125);
+    expect_stream(NULL, 1, 125);
+}
+
+/* The worker trims the stream: the numbers go on. */
+static void test_trimmed_stream(void **state)
+{
+    start_redis(NULL);
+    append(20);
+    assert_int_equal(start(NULL), STATUS_OK);
+    wait_shipped(20);
+    command("XTRIM residual:lane:9 MAXLEN 0");
+    append(10);
+    wait_shipped(30);
+    expect_stream(NULL, 21, 30);
+}
+
+/* A stream that holds numbers this spool never wrote is not touched. */
+static void test_ahead(void **state)
+{
+    start_redis(NULL);
+    append(5);
+    command("XADD residual:lane:9 9-0 r foreign");
+    assert_int_equal(start(NULL), STATUS_OK);
+    usleep(300000);
+    assert_false(ship_is_connected(ship));
+    append(10); /* past the foreign number: still not ours to mix with */
+    usleep(800000);
+    assert_int_equal(ship_shipped_seq(ship), 0);
+    redisContext *c = client(NULL);
+    redisReply *r = redisCommand(c, "XRANGE residual:lane:9 - +");
+    assert_int_equal(r->elements, 1);
+    assert_string_equal(r->element[0]->element[1]->element[1]->str, "foreign");
+    freeReplyObject(r);
+    redisFree(c);
+    command("DEL residual:lane:9"); /* the person's decision */
+    wait_shipped(15);
+    expect_stream(NULL, 1, 15);
+}
+
+/* Redis refuses writes: asked now and then, not in a loop, and served once it takes them again. */
+static void test_refusing(void **state)
+{
+    start_redis(NULL);
+    command("CONFIG SET maxmemory 1");
+    append(5);
+    assert_int_equal(start(NULL), STATUS_OK);
+    usleep(600000);
+    assert_int_equal(ship_shipped_seq(ship), 0);
+    redisContext *c = client(NULL);
+    redisReply *r = redisCommand(c, "INFO stats");
+    const char *at = strstr(r->str, "total_connections_received:");
+    assert_non_null(at);
+    assert_true(atol(at + 27) < 30);
+    freeReplyObject(r);
+    redisFree(c);
+    command("CONFIG SET maxmemory 0");
+    wait_shipped(5);
+    expect_stream(NULL, 1, 5);
+}
+
+static void write_password(const char *text, unsigned mode)
+{
+    assert_int_equal(file_write_atomic(password_path, text, strlen(text), mode, NULL), STATUS_OK);
+}
+
+static void test_password(void **state)
+{
+    start_redis("open sesame");
+    append(3);
+    write_password("wrong\n", 0600);
+    assert_int_equal(start(password_path), STATUS_OK);
+    usleep(300000);
+    assert_false(ship_is_connected(ship));
+    assert_int_equal(ship_shipped_seq(ship), 0);
+    ship_stop(ship, 0);
+    ship = NULL;
+    write_password("open sesame\n", 0600);
+    assert_int_equal(start(password_path), STATUS_OK);
+    wait_shipped(3);
+    expect_stream("open sesame", 1, 3);
+    ship_stop(ship, 0);
+    ship = NULL;
+    assert_int_equal(chmod(password_path, 0644), 0);
+    assert_int_equal(start(password_path), STATUS_DENIED);
+    unlink(password_path);
+    assert_int_equal(start(password_path), STATUS_NOT_FOUND);
+}
+
+static void test_urls(void **state)
+{
+    static const char *const bad[] = {"",           "http://x:1",       "redis://",
+                                      "redis://:1", "redis://h:0",      "redis://h:65536",
+                                      "redis://h:", "redis://h:6379/0x"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct errtext err = ERRTEXT_INIT;
+        struct ship_options opt = {.redis_url = bad[i], .lane = 9};
+        assert_int_equal(ship_start(&ship, &opt, spool, &err), STATUS_INVALID);
+        assert_string_equal(err.param, "redis_url");
+        assert_null(ship);
+    }
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_ship),  TEST(test_kills),    TEST(test_refill),   TEST(test_trimmed_stream),
+        TEST(test_ahead), TEST(test_refusing), TEST(test_password), TEST(test_urls),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
