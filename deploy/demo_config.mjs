@@ -31,7 +31,8 @@ function base() {
 // the demo's owners publish with the demo's public keys
 function keyFiles() {
   const files = {};
-  for (const c of json(join(demo, 'contributors.json')).contributors) {
+  const people = json(join(demo, 'contributors.json'));
+  for (const c of [...people.contributors, ...people.others]) {
     const file = join(args.run, 'keys', c.label + '.key');
     if (!existsSync(file)) writeFileSync(file, c.privateKey.replace('0x', ''), { mode: 0o600 });
     files[c.address.toLowerCase()] = file;
@@ -64,6 +65,7 @@ async function withServer(config) {
   for (const name of readdirSync(join(demo, 'adapters'))) {
     const p = json(join(demo, 'adapters', name, 'publish.json'));
     const key = keys[p.owner.toLowerCase()];
+    if (!key) throw new Error(`${name}: no demo key for its owner ${p.owner}`);
     config.coins.push({ address: getAddress(p.owner), amount: '100000000000000000' });
     config.datanets.push(datanet(name, json(join(demo, 'adapters', name, p.datanet)), key));
     config.adapters.push({
