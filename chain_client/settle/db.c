@@ -14,6 +14,8 @@
 #include "server/base/check.h"
 #include "server/base/file.h"
 
+#define BUSY_MS 15000
+
 static const char schema[] =
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS lanes (lane INTEGER PRIMARY KEY, ingested INTEGER NOT NULL,"
@@ -103,13 +105,16 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
     if (!st && sqlite3_open_v2(path, &db->h, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) !=
                    SQLITE_OK)
         st = fault(db, err);
+    if (!st) /* readers may be recovering the log of a worker that was killed: wait for them */
+        sqlite3_busy_timeout(db->h, BUSY_MS);
     if (!st)
-        st = exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;",
-                  err);
+        st = exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", err);
     if (!st)
         st = check_integrity(db, err);
     if (!st)
-        st = exec(db, schema, err);
+        st = db_begin(db, err);
+    if (!st)
+        st = db_end(db, exec(db, schema, err), err);
     if (st)
         db_close(db);
     return st;
@@ -118,6 +123,7 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
 enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
 {
     char path[PATH_MAX];
+    uint64_t tables = 0;
     *db = (struct db){.lock_fd = -1};
     snprintf(path, sizeof path, "%s/settle.db", dir);
     if (!file_exists(path))
@@ -127,7 +133,14 @@ enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
     if (sqlite3_open_v2(path, &db->h, SQLITE_OPEN_READWRITE, NULL) != SQLITE_OK)
         st = fault(db, err);
     if (!st)
-        st = exec(db, "PRAGMA busy_timeout=5000; PRAGMA query_only=1;", err);
+        sqlite3_busy_timeout(db->h, BUSY_MS);
+    if (!st)
+        st = exec(db, "PRAGMA query_only=1;", err);
+    if (!st)
+        st = db_value(db, &tables, 0, err,
+                      "SELECT count(*) FROM sqlite_master WHERE name = 'quarantine'", "");
+    if (!st && !tables)
+        st = err_set(err, STATUS_NOT_FOUND, "%s: the worker is just making it; ask again", path);
     if (st)
         db_close(db);
     return st;

@@ -1,5 +1,6 @@
 """Records in Redis become batches on the ledger, batches an epoch in the vault, and the epoch a payment; the audit agrees with it and
 with nothing that differs by one byte."""
+import json
 import random
 import shutil
 
@@ -92,22 +93,22 @@ def test_audit_finds_any_changed_byte(settled, tmp_path):
         if int(number) > (last if kind == "batch" else epoch):
             continue
         good = path.read_bytes()
-        places = {0, len(good) - 1} | {rng.randrange(len(good)) for _ in range(8 if FULL else 2)}
+        places = {0, len(good) - 1} | {rng.randrange(len(good)) for _ in range(8)} if FULL else {rng.randrange(len(good))}
         for at in places:
             bad = bytearray(good)
             bad[at] ^= 1 << rng.randrange(8)
             path.write_bytes(bad)
             code, report = w.audit("epoch", epoch, archive)
             assert code == 1, f"{path.relative_to(archive)} byte {at}: {report}"
-        for bad in (good[:-1], good + b"\n", b""):
+        for bad in (good[:-1], good + b"\n", b"") if FULL else (good[:-1],):
             path.write_bytes(bad)
             assert w.audit("epoch", epoch, archive)[0] == 1, f"{path.relative_to(archive)}: {len(bad)} bytes"
-        path.unlink()
-        assert w.audit("epoch", epoch, archive)[0] == 1, f"{path.relative_to(archive)}: gone"
+        if FULL:
+            path.unlink()
+            assert w.audit("epoch", epoch, archive)[0] == 1, f"{path.relative_to(archive)}: gone"
         path.write_bytes(good)
     assert w.audit("epoch", epoch, archive)[0] == 0
 
 
 def w_status(w):
-    import json
     return json.loads(run(binary("residual-settle"), "status", "--json", "--state-dir", w.dir / "state").stdout)

@@ -6,3 +6,7 @@ if(TARGET rs_settle AND TARGET rs_spool)
   target_link_libraries(audit_tool PRIVATE rs_audit)
   set_target_properties(lane_tool audit_tool PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 endif()
+
+rs_unit_test(settle_settings rs_settle)
+rs_unit_test(settle_archive rs_audit)
+rs_unit_test(settle_lanes rs_settle rs_spool PkgConfig::SODIUM)

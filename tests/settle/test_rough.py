@@ -1,0 +1,258 @@
+"""What goes wrong around the worker: kills, Redis and the chain away, records lost, damaged, repeated or contradicted, its own state
+lost. Nothing is lost or counted twice, and what a person must decide stops with an exit code or a stopped lane."""
+import json
+import random
+import shutil
+import struct
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from world import FULL, Settle, World, binary, node, run, wait_for
+
+KILLS = 50 if FULL else 10
+
+
+@pytest.fixture
+def world(tmp_path):
+    with World(tmp_path, lanes=(1,)) as w:
+        w.lanes[1].make(w, 120)
+        yield w
+
+
+def settled_exactly(w, s):
+    """Every record in one final batch, paid by an active epoch, and the audit agrees."""
+    s.wait_final()
+    epoch = s.wait_epoch()
+    code, report = w.audit("epoch", epoch)
+    assert code == 0, report
+    assert report["records"] == sum(len(lane.entries) for lane in w.lanes.values())
+    assert int(report["total"]) == sum(lane.fees for lane in w.lanes.values())
+    return epoch
+
+
+def test_kills(tmp_path):
+    rng = random.Random(6)
+    with World(tmp_path) as w:
+        w.lanes[1].make(w, 400)
+        w.lanes[2].make(w, 200)
+        s = Settle(w, "--batch-count-max", 60, "--batch-seconds-max", 1)
+        left = {n: list(lane.entries) for n, lane in w.lanes.items()}
+        for kill in range(KILLS):
+            s.start()
+            for n, entries in left.items():
+                cut = len(w.lanes[n].entries) // KILLS + 1
+                w.ship(n, entries[:cut])
+                del entries[:cut]
+            time.sleep(rng.uniform(0.05, 2.5))
+            s.kill()
+        with s:
+            settled_exactly(w, s)
+            assert s.status()["quarantined"] == 0
+        w.recompute()
+
+
+def test_redis_and_chain_away_at_start(world):
+    w = world
+    w.stop_chain()
+    w.redis.kill()
+    with Settle(w) as s:
+        wait_for(lambda: "trying again" in s.log.read_text(), 10, what="a line that says so")
+        w.start_chain()
+        time.sleep(1)
+        w.redis.start()
+        w.ship_all()
+        settled_exactly(w, s)
+
+
+def test_redis_and_chain_away_later(world):
+    w = world
+    half = len(w.lanes[1].entries) // 2
+    with Settle(w) as s:
+        w.ship(1, w.lanes[1].entries[:half])
+        s.wait("half the records", lambda t: t["lanes"] and t["lanes"][0]["ingested"] == half)
+        w.stop_chain()
+        w.redis.kill()
+        time.sleep(1.5)
+        w.start_chain()
+        w.redis.start()
+        w.redis.command("FLUSHALL")  # what was there is gone: the server ships again from the stream's last id
+        w.ship(1, w.lanes[1].entries)
+        settled_exactly(w, s)
+
+
+def test_missing_and_damaged_records_come_from_the_spool(world):
+    w = world
+    entries = list(w.lanes[1].entries)
+    last = len(entries)
+    damaged = {30: b"no record at all", last: entries[-1][1][:-1] + bytes([entries[-1][1][-1] ^ 1])}
+    w.ship(1, [(n, damaged.get(n, body)) for n, body in entries if n not in (10, 11, 57)])
+    with Settle(w) as s:
+        settled_exactly(w, s)
+        assert s.status()["quarantined"] == 2 and s.status()["lanes"][0]["stopped"] is None
+
+
+def test_missing_records_come_from_the_server(world):
+    w = world
+    entries, asked = dict(w.lanes[1].entries), []
+
+    class Ranges(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Authorization")))
+            first, last = (int(x.split("=")[1]) for x in self.path.split("?")[1].split("&"))
+            data = (w.lanes[1].dir / "spool" / "seg-00000000000000000001.log").read_bytes()
+            out, at = b"", 0
+            while at < len(data):
+                _, length, seq = struct.unpack_from("<IIQ", data, at)
+                out += data[at:at + 20 + length] if first <= seq <= last else b""
+                at += 20 + length
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(out)))
+            self.end_headers()
+            self.wfile.write(out)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Ranges)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    key = w.dir / "worker.key"
+    key.write_text("rs-worker\n")
+    key.chmod(0o600)
+    w.ship(1, [(n, body) for n, body in entries.items() if n % 9])
+    try:
+        with Settle(w, "--refetch-url", f"1=http://127.0.0.1:{server.server_port}", "--refetch-key-file", key, spool=False) as s:
+            settled_exactly(w, s)
+    finally:
+        server.shutdown()
+    assert asked and asked[0] == ("/v1/lane/range?first=9&last=9", "Bearer rs-worker")
+
+
+def test_without_a_source_a_gap_holds(world):
+    w = world
+    w.ship(1, [e for e in w.lanes[1].entries if e[0] != 20])
+    with Settle(w, spool=False) as s:
+        wait_for(lambda: "holds at record 19" in s.log.read_text(), 20, 0.2, "a line that names the gap")
+        time.sleep(3)
+        assert s.status()["lanes"][0]["ingested"] == 19
+    with Settle(w) as s:
+        settled_exactly(w, s)
+
+
+def test_a_lane_that_contradicts_itself_stops(tmp_path):
+    with World(tmp_path, lanes=(1, 2)) as w:
+        w.lanes[1].make(w, 60)
+        w.lanes[2].make(w, 60)
+        other = run(binary("lane_tool"), "records", tmp_path / "other", 1, w.deployed["chain_id"], w.deployed["ledger"], 61).stdout
+        assert other
+        shutil.copytree(w.lanes[1].dir, tmp_path / "kept")
+        good = w.lanes[1].entries
+        data, at, fork = (tmp_path / "other" / "spool" / "seg-00000000000000000001.log").read_bytes(), 0, {}
+        while at < len(data):
+            _, length, seq = struct.unpack_from("<IIQ", data, at)
+            fork[seq] = data[at + 20:at + 20 + length]
+            at += 20 + length
+        first = next(n for n, body in good if fork[n] != body)  # same number, another record, both signed
+        with Settle(w) as s:
+            w.ship(1, good)
+            w.ship(2, w.lanes[2].entries)
+            s.wait_final()
+            w.redis.command("DEL", "residual:lane:1")
+            w.ship(1, [(first, fork[first])])
+            s.wait("the lane to stop", lambda t: t["lanes"][0]["stopped"])
+            assert s.status()["lanes"][1]["stopped"] is None and s.status()["quarantined"] == 1
+            s.wait_epoch()
+        done = run(binary("residual-settle"), "resume", 1, "--state-dir", s.state)
+        assert "goes on" in done.stdout and s.status()["lanes"][0]["stopped"] is None
+        assert run(binary("residual-settle"), "resume", 1, "--state-dir", s.state, check=False).returncode == 1
+
+
+def test_state_lost_is_adopted_from_chain_and_archive(world):
+    w = world
+    half = len(w.lanes[1].entries) // 2
+    with Settle(w) as s:
+        w.ship(1, w.lanes[1].entries[:half])
+        s.wait("half of it final", lambda t: t["lanes"] and t["lanes"][0]["final"] == half)
+        s.wait("an epoch", lambda t: any(e["state"] == "active" for e in t["epochs"]))
+    shutil.rmtree(s.state)
+    with s:
+        w.ship(1, w.lanes[1].entries[half:])
+        settled_exactly(w, s)
+    w.recompute()
+    shutil.rmtree(s.state)
+    shutil.rmtree(w.dir / "archive")
+    s.start()
+    s.process.wait(30)
+    assert s.process.returncode == 4 and "neither in the state nor in the archive" in s.tail()
+
+
+def test_an_unregistered_lane_waits(world):
+    w = world
+    stranger = w.lanes[1].dir / "transport.key"
+    with Settle(w, "--lane-key", f"7={stranger}") as s:
+        w.ship(7, w.lanes[1].entries[:5])
+        w.ship_all()
+        s.wait("lane 1 final", lambda t: t["lanes"] and t["lanes"][0]["final"] == len(w.lanes[1].entries))
+        assert "lane 7 is not registered" in s.tail() and s.status()["lanes"][1]["ingested"] == 0
+
+
+def test_a_vetoed_epoch_is_paid_by_the_next(tmp_path):
+    with World(tmp_path, lanes=(1,), window_s=12) as w:
+        w.lanes[1].make(w, 60)
+        w.ship_all()
+        with Settle(w) as s:
+            s.wait("a pending epoch", lambda t: any(e["state"] == "final" for e in t["epochs"]))
+            node("""
+                import { Contract, JsonRpcProvider, Wallet } from 'ethers';
+                import { artifact } from './js/abi.mjs';
+                const p = new JsonRpcProvider('%s', undefined, { pollingInterval: 100 });
+                const vault = new Contract('%s', artifact('RewardVault').abi, new Wallet('0x%s', p));
+                await (await vault.veto(1)).wait();
+                p.destroy();""" % (w.rpc_url, w.deployed["vault"], (w.key("deployer")).read_text()))
+            epoch = settled_exactly(w, s)
+            assert epoch == 2 and [e["state"] for e in s.status()["epochs"]] == ["active", "vetoed"]
+
+
+def test_refusals(world):
+    w = world
+    tool = binary("residual-settle")
+    flags = Settle(w).args[1:]
+    assert "--batch-count-max" in run(tool, "--help").stdout
+    for args, said in (([], "deployment: missing"), (["--nothing", "1"], "unknown flag 'nothing'"), (["dance"], "unknown verb"),
+                       (["--batch-count-max", "0"], "expected 1 to 65536"), (["--lane-key", "x"], "expected LANE=FILE"),
+                       ([*flags, "--redis-url", "http://x"], "expected redis://"), ([*flags, "--key-file", "/nothing"], "/nothing"),
+                       ([*flags, "--spool-dir", "9=/x"], "lane 9 has no lane_key")):
+        done = run(tool, *args, check=False)
+        assert done.returncode == 2 and said in done.stderr, (args, done.returncode, done.stderr)
+    config = w.dir / "settle.json"
+    config.write_text(json.dumps({"poll_ms": "fast"}))
+    done = run(tool, "--config", config, check=False)
+    assert done.returncode == 2 and "poll_ms: found 'fast'" in done.stderr and "settle.json" in done.stderr
+    done = run(tool, "status", "--state-dir", w.dir / "nothing", check=False)
+    assert done.returncode == 3 and "no such file" in done.stderr
+    done = run(tool, *flags, "--listen", f"127.0.0.1:{w.redis.port}", check=False)
+    assert done.returncode == 3 and "in use" in done.stderr
+    w.key("poster").chmod(0o644)
+    done = run(tool, *flags, check=False)
+    assert done.returncode == 2 and "poster.key" in done.stderr
+    w.key("poster").chmod(0o600)
+
+
+def test_another_chain_is_refused(world):
+    w = world
+    right = w.deployment.read_text()
+    for change in ({"chain_id": 5}, {"genesis_hash": "0x" + "11" * 32}, {"vault": "0x" + "22" * 20}, {"code": 1}):
+        d = json.loads(right)
+        if "code" in change:
+            d["code_hash"]["ledger"] = d["code_hash"]["vault"]
+        else:
+            d.update(change)
+        w.deployment.write_text(json.dumps(d))
+        s = Settle(w, "--state-dir", w.dir / ("state-" + next(iter(change)))).start()
+        s.process.wait(30)
+        assert s.process.returncode == 4, (change, s.tail())
+    w.deployment.write_text(right.replace("31337", "31338"))
+    s.start()
+    s.process.wait(30)
+    assert s.process.returncode == 4 and "belongs to another deployment" in s.tail()
