@@ -45,13 +45,18 @@ static void *second_signal(void *arg)
     return NULL;
 }
 
-static void set_log_level(const char *name)
+static bool set_log_level(const char *name)
 {
     static const char *const names[] = {"error", "warn", "info", "debug"};
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
-        if (strcmp(names[i], name) == 0)
+        if (strcmp(names[i], name) == 0) {
             log_set_level((enum log_level)i);
+            return true;
+        }
     }
+    fprintf(stderr, "residuald: log_level: found '%.40s', expected error, warn, info or debug\n",
+            name);
+    return false;
 }
 
 static int serve(const struct config *c)
@@ -84,9 +89,10 @@ int main(int argc, char **argv)
         config_fini(&c);
         return EXIT_CONFIG;
     }
-    set_log_level(c.log_level);
     int code = EXIT_FINE;
-    if (c.help)
+    if (!set_log_level(c.log_level))
+        code = EXIT_CONFIG;
+    else if (c.help)
         config_print_help();
     else if (c.version)
         puts("residuald " RS_VERSION);

@@ -346,15 +346,17 @@ static enum status check_quota(struct publisher *p, const struct publish_upload 
                                struct errtext *err)
 {
     struct quota q = {.publisher = u->key_name, .except = u->name};
+    uint64_t bytes_max = u->quota_bytes ? u->quota_bytes : p->opt.publisher_bytes_max;
     if (u->tensor_bytes > p->opt.adapter_bytes_max)
         return err_set(err, STATUS_TOO_LARGE,
                        "adapter_model.safetensors: %zu bytes, at most %llu (adapter_bytes_max)",
                        u->tensor_bytes, (unsigned long long)p->opt.adapter_bytes_max);
     catalog_each(p->catalog, add_bytes, &q);
-    if (q.bytes + u->tensor_bytes > p->opt.publisher_bytes_max)
+    if (q.bytes + u->tensor_bytes > bytes_max)
         return err_set(err, STATUS_TOO_LARGE,
-                       "this key has published %llu bytes, its quota is %llu",
-                       (unsigned long long)q.bytes, (unsigned long long)p->opt.publisher_bytes_max);
+                       "this key has published %llu bytes, with %zu more they exceed its quota of "
+                       "%llu",
+                       (unsigned long long)q.bytes, u->tensor_bytes, (unsigned long long)bytes_max);
     return STATUS_OK;
 }
 

@@ -52,6 +52,7 @@ MUST_CHECK enum status publisher_recover(struct publisher *p, uint32_t *count, s
 struct publish_upload {
     const char *name;
     const char *key_name; /* API key, for quota and ownership of the name */
+    uint64_t quota_bytes; /* of this key; 0: publisher_bytes_max */
     const char *config_json;
     size_t config_bytes;
     const char *tensors;

@@ -236,7 +236,9 @@ static void fail_done(struct generation *g)
         (void)err_set(&err, STATUS_CANCELLED, "the server is shutting down; retry");
         exchange_fail_code(x, 503, NULL, &err);
     } else if (r->status) {
-        exchange_fail_code(x, r->status == STATUS_FULL ? 503 : reply_code(r->status), NULL, &err);
+        /* NOT_FOUND: files of an admitted adapter are gone, which is no fault of the client's. */
+        bool ours = r->status == STATUS_FULL || r->status == STATUS_NOT_FOUND;
+        exchange_fail_code(x, ours ? 503 : reply_code(r->status), NULL, &err);
     } else if (any_finish(r, FINISH_CANCELLED)) {
         (void)err_set(&err, STATUS_CANCELLED, "the request was cancelled");
         exchange_fail_code(x, 503, NULL, &err);

@@ -311,7 +311,8 @@ static enum status read_request(struct exchange *x, json_t *root, struct publish
 void handle_publish(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
-    struct publish_upload p = {.key_name = x->key ? x->key->name : ""};
+    struct publish_upload p = {.key_name = x->key ? x->key->name : "",
+                               .quota_bytes = x->key ? x->key->publish_bytes_max : 0};
     struct upload_slot *slot = NULL;
     json_t *root = NULL;
     enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
