@@ -622,7 +622,7 @@ static enum status adopt_one(struct worker *w, uint64_t seq, struct errtext *err
 enum status build_adopt(struct worker *w, struct errtext *err)
 {
     struct view_head head;
-    uint64_t ours;
+    uint64_t ours = 0;
     enum status st = view_head(&w->view, "latest", &head, err);
     if (!st)
         st = db_value(&w->db, &ours, 0, err, "SELECT max(seq) FROM batches", "");

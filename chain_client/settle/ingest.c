@@ -23,7 +23,7 @@
 #define CONNECT_MS     2000
 #define REPLY_MS       10000
 #define BACKOFF_MS_MIN 200
-#define BACKOFF_MS_MAX 10000
+#define BACKOFF_MS_MAX 5000
 #define CLAIM_IDLE_MS  60000
 
 struct redis {

@@ -359,7 +359,7 @@ static enum status drop(struct worker *w, const struct intent *t, struct errtext
 
 static enum status next_nonce(struct worker *w, uint64_t *nonce, struct errtext *err)
 {
-    uint64_t used, stored;
+    uint64_t used = 0, stored = 0;
     enum status st = rpc_transaction_count(w->rpc, w->key.address, "latest", &used, err);
     if (!st)
         st =

@@ -35,8 +35,8 @@ def settled_exactly(w, s):
 def test_kills(tmp_path):
     rng = random.Random(6)
     with World(tmp_path) as w:
-        w.lanes[1].make(w, 400)
-        w.lanes[2].make(w, 200)
+        w.lanes[1].make(w, 200)
+        w.lanes[2].make(w, 100)
         s = Settle(w, "--batch-count-max", 60, "--batch-seconds-max", 1)
         left = {n: list(lane.entries) for n, lane in w.lanes.items()}
         for kill in range(KILLS):
@@ -198,7 +198,7 @@ def test_an_unregistered_lane_waits(world):
 
 
 def test_a_vetoed_epoch_is_paid_by_the_next(tmp_path):
-    with World(tmp_path, lanes=(1,), window_s=12) as w:
+    with World(tmp_path, lanes=(1,), window_s=7) as w:
         w.lanes[1].make(w, 60)
         w.ship_all()
         with Settle(w) as s:
@@ -256,3 +256,37 @@ def test_another_chain_is_refused(world):
     s.start()
     s.process.wait(30)
     assert s.process.returncode == 4 and "belongs to another deployment" in s.tail()
+
+
+def attempts(s):
+    import sqlite3
+    with sqlite3.connect(f"file:{s.state}/settle.db?mode=ro", uri=True) as db:
+        return db.execute("SELECT intent, n, hash, nonce, kind FROM attempts JOIN intents ON id = intent ORDER BY intent, n").fetchall()
+
+
+def test_a_transaction_that_is_not_mined_offers_more(world):
+    w = world
+    with Settle(w) as s:
+        s.wait("the worker", lambda t: t["lanes"])
+        w.rpc("evm_setIntervalMining", 0)
+        w.ship_all()
+        wait_for(lambda: len(attempts(s)) >= 2, 30, 0.3, "a second attempt")
+        w.rpc("evm_setIntervalMining", 1)
+        settled_exactly(w, s)
+        all_of_them = attempts(s)
+        assert len({a[2] for a in all_of_them}) == len(all_of_them), "each attempt is another transaction"
+        assert all(len({a[3] for a in all_of_them if a[0] == i}) == 1 for i in {a[0] for a in all_of_them}), "of one nonce"
+        nonces = [a[3] for a in all_of_them if a[1] == 1]
+        assert nonces == list(range(len(nonces))), "no nonce is left out"
+
+
+def test_a_reorganised_block_is_sent_again(world):
+    w = world
+    half = len(w.lanes[1].entries) // 2
+    with Settle(w) as s:
+        w.ship(1, w.lanes[1].entries[:half])
+        s.wait("a mined batch", lambda t: any(b["state"] == "included" for b in t["batches"]))
+        w.rpc("anvil_reorg", 1, [])
+        w.ship(1, w.lanes[1].entries[half:])
+        settled_exactly(w, s)
+    w.recompute()
