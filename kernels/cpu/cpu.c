@@ -1,4 +1,7 @@
 /* Creation of the CPU backend: which instruction paths this machine has, and which one to use. */
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include "kernels/cpu/cpu.h"
 
 #include <stdio.h>
@@ -42,9 +45,17 @@ static bool have_avx512(void)
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+/* AMX-BF16 in the processor, and tile state saved by the system (XCR0 bits 17 and 18). Read from
+ * the registers: not every compiler knows the feature by name. */
 static bool have_amx(void)
 {
-    return __builtin_cpu_supports("amx-bf16");
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1))
+        return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1))
+        return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low >> 17 & 3) == 3;
 }
 
 static bool have_avx512_bf16(void)

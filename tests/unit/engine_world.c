@@ -1,6 +1,7 @@
 /* See engine_world.h. */
 #include "tests/unit/engine_world.h"
 
+#include <stdatomic.h>
 #include <math.h>
 #include <sodium.h>
 
@@ -37,7 +38,7 @@ static _Atomic uint64_t clock_ns = 1000000;
 
 static uint64_t fake_clock(void)
 {
-    return clock_ns += 50000;
+    return atomic_fetch_add(&clock_ns, 50000) + 50000;
 }
 
 void world_advance_ms(uint64_t ms)
