@@ -26,7 +26,9 @@ static void state_fini(struct parse_state *p)
 static enum status resolve_max_tokens(struct parse_state *p)
 {
     uint32_t context = p->env->context_max, longest = 0;
-    const char *field = p->env->chat ? "messages" : "prompt";
+    const char *field = p->env->chat ? "messages" : "prompt", *limit = "max_tokens";
+    if (p->env->chat && json_field(p->root, "max_completion_tokens"))
+        limit = "max_completion_tokens";
     for (uint32_t i = 0; i < p->prompt_count; i++) {
         uint32_t n = (uint32_t)p->prompt[i].n;
         if (n == 0)
@@ -43,7 +45,7 @@ static enum status resolve_max_tokens(struct parse_state *p)
     if (!p->has_max_tokens)
         p->params.max_tokens = p->env->chat ? left : MIN(left, REQUEST_COMPLETION_TOKENS_DEFAULT);
     if (p->params.max_tokens > left)
-        return err_param(p->err, STATUS_INVALID, "max_tokens",
+        return err_param(p->err, STATUS_INVALID, limit,
                          "This model's maximum context length is %u tokens. However, you requested "
                          "%u tokens (%u in the prompt, %u in the completion).",
                          context, longest + p->params.max_tokens, longest, p->params.max_tokens);

@@ -603,6 +603,8 @@ def test_context_overflow_names_both_numbers(server, client):
     assert e.code == "context_length_exceeded" and e.param == "max_tokens" and "2048" in e.message and "2049" in e.message
     e = refused(openai.BadRequestError, chat, client=client, content="the " * 3000)
     assert e.code == "context_length_exceeded" and e.param == "messages" and "2048" in e.message
+    e = refused(openai.BadRequestError, chat, client=client, max_completion_tokens=2048)
+    assert e.code == "context_length_exceeded" and e.param == "max_completion_tokens"
     assert complete(client, ids[:2000], max_tokens=48, extra_body=LONG).usage.total_tokens == 2048
     assert complete(client, ids[:2047], max_tokens=1).usage.completion_tokens == 1
 
