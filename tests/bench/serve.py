@@ -1,194 +1,137 @@
 """Serving bench: a random-weight model of the Qwen2.5-0.5B shape, N random adapters (r 16, all linear), prompt 128, output 128,
-bf16, greedy. Prints per case output tokens/s, time to first token, inter-token p50 and p99, the LoRA tax, the share of the byte
-bound (memory bandwidth measured in the same run) and, with --peer, transformers + peft (mixed adapter_names batches).
+bf16, greedy. Prints per case output tokens/s, time to first token, inter-token p50 and p99, the LoRA tax, and the share of its byte
+bound that decoding reached: memory bandwidth is measured right before and after each run. Cases are interleaved, the medians of the
+repeats are printed. With --peer, transformers + peft (mixed adapter_names batches) takes part in the same repeats.
 
     tests/bench/serve                         our server
     tests/bench/serve --peer                  and transformers + peft
-    tests/bench/serve --url URL --models a,b  any OpenAI-compatible server that takes token-id prompts
+    tests/bench/serve --churn                 what 20 adapter loads a second do to streams that use none of them
+    tests/bench/serve --url URL --models a,b  any OpenAI-compatible server that takes token-id prompts: base, then adapters
 """
 import argparse
-import http.client
-import json
 import os
-import random
 import statistics
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
-from urllib.parse import urlparse
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/bench"), str(ROOT / "tests/lib")]
+import churn  # noqa: E402
+import drive  # noqa: E402
 import make_model  # noqa: E402
-from server import Server, free_port  # noqa: E402,F401
+from server import Server  # noqa: E402
+
+KINDS = ("base", "one", "distinct")
+RANK = 16
 
 
-def measure_bandwidth(threads):
-    """Read bandwidth in GB/s: median of 5 sums over 512 MiB for each thread. int64 sums are the plainest read numpy has."""
-    blocks = [np.ones(1 << 26, np.int64) for _ in range(threads)]
-    rates = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        work = [threading.Thread(target=b.sum) for b in blocks]
-        [w.start() for w in work]
-        [w.join() for w in work]
-        rates.append(threads * blocks[0].nbytes / (time.perf_counter() - begin) / 1e9)
-    return statistics.median(rates)
-
-
-def stream(url, model, prompt, n_out, out):
-    """One streamed completion; out gets (first token time, [gaps], tokens, begin, end)."""
-    u = urlparse(url)
-    c = http.client.HTTPConnection(u.hostname, u.port, timeout=900)
-    body = json.dumps({"model": model, "prompt": prompt, "max_tokens": n_out, "temperature": 0, "ignore_eos": True, "stream": True,
-                       "stream_options": {"include_usage": True, "continuous_usage_stats": True}})
-    begin = time.perf_counter()
-    c.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-    r = c.getresponse()
-    if r.status != 200:
-        raise RuntimeError(f"{r.status}: {r.read()[:300]}")
-    times, tokens = [], 0
-    for line in r:
-        if not line.startswith(b"data: {"):
-            continue
-        chunk = json.loads(line[6:])
-        if "error" in chunk:
-            raise RuntimeError(chunk["error"])
-        done = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-        if done > tokens:
-            times.append((time.perf_counter(), done - tokens))
-            tokens = done
-    c.close()
-    gaps = [(b[0] - a[0]) / b[1] for a, b in zip(times, times[1:])]
-    out.append({"ttft": times[0][0] - begin, "gaps": gaps, "tokens": tokens, "begin": begin, "first": times[0][0], "end": times[-1][0]})
-
-
-def run_case(url, models, n_stream, n_prompt, n_out, seed):
-    rng = random.Random(seed)
-    prompts = [[rng.randrange(2, 250) for _ in range(n_prompt)] for _ in range(n_stream)]
-    results, errors = [], []
-
-    def one(i):
-        try:
-            stream(url, models[i % len(models)], prompts[i], n_out, results)
-        except Exception as e:  # noqa: BLE001 - reported below
-            errors.append(e)
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(n_stream)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    if errors:
-        raise errors[0]
-    begin, end = min(r["begin"] for r in results), max(r["end"] for r in results)
-    first = max(r["first"] for r in results)
-    tokens = sum(r["tokens"] for r in results)
-    gaps = sorted(g for r in results for g in r["gaps"])
-    # decode rate: tokens after every stream has its first, over the time until the first stream ends
-    return {"tps": tokens / (end - begin), "ttft": statistics.median(r["ttft"] for r in results), "p50": gaps[len(gaps) // 2],
-            "p99": gaps[int(len(gaps) * 0.99)], "decode_tps": (tokens - n_stream) / max(end - first, 1e-9) if n_stream == 1 else
-            n_stream / statistics.median(gaps), "tokens": tokens}
-
-
-def wait_scored(url, wait_s=600):
-    """Seconds until no answer waits to be scored."""
-    begin = time.perf_counter()
-    u = urlparse(url)
-    while time.perf_counter() - begin < wait_s:
-        c = http.client.HTTPConnection(u.hostname, u.port, timeout=30)
-        c.request("GET", "/metrics")
-        text = c.getresponse().read().decode()
-        c.close()
-        value = [line.split()[-1] for line in text.splitlines() if line.startswith("residual_score_queue ")]
-        if not value or float(value[0]) == 0:
-            return time.perf_counter() - begin
-        time.sleep(0.1)
-    raise RuntimeError("scoring did not finish")
-
-
-def step_bytes(shape, n_distinct):
-    """Bytes that one decode step must read: weights once, and each distinct adapter."""
-    c = shape
+def step_bytes(c, n_stream, n_distinct, n_ctx):
+    """Bytes that one decode step must read: the weights once, each distinct adapter once, each stream's keys and values."""
     linear = make_model.linear_shapes(c)
     base = sum(o * i for o, i in linear.values()) * c["num_hidden_layers"] + c["vocab_size"] * c["hidden_size"]
-    lora = sum(16 * (o + i) for o, i in linear.values()) * c["num_hidden_layers"]
-    return 2 * (base + n_distinct * lora)
+    lora = sum(RANK * (o + i) for o, i in linear.values()) * c["num_hidden_layers"]
+    kv = 2 * linear["self_attn.k_proj"][0] * c["num_hidden_layers"] * n_ctx
+    return 2 * (base + n_distinct * lora + n_stream * kv)
 
 
-def print_row(name, n, kind, r, bound_tps, reference, extra=""):
-    share = f"{100 * r['decode_tps'] / bound_tps:5.0f} %" if bound_tps else "      -"
-    tax = f"{100 * (1 - r['tps'] / reference):5.0f} %" if reference else "      -"
-    print(f"| {name:12} | {n:3} | {kind:9} | {r['tps']:7.1f} | {1000 * r['ttft']:7.0f} | {1000 * r['p50']:6.1f} | {1000 * r['p99']:6.1f} | {tax} | {share} | {extra} |",
-          flush=True)
+def distinct(kind, n, n_adapter):
+    return {"base": 0, "one": 1, "distinct": min(n, n_adapter)}[kind]
 
 
-def bench_url(url, base, adapters, args, name, bandwidth):
-    table = {}
-    for n in args.streams:
-        for kind in ("base", "one", "distinct"):
-            models = {"base": [base], "one": adapters[:1], "distinct": adapters[:n]}[kind]
-            runs, drains = [], []
-            for rep in range(args.repeat):
-                runs.append(run_case(url, models, n, args.prompt, args.output, 100 * n + rep))
-                drains.append(wait_scored(url) if name == "residual" else 0.0)
-            r = sorted(runs, key=lambda x: x["tps"])[len(runs) // 2]
-            table[n, kind] = r
-            distinct = 0 if kind == "base" else 1 if kind == "one" else min(n, len(adapters))
-            bound = n * bandwidth * 1e9 / step_bytes(make_model.SHAPE, distinct) if bandwidth else 0
-            reference = table[n, "base"]["tps"] if kind != "base" else 0
-            print_row(name, n, kind, r, bound, reference, f"{statistics.median(drains):.1f}" if name == "residual" else "-")
-    return table
+def run_ours(url, names, key, rep, args, ours):
+    n, kind = key
+    models = {"base": names[:1], "one": names[1:2], "distinct": names[1:n + 1]}[kind]
+    before = drive.measure_bandwidth()
+    r = drive.run_case(url, models, n, args.prompt, args.output, 1000 * rep + n)
+    gbs = (before + drive.measure_bandwidth()) / 2
+    r["load"] = os.getloadavg()[0]
+    r["drain"] = drive.wait_scored(url) if ours else 0.0
+    if ours:
+        r["gbs"] = gbs
+        nbytes = step_bytes(make_model.SHAPE, n, distinct(kind, n, len(names) - 1), args.prompt + args.output / 2)
+        r["share"] = r["decode_tps"] / n * nbytes / (gbs * 1e9)
+    return r
 
 
-def bench_peer(base_dir, dirs, args):
-    """transformers + peft: one batch of equal prompts lengths, adapter_names per row, greedy, 2 threads."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.generation.streamers import BaseStreamer
+def median_of(runs):
+    return {k: statistics.median(r[k] for r in runs) for k in runs[0]}
 
-    class Clock(BaseStreamer):
-        def __init__(self):
-            self.times = []
 
-        def put(self, value):
-            self.times.append(time.perf_counter())
+def print_table(name, cases):
+    """cases: (n, kind) -> runs"""
+    for (n, kind), runs in cases.items():
+        r = median_of(runs)
+        tax = "-" if kind == "base" else f"{100 * (1 - statistics.median(a['tps'] / b['tps'] for a, b in zip(runs, cases[n, 'base']))):.0f} %"
+        share = f"{100 * r['share']:.0f} %" if "share" in r else "-"
+        drain = f"{r['drain']:.1f}" if "drain" in r else "-"
+        print(f"| {name} | {n} | {kind} | {r['tps']:.1f} | {r['decode_tps']:.1f} | {1000 * r['ttft']:.0f} | {1000 * r['p50']:.1f} | {1000 * r['p99']:.1f} | "
+              f"{tax} | {share} | {drain} |", flush=True)
 
-        def end(self):
-            pass
 
-    torch.set_num_threads(os.cpu_count())
-    model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.bfloat16)
-    peft = PeftModel.from_pretrained(model, dirs[0], adapter_name="a000")
-    for d in dirs[1:max(args.streams)]:
-        peft.load_adapter(d, adapter_name=d.name)
-    peft.eval()
-    table = {}
-    for n in args.streams:
-        for kind in ("base", "one", "distinct"):
-            names = {"base": ["__base__"] * n, "one": ["a000"] * n, "distinct": [dirs[i % len(dirs)].name for i in range(n)]}[kind]
-            rng = random.Random(100 * n)
-            ids = torch.tensor([[rng.randrange(2, 250) for _ in range(args.prompt)] for _ in range(n)])
-            clock = Clock()
-            begin = time.perf_counter()
-            with torch.inference_mode():
-                peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names, do_sample=False, min_new_tokens=args.peer_output,
-                              max_new_tokens=args.peer_output, pad_token_id=0, streamer=clock if n == 1 else None)
-            took = time.perf_counter() - begin
-            # with several rows generate has no streamer: prefill is measured by a run of one token
-            with torch.inference_mode():
-                t0 = time.perf_counter()
-                peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names, do_sample=False, min_new_tokens=1, max_new_tokens=1, pad_token_id=0)
-                prefill = time.perf_counter() - t0
-            step = (took - prefill) / max(args.peer_output - 1, 1)
-            full = prefill + step * (args.output - 1)
-            r = {"tps": n * args.output / full, "ttft": prefill, "p50": step, "p99": step, "decode_tps": n / step}
-            table[n, kind] = r
-            print_row("transformers", n, kind, r, 0, table[n, "base"]["tps"] if kind != "base" else 0, "-")
-    return table
+def ratio(cases, a, b, field="tps"):
+    """Median over the repeats of a's rate over b's, each pair from the same repeat."""
+    return statistics.median(x[field] / y[field] for x, y in zip(cases[a], cases[b]))
+
+
+def report(ours, peer):
+    print()
+    if (1, "base") in ours:
+        print(f"one base stream: {100 * median_of(ours[1, 'base'])['share']:.0f} % of its byte bound; bar 55 %")
+    if (16, "distinct") in ours:
+        print(f"16 streams, 16 distinct adapters: {100 * ratio(ours, (16, 'distinct'), (16, 'base')):.0f} % of base only; bar 70 %")
+    if (16, "distinct") in ours and (1, "one") in ours:
+        print(f"16 streams, 16 distinct adapters: {ratio(ours, (16, 'distinct'), (1, 'one')):.1f} times one adapter stream; bar 8 "
+              f"(decode alone {ratio(ours, (16, 'distinct'), (1, 'one'), 'decode_tps'):.1f})")
+    for key, runs in peer.items():
+        rate = median_of(ours[key])["tps"] / median_of(runs)["tps"]
+        print(f"{key[0]:3} {key[1]:9} {rate:5.1f} times transformers + peft")
+
+
+def bench(url, names, args, peer, ours=True):
+    keys = [(n, kind) for n in args.streams for kind in KINDS if kind == "base" or len(names) > 1]
+    cases, peer_cases = {k: [] for k in keys}, {k: [] for k in keys}
+    for rep in range(args.repeat):
+        for key in keys:
+            r = run_ours(url, names, key, rep, args, ours)
+            cases[key].append(r)
+            note = f", {r['gbs']:.1f} GB/s" if ours else ""
+            print(f"# repeat {rep + 1}, {key[0]} {key[1]}: {r['tps']:.1f} tok/s, decode {r['decode_tps']:.1f}, load {r['load']:.1f}{note}", file=sys.stderr, flush=True)
+            if peer and rep < args.peer_repeat:
+                peer_cases[key].append(peer.run_case(key[1], key[0], args.prompt, args.output, args.peer_output, 1000 * rep + key[0]))
+    print("| server | n | adapters | tok/s | decode tok/s | TTFT ms | p50 ms | p99 ms | LoRA tax | byte bound | scored after s |")
+    print("|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print_table("residual" if ours else args.url, cases)
+    if peer:
+        print_table("transformers + peft", peer_cases)
+    if ours:
+        probes = [r["gbs"] for runs in cases.values() for r in runs]
+        loads = [r["load"] for runs in cases.values() for r in runs]
+        print(f"\nmemory {statistics.median(probes):.1f} GB/s ({min(probes):.1f} to {max(probes):.1f}) read by {os.cpu_count()} threads, load average "
+              f"{min(loads):.1f} to {max(loads):.1f}; prompt {args.prompt}, output {args.output}, bf16, scoring {args.score}, {args.repeat} repeats")
+        report(cases, peer_cases if peer else {})
+
+
+def serve(args):
+    n_adapter = max(args.adapters, max(args.streams))
+    base_dir, dirs = make_model.make(args.dir, n_adapter)
+    rate = {"all": "1000000000", "off": "0"}.get(args.score, args.score)
+    flags = ["--adapter-rank-max", RANK, "--score-rate-ppb", rate, "--context-max", "1024", "--seqs-max", "64"]
+    if args.churn:
+        blob = step_bytes(make_model.SHAPE, 0, 1, 0) - step_bytes(make_model.SHAPE, 0, 0, 0)
+        flags += ["--adapters-host-bytes-max", blob * args.resident + (blob >> 3)]
+    with Server(*flags, *args.flags.split(), model=base_dir, name="base", adapters=Path(args.dir) / "adapters", wait_s=300) as s:
+        names = [d.name for d in dirs]
+        if args.churn:
+            churn.run(s.url, names[:4], names[4:], args)
+            return
+        for n in names:  # resident before the clock runs
+            status, reply = s.post("/v1/completions", {"model": n, "prompt": [5, 6, 7], "max_tokens": 1}, timeout=300)
+            assert status == 200, reply
+        peer = None
+        if args.peer:
+            from peer import Peer
+            peer = Peer(base_dir, dirs[:max(args.streams)])
+        bench(s.url, ["base", *names], args, peer)
 
 
 def main():
@@ -198,44 +141,26 @@ def main():
     p.add_argument("--streams", type=lambda s: [int(x) for x in s.split(",")], default=[1, 4, 16, 32])
     p.add_argument("--prompt", type=int, default=128)
     p.add_argument("--output", type=int, default=128)
-    p.add_argument("--repeat", type=int, default=3, help="runs of a case; the median is printed")
+    p.add_argument("--repeat", type=int, default=3, help="runs of a case; medians are printed")
     p.add_argument("--score", default="all", help="all, off, or a rate in ppb")
-    p.add_argument("--peer", action="store_true")
-    p.add_argument("--peer-output", type=int, default=32, help="tokens the peer generates; its rate is extended to --output")
+    p.add_argument("--peer", action="store_true", help="transformers + peft in the same table")
+    p.add_argument("--peer-output", type=int, default=16, help="tokens the peer generates; its rate is extended to --output")
+    p.add_argument("--peer-repeat", type=int, default=1)
+    p.add_argument("--churn", action="store_true", help="the bystander case alone")
+    p.add_argument("--churn-rate", type=float, default=20, help="requests, hence loads, a second")
+    p.add_argument("--churn-tokens", type=int, default=128)
+    p.add_argument("--bystanders", type=int, default=4)
+    p.add_argument("--resident", type=int, default=8, help="adapters that memory may hold with --churn")
+    p.add_argument("--pairs", type=int, default=5)
     p.add_argument("--url", help="drive this server instead of ours")
     p.add_argument("--models", help="with --url: base and adapters, by comma")
     p.add_argument("--flags", default="", help="more flags for our server")
     args = p.parse_args()
-    bandwidth = measure_bandwidth(os.cpu_count())
-    print(f"memory: {bandwidth:.1f} GB/s read by {os.cpu_count()} threads; prompt {args.prompt}, output {args.output}, bf16, scoring {args.score}")
-    print("| server       |   n | adapters  | tok/s   | TTFT ms | p50 ms | p99 ms | tax     | bound   | scored after s |\n|---|--:|---|--:|--:|--:|--:|--:|--:|--:|")
     if args.url:
-        names = args.models.split(",")
-        bench_url(args.url, names[0], names[1:], args, "peer", 0)
-        return 0
-    base_dir, dirs = make_model.make(args.dir, max(args.adapters, max(args.streams)))
-    rate = {"all": "1000000000", "off": "0"}.get(args.score, args.score)
-    flags = ["--adapter-rank-max", "16", "--score-rate-ppb", rate, "--context-max", "1024", "--seqs-max", "64", *args.flags.split()]
-    with Server(*flags, model=base_dir, name="base", adapters=Path(args.dir) / "adapters", wait_s=300) as s:
-        names = [d.name for d in dirs]
-        for n in names:  # resident before the clock runs
-            s.post("/v1/completions", {"model": n, "prompt": [5, 6, 7], "max_tokens": 1})
-        ours = bench_url(s.url, "base", names, args, "residual", bandwidth)
-    peer = bench_peer(base_dir, dirs, args) if args.peer else {}
-    print()
-    report(ours, peer, args, bandwidth)
+        bench(args.url, args.models.split(","), args, None, ours=False)
+    else:
+        serve(args)
     return 0
-
-
-def report(ours, peer, args, bandwidth):
-    bound = bandwidth * 1e9 / step_bytes(make_model.SHAPE, 0)
-    if 1 in args.streams:
-        print(f"one base stream: {100 * ours[1, 'base']['decode_tps'] / bound:.0f} % of its byte bound ({bound:.1f} tok/s); bar 55 %")
-    if 16 in args.streams and 1 in args.streams:
-        print(f"16 streams, 16 distinct adapters: {ours[16, 'distinct']['tps'] / ours[1, 'one']['tps']:.1f} times one adapter stream; bar 8")
-        print(f"16 streams, 16 distinct adapters: {100 * ours[16, 'distinct']['tps'] / ours[16, 'base']['tps']:.0f} % of base only; bar 70 %")
-    for key, r in peer.items():
-        print(f"{key[0]:3} {key[1]:9} {ours[key]['tps'] / r['tps']:5.1f} times transformers + peft")
 
 
 if __name__ == "__main__":
