@@ -19,6 +19,10 @@ struct loader {
     struct store_options opt;
     struct mailbox in, out;
     pthread_t thread;
+    /* The blob evicted last, for the load that follows: fresh pages cost as much time as the rest
+     * of a load. One at most, so that memory exceeds the budget by one adapter. */
+    void *spare;
+    uint64_t spare_bytes;
 };
 
 static void set_state(struct adapter_entry *e, enum adapter_state s)
@@ -26,8 +30,27 @@ static void set_state(struct adapter_entry *e, enum adapter_state s)
     atomic_store_explicit(&e->state, s, memory_order_relaxed);
 }
 
-static enum status pack(const struct loader *l, struct loader_job *job,
-                        const struct peft_adapter *a)
+static void *take_blob(struct loader *l, uint64_t bytes)
+{
+    void *blob = l->spare;
+    if (!blob || l->spare_bytes != bytes)
+        return mem_try_alloc_aligned(bytes);
+    l->spare = NULL;
+    memset(blob, 0, bytes);
+    return blob;
+}
+
+/* An unload is waited for and gives its pages back; an eviction makes room for a load. */
+static void free_blob(struct loader *l, const struct loader_job *job)
+{
+    mem_free_aligned(l->spare, l->spare_bytes);
+    l->spare = job->waiter == UINT32_MAX ? job->blob : NULL;
+    l->spare_bytes = job->blob_bytes;
+    if (!l->spare)
+        mem_free_aligned(job->blob, job->blob_bytes);
+}
+
+static enum status pack(struct loader *l, struct loader_job *job, const struct peft_adapter *a)
 {
     uint64_t bytes;
     peft_layout(a, l->opt.model->n_layer, l->opt.dtype, job->layout, &bytes);
@@ -35,7 +58,7 @@ static enum status pack(const struct loader *l, struct loader_job *job,
         return err_set(&job->err, STATUS_CORRUPT,
                        "adapter '%s': packs to %llu bytes, registered with %llu", job->entry->name,
                        (unsigned long long)bytes, (unsigned long long)job->entry->blob_bytes);
-    job->blob = mem_try_alloc_aligned(bytes);
+    job->blob = take_blob(l, bytes);
     if (!job->blob)
         return err_set(&job->err, STATUS_NO_MEMORY, "adapter '%s': no memory for %llu bytes",
                        job->entry->name, (unsigned long long)bytes);
@@ -44,7 +67,7 @@ static enum status pack(const struct loader *l, struct loader_job *job,
     return STATUS_OK;
 }
 
-static enum status load(const struct loader *l, struct loader_job *job)
+static enum status load(struct loader *l, struct loader_job *job)
 {
     struct peft_adapter a;
     set_state(job->entry, ADAPTER_FETCHING);
@@ -74,7 +97,7 @@ static void run_job(struct loader *l, struct loader_job *job)
         if (job->status)
             log_warn("loader", "%s", job->err.text);
     } else {
-        mem_free_aligned(job->blob, job->blob_bytes);
+        free_blob(l, job);
         job->blob = NULL;
         catalog_release(job->entry);
         job->entry = NULL;
@@ -121,6 +144,7 @@ void loader_destroy(struct loader *l)
         mem_free_aligned(job->blob, job->blob_bytes);
         catalog_release(job->entry);
     }
+    mem_free_aligned(l->spare, l->spare_bytes);
     mailbox_fini(&l->in);
     mailbox_fini(&l->out);
     mem_free(l);

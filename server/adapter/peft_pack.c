@@ -95,17 +95,25 @@ void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtyp
     *blob_bytes = at;
 }
 
+/* Rows in blocks: a block of B stays in L1 while each row of the result gets a run of it. */
+#define PACK_ROWS 32
+
 static void pack_transposed(void *out, enum dtype dtype, const char *data, enum dtype stored,
                             uint32_t d_out, uint32_t rank)
 {
-    for (uint32_t n = 0; n < d_out; n++) {
+    bool same = dtype == stored && dtype == DTYPE_BF16;
+    for (uint32_t n0 = 0; n0 < d_out; n0 += PACK_ROWS) {
+        uint32_t n1 = MIN(n0 + PACK_ROWS, d_out);
         for (uint32_t r = 0; r < rank; r++) {
-            float v = convert_load(data, stored, (size_t)n * rank + r);
-            size_t to = (size_t)r * d_out + n;
-            if (dtype == DTYPE_F32)
-                ((float *)out)[to] = v;
-            else
-                ((uint16_t *)out)[to] = bf16_from_f32(v);
+            for (uint32_t n = n0; n < n1; n++) {
+                size_t from = (size_t)n * rank + r, to = (size_t)r * d_out + n;
+                if (same)
+                    memcpy((uint16_t *)out + to, data + from * 2, 2);
+                else if (dtype == DTYPE_F32)
+                    ((float *)out)[to] = convert_load(data, stored, from);
+                else
+                    ((uint16_t *)out)[to] = bf16_from_f32(convert_load(data, stored, from));
+            }
         }
     }
 }
