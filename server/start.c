@@ -244,7 +244,7 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
                                  .rank_sum_max = 3 * (uint32_t)c->adapter_rank_max * LORA_PARTS_MAX,
                                  .prefix_cache = c->prefix_cache,
-                                 .score_rows_max = (uint32_t)c->score_rows_max,
+                                 .score_rows_max = (uint32_t)MIN(c->score_rows_max, c->rows_max),
                                  .score_queue_max = (uint32_t)c->score_queue_max,
                                  .adapter_wait_ms_max = (uint32_t)c->adapter_wait_ms_max};
     enum status st = store_create(&s->store, &store_opt, err);
