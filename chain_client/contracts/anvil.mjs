@@ -2,6 +2,7 @@
 // for `finalized` to move (a block a second, one-slot epochs). The binary comes from the npm package of this platform.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
@@ -57,7 +58,23 @@ export async function startAnvil(options = []) {
   throw new Error('anvil did not start');
 }
 
+// anvil makes a new genesis block each time it starts, and a state file ends up with all of them; which one it then serves as block 0
+// is chance. The chain's own is the oldest.
+function keepGenesis(file) {
+  if (!existsSync(file)) return;
+  const state = JSON.parse(readFileSync(file, 'utf8'));
+  const number = (b) => BigInt(b.header.number), time = (b) => BigInt(b.header.timestamp);
+  const genesis = (state.blocks ?? []).filter((b) => number(b) === 0n);
+  if (genesis.length < 2) return;
+  const oldest = genesis.reduce((a, b) => (time(b) < time(a) ? b : a));
+  state.blocks = state.blocks.filter((b) => number(b) !== 0n || b === oldest);
+  writeFileSync(file + '.new', JSON.stringify(state));
+  renameSync(file + '.new', file);
+}
+
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const state = process.argv.indexOf('--state');
+  if (state > 0 && process.argv[state + 1]) keepGenesis(process.argv[state + 1]);
   const child = spawn(anvilPath(), ['--host', '127.0.0.1', '--hardfork', 'prague', ...INTERVAL, ...process.argv.slice(2)], { stdio: 'inherit' });
   for (const s of ['SIGINT', 'SIGTERM']) process.on(s, () => child.kill(s));
   child.on('error', (e) => {

@@ -107,8 +107,10 @@ async function registerThings(ctx, c) {
     if (key === ZeroAddress) todo.push(ledger.registerLane(l.lane, l.key, l.operator));
     else if (getAddress(l.key) !== key) fail(`lane ${l.lane}: registered with key ${key}, the config says ${l.key}`);
   }
+  const owners = new Map(); // one counter of nonces for all datanets of an owner
   for (const d of c.datanets ?? []) {
-    const from = d.owner_key_file ? new NonceManager(new Wallet(readKey(d.owner_key_file), provider)) : signer;
+    if (d.owner_key_file && !owners.has(d.owner_key_file)) owners.set(d.owner_key_file, new NonceManager(new Wallet(readKey(d.owner_key_file), provider)));
+    const from = owners.get(d.owner_key_file) ?? signer;
     const owner = await from.getAddress();
     d.id = datanetIdOf(out.chain_id, out.registry, owner, d.salt);
     if ((await registry.datanets(d.id)).owner === ZeroAddress)
