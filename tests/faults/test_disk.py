@@ -1,0 +1,266 @@
+"""No room for records: requests get 503 with the reason, nothing that a client holds is lost, and service returns with the space."""
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from server import Redis, Server, wait_for
+from world import ADAPTERS, Load, bound_server, spool_records, stream_records
+
+BODY = {"model": ADAPTERS[0], "prompt": [400, 401, 402, 403], "max_tokens": 8, "ignore_eos": True}
+
+
+def ask_until_refused(server, most):
+    """(receipts, the refusal's message): one request after another until 503."""
+    receipts = []
+    for _ in range(most):
+        status, reply = server.post("/v1/completions", BODY)
+        if status != 200:
+            assert status == 503, (status, reply)
+            return receipts, reply["error"]["message"]
+        receipts.append(reply["residual"])
+    raise AssertionError(f"{most} requests and no refusal")
+
+
+def receipts_are_on_disk(lane_dir, receipts):
+    """Each receipt's record is in the spool under its number, once; returns how many records there are."""
+    records = spool_records(lane_dir)
+    assert len({r["seq"] for r in receipts}) == len(receipts)
+    for r in receipts:
+        body = records[r["seq"]]
+        assert body[1] == 1 and body[14:46].hex() == r["request_id"]
+        assert body[-97:-32].hex() == r["receipt"][2:], f"record {r['seq']} is signed otherwise than its receipt"
+    return records
+
+
+def pairs(records):
+    """(inference numbers with adapters and a fee, how many attributions each has)."""
+    inferences = [s for s, b in records.items() if b[1] == 1 and int.from_bytes(b[150:166], "big") and int.from_bytes(b[343:347], "big")]
+    found = {}
+    for b in records.values():
+        if b[1] == 2:
+            seq = int.from_bytes(b[14:22], "big")
+            found[seq] = found.get(seq, 0) + 1
+    return inferences, found
+
+
+def every_answer_is_attributed_once(server, lane_dir):
+    def done():
+        inferences, found = pairs(spool_records(lane_dir))
+        return inferences and all(s in found for s in inferences) and found
+    found = wait_for(done, 30, 0.2, what="an attribution record of every required answer")
+    assert set(found.values()) == {1}
+
+
+def test_spool_budget(tmp_path):
+    data = tmp_path / "data"
+    lane = data / "lanes/unbound-1"
+    with Server("--spool-bytes-max", 200 << 10, data=data) as s:
+        receipts, said = ask_until_refused(s, 1000)
+        assert "spool_bytes_max" in said and "95 %" in said, said
+        assert len(receipts) > 20
+        assert s.get("/v1/receipts/" + receipts[0]["request_id"])[0] == 200, "what was released stays readable"
+        assert s.get("/health")[0] == 200
+    receipts_are_on_disk(lane, receipts)
+    with Server("--spool-bytes-max", 2 << 20, data=data) as s:
+        status, reply = s.post("/v1/completions", BODY)
+        assert status == 200 and reply["residual"]["seq"] > receipts[-1]["seq"]
+        every_answer_is_attributed_once(s, lane)
+    receipts_are_on_disk(lane, receipts + [reply["residual"]])
+
+
+def test_job_budget(tmp_path):
+    """Answers that must be scored need room for their inputs; with scoring far behind they are refused, not forgotten."""
+    data = tmp_path / "data"
+    with Server("--score-bytes-max", 64 << 10, data=data) as s:
+        # one request whose inputs could never fit
+        status, reply = s.post("/v1/completions", {**BODY, "max_tokens": 200, "n": 16, "prompt": list(range(300, 350))})
+        assert status in (200, 503)
+        if status == 503:
+            assert "score_bytes_max" in reply["error"]["message"]
+        with Load(s, threads=12, pause_s=0, tokens_max=64) as load:
+            time.sleep(2)
+        assert not load.unexpected, load.unexpected[:2]
+        every_answer_is_attributed_once(s, data / "lanes/unbound-1")
+    receipts_are_on_disk(data / "lanes/unbound-1", load.receipts)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+class Filler:
+    """Takes all the space that is left, and gives it back."""
+
+    def __init__(self, folder):
+        self.path = Path(folder) / "filler"
+
+    def fill(self):
+        with open(self.path, "ab", buffering=0) as f:
+            for size in (65536, 4096, 512, 64, 1):
+                try:
+                    while f.write(bytes(size)) == size:
+                        pass
+                except OSError:
+                    pass
+
+    def free(self):
+        self.path.unlink()
+
+
+def test_disk_full(small_disk):
+    data, filler = small_disk / "data", Filler(small_disk)
+    lane = data / "lanes/unbound-1"
+    with Server(data=data) as s:
+        status, first = s.post("/v1/completions", BODY)
+        assert status == 200
+        filler.fill()
+        receipts, said = ask_until_refused(s, 200)
+        assert "No space left" in said, said
+        with Load(s, threads=4, pause_s=0) as load:
+            time.sleep(1.5)
+        assert not load.unexpected, load.unexpected[:2]
+        assert load.count.get("refused 503", 0) > 0, load.count
+        filler.free()
+        status, after = wait_for(lambda: (lambda r: r if r[0] == 200 else None)(s.post("/v1/completions", BODY)), 10, 0.2,
+                                 what="service after the space returned")
+        receipts += [first["residual"], after["residual"], *load.receipts]
+        with Load(s, threads=4) as load:
+            time.sleep(0.5)
+        assert set(load.count) <= {"answered", "left"}, load.count
+        receipts += load.receipts
+    receipts_are_on_disk(lane, receipts)
+    with Server(data=data) as s:  # what could not be attributed while the disk was full is now
+        every_answer_is_attributed_once(s, lane)
+
+
+def test_killed_and_started_on_a_full_disk(small_disk):
+    data, filler = small_disk / "data", Filler(small_disk)
+    lane = data / "lanes/unbound-1"
+    server = Server(data=data, wait_s=20)
+    try:
+        server.start()
+        with Load(server, threads=4, pause_s=0) as load:
+            time.sleep(0.7)
+            filler.fill()
+            time.sleep(0.5)
+            server.kill()
+        receipts = load.receipts
+        assert receipts and not load.unexpected
+        try:
+            server.start()
+            status, reply = server.post("/v1/completions", BODY)
+            assert status == 503 and "No space left" in reply["error"]["message"], (status, reply)
+            server.kill()
+        except AssertionError as refused:
+            if "residuald exited" not in str(refused):
+                raise
+            assert "No space left" in str(refused), "a refusal to start has to say why"
+        filler.free()
+        server.start()
+        assert server.post("/v1/completions", BODY)[0] == 200
+        every_answer_is_attributed_once(server, lane)
+        server.stop()
+        receipts_are_on_disk(lane, receipts)
+    finally:
+        server.kill()
+
+
+def test_two_servers_on_one_folder(tmp_path):
+    with Server(data=tmp_path / "data") as first:
+        with pytest.raises(AssertionError, match="another residuald uses it"):
+            Server(data=tmp_path / "data").start()
+        assert first.post("/v1/completions", BODY)[0] == 200
+        first.kill()
+        with Server(data=tmp_path / "data") as again:  # the lock does not outlive its holder
+            assert again.post("/v1/completions", BODY)[0] == 200
+        first.process = None
+
+
+def test_damaged_spool_is_named(tmp_path):
+    """A torn tail is cut; damage in the middle of a segment loses what is behind it only with a person's knowledge."""
+    data = tmp_path / "data"
+    lane = data / "lanes/unbound-1"
+    with Server(data=data) as s:
+        receipts = [s.post("/v1/completions", BODY)[1]["residual"] for _ in range(5)]
+        every_answer_is_attributed_once(s, lane)
+    segment = next((lane / "spool").glob("seg-*.log"))
+    with open(segment, "ab") as f:
+        f.write(b"RSP1\x40\x02\0\0torn")
+    with Server(data=data) as s:
+        assert s.post("/v1/completions", BODY)[0] == 200
+    receipts_are_on_disk(lane, receipts)
+
+
+def test_other_lanes_transport_key(tmp_path):
+    """A spool whose entries do not carry this lane's tag is not taken for its own."""
+    data = tmp_path / "data"
+    with Server(data=data) as s:
+        assert s.post("/v1/completions", BODY)[0] == 200
+    key = data / "lanes/unbound-1/transport.key"
+    key.write_text("00" * 32)
+    with pytest.raises(AssertionError, match="transport key"):
+        Server(data=data).start()
+
+
+def test_redis_away_flushed_restored(template, tmp_path):
+    """The stream is a copy of the spool, whatever happened to Redis."""
+    shutil.copytree(template / "data", tmp_path / "data")
+    deployment = json.loads((template / "deployment.json").read_text())
+    redis, receipts = Redis(), []
+    lane = tmp_path / "data/lanes" / f"31337-{deployment['ledger'][2:].lower()}-1"
+
+    def load(server, seconds=0.7):
+        with Load(server, threads=4) as l:
+            time.sleep(seconds)
+        assert not l.unexpected and l.receipts
+        receipts.extend(l.receipts)
+
+    def stream_is_spool():
+        return wait_for(lambda: stream_records_or_none(redis) == spool_records(lane), 20, 0.2, what="the stream to hold the whole spool")
+
+    try:
+        with bound_server(tmp_path / "data", redis.url, deployment) as s:
+            load(s)  # Redis was never there
+            assert s.log_text().count("records wait in the spool") == 1, s.log_text()
+            redis.start()
+            stream_is_spool()
+            redis.kill()  # away, and back with its data
+            load(s)
+            redis.start()
+            stream_is_spool()
+            assert redis.command("FLUSHALL") == b"+OK"  # emptied behind an idle connection
+            stream_is_spool()
+            redis.kill()
+            shutil.copytree(redis._tmp.name, tmp_path / "old")
+            redis.start()
+            load(s)
+            redis.kill()  # restored from an old copy
+            shutil.rmtree(redis._tmp.name)
+            shutil.copytree(tmp_path / "old", redis._tmp.name)
+            redis.start()
+            load(s)
+            stream_is_spool()
+            receipts_are_on_disk(lane, receipts)
+    finally:
+        redis.kill()
+        redis._tmp.cleanup()
+
+
+def stream_records_or_none(redis):
+    try:
+        return stream_records(redis)
+    except (OSError, AssertionError):
+        return None

@@ -1,0 +1,153 @@
+"""The settlement worker when Redis, the chain or its own state fail: one system goes through it all, and at the end every receipt is
+settled once and the audit agrees. The tests run in order."""
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from server import wait_for
+from world import LANE, Load, Settle, World, redis_call
+
+
+@pytest.fixture(scope="module")
+def w(template):
+    with World(template, start=("server", "settle")) as world:
+        world.receipts = []
+        yield world
+
+
+def load(w, seconds=1.0):
+    with Load(w.server, threads=4, seed=len(w.receipts)) as l:
+        time.sleep(seconds)
+    assert not l.unexpected and l.receipts
+    w.receipts.extend(l.receipts)
+
+
+def test_redis_and_chain_down_at_start(w):
+    load(w)
+    time.sleep(1)
+    assert w.settle.process.poll() is None, f"the worker gave up:\n{w.settle.log_text()}"
+    assert w.chain.url.rsplit(":", 1)[1] in w.settle.log_text(), "the worker has to say which peer it waits for"
+    w.chain.start()
+    w.redis.start()
+    w.drain()
+
+
+def test_chain_away_under_load(w):
+    head = w.head()
+    w.chain.stop()
+    load(w, 3)
+    w.check_alive()
+    w.chain.start()
+    w.drain()
+    assert w.head() > head
+
+
+def test_chain_hangs_under_load(w):
+    """A node that takes connections and never answers."""
+    pids = subprocess.run(["pgrep", "-P", str(w.chain.process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    assert pids
+    for pid in pids:
+        subprocess.run(["kill", "-STOP", pid], check=True)
+    try:
+        load(w, 2)
+        w.check_alive()
+    finally:
+        for pid in pids:
+            subprocess.run(["kill", "-CONT", pid], check=True)
+    w.drain()
+
+
+def test_redis_flushed_under_load(w):
+    """What the worker had not read yet is gone from Redis, and the numbers go on behind it: it reads the hole from the spool."""
+    w.settle.kill()
+    load(w, 0.5)
+    with Load(w.server, threads=4, pause_s=0, seed=7) as l:
+        time.sleep(0.7)
+        assert w.redis.command("FLUSHALL") == b"+OK"
+        time.sleep(0.7)
+    w.receipts.extend(l.receipts)
+    w.settle.start()
+    w.drain()
+
+
+def test_redis_flushed_while_read(w):
+    with Load(w.server, threads=4, pause_s=0, seed=8) as l:
+        for _ in range(3):
+            time.sleep(0.4)
+            assert w.redis.command("FLUSHALL") == b"+OK"
+    assert l.receipts and not l.unexpected, l.count
+    w.receipts.extend(l.receipts)
+    w.drain()
+
+
+def test_foreign_entries_in_the_stream(w):
+    """Who can write to Redis cannot make the worker settle what the lane did not sign, nor stop it."""
+    settled = w.drain()
+    redis_call(w.redis, "XADD", f"residual:lane:{LANE}", f"{settled + 1}-0", "r", "not a record, but long enough to be cut into record and tag")
+    redis_call(w.redis, "XADD", f"residual:lane:{LANE}", f"{settled + 2}-7", "r", "id without a number")
+    load(w, 1.5)
+    w.drain()
+
+
+def test_worker_runs_once(w):
+    again = Settle(w)
+    again.log = w.dir / "second.log"
+    again.start()
+    assert again.process.wait(20) == 5, again.log_text()
+    assert "another" in again.log_text(), again.log_text()
+    w.check_alive()
+
+
+def test_worker_stops_when_asked(w):
+    w.settle.stop()
+    load(w, 0.5)
+    w.settle.start()
+    w.drain()
+
+
+def test_worker_without_its_database(w):
+    """Chain, archive, stream and spool hold everything: a worker whose disk was replaced goes on where the chain is."""
+    w.settled()
+    w.settle.kill()
+    shutil.rmtree(w.settle.state)
+    load(w, 1)
+    w.settle.start()
+    w.drain()
+    w.settle.kill()  # and in the middle of work
+    shutil.rmtree(w.settle.state)
+    w.settle.start()
+    load(w, 1)
+    w.drain()
+
+
+def test_worker_without_database_and_archive(w):
+    """The archive cannot be invented: the worker refuses and says what a person has to bring back."""
+    w.drain()
+    w.settle.kill()
+    shutil.rmtree(w.settle.state)
+    w.settle.archive.rename(w.dir / "moved")
+    w.settle.start()
+    code = wait_for(lambda: w.settle.process.poll(), 30, what="the worker to refuse")
+    said = w.settle.log_text().splitlines()[-1]
+    assert code == 4, (code, said)
+    assert str(w.settle.archive) in said or "archive" in said, said
+    shutil.rmtree(w.settle.archive, ignore_errors=True)
+    shutil.rmtree(w.settle.state, ignore_errors=True)
+    (w.dir / "moved").rename(w.settle.archive)
+    w.settle.start()
+    load(w, 0.5)
+    w.drain()
+
+
+def test_everything_is_settled_once(w):
+    records, epoch = w.settled()
+    found = w.check(w.receipts, epoch)
+    print(found)
+    assert found["receipts"] == len(w.receipts) and found["records"] == records and found["voids"] == 0
+    status, said = w.audit(epoch)
+    assert status == 0, said
+    w.settle.process.send_signal(signal.SIGTERM)
+    assert w.settle.process.wait(30) == 0
