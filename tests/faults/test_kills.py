@@ -3,6 +3,7 @@ required answer is accounted for, and the archive that is left convinces an audi
 import os
 import random
 import shutil
+import subprocess
 import threading
 import time
 
@@ -31,9 +32,18 @@ class Killer(threading.Thread):
                 self.piece.kill()
                 self.kills += 1
                 time.sleep(self.rng.uniform(*self.down_s))
+                while self.rng.random() < 0.3:
+                    self.kill_while_starting()
                 self.piece.start()
         except BaseException as e:  # noqa: BLE001 - handed to the test's thread
             self.error = e
+
+    def kill_while_starting(self):
+        """Recovery has to survive its own interruption."""
+        half = subprocess.Popen(self.piece.args, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(self.rng.uniform(0, 0.15))
+        half.kill()
+        half.wait()
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +75,13 @@ def test_every_receipt_is_settled_once(campaign):
     assert found["receipts"] == len(receipts)
     assert found["records"] == w.records and found["voids"] == 0
     assert found["required"] == found["scored"] + found["missing"] and found["scored"] > 0
+
+
+@pytest.mark.parametrize("field, value", [("seq", 1 << 40), ("salt", "0x" + "11" * 32), ("fee", "1"), ("receipt", "0x" + "22" * 65)])
+def test_the_checker_finds_a_receipt_that_was_not_kept(campaign, field, value):
+    w, receipts, epoch = campaign
+    with pytest.raises(AssertionError, match="1 findings|2 findings|3 findings"):
+        w.check([*receipts[:3], {**receipts[3], field: value}], epoch)
 
 
 def test_audit_of_what_the_kills_left(campaign):
