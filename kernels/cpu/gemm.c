@@ -1,17 +1,22 @@
 /* gemm: rows converted once, then output tiles split over the workers. Rows beyond what the
  * conversion buffer holds are done in further passes. */
+#include <stdatomic.h>
+
 #include "kernels/cpu/dnnl.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/ops.h"
 #include "server/base/check.h"
 
-#define TILE_OUT 4
+#define TILE_OUT    4
+#define CHUNK_TILES 32 /* of outputs in a chunk, at least */
+#define CHUNKS_EACH 8  /* for each worker, at most */
 
 struct gemm_pass {
     const struct gemm_args *a;
     char *x;
     size_t x_stride_bytes;
     uint32_t t0, rows, part_first, part_end; /* parts of one dtype */
+    _Atomic uint32_t next_chunk;
 };
 
 static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
@@ -30,14 +35,11 @@ static uint64_t part_tiles(const struct weight *w)
     return (w->d_out + TILE_OUT - 1) / TILE_OUT;
 }
 
-static void gemm_work(void *arg, uint32_t worker, uint32_t n_worker)
+/* Tiles [lo, hi), counted over the pass's parts. */
+static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi)
 {
-    const struct gemm_pass *p = arg;
     const struct gemm_args *a = p->a;
-    uint64_t total = 0, begin = 0, lo, hi;
-    for (uint32_t i = p->part_first; i < p->part_end; i++)
-        total += part_tiles(&a->part[i]);
-    pool_share(total, worker, n_worker, &lo, &hi);
+    uint64_t begin = 0;
     float *y = a->y + p->t0 * (size_t)a->y_stride;
     for (uint32_t i = 0; i < p->part_first; i++)
         y += a->part[i].d_out;
@@ -57,6 +59,23 @@ static void gemm_work(void *arg, uint32_t worker, uint32_t n_worker)
     }
 }
 
+/* Workers take chunks as they come free: one that lost its core for a while leaves the rest to the
+ * others. */
+static void gemm_work(void *arg, uint32_t worker, uint32_t n_worker)
+{
+    struct gemm_pass *p = arg;
+    uint64_t total = 0, lo, hi;
+    uint32_t chunk;
+    for (uint32_t i = p->part_first; i < p->part_end; i++)
+        total += part_tiles(&p->a->part[i]);
+    uint64_t n_chunk =
+        MAX(MIN(total / CHUNK_TILES, (uint64_t)CHUNKS_EACH * n_worker), (uint64_t)n_worker);
+    while ((chunk = atomic_fetch_add_explicit(&p->next_chunk, 1, memory_order_relaxed)) < n_chunk) {
+        pool_share(total, chunk, (uint32_t)n_chunk, &lo, &hi);
+        gemm_tiles(p, lo, hi);
+    }
+}
+
 static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
 {
     const struct gemm_args *a = p->a;
@@ -71,6 +90,7 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
     for (p->t0 = 0; p->t0 < a->n_tok; p->t0 += p->rows) {
         p->rows = MIN(a->n_tok - p->t0, fit);
         cpu_run(c, convert_work, p, (uint64_t)p->rows * w->d_in < 65536);
+        p->next_chunk = 0;
         cpu_run(c, gemm_work, p, p->rows * (uint64_t)w->d_in * out < 32768);
     }
 }

@@ -1,9 +1,11 @@
-/* Workers that spin, then park. A run is published by bumping `epoch` after fn and arg are written;
- * a worker that sees a new epoch (acquire) runs its share and decrements `pending`; the caller
- * waits for zero. Sleeping, both ways, is announced first and checked after: a worker counts itself
- * in `parked` under the lock and then re-reads the epoch, the caller bumps the epoch and then reads
- * `parked`; likewise `caller_waits` and `pending`. All four are sequentially consistent, so one of
- * the two sides always sees the other. */
+/* Workers that spin, then park. A run is a number of shares, one for each worker; whoever is awake
+ * takes the next one, so a worker that the system has put aside holds nobody up: the caller does
+ * its share too. `state` is the run's number and the next share to take, taken by compare-and-swap,
+ * so a late worker cannot take from a run that is over. A taken share keeps the run open
+ * (`pending`), and with it fn and arg. Sleeping, both ways, is announced first and checked after: a
+ * worker counts itself in `parked` under the lock and then re-reads the state, the caller changes
+ * the state and then reads `parked`; likewise `caller_waits` and `pending`. All four are
+ * sequentially consistent, so one of the two sides always sees the other. */
 #include "kernels/cpu/pool.h"
 
 #include <pthread.h>
@@ -24,11 +26,10 @@
 struct pool_worker {
     struct pool *pool;
     pthread_t thread;
-    uint32_t index;
 };
 
 struct pool {
-    _Alignas(64) atomic_uint epoch;
+    _Alignas(64) _Atomic uint64_t state; /* run << 32 | next share */
     _Alignas(64) atomic_uint pending;
     _Alignas(64) atomic_uint parked;
     atomic_bool stop, caller_waits;
@@ -47,48 +48,66 @@ static inline void cpu_pause(void)
 #endif
 }
 
-static unsigned wait_for_epoch(struct pool *p, unsigned seen)
+static uint32_t run_of(uint64_t state)
+{
+    return (uint32_t)(state >> 32);
+}
+
+/* Until a run other than `seen` is there. */
+static void wait_for_run(struct pool *p, uint32_t seen)
 {
     uint64_t until = clock_mono_ns() + SPIN_NS;
     do {
         for (int i = 0; i < SPIN_BATCH; i++) {
-            unsigned now = atomic_load_explicit(&p->epoch, memory_order_acquire);
-            if (now != seen)
-                return now;
+            if (run_of(atomic_load_explicit(&p->state, memory_order_acquire)) != seen)
+                return;
             cpu_pause();
         }
     } while (clock_mono_ns() < until);
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->parked, 1);
-    unsigned now;
-    while ((now = atomic_load(&p->epoch)) == seen)
+    while (run_of(atomic_load(&p->state)) == seen)
         pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->parked, 1);
     pthread_mutex_unlock(&p->lock);
-    return now;
+}
+
+/* The next share of the current run, or UINT32_MAX when all are taken; *run: that run. */
+static uint32_t take_share(struct pool *p, uint32_t *run)
+{
+    uint64_t state = atomic_load(&p->state);
+    do {
+        *run = run_of(state);
+        if ((uint32_t)state >= p->size)
+            return UINT32_MAX;
+    } while (!atomic_compare_exchange_weak(&p->state, &state, state + 1));
+    return (uint32_t)state;
 }
 
 static void *worker_main(void *arg)
 {
     struct pool_worker *w = arg;
     struct pool *p = w->pool;
-    unsigned seen = 0;
+    uint32_t run = 0, share;
     for (;;) {
-        seen = wait_for_epoch(p, seen);
+        wait_for_run(p, run);
         if (atomic_load_explicit(&p->stop, memory_order_acquire))
             return NULL;
-        p->fn(p->arg, w->index, p->size);
-        if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->caller_waits)) {
-            pthread_mutex_lock(&p->lock);
-            pthread_cond_signal(&p->done);
-            pthread_mutex_unlock(&p->lock);
+        while ((share = take_share(p, &run)) != UINT32_MAX) {
+            p->fn(p->arg, share, p->size);
+            if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->caller_waits)) {
+                pthread_mutex_lock(&p->lock);
+                pthread_cond_signal(&p->done);
+                pthread_mutex_unlock(&p->lock);
+            }
         }
     }
 }
 
-static void publish(struct pool *p)
+/* A new run whose first untaken share is `next`. */
+static void publish(struct pool *p, uint32_t next)
 {
-    atomic_fetch_add(&p->epoch, 1);
+    atomic_store(&p->state, (uint64_t)(run_of(atomic_load(&p->state)) + 1) << 32 | next);
     if (atomic_load(&p->parked) == 0)
         return;
     pthread_mutex_lock(&p->lock);
@@ -114,15 +133,20 @@ static void wait_for_shares(struct pool *p)
 
 void pool_run(struct pool *p, pool_fn *fn, void *arg)
 {
+    uint32_t share = 0, run;
     if (p->size == 1) {
         fn(arg, 0, 1);
         return;
     }
     p->fn = fn;
     p->arg = arg;
-    atomic_store_explicit(&p->pending, p->size - 1, memory_order_relaxed);
-    publish(p);
-    fn(arg, 0, p->size);
+    atomic_store(&p->pending, p->size);
+    publish(p, 1);
+    do {
+        fn(arg, share, p->size);
+        atomic_fetch_sub(&p->pending, 1);
+        share = take_share(p, &run);
+    } while (share != UINT32_MAX);
     wait_for_shares(p);
 }
 
@@ -168,7 +192,7 @@ enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->done, NULL);
     for (uint32_t i = 1; i < n; i++) {
-        p->worker[i] = (struct pool_worker){.pool = p, .index = i};
+        p->worker[i] = (struct pool_worker){.pool = p};
         int rc = pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i]);
         if (rc != 0) {
             pool_destroy(p);
@@ -186,7 +210,7 @@ void pool_destroy(struct pool *p)
     if (!p)
         return;
     atomic_store(&p->stop, true);
-    publish(p);
+    publish(p, p->size);
     for (uint32_t i = 1; i <= p->started; i++)
         pthread_join(p->worker[i].thread, NULL);
     pthread_cond_destroy(&p->wake);

@@ -1,6 +1,7 @@
 /* The CPU backend's workers. One op at a time: pool_run hands a function to every worker, the
- * caller takes share 0, and returns when all shares are done. Work is split by static ranges, so
- * what a worker computes depends on the count of workers only (and results never do: see dot.h).
+ * caller takes share 0 and then any that nobody has begun, and returns when all are done. Work is
+ * split by ranges, so a share depends on the count of workers only (and results never do: dot.h).
+ * `worker` is the share's number, no thread's: scratch that it selects is free of other shares.
  * Workers spin for about 50 us after an op, since the next one follows at once inside a step, then
  * park. Nothing is allocated after pool_create. Thread: one caller at a time. */
 #ifndef RS_KERNELS_CPU_POOL_H
