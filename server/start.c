@@ -184,6 +184,9 @@ static enum status make_adapters(struct server *s, struct errtext *err)
                          c->adapter_roots.count, PUBLISH_ROOTS_MAX);
     for (uint32_t i = 0; i < c->adapter_roots.count; i++)
         opt.root[opt.root_count++] = c->adapter_roots.item[i];
+    if (c->adapter_dir && !file_exists(c->adapter_dir))
+        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: no such folder",
+                         c->adapter_dir);
     if (c->adapter_dir)
         opt.root[opt.root_count++] = c->adapter_dir;
     enum status st = publisher_create(&s->publisher, &opt, s->catalog, err);
@@ -272,7 +275,10 @@ static enum status make_recorder(struct server *s, struct errtext *err)
     if (!c->chain_id)
         log_info("records", "no chain settings: records stay unbound in the local spool (%s)",
                  c->data_dir);
-    else if (!c->redis_url)
+    if (!c->chain_id && c->redis_url)
+        log_warn("records", "redis_url is not used without chain settings: an unbound lane is "
+                            "never shipped");
+    else if (c->chain_id && !c->redis_url)
         log_info("records", "no redis_url: records stay in the local spool (%s)", c->data_dir);
     return recorder_create(&s->recorder, &opt, &deps, err);
 }
