@@ -230,10 +230,11 @@ def test_completion_answers_with_usage_and_model(client, facts, amber):
 
 
 def test_stream_equals_no_stream(client, amber):
-    plain = complete(client, amber["prompt"], "amber-coast", max_tokens=40, extra_body=LONG)
-    parts = [c for c in complete(client, amber["prompt"], "amber-coast", max_tokens=40, stream=True, extra_body=LONG)]
+    plain = complete(client, amber["prompt"], "amber-coast", max_tokens=400, extra_body=LONG)
+    parts = [c for c in complete(client, amber["prompt"], "amber-coast", max_tokens=400, stream=True, extra_body=LONG)]
     assert "".join(c.choices[0].text for c in parts) == plain.choices[0].text
-    assert len(parts) > 5 and parts[-1].choices[0].finish_reason == "length"
+    # how many tokens share a chunk is a matter of timing; that they come in pieces is not
+    assert len(parts) > 2 and parts[-1].choices[0].finish_reason == "length"
 
 
 def test_max_tokens_default_is_16_in_completions_and_the_context_in_chat(client):
