@@ -1,7 +1,6 @@
 /* See recorder.h. Admission, the thread and its life; what one turn of the loop writes is group.c,
  * how a lane starts is recover.c, what the API shows is view.c. */
 #include "server/influence/recorder.h"
-#include "chain_client/commit.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
@@ -76,15 +75,6 @@ void recorder_on_finish(struct request *req, void *recorder)
 {
     struct recorder *r = recorder;
     CHECK(mailbox_push(&r->finished, req) == STATUS_OK); /* sized for every admitted request */
-}
-
-u128 recorder_fee(const struct recorder *r, const struct request *req, uint64_t tokens_in,
-                  uint64_t tokens_out)
-{
-    struct tail_tariff t;
-    build_tariff(&t, &r->build, req);
-    return commit_fee(&t, (uint32_t)MIN(tokens_in, UINT32_MAX),
-                      (uint32_t)MIN(tokens_out, UINT32_MAX));
 }
 
 /* ---- the thread ---- */

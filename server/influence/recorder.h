@@ -56,10 +56,6 @@ MUST_CHECK enum status recorder_admit(struct recorder *r, const struct request *
                                       struct errtext *err);
 void recorder_unadmit(struct recorder *r, const struct request *req);
 
-/* fee = floor((in * sum in + out * sum out) / 1000) of SPEC 2, for admission displays. Pure. */
-u128 recorder_fee(const struct recorder *r, const struct request *req, uint64_t tokens_in,
-                  uint64_t tokens_out);
-
 /* JSON bodies of GET /v1/receipts/{id} and /v1/attribution/{id}. Only the asking key (fair_key) or
  * admin may see them. Errors: NOT_FOUND (unknown, too old or another key's). Thread: any. */
 MUST_CHECK enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
