@@ -64,10 +64,13 @@ struct tile {
     const char *w[TILE_N];
     const char *x;
     size_t x_stride;
-    const char *ahead;   /* where this run's share of the next weights begins */
-    uint32_t ahead_step; /* bytes of it for each step of k; 0: none */
-    uint32_t ahead_rows; /* after this many k the share goes on in the next row of weights */
-    size_t ahead_jump;   /* that many bytes further */
+    const char *ahead;    /* the next line of weights to fetch for the next unit */
+    ptrdiff_t far;        /* from there to the same line of the unit after that one; 0: none */
+    size_t ahead_jump;    /* from a row's end to the next row's begin, within the block of k */
+    uint32_t row_lines;   /* lines of a row within the block of k */
+    uint32_t row_left;    /* of them, until the jump */
+    uint32_t share;       /* lines for this run; 0: none */
+    uint32_t n_step, due; /* spread over its steps: a line each time `due` reaches n_step */
     uint32_t d_in;
     uint32_t k0, k1;   /* this block of k: a multiple of the step, but for the last */
     vf (*acc)[TILE_N]; /* [rows] between blocks; unused when one block is all */
@@ -122,15 +125,28 @@ struct tile {
     if (m < m_count)                                                                               \
         d##m = dot_step(kind, d##m, wd, v##m);
 
+/* The near line into L1, where it is used next; the far one into L2: L1 has too few misses in
+ * flight to keep memory busy by itself, and drops what is too many. */
+INLINE void fetch_lines(struct tile *tl)
+{
+    for (tl->due += tl->share; tl->due >= tl->n_step; tl->due -= tl->n_step) {
+        __builtin_prefetch(tl->ahead, 0, 3);
+        if (tl->far)
+            __builtin_prefetch(tl->ahead + tl->far, 0, 2);
+        tl->ahead += 64;
+        if (--tl->row_left == 0) {
+            tl->row_left = tl->row_lines;
+            tl->ahead += tl->ahead_jump;
+        }
+    }
+}
+
 INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kind kind)
 {
     const size_t w_bytes = kind == DOT_F32 ? 4 : 2, x_bytes = kind == DOT_NATIVE ? 2 : 4;
     const size_t x_stride = tl->x_stride;
     const uint32_t step = STEP(kind), full = tl->k1 / step * step;
     const char *w0 = tl->w[0], *w1 = tl->w[1], *w2 = tl->w[2], *w3 = tl->w[3];
-    const char *ahead = tl->ahead;
-    const size_t ahead_step = tl->ahead_step;
-    uint32_t turn = tl->k0 + tl->ahead_rows;
     EACH_ROW(ROW_BEGIN)
     if (tl->k0) {
         EACH_ROW(ROW_RESUME)
@@ -138,20 +154,8 @@ INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kin
     for (uint32_t k = tl->k0; k < full; k += step) {
         size_t at = k * w_bytes;
         const char *x = tl->x + k * x_bytes;
-        if (ahead_step) {
-            __builtin_prefetch(ahead, 0, 3);
-            if (ahead_step > 64)
-                __builtin_prefetch(ahead + 64, 0, 3);
-            if (ahead_step > 128) {
-                __builtin_prefetch(ahead + 128, 0, 3);
-                __builtin_prefetch(ahead + 192, 0, 3);
-            }
-            ahead += ahead_step;
-            if (k + step == turn) {
-                ahead += tl->ahead_jump;
-                turn += tl->ahead_rows;
-            }
-        }
+        if (tl->share)
+            fetch_lines(tl);
 #if VW == 16
         const vf w[TILE_N] = {load_w(kind, w0 + at), load_w(kind, w1 + at), load_w(kind, w2 + at),
                               load_w(kind, w3 + at)};
@@ -258,22 +262,38 @@ static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t 
 }
 
 /* The weights of the next unit (four rows of weights, one block of k) are fetched while this one
- * runs, row after row of it, a share by each of the first runs, so that memory is busy all the time
- * rather than in bursts. `next` is where that unit begins; NULL: none. */
+ * runs, an equal share by each run, so that memory is busy all the time rather than in bursts.
+ * `next` is where that unit begins, `far` from there to the unit after it. */
 static void share_prefetch(const struct dot_job *j, struct tile *tl, const char *next,
                            uint32_t index, uint32_t n_run)
 {
     size_t item = dtype_bytes(j->dtype), w_stride = j->d_in * item;
-    uint32_t share = n_run >= TILE_N ? TILE_N : n_run > 1 ? 2 : 1;
-    uint32_t step = STEP(j->dtype == DTYPE_BF16 ? BF16_KIND : DOT_F32);
-    uint32_t rows = TILE_N / share, n_k = tl->k1 - tl->k0;
-    tl->ahead_step = 0;
-    if (!next || index >= share)
+    uint32_t n_step = (tl->k1 - tl->k0) / STEP(j->dtype == DTYPE_BF16 ? BF16_KIND : DOT_F32);
+    tl->share = 0;
+    if (!next || n_step == 0)
         return;
-    tl->ahead_step = rows * step * (uint32_t)item;
-    tl->ahead_rows = n_k / step / rows * step;
-    tl->ahead_jump = w_stride - n_k / step / rows * tl->ahead_step;
-    tl->ahead = next + index * rows * w_stride;
+    tl->row_lines = (uint32_t)(((tl->k1 - tl->k0) * item + 63) / 64);
+    uint32_t all = TILE_N * tl->row_lines;
+    uint32_t lo = all * index / n_run, hi = all * (index + 1) / n_run;
+    tl->ahead_jump = w_stride - (size_t)tl->row_lines * 64;
+    tl->ahead = next + lo / tl->row_lines * w_stride + lo % tl->row_lines * 64;
+    tl->row_left = tl->row_lines - lo % tl->row_lines;
+    tl->share = hi - lo;
+    tl->n_step = n_step;
+    tl->due = 0;
+}
+
+/* Where the weights begin that are used `ahead` units after this one; NULL: past the last whole
+ * tile of the n_left outputs. */
+static const char *unit_after(const struct dot_job *j, const struct tile *tl, uint32_t n_left,
+                              uint32_t k_block, uint32_t ahead)
+{
+    uint32_t n_block = (j->d_in + k_block - 1) / k_block, unit = tl->k0 / k_block + ahead;
+    uint32_t tile = unit / n_block, block = unit % n_block;
+    size_t item = dtype_bytes(j->dtype);
+    if ((tile + 1) * TILE_N > n_left)
+        return NULL;
+    return tl->w[0] + ((size_t)tile * TILE_N * j->d_in + (size_t)block * k_block) * item;
 }
 
 /* One tile of outputs for the rows [rows[0], rows[1]). */
@@ -281,16 +301,15 @@ static void block_run(const struct dot_job *j, struct tile *tl, const uint32_t r
                       uint32_t n1)
 {
     vf acc[K_BLOCK_ROWS][TILE_N];
-    size_t item = dtype_bytes(j->dtype);
     uint32_t n_tile = (rows[1] - rows[0] + TILE_M - 1) / TILE_M;
     uint32_t n_block = n_tile > 1 ? (j->d_in + K_BLOCK - 1) / K_BLOCK : 1;
     uint32_t k_block = n_block > 1 ? (j->d_in / n_block + 63) / 64 * 64 : j->d_in;
     uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
     for (tl->k0 = 0; tl->k0 < j->d_in; tl->k0 = tl->k1) {
         tl->k1 = j->d_in - tl->k0 <= k_block ? j->d_in : tl->k0 + k_block;
-        const char *next = tl->k1 < j->d_in       ? tl->w[0] + tl->k1 * item
-                           : n + 2 * TILE_N <= n1 ? tl->w[0] + TILE_N * j->d_in * item
-                                                  : NULL;
+        const char *next = unit_after(j, tl, n1 - n, k_block, 1);
+        const char *far = unit_after(j, tl, n1 - n, k_block, 2);
+        tl->far = far ? far - next : 0;
         for (uint32_t t = rows[0], i = 0, count; i < n_tile; t += count, i++) {
             count = (rows[1] - t + n_tile - i - 1) / (n_tile - i); /* nearly equal heights */
             tl->x = j->x + t * j->x_stride_bytes;
