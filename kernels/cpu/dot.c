@@ -64,13 +64,13 @@ struct tile {
     const char *w[TILE_N];
     const char *x;
     size_t x_stride;
-    const char *ahead;    /* the next line of weights to fetch for the next unit */
-    ptrdiff_t far;        /* from there to the same line of the unit after that one; 0: none */
-    size_t ahead_jump;    /* from a row's end to the next row's begin, within the block of k */
-    uint32_t row_lines;   /* lines of a row within the block of k */
-    uint32_t row_left;    /* of them, until the jump */
-    uint32_t share;       /* lines for this run; 0: none */
-    uint32_t n_step, due; /* spread over its steps: a line each time `due` reaches n_step */
+    const char *near;   /* the next line of weights to fetch for the next unit */
+    const char *far;    /* the same line of the unit after that one; NULL: unknown */
+    size_t row_jump;    /* from a row's end to the next row's begin, within the block of k */
+    uint32_t row_lines; /* lines of a row within the block of k */
+    uint32_t row_left;  /* of them, until the jump */
+    uint32_t pace, due; /* a line is fetched each time `due` reaches n_step: the unit's lines are */
+    uint32_t n_step;    /* spread evenly over the steps of its runs; pace 0: nothing to fetch */
     uint32_t d_in;
     uint32_t k0, k1;   /* this block of k: a multiple of the step, but for the last */
     vf (*acc)[TILE_N]; /* [rows] between blocks; unused when one block is all */
@@ -129,14 +129,17 @@ struct tile {
  * flight to keep memory busy by itself, and drops what is too many. */
 INLINE void fetch_lines(struct tile *tl)
 {
-    for (tl->due += tl->share; tl->due >= tl->n_step; tl->due -= tl->n_step) {
-        __builtin_prefetch(tl->ahead, 0, 3);
-        if (tl->far)
-            __builtin_prefetch(tl->ahead + tl->far, 0, 2);
-        tl->ahead += 64;
+    for (tl->due += tl->pace; tl->due >= tl->n_step; tl->due -= tl->n_step) {
+        size_t step = 64;
         if (--tl->row_left == 0) {
             tl->row_left = tl->row_lines;
-            tl->ahead += tl->ahead_jump;
+            step += tl->row_jump;
+        }
+        __builtin_prefetch(tl->near, 0, 3);
+        tl->near += step;
+        if (tl->far) {
+            __builtin_prefetch(tl->far, 0, 2);
+            tl->far += step;
         }
     }
 }
@@ -154,7 +157,7 @@ INLINE void tile_run(struct tile *tl, const uint32_t m_count, const enum dot_kin
     for (uint32_t k = tl->k0; k < full; k += step) {
         size_t at = k * w_bytes;
         const char *x = tl->x + k * x_bytes;
-        if (tl->share)
+        if (tl->pace)
             fetch_lines(tl);
 #if VW == 16
         const vf w[TILE_N] = {load_w(kind, w0 + at), load_w(kind, w1 + at), load_w(kind, w2 + at),
@@ -254,46 +257,45 @@ void ISA(dot_convert)(char *dst, const float *x, uint32_t d_in, enum dtype dtype
 static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t t0, uint32_t rows,
                        uint32_t n0, uint32_t n_count)
 {
-    for (uint32_t m = 0; m < rows; m++) {
-        float *y = j->y + (t0 + m) * j->y_stride + n0;
-        for (uint32_t n = 0; n < n_count; n++)
-            y[n] = tl->out[m][n];
+    float *y = j->y + t0 * j->y_stride + n0;
+    for (uint32_t m = 0; m < rows; m++, y += j->y_stride) {
+        if (n_count == TILE_N)
+            memcpy(y, tl->out[m], TILE_N * sizeof(float));
+        else
+            memcpy(y, tl->out[m], n_count * sizeof(float));
     }
 }
 
-/* The weights of the next unit (four rows of weights, one block of k) are fetched while this one
- * runs, an equal share by each run, so that memory is busy all the time rather than in bursts.
- * `next` is where that unit begins, `far` from there to the unit after it. */
-static void share_prefetch(const struct dot_job *j, struct tile *tl, const char *next,
-                           uint32_t index, uint32_t n_run)
-{
-    size_t item = dtype_bytes(j->dtype), w_stride = j->d_in * item;
-    uint32_t n_step = (tl->k1 - tl->k0) / STEP(j->dtype == DTYPE_BF16 ? BF16_KIND : DOT_F32);
-    tl->share = 0;
-    if (!next || n_step == 0)
-        return;
-    tl->row_lines = (uint32_t)(((tl->k1 - tl->k0) * item + 63) / 64);
-    uint32_t all = TILE_N * tl->row_lines;
-    uint32_t lo = all * index / n_run, hi = all * (index + 1) / n_run;
-    tl->ahead_jump = w_stride - (size_t)tl->row_lines * 64;
-    tl->ahead = next + lo / tl->row_lines * w_stride + lo % tl->row_lines * 64;
-    tl->row_left = tl->row_lines - lo % tl->row_lines;
-    tl->share = hi - lo;
-    tl->n_step = n_step;
-    tl->due = 0;
-}
-
-/* Where the weights begin that are used `ahead` units after this one; NULL: past the last whole
- * tile of the n_left outputs. */
+/* Where the weights begin that are used `ahead` units after this one; NULL: unknown. A unit is four
+ * rows of weights and one block of k. */
 static const char *unit_after(const struct dot_job *j, const struct tile *tl, uint32_t n_left,
                               uint32_t k_block, uint32_t ahead)
 {
     uint32_t n_block = (j->d_in + k_block - 1) / k_block, unit = tl->k0 / k_block + ahead;
-    uint32_t tile = unit / n_block, block = unit % n_block;
+    uint32_t tile = unit / n_block, here = (n_left + TILE_N - 1) / TILE_N;
+    const char *w = tl->w[0];
+    if (tile >= here) {
+        w = j->then;
+        tile -= here;
+    }
+    size_t at = (size_t)tile * TILE_N * j->d_in + (size_t)(unit % n_block) * k_block;
+    return w ? w + at * dtype_bytes(j->dtype) : NULL;
+}
+
+/* The weights of the next unit are fetched while n_run runs of rows use this one, at an even pace,
+ * so that memory is busy all the time rather than in bursts. */
+static void plan_fetch(const struct dot_job *j, struct tile *tl, uint32_t n_left, uint32_t k_block,
+                       uint32_t n_run)
+{
     size_t item = dtype_bytes(j->dtype);
-    if ((tile + 1) * TILE_N > n_left)
-        return NULL;
-    return tl->w[0] + ((size_t)tile * TILE_N * j->d_in + (size_t)block * k_block) * item;
+    tl->row_lines = (uint32_t)(((tl->k1 - tl->k0) * item + 63) / 64);
+    tl->row_left = tl->row_lines;
+    tl->row_jump = j->d_in * item - (size_t)tl->row_lines * 64;
+    tl->near = unit_after(j, tl, n_left, k_block, 1);
+    tl->far = unit_after(j, tl, n_left, k_block, 2);
+    tl->n_step = n_run * ((tl->k1 - tl->k0) / STEP(j->dtype == DTYPE_BF16 ? BF16_KIND : DOT_F32));
+    tl->pace = tl->near && tl->n_step ? TILE_N * tl->row_lines : 0;
+    tl->due = 0;
 }
 
 /* One tile of outputs for the rows [rows[0], rows[1]). */
@@ -307,14 +309,11 @@ static void block_run(const struct dot_job *j, struct tile *tl, const uint32_t r
     uint32_t n_count = n1 - n < TILE_N ? n1 - n : TILE_N;
     for (tl->k0 = 0; tl->k0 < j->d_in; tl->k0 = tl->k1) {
         tl->k1 = j->d_in - tl->k0 <= k_block ? j->d_in : tl->k0 + k_block;
-        const char *next = unit_after(j, tl, n1 - n, k_block, 1);
-        const char *far = unit_after(j, tl, n1 - n, k_block, 2);
-        tl->far = far ? far - next : 0;
+        plan_fetch(j, tl, n1 - n, k_block, n_tile);
         for (uint32_t t = rows[0], i = 0, count; i < n_tile; t += count, i++) {
             count = (rows[1] - t + n_tile - i - 1) / (n_tile - i); /* nearly equal heights */
             tl->x = j->x + t * j->x_stride_bytes;
             tl->acc = k_block < j->d_in ? &acc[t - rows[0]] : NULL;
-            share_prefetch(j, tl, next, i, n_tile);
             tile_fn[j->dtype == DTYPE_BF16][count - 1](tl);
             if (tl->k1 == j->d_in)
                 tile_store(j, tl, t, count, n, n_count);

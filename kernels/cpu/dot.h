@@ -21,6 +21,8 @@ struct dot_job {
     uint32_t d_in, rows;
     float *y;
     size_t y_stride;
+    const char *then; /* weights of the same d_in that are used next, to be fetched meanwhile; or
+                         NULL */
 };
 
 /* Bytes of a converted row for weights of this dtype. */

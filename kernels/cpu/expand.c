@@ -12,6 +12,8 @@ struct expand_part {
     const char *bt; /* row 0 of the rank block, column n0 */
     size_t stride_bytes;
     uint32_t rank;
+    const char *then;   /* the same for the B that is read next */
+    uint32_t then_rank; /* rows of it; 0: nothing to fetch */
     float s[EXPAND_ROWS][RANK_BLOCK];
 };
 
@@ -33,6 +35,11 @@ INLINE void expand_block(const struct expand_part *p, uint32_t n, const uint32_t
             acc[t][v] = vf_load(&delta[t][n + v * VW]);
     for (uint32_t r = 0; r < p->rank; r++) {
         const char *b = p->bt + r * p->stride_bytes + n * item;
+        if (r < p->then_rank) {
+            const char *then = p->then + r * p->stride_bytes + n * item;
+            for (uint32_t i = 0; i < n_vec * VW * item; i += 64)
+                __builtin_prefetch(then + i, 0, 2);
+        }
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < n_vec; v++) {
             vf bv = load_b(bf16, b + v * VW * item);
@@ -94,6 +101,21 @@ static void expand_part(const struct expand_part *p, uint32_t n_col, uint32_t n_
     }
 }
 
+/* Columns from n0 on of the B that is read next, if there is one. */
+static void plan_then(struct expand_part *p, const struct expand_rows *e, uint32_t module,
+                      uint32_t d_out, uint32_t n0)
+{
+    const struct lora_table *table = e->lora->table;
+    p->then_rank = 0;
+    if (!e->then || n0 + e->then_cols >= d_out)
+        return;
+    uint32_t slot = e->then->part[0].slot;
+    const struct lora_entry *entry = lora_entry_at(table, slot, e->layer, module);
+    p->then = (const char *)table->slot[slot].blob + entry->b_off +
+              (n0 + e->then_cols) * dtype_bytes(table->dtype);
+    p->then_rank = entry->rank;
+}
+
 bool ISA(expand)(const struct expand_rows *e, uint32_t module, uint32_t d_out, uint32_t n0,
                  uint32_t n_col, float delta[EXPAND_ROWS][EXPAND_COLS])
 {
@@ -106,6 +128,7 @@ bool ISA(expand)(const struct expand_rows *e, uint32_t module, uint32_t d_out, u
     for (uint32_t t = 0; t < e->rows; t++)
         memset(delta[t], 0, n_col * sizeof(float));
     struct expand_part p = {.stride_bytes = (size_t)d_out * item};
+    plan_then(&p, e, module, d_out, n0);
     for (uint32_t i = 0; i < e->seg->part_count; i++) {
         uint32_t slot = e->seg->part[i].slot;
         const struct lora_entry *entry = lora_entry_at(table, slot, e->layer, module);
@@ -119,6 +142,7 @@ bool ISA(expand)(const struct expand_rows *e, uint32_t module, uint32_t d_out, u
                     p.s[t][r] = bf16 ? bf16_round(s[r]) : s[r];
             }
             expand_part(&p, n_col, e->rows, bf16, delta);
+            p.then_rank = 0;
         }
     }
     return true;

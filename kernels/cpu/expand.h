@@ -14,6 +14,10 @@
 struct expand_rows {
     const struct lora_step *lora;
     const struct lora_seg *seg; /* NULL: base only */
+    /* Whose B is read next, the same columns of the module but then_cols further: it is fetched
+     * meanwhile. NULL: nothing, or the same B again. */
+    const struct lora_seg *then;
+    uint32_t then_cols;
     uint32_t layer, first, t0, rows;
 };
 

@@ -19,7 +19,7 @@ struct finish_pass {
     finish_tile_fn *tile;
     double *norm_part;     /* of the pass, or NULL */
     uint32_t layer, first; /* group's first module */
-    uint32_t t0, t1, n_chunk;
+    uint32_t t0, t1, n_chunk, chunk_cols;
 };
 
 /* ---- the grid ---- */
@@ -50,11 +50,27 @@ static void run_rows(const struct finish_pass *p, struct expand_rows *e, const u
     uint32_t chunk = tiles[2], n = seg_tiles(p, begin, end);
     begin = MAX(begin, p->t0);
     end = MIN(end, p->t1);
+    const struct lora_seg *then = e->then;
     for (uint32_t i = tiles[0]; i < MIN(tiles[1], n); i++) {
+        e->then = i + 1 == n ? then : NULL;
         e->t0 = begin + i * EXPAND_ROWS;
         e->rows = MIN((uint32_t)EXPAND_ROWS, end - e->t0);
         p->tile(p, e, chunk);
     }
+}
+
+/* The adapted segment after segment i; past the last it is the first, for the next chunk. */
+static void set_then(const struct finish_pass *p, struct expand_rows *e, uint32_t i)
+{
+    const struct lora_step *lora = p->lora;
+    e->then_cols = 0;
+    do {
+        if (++i == lora->n_seg) {
+            i = 0;
+            e->then_cols = p->chunk_cols;
+        }
+        e->then = &lora->seg[i];
+    } while (e->then != e->seg && e->then->part_count == 0);
 }
 
 static void run_chunk(const struct finish_pass *p, uint32_t chunk, uint32_t lo, uint32_t hi)
@@ -72,6 +88,9 @@ static void run_chunk(const struct finish_pass *p, uint32_t chunk, uint32_t lo, 
         if (index + n > lo) {
             uint32_t tiles[3] = {lo > index ? lo - index : 0, hi - index, chunk};
             e.seg = seg->part_count ? seg : NULL;
+            e.then = NULL;
+            if (e.seg)
+                set_then(p, &e, i);
             run_rows(p, &e, tiles, seg->tok_begin, end);
         }
         index += n;
@@ -171,6 +190,7 @@ enum status ISA(residual_finish)(struct backend *b, const struct residual_finish
     struct finish_pass p = {.args = a, .lora = &a->lora, .tile = residual_tile, .layer = a->layer};
     p.first = a->module;
     p.n_chunk = (a->d_model + EXPAND_COLS - 1) / EXPAND_COLS;
+    p.chunk_cols = EXPAND_COLS;
     finish_run(b, &p, a->n_tok, a->d_model);
     return STATUS_OK;
 }
@@ -226,6 +246,7 @@ enum status ISA(mlp_finish)(struct backend *b, const struct mlp_finish_args *a)
     struct finish_pass p = {.args = a, .lora = &a->lora, .tile = mlp_tile, .layer = a->layer};
     p.first = LORA_MODULE_GATE;
     p.n_chunk = (a->d_ff + EXPAND_COLS - 1) / EXPAND_COLS;
+    p.chunk_cols = EXPAND_COLS;
     finish_run(b, &p, a->n_tok, 2 * (uint64_t)a->d_ff);
     return STATUS_OK;
 }
@@ -321,6 +342,7 @@ enum status ISA(qkv_finish)(struct backend *b, const struct qkv_finish_args *a)
         VERIFY(a->rows.pos[t] < a->rope.pos_max);
     p.first = LORA_MODULE_Q;
     p.n_chunk = (all + per - 1) / per;
+    p.chunk_cols = per * a->d_head;
     finish_run(b, &p, a->n_tok, (uint64_t)all * a->d_head);
     return STATUS_OK;
 }

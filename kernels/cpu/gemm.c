@@ -48,8 +48,14 @@ static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi)
         uint64_t end = begin + part_tiles(w);
         uint64_t from = MAX(lo, begin), to = MIN(hi, end);
         if (from < to) {
-            struct dot_job j = {p->x,    p->x_stride_bytes, w->data, w->dtype,
-                                w->d_in, p->rows,           y,       a->y_stride};
+            struct dot_job j = {.x = p->x,
+                                .x_stride_bytes = p->x_stride_bytes,
+                                .w = w->data,
+                                .dtype = w->dtype,
+                                .d_in = w->d_in,
+                                .rows = p->rows,
+                                .y = y,
+                                .y_stride = a->y_stride};
             uint64_t n1 = (to - begin) * TILE_OUT;
             ISA(dot_range)
             (&j, (uint32_t)((from - begin) * TILE_OUT), (uint32_t)MIN(n1, (uint64_t)w->d_out));

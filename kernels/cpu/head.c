@@ -102,9 +102,16 @@ static void score_work(void *arg, uint32_t worker, uint32_t n_worker)
     pool_share(p->n_tile, worker, n_worker, &lo, &hi);
     for (uint64_t i = lo; i < hi; i++) {
         uint32_t n0 = (uint32_t)i * SCORE_TILE, n = MIN((uint32_t)SCORE_TILE, a->w.d_out - n0);
-        const char *w = (const char *)a->w.data + n0 * (size_t)a->w.d_in * dtype_bytes(a->w.dtype);
-        struct dot_job j = {p->c->x,   p->x_stride_bytes, w,    a->w.dtype,
-                            a->w.d_in, p->rows,           tile, SCORE_TILE};
+        size_t row_bytes = a->w.d_in * dtype_bytes(a->w.dtype);
+        struct dot_job j = {.x = p->c->x,
+                            .x_stride_bytes = p->x_stride_bytes,
+                            .w = (const char *)a->w.data + n0 * row_bytes,
+                            .dtype = a->w.dtype,
+                            .d_in = a->w.d_in,
+                            .rows = p->rows,
+                            .y = tile,
+                            .y_stride = SCORE_TILE};
+        j.then = i + 1 < hi ? j.w + SCORE_TILE * row_bytes : NULL;
         ISA(dot_range)(&j, 0, n);
         for (uint32_t t = 0; t < p->rows; t++) {
             const float *row = tile + (size_t)t * SCORE_TILE;

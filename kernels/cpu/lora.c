@@ -63,8 +63,12 @@ static void item_count(const struct shrink_pass *p, const struct shrink_item *it
     *(uint64_t *)arg = it->cost_begin + it->tiles * it->tile_cost;
 }
 
+/* A worker's share of the cost, and the item whose turn comes when the one after it is known, since
+ * an item's last weights are read while those of the next are fetched. */
 struct share {
     uint64_t lo, hi;
+    struct shrink_item waiting;
+    uint32_t ranks[2]; /* of the waiting item; equal: none waits */
 };
 
 static uint64_t first_tile(const struct shrink_item *it, uint64_t cost)
@@ -75,37 +79,56 @@ static uint64_t first_tile(const struct shrink_item *it, uint64_t cost)
     return MIN(n, it->tiles);
 }
 
-static void item_run(const struct shrink_pass *p, const struct shrink_item *it, void *arg)
+static const char *item_weights(const struct shrink_pass *p, const struct shrink_item *it)
 {
-    const struct share *share = arg;
+    const struct lora_slot *slot = p->a->lora.table->slot;
+    return (const char *)slot[it->seg->part[it->part].slot].blob + it->entry->a_off;
+}
+
+/* Ranks [n0, n1) of an item; `then`: the weights used next, or NULL. */
+static void item_run(const struct shrink_pass *p, const struct shrink_item *it,
+                     const uint32_t ranks[2], const char *then)
+{
     const struct lora_shrink_args *a = p->a;
     const struct lora_part *part = &it->seg->part[it->part];
-    uint32_t n0 = (uint32_t)first_tile(it, share->lo) * TILE_OUT;
-    uint32_t n1 = MIN((uint32_t)first_tile(it, share->hi) * TILE_OUT, it->entry->rank);
-    if (n0 >= n1)
-        return;
     size_t at = (size_t)it->begin * a->lora.s_stride + it->col;
     struct dot_job j = {
         .x = p->x + (it->begin - p->t0) * p->x_stride_bytes,
         .x_stride_bytes = p->x_stride_bytes,
-        .w = (const char *)a->lora.table->slot[part->slot].blob + it->entry->a_off,
+        .w = item_weights(p, it),
         .dtype = a->lora.table->dtype,
         .d_in = a->d_in,
         .rows = it->rows,
         .y = a->lora.s + at,
         .y_stride = a->lora.s_stride,
+        .then = then,
     };
-    ISA(dot_range)(&j, n0, n1);
+    ISA(dot_range)(&j, ranks[0], ranks[1]);
     float scale = it->entry->scale * ((float)part->weight_q16 / 65536.0f);
     for (uint32_t t = 0; t < it->rows; t++) {
         float *s = j.y + (size_t)t * j.y_stride;
         float *keep = a->keep_ax ? a->keep_ax + at + (size_t)t * j.y_stride : NULL;
-        for (uint32_t n = n0; n < n1; n++) {
+        for (uint32_t n = ranks[0]; n < ranks[1]; n++) {
             if (keep)
                 keep[n] = s[n];
             s[n] *= scale;
         }
     }
+}
+
+static void item_turn(const struct shrink_pass *p, const struct shrink_item *it, void *arg)
+{
+    struct share *share = arg;
+    uint32_t n0 = (uint32_t)first_tile(it, share->lo) * TILE_OUT;
+    uint32_t n1 = MIN((uint32_t)first_tile(it, share->hi) * TILE_OUT, it->entry->rank);
+    if (n0 >= n1)
+        return;
+    size_t row_bytes = p->a->d_in * dtype_bytes(p->a->lora.table->dtype);
+    if (share->ranks[0] < share->ranks[1])
+        item_run(p, &share->waiting, share->ranks, item_weights(p, it) + n0 * row_bytes);
+    share->waiting = *it;
+    share->ranks[0] = n0;
+    share->ranks[1] = n1;
 }
 
 static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
@@ -128,9 +151,11 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
 static void shrink_work(void *arg, uint32_t worker, uint32_t n_worker)
 {
     struct shrink_pass *p = arg;
-    struct share share;
+    struct share share = {0};
     pool_share(p->cost, worker, n_worker, &share.lo, &share.hi);
-    each_item(p, item_run, &share);
+    each_item(p, item_turn, &share);
+    if (share.ranks[0] < share.ranks[1])
+        item_run(p, &share.waiting, share.ranks, NULL);
 }
 
 static bool any_adapted(const struct lora_step *lora)
