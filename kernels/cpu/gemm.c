@@ -8,15 +8,16 @@
 #include "server/base/check.h"
 
 #define TILE_OUT    4
-#define CHUNK_TILES 32 /* of outputs in a chunk, at least */
-#define CHUNKS_EACH 8  /* for each worker, at most */
+#define PIECE_TILES 32 /* of outputs taken at a time */
 
 struct gemm_pass {
     const struct gemm_args *a;
     char *x;
     size_t x_stride_bytes;
     uint32_t t0, rows, part_first, part_end; /* parts of one dtype */
-    _Atomic uint32_t next_chunk;
+    /* What is left of each worker's tiles, first << 32 | end. It takes pieces from the front, in
+     * the order of memory; others, when their own are done, from the back. */
+    _Atomic uint64_t left[POOL_WORKERS_MAX];
 };
 
 static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
@@ -35,8 +36,17 @@ static uint64_t part_tiles(const struct weight *w)
     return (w->d_out + TILE_OUT - 1) / TILE_OUT;
 }
 
-/* Tiles [lo, hi), counted over the pass's parts. */
-static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi)
+static uint64_t pass_tiles(const struct gemm_pass *p)
+{
+    uint64_t total = 0;
+    for (uint32_t i = p->part_first; i < p->part_end; i++)
+        total += part_tiles(&p->a->part[i]);
+    return total;
+}
+
+/* Tiles [lo, hi), counted over the pass's parts. go_on: the tiles from hi on are the worker's too.
+ */
+static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi, bool go_on)
 {
     const struct gemm_args *a = p->a;
     uint64_t begin = 0;
@@ -56,29 +66,43 @@ static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi)
                                 .rows = p->rows,
                                 .y = y,
                                 .y_stride = a->y_stride};
-            uint64_t n1 = (to - begin) * TILE_OUT;
-            ISA(dot_range)
-            (&j, (uint32_t)((from - begin) * TILE_OUT), (uint32_t)MIN(n1, (uint64_t)w->d_out));
+            uint64_t n0 = (from - begin) * TILE_OUT, n1 = (to - begin) * TILE_OUT;
+            if (to < end && go_on)
+                j.then = j.w + n1 * w->d_in * dtype_bytes(w->dtype);
+            else if (to == end && i + 1 < p->part_end)
+                j.then = w[1].data;
+            ISA(dot_range)(&j, (uint32_t)n0, (uint32_t)MIN(n1, (uint64_t)w->d_out));
         }
         begin = end;
         y += w->d_out;
     }
 }
 
-/* Workers take chunks as they come free: one that lost its core for a while leaves the rest to the
- * others. */
+/* A piece of worker w's tiles, from the front or the back; false: none is left. */
+static bool take_piece(struct gemm_pass *p, uint32_t w, bool front, uint64_t piece[2])
+{
+    uint64_t left = atomic_load_explicit(&p->left[w], memory_order_relaxed), rest;
+    do {
+        uint64_t lo = left >> 32, hi = left & UINT32_MAX, n = MIN(hi - lo, (uint64_t)PIECE_TILES);
+        if (n == 0)
+            return false;
+        piece[0] = front ? lo : hi - n;
+        piece[1] = piece[0] + n;
+        rest = front ? piece[1] << 32 | hi : lo << 32 | piece[0];
+    } while (!atomic_compare_exchange_weak_explicit(&p->left[w], &left, rest, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+/* A worker that lost its core for a while leaves the rest to the others. */
 static void gemm_work(void *arg, uint32_t worker, uint32_t n_worker)
 {
     struct gemm_pass *p = arg;
-    uint64_t total = 0, lo, hi;
-    uint32_t chunk;
-    for (uint32_t i = p->part_first; i < p->part_end; i++)
-        total += part_tiles(&p->a->part[i]);
-    uint64_t n_chunk =
-        MAX(MIN(total / CHUNK_TILES, (uint64_t)CHUNKS_EACH * n_worker), (uint64_t)n_worker);
-    while ((chunk = atomic_fetch_add_explicit(&p->next_chunk, 1, memory_order_relaxed)) < n_chunk) {
-        pool_share(total, chunk, (uint32_t)n_chunk, &lo, &hi);
-        gemm_tiles(p, lo, hi);
+    uint64_t piece[2];
+    for (uint32_t i = 0; i < n_worker; i++) {
+        uint32_t w = (worker + i) % n_worker;
+        while (take_piece(p, w, i == 0, piece))
+            gemm_tiles(p, piece[0], piece[1], i == 0);
     }
 }
 
@@ -86,7 +110,8 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
 {
     const struct gemm_args *a = p->a;
     const struct weight *w = &a->part[p->part_first];
-    uint64_t out = 0;
+    uint64_t out = 0, total = pass_tiles(p), lo, hi;
+    uint32_t n_worker = pool_size(c->pool);
     for (uint32_t i = p->part_first; i < p->part_end; i++)
         out += a->part[i].d_out;
     p->x = c->x;
@@ -96,8 +121,12 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
     for (p->t0 = 0; p->t0 < a->n_tok; p->t0 += p->rows) {
         p->rows = MIN(a->n_tok - p->t0, fit);
         cpu_run(c, convert_work, p, (uint64_t)p->rows * w->d_in < 65536);
-        p->next_chunk = 0;
-        cpu_run(c, gemm_work, p, p->rows * (uint64_t)w->d_in * out < 32768);
+        bool alone = p->rows * (uint64_t)w->d_in * out < 32768;
+        for (uint32_t i = 0; i < (alone ? 1 : n_worker); i++) {
+            pool_share(total, i, alone ? 1 : n_worker, &lo, &hi);
+            p->left[i] = lo << 32 | hi;
+        }
+        cpu_run(c, gemm_work, p, alone);
     }
 }
 

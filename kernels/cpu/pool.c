@@ -19,9 +19,8 @@
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 
-#define SPIN_NS      50000
-#define SPIN_BATCH   64
-#define CALLER_SPINS 200 /* about 5 us */
+#define SPIN_NS    50000
+#define SPIN_BATCH 64
 
 struct pool_worker {
     struct pool *pool;
@@ -118,11 +117,14 @@ static void publish(struct pool *p, uint32_t next)
 /* Spin a little, then sleep: on a busy machine a worker may be waiting for this very core. */
 static void wait_for_shares(struct pool *p)
 {
-    for (uint32_t i = 0; i < CALLER_SPINS; i++) {
-        if (atomic_load_explicit(&p->pending, memory_order_acquire) == 0)
-            return;
-        cpu_pause();
-    }
+    uint64_t until = clock_mono_ns() + SPIN_NS;
+    do {
+        for (uint32_t i = 0; i < SPIN_BATCH; i++) {
+            if (atomic_load_explicit(&p->pending, memory_order_acquire) == 0)
+                return;
+            cpu_pause();
+        }
+    } while (clock_mono_ns() < until);
     pthread_mutex_lock(&p->lock);
     atomic_store(&p->caller_waits, true);
     while (atomic_load(&p->pending) != 0)
