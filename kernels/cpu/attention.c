@@ -14,7 +14,8 @@
 #define RUN_ROWS   8
 #define STATE_MAX  16384 /* floats of accumulators in a unit */
 #define BLOCK_VECS (BLOCK / VW)
-#define ROW_PAD    16 /* keeps the rows of a block out of one cache set */
+#define ROW_PAD    16                 /* keeps the rows of a block out of one cache set */
+#define HEADS_MAX  (VW == 16 ? 4 : 1) /* heads at a time: four accumulators each in registers */
 
 /* A worker's scratch. */
 struct attn_work {
@@ -129,24 +130,32 @@ static void load_block(const struct attention_args *a, const struct attn_unit *u
             w->k[i][j] = w->row[j][i];
 }
 
-/* s[j] = scale * q . k_j, masked to -inf outside [lo, hi]. */
-static void block_scores(const struct attention_args *a, const struct attn_work *w, const float *q,
-                         const uint32_t range[2], float s[BLOCK])
+/* s[h][j] = scale * q_h . k_j for n heads, masked to -inf outside [lo, hi]. */
+INLINE void block_scores(const struct attention_args *a, const struct attn_work *w, const float *q,
+                         const uint32_t range[2], const uint32_t n, float s[][BLOCK])
 {
     for (uint32_t b = 0; b < BLOCK_VECS; b++) {
-        vf acc0 = {0}, acc1 = {0}, acc2 = {0}, acc3 = {0};
+        vf acc[HEADS_MAX][4] = {{{0}}};
         for (uint32_t i = 0; i < a->d_head; i += 4) {
-            acc0 = vf_fma(vf_set1(q[i]), vf_load(&w->k[i][b * VW]), acc0);
-            acc1 = vf_fma(vf_set1(q[i + 1]), vf_load(&w->k[i + 1][b * VW]), acc1);
-            acc2 = vf_fma(vf_set1(q[i + 2]), vf_load(&w->k[i + 2][b * VW]), acc2);
-            acc3 = vf_fma(vf_set1(q[i + 3]), vf_load(&w->k[i + 3][b * VW]), acc3);
+#pragma GCC unroll 4
+            for (uint32_t x = 0; x < 4; x++) {
+                vf k = vf_load(&w->k[i + x][b * VW]);
+#pragma GCC unroll 4
+                for (uint32_t h = 0; h < n; h++)
+                    acc[h][x] = vf_fma(vf_set1(q[h * a->d_head + i + x]), k, acc[h][x]);
+            }
         }
-        vf_store(s + b * VW, ((acc0 + acc1) + (acc2 + acc3)) * vf_set1(a->scale));
+#pragma GCC unroll 4
+        for (uint32_t h = 0; h < n; h++)
+            vf_store(s[h] + b * VW,
+                     ((acc[h][0] + acc[h][1]) + (acc[h][2] + acc[h][3])) * vf_set1(a->scale));
     }
-    for (uint32_t j = 0; j < range[0]; j++)
-        s[j] = -INFINITY;
-    for (uint32_t j = range[1] + 1; j < BLOCK; j++)
-        s[j] = -INFINITY;
+    for (uint32_t h = 0; h < n; h++) {
+        for (uint32_t j = 0; j < range[0]; j++)
+            s[h][j] = -INFINITY;
+        for (uint32_t j = range[1] + 1; j < BLOCK; j++)
+            s[h][j] = -INFINITY;
+    }
 }
 
 static float block_max(const float s[BLOCK])
@@ -173,55 +182,87 @@ static float block_exp(float s[BLOCK], float max)
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
 }
 
-INLINE void add_values(float *acc, const struct attn_work *w, const float *p,
-                       const uint32_t range[2], uint32_t i, const uint32_t n_vec)
+/* acc_h += sum_j p[h][j] v_j for n heads, n_vec vectors of values from i on. */
+INLINE void add_values(float *acc, const struct attn_work *w, uint32_t d, float p[][BLOCK],
+                       const uint32_t range[2], uint32_t i, const uint32_t n,
+                       const uint32_t n_vec) /* lint: waive parameters - two are constants */
 {
-    vf v[4];
+    vf v[HEADS_MAX][4];
 #pragma GCC unroll 4
-    for (uint32_t x = 0; x < n_vec; x++)
-        v[x] = vf_load(acc + i + x * VW);
-    for (uint32_t j = range[0]; j <= range[1]; j++) {
-        vf pj = vf_set1(p[j]);
+    for (uint32_t h = 0; h < n; h++)
 #pragma GCC unroll 4
         for (uint32_t x = 0; x < n_vec; x++)
-            v[x] = vf_fma(pj, vf_load(&w->v[j][i + x * VW]), v[x]);
+            v[h][x] = vf_load(acc + (size_t)h * d + i + x * VW);
+    for (uint32_t j = range[0]; j <= range[1]; j++) {
+#pragma GCC unroll 4
+        for (uint32_t x = 0; x < n_vec; x++) {
+            vf value = vf_load(&w->v[j][i + x * VW]);
+#pragma GCC unroll 4
+            for (uint32_t h = 0; h < n; h++)
+                v[h][x] = vf_fma(vf_set1(p[h][j]), value, v[h][x]);
+        }
     }
 #pragma GCC unroll 4
-    for (uint32_t x = 0; x < n_vec; x++)
-        vf_store(acc + i + x * VW, v[x]);
+    for (uint32_t h = 0; h < n; h++)
+#pragma GCC unroll 4
+        for (uint32_t x = 0; x < n_vec; x++)
+            vf_store(acc + (size_t)h * d + i + x * VW, v[h][x]);
 }
 
-static void weigh_values(float *acc, const struct attn_work *w, const float *p,
-                         const uint32_t range[2], uint32_t d)
+INLINE void weigh_values(float *acc, const struct attn_work *w, uint32_t d, float p[][BLOCK],
+                         const uint32_t range[2], const uint32_t n)
 {
     uint32_t i = 0;
     for (; i + 4 * VW <= d; i += 4 * VW)
-        add_values(acc, w, p, range, i, 4);
+        add_values(acc, w, d, p, range, i, n, 4);
     for (; i + VW <= d; i += VW)
-        add_values(acc, w, p, range, i, 1);
-    for (uint32_t j = range[0]; i < d && j <= range[1]; j++) {
-        vf v =
-            vf_fma(vf_set1(p[j]), vf_load_n(&w->v[j][i], d - i, 0), vf_load_n(acc + i, d - i, 0));
-        vf_store_n(acc + i, d - i, v);
+        add_values(acc, w, d, p, range, i, n, 1);
+    for (uint32_t h = 0; i < d && h < n; h++) {
+        float *tail = acc + (size_t)h * d + i;
+        for (uint32_t j = range[0]; j <= range[1]; j++) {
+            vf v = vf_load_n(&w->v[j][i], d - i, 0);
+            v = vf_fma(vf_set1(p[h][j]), v, vf_load_n(tail, d - i, 0));
+            vf_store_n(tail, d - i, v);
+        }
     }
 }
 
-/* One block for one (row, head), whose state has index x in the unit. */
-static void attend_block(const struct attention_args *a, struct attn_work *w, const float *q,
-                         const uint32_t range[2], uint32_t x)
+/* One block for n heads of a row, whose states begin at index x in the unit. What a head computes
+ * does not depend on n: only the loads of K and V are shared. */
+INLINE void attend_heads(const struct attention_args *a, struct attn_work *w, const float *q,
+                         const uint32_t range[2], uint32_t x, const uint32_t n)
 {
-    float s[BLOCK], *acc = w->acc + (size_t)x * a->d_head;
-    block_scores(a, w, q, range, s);
-    float max = block_max(s);
-    if (max > w->max[x]) {
-        float shrink = exp_one(w->max[x] - max);
-        w->sum[x] *= shrink;
-        for (uint32_t i = 0; i < a->d_head; i++)
-            acc[i] *= shrink;
-        w->max[x] = max;
+    float s[HEADS_MAX][BLOCK], *acc = w->acc + (size_t)x * a->d_head;
+    block_scores(a, w, q, range, n, s);
+    for (uint32_t h = 0; h < n; h++) {
+        float max = block_max(s[h]);
+        if (max > w->max[x + h]) {
+            float shrink = exp_one(w->max[x + h] - max);
+            w->sum[x + h] *= shrink;
+            for (uint32_t i = 0; i < a->d_head; i++)
+                acc[(size_t)h * a->d_head + i] *= shrink;
+            w->max[x + h] = max;
+        }
+        w->sum[x + h] += block_exp(s[h], w->max[x + h]);
     }
-    w->sum[x] += block_exp(s, w->max[x]);
-    weigh_values(acc, w, s, range, a->d_head);
+    weigh_values(acc, w, a->d_head, s, range, n);
+}
+
+static void attend_block(const struct attention_args *a, struct attn_work *w, const float *q,
+                         const uint32_t range[2], uint32_t x, uint32_t n)
+{
+    switch (n) {
+    case 1:
+        return attend_heads(a, w, q, range, x, 1);
+#if VW == 16
+    case 2:
+        return attend_heads(a, w, q, range, x, 2);
+    case 3:
+        return attend_heads(a, w, q, range, x, 3);
+    default:
+        return attend_heads(a, w, q, range, x, 4);
+#endif
+    }
 }
 
 static void unit_begin(struct attn_work *w, uint32_t count, uint32_t d)
@@ -259,9 +300,11 @@ static void unit_run(const struct attn_pass *p, const struct attn_unit *u, struc
             if (hi < begin || lo >= begin + BLOCK)
                 continue;
             uint32_t range[2] = {lo > begin ? lo - begin : 0, MIN(hi - begin, BLOCK - 1u)};
-            for (uint32_t h = 0; h < u->heads; h++)
+            for (uint32_t h = 0, n; h < u->heads; h += n) {
+                n = MIN(u->heads - h, (uint32_t)HEADS_MAX);
                 attend_block(a, w, a->q + ((size_t)t * a->n_head + u->h0 + h) * a->d_head, range,
-                             r * u->heads + h);
+                             r * u->heads + h, n);
+            }
         }
     }
     unit_end(a, u, w);
