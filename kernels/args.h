@@ -4,10 +4,11 @@
  * Glossary  n_tok tokens (rows) in the step | n_seg segments | d_model | d_in, d_out | rank |
  * n_head, n_kv_head, d_head d_ff | n_vocab | page_tok tokens in a KV page Memory    all tensors are
  * row-major and live where the backend keeps them ("dev"; the CPU's device is host memory).
- * Activations are f32 on the CPU backends. A GEMM or LoRA product whose weights are bf16 first
- * rounds its input to bf16 (nearest even) and accumulates in f32: that is the arithmetic of every
- * backend, the specification is kernels/ref. n_tok = 0 does nothing. Args are read during the call
- * only. Thread: the engine's. */
+ * Activations typed void * have the backend's own dtype (backend.act): f32 on the CPU backends,
+ * bf16 on a device; the residual stream and sums are f32 on all. A GEMM or LoRA product whose
+ * weights are bf16 first rounds its input to bf16 (nearest even) and accumulates in f32: that is
+ * the arithmetic of every backend, the specification is kernels/ref. n_tok = 0 does nothing. Args
+ * are read during the call only. Thread: the engine's. */
 #ifndef RS_KERNELS_ARGS_H
 #define RS_KERNELS_ARGS_H
 
@@ -17,9 +18,16 @@
 
 #include "server/base/status.h"
 
+/* A function for host and device code alike. */
+#ifdef __CUDACC__
+#define KERNEL_FN static __host__ __device__ __forceinline__
+#else
+#define KERNEL_FN static inline
+#endif
+
 enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16 };
 
-static inline size_t dtype_bytes(enum dtype t)
+KERNEL_FN size_t dtype_bytes(enum dtype t)
 {
     return t == DTYPE_F32 ? 4 : 2;
 }
@@ -71,7 +79,7 @@ struct lora_slot {
 struct lora_table {
     const struct lora_slot *slot; /* [n_slot] */
     const struct lora_layout *layout;
-    uint32_t n_slot, n_layer;
+    uint32_t n_slot, n_layout, n_layer;
     enum dtype dtype; /* of A and B in the blobs */
 };
 
@@ -121,8 +129,8 @@ struct kv_rows {
     uint32_t page_stride;
 };
 
-static inline uint64_t kv_offset(const struct kv_cache *kv, uint32_t page, uint32_t layer,
-                                 uint32_t is_v, uint32_t head, uint32_t tok_in_page)
+KERNEL_FN uint64_t kv_offset(const struct kv_cache *kv, uint32_t page, uint32_t layer,
+                             uint32_t is_v, uint32_t head, uint32_t tok_in_page)
 {
     return page * kv->stride_page + layer * kv->stride_layer + is_v * kv->stride_kv +
            head * kv->stride_head + tok_in_page * kv->stride_tok;

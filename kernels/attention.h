@@ -9,12 +9,12 @@
 #include "kernels/args.h"
 
 /* out[t, h, :] = sum_j softmax_j(scale * q[t,h,:] . K[j, h/group, :]) V[j, h/group, :], j from
- * max(0, pos-window+1) to pos. Shapes  out, q [n_tok, n_head*d_head] f32; window 0: none; keep_lse
+ * max(0, pos-window+1) to pos. Shapes  out, q [n_tok, n_head*d_head] act; window 0: none; keep_lse
  * [n_tok, n_head] f32 log-sum-exp, or NULL. A page wholly before the window may be skipped; a
  * partly covered one is masked. Cost    the KV bytes of each sequence once per kv head (decode). */
 struct attention_args {
-    float *out;
-    const float *q;
+    void *out;
+    const void *q;
     struct kv_cache kv;
     struct kv_rows rows;
     float *keep_lse;

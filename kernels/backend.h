@@ -14,9 +14,30 @@
 #include "kernels/linear.h"
 #include "kernels/lora.h"
 #include "kernels/norm.h"
+#include "kernels/step.h"
 #include "server/base/errtext.h"
 
 struct backend;
+
+struct lora_dims; /* kernels/cuda/lora_pack.h */
+
+/* How adapters come to a device. Threads: pack any; the others the engine's. */
+struct backend_adapter_ops {
+    /* The device form of blobs: see lora_pack_layout, lora_pack_blob. */
+    uint64_t (*layout)(struct lora_entry *packed, const struct lora_entry *entry,
+                       const struct lora_dims *dims);
+    void (*pack)(void *out, const struct lora_entry *packed, const void *in,
+                 const struct lora_entry *entry, const struct lora_dims *dims);
+    /* Page-locked host memory; NULL: the system refused. */
+    void *(*pinned_alloc)(size_t bytes);
+    void (*pinned_free)(void *p);
+    /* Copies run beside the ops, those of one lane in order. begin: after the ops given so far,
+     * from pinned memory that stays as it is until poll says done. Neither waits. */
+    enum status (*upload_begin)(struct backend *b, uint32_t lane, void *to, const void *pinned,
+                                size_t bytes);
+    enum status (*upload_poll)(struct backend *b, uint32_t lane, bool *done);
+};
+#define BACKEND_UPLOAD_LANES 8
 
 struct backend_ops {
     enum status (*embed)(struct backend *b, const struct embed_args *a);
@@ -33,6 +54,31 @@ struct backend_ops {
     enum status (*sample)(struct backend *b, const struct sample_args *a);
     enum status (*top_logprobs)(struct backend *b, const struct top_logprobs_args *a);
     size_t (*sample_scratch_bytes)(const struct backend *b, uint32_t n_vocab);
+
+    /* Memory that ops read and write; host memory on the CPU backends. mem_alloc: 256-byte aligned
+     * on a device, contents undefined, NULL when it does not fit. mem_write returns when the host
+     * bytes may change; mem_read waits for the ops before it. */
+    void *(*mem_alloc)(struct backend *b, size_t bytes);
+    void (*mem_free)(struct backend *b, void *p, size_t bytes);
+    enum status (*mem_write)(struct backend *b, void *to, const void *host, size_t bytes);
+    enum status (*mem_read)(struct backend *b, void *host, const void *from, size_t bytes);
+    enum status (*mem_zero)(struct backend *b, void *p, size_t bytes);
+    /* Bytes of lora_step.s for these limits: the backend's own form. */
+    size_t (*lora_scratch_bytes)(const struct backend *b, const struct backend_limits *lim);
+    /* Memory for mem_alloc in all, and what is left of it; 0 and 0: the host's. */
+    void (*mem_room)(const struct backend *b, uint64_t *total, uint64_t *left);
+    /* Bytes that prepare takes for the backend itself. */
+    size_t (*workspace_bytes)(const struct backend *b, const struct backend_limits *lim);
+    /* NULL on the CPU backends, where adapters stay where the loader puts them. */
+    const struct backend_adapter_ops *adapters;
+
+    /* kernels/step.h */
+    enum status (*prepare)(struct backend *b, const struct backend_limits *lim,
+                           struct errtext *err);
+    enum status (*step)(struct backend *b, const struct step_args *a);
+    enum status (*pass_begin)(struct backend *b, const struct pass_args *a, struct pass *out);
+    /* st: what the ops said; a failed pass is not kept. Returns st, or what went wrong. */
+    enum status (*pass_end)(struct backend *b, const struct pass *p, enum status st);
     void (*destroy)(struct backend *b);
 };
 
@@ -41,16 +87,23 @@ struct backend {
     char name[16];         /* "ref", "cpu" */
     char version[64];      /* kernel version and instruction path: part of the engine id, since bits
                               depend on it */
+    char choice[600];      /* "auto" only: what was chosen, and why */
     uint32_t worker_count; /* threads that share an op, the caller included */
+    enum dtype act;        /* of activations typed void * in the args structs */
+    bool is_device;        /* its memory is not the host's */
     bool has_bf16;         /* native bf16 products: what --dtype auto asks */
     bool deterministic;    /* bits independent of batch shape */
 };
 
 struct backend_options {
-    const char *name;      /* "auto", "cpu", "ref", "cuda"; "cpu:PATH" forces an instruction path of
-                              the CPU backend: scalar, avx2, avx512, avx512_bf16, dnnl */
+    /* "auto", "cpu", "ref", "cuda"; "cuda:eager" records no passes, "cuda:plan" only counts memory,
+     * without a device; "cpu:PATH" forces an instruction path of the CPU backend: scalar, avx2,
+     * avx512, avx512_bf16, dnnl */
+    const char *name;
     uint32_t thread_count; /* 0: as many as the process may use */
     bool deterministic;    /* default true; false lets libraries choose by shape (oneDNN) */
+    uint64_t device_bytes; /* cuda: the one allocation of device memory; 0: 90 % of what is free */
+    uint32_t device;       /* cuda: which one */
 };
 
 /* Errors: UNSUPPORTED for a backend this build or machine lacks, with what was found; INVALID for

@@ -10,7 +10,7 @@
 
 #include "kernels/args.h"
 
-static inline float bf16_to_f32(uint16_t h)
+KERNEL_FN float bf16_to_f32(uint16_t h)
 {
     uint32_t u = (uint32_t)h << 16;
     float f;
@@ -18,22 +18,28 @@ static inline float bf16_to_f32(uint16_t h)
     return f;
 }
 
-static inline uint16_t bf16_from_f32(float f)
+KERNEL_FN uint16_t bf16_from_f32(float f)
 {
+#ifdef __CUDA_ARCH__
+    uint16_t h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+#else
     uint32_t u;
     memcpy(&u, &f, sizeof(u));
     uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     uint32_t quiet = (u >> 16) | 0x40u;
     return (uint16_t)((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+#endif
 }
 
-static inline float bf16_round(float f)
+KERNEL_FN float bf16_round(float f)
 {
     return bf16_to_f32(bf16_from_f32(f));
 }
 
 /* Element i of a tensor of dtype F32 or BF16 at any alignment, as f32. */
-static inline float elem_load(const void *data, enum dtype t, size_t i)
+KERNEL_FN float elem_load(const void *data, enum dtype t, size_t i)
 {
     if (t == DTYPE_BF16) {
         uint16_t h;
@@ -45,7 +51,7 @@ static inline float elem_load(const void *data, enum dtype t, size_t i)
     return f;
 }
 
-static inline void elem_store(void *data, enum dtype t, size_t i, float f)
+KERNEL_FN void elem_store(void *data, enum dtype t, size_t i, float f)
 {
     if (t == DTYPE_BF16) {
         uint16_t h = bf16_from_f32(f);

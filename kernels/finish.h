@@ -19,12 +19,12 @@ struct rope_table {
 /* qkv_finish: y [n_tok, y_stride] holds q | k | v side by side. Adds bias and LoRA, applies the
  * per-head RMSNorm of qwen3 to q and k where q_norm is given, RoPE to q and k, writes q out and k,
  * v into the paged cache (rounded to its dtype). Before  every page that a row's position falls in
- * is allocated; pos < rope.pos_max. Shapes  q_out [n_tok, n_head*d_head] f32; bias_*
+ * is allocated; pos < rope.pos_max. Shapes  q_out [n_tok, n_head*d_head] act; bias_*
  * [n_head*d_head], [n_kv_head*d_head] f32 or NULL; q_norm, k_norm [d_head] f32 or NULL; norm_eps
  * used with them. */
 struct qkv_finish_args {
     struct lora_step lora;
-    float *q_out;
+    void *q_out;
     const float *y;
     const float *bias_q, *bias_k, *bias_v;
     const float *q_norm, *k_norm;
@@ -48,11 +48,11 @@ struct residual_finish_args {
 };
 
 /* mlp_finish: out[t, i] = silu(g) * u, g = y[t, i] + delta(GATE), u = y[t, d_ff + i] + delta(UP);
- * silu(g) = g / (1+e^-g). Shapes  y [n_tok, y_stride] gate | up; out [n_tok, d_ff] f32; keep_gate,
+ * silu(g) = g / (1+e^-g). Shapes  y [n_tok, y_stride] gate | up; out [n_tok, d_ff] act; keep_gate,
  * keep_up [n_tok, d_ff] or NULL. */
 struct mlp_finish_args {
     struct lora_step lora;
-    float *out;
+    void *out;
     const float *y;
     const float *bias_gate, *bias_up; /* [d_ff] or NULL */
     float *keep_gate, *keep_up;

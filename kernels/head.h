@@ -8,11 +8,11 @@
 #define SKETCH_DIM     64
 
 /* logits: out[t, v] = sum_k x[t,k] * w[v,k]; the gemm of linear.h with one part (kept apart because
- * a backend may tile it). Shapes  out [n_row, n_vocab] f32; x [n_row, d_model] f32, after the final
+ * a backend may tile it). Shapes  out [n_row, n_vocab] f32; x [n_row, d_model] act, after the final
  * norm. */
 struct logits_args {
     float *out;
-    const float *x;
+    const void *x;
     struct weight w;
     uint32_t n_row;
 };
@@ -20,12 +20,12 @@ struct logits_args {
 /* score: logprob[t] = logit[target[t]] - logsumexp_v(logit[v]), f32, raw logits, without storing
  * the logits. The same arithmetic as sample's logprob: both walk the vocabulary in ascending order
  * with the fixed tile SCORE_TILE, max first within a tile, so that a score equals the logprob that
- * decoding reported, bit for bit. Shapes  x [n_row, d_model] f32; target [n_row] i32; logprob
+ * decoding reported, bit for bit. Shapes  x [n_row, d_model] act; target [n_row] i32; logprob
  * [n_row] f32; scratch f32 [n_row, SCORE_TILE]. */
 #define SCORE_TILE 1024
 struct score_args {
     float *logprob;
-    const float *x;
+    const void *x;
     struct weight w;
     const int32_t *target;
     float *scratch;
@@ -34,10 +34,10 @@ struct score_args {
 
 /* sketch: out[t, j] = round_even(127 * z_j / |z|), z = P x[t], P [64, d_model] of +-1 given as bits
  * (bit set: +1), row-major, little-endian bits in bytes, rows padded to whole bytes; |z| = 0 gives
- * zeros. Shapes  out [n_row, 64] i8; x [n_row, d_model] f32. */
+ * zeros. Shapes  out [n_row, 64] i8; x [n_row, d_model] act. */
 struct sketch_args {
     int8_t *out;
-    const float *x;
+    const void *x;
     const uint8_t *sign_bits; /* [64, (d_model+7)/8] */
     uint32_t n_row, d_model;
 };
@@ -63,6 +63,13 @@ struct sample_row {
     const int32_t *prompt, *output; /* for penalties */
     uint32_t n_prompt, n_output;
     uint32_t top_count; /* logprob alternatives wanted, 0..SAMPLE_TOP_MAX */
+    /* For a device that keeps tokens, so that each crosses the bus once. history: a number of its
+     * own for each sequence, never used again for another; 0: nothing is kept. slot < seqs_max: the
+     * sequence's, no two rows of a call share one. Between calls with the same history the prompt
+     * stays, and the output only gains the ids that these calls returned: such entries need not be
+     * filled in. */
+    uint64_t history;
+    uint32_t slot;
 };
 struct sample_out {
     int32_t id;

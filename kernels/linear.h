@@ -20,12 +20,12 @@ struct embed_args {
 
 /* gemm: for every part p: y[t, col_p + n] = sum_k x[t, k] * w_p[n, k] (f32 accumulation; x rounded
  * to bf16 if w is bf16). Parts are the matrices of one group (q,k,v | gate,up), written side by
- * side: col_p = sum of d_out of earlier parts. Shapes  x [n_tok, x_stride] f32, d_in used; y
+ * side: col_p = sum of d_out of earlier parts. Shapes  x [n_tok, x_stride] act, d_in used; y
  * [n_tok, y_stride] f32. Cost    the bytes of the parts once per call (decode),
  * 2*n_tok*d_in*sum(d_out) flop (prefill). */
 struct gemm_args {
     float *y;
-    const float *x;
+    const void *x;
     struct weight part[GEMM_PARTS_MAX];
     uint32_t part_count;
     uint32_t n_tok, x_stride, y_stride;

@@ -5,10 +5,11 @@
 #include "kernels/args.h"
 
 /* norm: out[t, i] = x[t, i] * rstd[t] * gain[i], rstd = 1/sqrt(mean_i x[t,i]^2 + eps), f32.
- * Shapes  out, x [n_tok, d_model] f32 (out may be x); gain [d_model] f32; keep_rstd [n_tok] or
- * NULL. rows    when non-NULL, row t reads x[rows[t]] (the rows whose logits are wanted). */
+ * Shapes  out [n_tok, d_model] act, x f32 (out may be x where act is f32); gain [d_model] f32;
+ * keep_rstd [n_tok] or NULL. rows    when non-NULL, row t reads x[rows[t]] (the rows whose logits
+ * are wanted). */
 struct norm_args {
-    float *out;
+    void *out;
     const float *x;
     const float *gain;
     const uint32_t *rows;

@@ -28,7 +28,7 @@ struct config {
     bool deterministic, prefix_cache, allow_runtime_loading, plan, help, version;
     uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
-        adapters_host_bytes_max;
+        adapters_host_bytes_max, adapters_device_bytes_max, device, device_bytes;
     uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max;
     uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max;
     uint64_t spool_bytes_max, group_max, chain_id, lane;

@@ -74,9 +74,10 @@ static int serve(const struct config *c)
              (unsigned long long)c->drain_s);
     if (pthread_create(&watcher, NULL, second_signal, NULL) == 0)
         pthread_detach(watcher);
+    bool failed = server_failed(s);
     server_stop(s);
-    log_info("main", "stopped");
-    return EXIT_FINE;
+    log_info("main", "stopped%s", failed ? ": the device was lost" : "");
+    return failed ? EXIT_FAILED : EXIT_FINE;
 }
 
 int main(int argc, char **argv)

@@ -10,9 +10,12 @@
 #include "server/base/mem.h"
 #include "server/http/server.h"
 #include "server/keys.h"
+#include "server/memory.h"
 
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,8 +39,12 @@ struct server {
     uint8_t ledger[20], registry[20];
     struct tariff base_tariff;
     char adapters_dir[PATH_MAX];
-    int lock_fd; /* data_dir/lock: one server per data folder */
+    uint64_t pool_bytes; /* of adapters, on a device */
+    int lock_fd;         /* data_dir/lock: one server per data folder */
+    _Atomic bool lost;   /* the device is */
 };
+
+#define LOST_S_MAX 20 /* to tell everybody and flush the records, once the device is lost */
 
 /* ---- parts ---- */
 
@@ -107,17 +114,29 @@ static void show_progress(void *arg, const char *what, uint64_t done, uint64_t t
              (unsigned long long)(total >> 20));
 }
 
+/* A plan for a device whose size is given needs none. */
+static const char *backend_name(const struct config *c)
+{
+    bool cuda = !strcmp(c->backend, "cuda") || !strcmp(c->backend, "cuda:eager");
+    return c->plan && cuda && c->device_bytes ? "cuda:plan" : c->backend;
+}
+
 static enum status make_backend(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
-    struct backend_options opt = {.name = c->backend,
+    struct backend_options opt = {.name = backend_name(c),
                                   .thread_count = (uint32_t)c->threads,
-                                  .deterministic = c->deterministic};
+                                  .deterministic = c->deterministic,
+                                  .device_bytes = c->device_bytes,
+                                  .device = (uint32_t)c->device};
     enum status st = backend_create(&s->backend, &opt, err);
-    if (!st)
-        log_info("backend", "%s (%s), %u threads%s", s->backend->name, s->backend->version,
-                 s->backend->worker_count, s->backend->deterministic ? ", deterministic" : "");
-    return st;
+    if (st)
+        return st;
+    log_info("backend", "%s (%s), %u threads%s", s->backend->name, s->backend->version,
+             s->backend->worker_count, s->backend->deterministic ? ", deterministic" : "");
+    if (s->backend->choice[0])
+        log_info("backend", "%s", s->backend->choice);
+    return STATUS_OK;
 }
 
 static enum status make_model(struct server *s, struct errtext *err)
@@ -171,6 +190,7 @@ static enum status make_adapters(struct server *s, struct errtext *err)
     snprintf(s->adapters_dir, sizeof s->adapters_dir, "%s/adapters", c->data_dir);
     struct publish_options opt = {.model = &s->model->config,
                                   .dtype = s->model->dtype,
+                                  .form = s->backend->ops->adapters,
                                   .adapters_dir = s->adapters_dir,
                                   .adapter_bytes_max = c->adapter_bytes_max,
                                   .publisher_bytes_max = c->publisher_bytes_max,
@@ -208,19 +228,14 @@ static void wake_engine(void *arg)
         engine_wake(s->engine);
 }
 
-static uint64_t memory_quarter(void)
+/* Engine thread: every request has been told. Main stops the server and says that it failed; a
+ * thread that hangs in the driver must not keep the process. */
+static void device_lost(void *arg)
 {
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 4;
-}
-
-/* KV for seqs_max sequences of the whole context, at most a quarter of the machine's memory. */
-static uint64_t default_kv_bytes(const struct server *s, uint32_t context)
-{
-    const struct model_config *m = &s->model->config;
-    uint64_t per_token =
-        (uint64_t)m->n_layer * 2 * m->n_kv_head * m->d_head * dtype_bytes(s->model->dtype);
-    uint64_t want = per_token * context * s->config->seqs_max;
-    return MIN(want, memory_quarter());
+    struct server *s = arg;
+    atomic_store(&s->lost, true);
+    alarm(LOST_S_MAX);
+    kill(getpid(), SIGTERM);
 }
 
 static enum status make_engine(struct server *s, struct errtext *err)
@@ -231,6 +246,7 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                       .host_bytes_max = c->adapters_host_bytes_max,
                                       .dtype = s->model->dtype,
                                       .model = &s->model->config,
+                                      .backend = s->backend,
                                       .wake = wake_engine,
                                       .wake_arg = s};
     uint32_t context = c->context_max ? (uint32_t)c->context_max : s->model->config.pos_max;
@@ -242,15 +258,27 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                  .seqs_max = (uint32_t)c->seqs_max,
                                  .waiting_max = (uint32_t)c->waiting_max,
                                  .context_max = context,
-                                 .kv_bytes =
-                                     c->kv_bytes ? c->kv_bytes : default_kv_bytes(s, context),
+                                 .kv_bytes = memory_kv(c, s->model, s->backend, context),
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
                                  .rank_sum_max = 3 * (uint32_t)c->adapter_rank_max * LORA_PARTS_MAX,
                                  .prefix_cache = c->prefix_cache,
                                  .score_rows_max = (uint32_t)MIN(c->score_rows_max, c->rows_max),
                                  .score_queue_max = (uint32_t)c->score_queue_max,
-                                 .adapter_wait_ms_max = (uint32_t)c->adapter_wait_ms_max};
-    enum status st = store_create(&s->store, &store_opt, err);
+                                 .adapter_wait_ms_max = (uint32_t)c->adapter_wait_ms_max,
+                                 .on_device_lost = device_lost,
+                                 .on_device_lost_arg = s};
+    enum status st = memory_adapter_pool(&s->pool_bytes, c, s->model, s->backend, err);
+    opt.adapters_device_bytes = s->pool_bytes;
+    opt.adapters_host_bytes = s->backend->is_device ? c->adapters_host_bytes_max : 0;
+    store_opt.device_bytes_max = s->pool_bytes;
+    if (s->pool_bytes > c->adapters_host_bytes_max)
+        log_warn("adapters",
+                 "adapters_host_bytes_max (%llu MiB) is less than the pool on the device (%llu "
+                 "MiB): every adapter there has a copy in memory, so part of the pool stays empty",
+                 (unsigned long long)(c->adapters_host_bytes_max >> 20),
+                 (unsigned long long)(s->pool_bytes >> 20));
+    if (!st)
+        st = store_create(&s->store, &store_opt, err);
     struct engine_deps deps = {.model = s->model, .backend = s->backend, .store = s->store};
     return st ? st : engine_create(&s->engine, &opt, &deps, err);
 }
@@ -388,12 +416,19 @@ enum status server_start(struct server **out, const struct config *c, struct err
     return st;
 }
 
+bool server_failed(const struct server *s)
+{
+    return atomic_load(&s->lost);
+}
+
 void server_stop(struct server *s)
 {
     uint32_t drain_ms = (uint32_t)s->config->drain_s * 1000;
     http_begin_drain(s->http);
-    clock_sleep_ms((uint32_t)s->config->lame_duck_s *
-                   1000); /* routers notice, late requests are still served */
+    clock_sleep_ms(server_failed(s)
+                       ? 0
+                       : (uint32_t)s->config->lame_duck_s *
+                             1000); /* routers notice, late requests are still served */
     engine_stop(s->engine, drain_ms);
     recorder_stop(s->recorder, 5000);
     http_stop(s->http);
@@ -417,6 +452,7 @@ enum status server_print_plan(const struct config *c)
         fprintf(stderr, "residuald: %s\n", err.text);
     } else {
         engine_print_plan(s->engine, &text);
+        memory_print_adapters(&text, c, s->model, s->backend, s->pool_bytes);
         fputs(text.data ? text.data : "", stdout);
     }
     buf_fini(&text);

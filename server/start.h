@@ -9,6 +9,8 @@ struct server;
 /* Start everything; prints progress and the ready line. On error nothing runs. */
 MUST_CHECK enum status server_start(struct server **out, const struct config *c,
                                     struct errtext *err);
+/* It ends because it cannot go on (the device is lost); main gets SIGTERM then. */
+bool server_failed(const struct server *s);
 /* Drain and stop in order; frees. */
 void server_stop(struct server *s);
 /* Load the model and print the memory plan to stdout. */

@@ -278,11 +278,12 @@ static void unit_end(const struct attention_args *a, const struct attn_unit *u,
                      const struct attn_work *w)
 {
     uint32_t d = a->d_head;
+    float *out = a->out;
     for (uint32_t x = 0; x < u->rows * u->heads; x++) {
         size_t th = (size_t)(u->t0 + x / u->heads) * a->n_head + u->h0 + x % u->heads;
         float inv = 1.0f / w->sum[x];
         for (uint32_t i = 0; i < d; i++)
-            a->out[th * d + i] = w->acc[(size_t)x * d + i] * inv;
+            out[th * d + i] = w->acc[(size_t)x * d + i] * inv;
         if (a->keep_lse)
             a->keep_lse[th] = w->max[x] + logf(w->sum[x]);
     }
@@ -302,8 +303,9 @@ static void unit_run(const struct attn_pass *p, const struct attn_unit *u, struc
             uint32_t range[2] = {lo > begin ? lo - begin : 0, MIN(hi - begin, BLOCK - 1u)};
             for (uint32_t h = 0, n; h < u->heads; h += n) {
                 n = MIN(u->heads - h, (uint32_t)HEADS_MAX);
-                attend_block(a, w, a->q + ((size_t)t * a->n_head + u->h0 + h) * a->d_head, range,
-                             r * u->heads + h, n);
+                attend_block(a, w,
+                             (const float *)a->q + ((size_t)t * a->n_head + u->h0 + h) * a->d_head,
+                             range, r * u->heads + h, n);
             }
         }
     }

@@ -129,6 +129,7 @@ enum status cpu_backend_create(struct backend **out, const struct backend_option
     snprintf(c->base.name, sizeof(c->base.name), "cpu");
     snprintf(c->base.version, sizeof(c->base.version), "cpu 1 %s", found->name);
     c->base.worker_count = pool_size(pool);
+    c->base.act = DTYPE_F32;
     c->base.has_bf16 = found->has_bf16;
     c->base.deterministic = true;
     if (dnnl || (!opt->deterministic && have_amx()))

@@ -229,7 +229,7 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
     pool_share((uint64_t)p->n_row_tile * DNNL_ROWS, worker, n_worker, &lo, &hi);
     for (uint64_t t = lo; t < hi; t++) {
         char *dst = p->c->x + t * x_row_bytes(p->w);
-        const float *x = p->a->x + (p->t0 + t) * p->a->x_stride;
+        const float *x = (const float *)p->a->x + (p->t0 + t) * p->a->x_stride;
         if (t >= p->rows)
             memset(dst, 0, x_row_bytes(p->w));
         else

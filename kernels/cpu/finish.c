@@ -233,7 +233,7 @@ static void mlp_tile(const struct finish_pass *p, const struct expand_rows *e, u
             norm_add(p, t, chunk, du[r], u, n);
             add_to(u, du[r], n);
         }
-        silu_mul(a->out + at, g, u, n);
+        silu_mul((float *)a->out + at, g, u, n);
         if (a->keep_gate)
             memcpy(a->keep_gate + at, g, n * sizeof(float));
         if (a->keep_up)
@@ -314,7 +314,7 @@ static void qkv_head(const struct finish_pass *p, const struct expand_rows *e, u
         if (which < 2)
             head_rope(v, v + d / 2, a->rope.cos + rope, a->rope.sin + rope, d / 2);
         if (which == 0)
-            memcpy(a->q_out + ((size_t)t * n_q + h) * d, v, d * sizeof(float));
+            memcpy((float *)a->q_out + ((size_t)t * n_q + h) * d, v, d * sizeof(float));
         else
             head_write(a, t, h, which == 2, v);
     }

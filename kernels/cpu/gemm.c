@@ -28,7 +28,8 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
     pool_share(p->rows, worker, n_worker, &lo, &hi);
     for (uint64_t t = lo; t < hi; t++)
         ISA(dot_convert)
-    (p->x + t * p->x_stride_bytes, p->a->x + (p->t0 + t) * p->a->x_stride, w->d_in, w->dtype);
+    (p->x + t * p->x_stride_bytes, (const float *)p->a->x + (p->t0 + t) * p->a->x_stride, w->d_in,
+     w->dtype);
 }
 
 static uint64_t part_tiles(const struct weight *w)

@@ -89,8 +89,8 @@ static void score_convert(void *arg, uint32_t worker, uint32_t n_worker)
     pool_share(p->rows, worker, n_worker, &lo, &hi);
     for (uint64_t t = lo; t < hi; t++)
         ISA(dot_convert)
-    (p->c->x + t * p->x_stride_bytes, p->a->x + (p->t0 + t) * p->a->w.d_in, p->a->w.d_in,
-     p->a->w.dtype);
+    (p->c->x + t * p->x_stride_bytes, (const float *)p->a->x + (p->t0 + t) * p->a->w.d_in,
+     p->a->w.d_in, p->a->w.dtype);
 }
 
 static void score_work(void *arg, uint32_t worker, uint32_t n_worker)
@@ -180,7 +180,8 @@ static void sketch_work(void *arg, uint32_t worker, uint32_t n_worker)
     for (uint64_t t = lo; t < hi; t++) {
         double z[SKETCH_DIM], norm2 = 0;
         for (uint32_t j = 0; j < SKETCH_DIM; j++) {
-            z[j] = signed_sum(a->x + t * a->d_model, a->sign_bits + j * row_bytes, a->d_model);
+            z[j] = signed_sum((const float *)a->x + t * a->d_model, a->sign_bits + j * row_bytes,
+                              a->d_model);
             norm2 += z[j] * z[j];
         }
         double scale = norm2 > 0 ? 127.0 / sqrt(norm2) : 0;

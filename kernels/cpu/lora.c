@@ -143,7 +143,7 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
         uint64_t to = MIN((uint64_t)seg->tok_begin + seg->tok_count, p->t0 + hi);
         for (uint64_t t = from; seg->part_count && t < to; t++)
             ISA(dot_convert)
-        (p->x + (t - p->t0) * p->x_stride_bytes, a->x + t * a->x_stride, a->d_in,
+        (p->x + (t - p->t0) * p->x_stride_bytes, (const float *)a->x + t * a->x_stride, a->d_in,
          a->lora.table->dtype);
     }
 }

@@ -2,6 +2,7 @@
 #include "kernels/cpu/ops.h"
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/host.h"
 
 extern const struct backend_ops ISA(ops);
 
@@ -20,5 +21,6 @@ const struct backend_ops ISA(ops) = {
     .sample = ISA(sample),
     .top_logprobs = ISA(top_logprobs),
     .sample_scratch_bytes = ISA(sample_scratch_bytes),
+    HOST_OPS,
     .destroy = cpu_backend_destroy,
 };

@@ -60,10 +60,11 @@ enum status ref_attention(struct backend *b, const struct attention_args *a)
         uint32_t first = a->window && last + 1 > a->window ? last + 1 - a->window : 0;
         for (uint32_t h = 0; h < a->n_head; h++) {
             size_t th = (size_t)t * a->n_head + h;
-            struct row_head r = {a, a->q + th * a->d_head,
+            struct row_head r = {a, (const float *)a->q + th * a->d_head,
                                  a->rows.page_table + (size_t)a->rows.seq[t] * a->rows.page_stride,
                                  h / group};
-            attend(&r, first, last, a->out + th * a->d_head, a->keep_lse ? a->keep_lse + th : NULL);
+            attend(&r, first, last, (float *)a->out + th * a->d_head,
+                   a->keep_lse ? a->keep_lse + th : NULL);
         }
     }
     return STATUS_OK;

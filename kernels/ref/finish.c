@@ -105,7 +105,7 @@ static void qkv_head(const struct qkv_finish_args *a, struct finish_row *r, uint
     const float *bias = which == 0 ? a->bias_q : which == 1 ? a->bias_k : a->bias_v;
     const float *gain = which == 0 ? a->q_norm : which == 1 ? a->k_norm : NULL;
     uint32_t pos = a->rows.pos[t];
-    float v[REF_HEAD_MAX];
+    float v[REF_HEAD_MAX], *q_out = a->q_out;
     row_module(r, LORA_MODULE_Q + which, (which ? n_kv : n_q) * d);
     for (uint32_t i = 0; i < d; i++)
         v[i] = row_value(r, a->y[(size_t)t * a->y_stride + (size_t)hh * d + i], bias, h * d + i);
@@ -115,7 +115,7 @@ static void qkv_head(const struct qkv_finish_args *a, struct finish_row *r, uint
         head_rope(v, &a->rope, pos, d);
     if (which == 0) {
         for (uint32_t i = 0; i < d; i++)
-            a->q_out[((size_t)t * n_q + h) * d + i] = v[i];
+            q_out[((size_t)t * n_q + h) * d + i] = v[i];
         return;
     }
     uint32_t page =
@@ -158,6 +158,7 @@ enum status ref_residual_finish(struct backend *b, const struct residual_finish_
 enum status ref_mlp_finish(struct backend *b, const struct mlp_finish_args *a)
 {
     (void)b;
+    float *out = a->out;
     for (uint32_t t = 0; t < a->n_tok; t++) {
         struct finish_row gate = row_begin(&a->lora, t, a->layer, LORA_MODULE_GATE);
         struct finish_row up = gate;
@@ -168,7 +169,7 @@ enum status ref_mlp_finish(struct backend *b, const struct mlp_finish_args *a)
             float g = row_value(&gate, y[n], a->bias_gate, n);
             float u = row_value(&up, y[a->d_ff + n], a->bias_up, n);
             size_t at = (size_t)t * a->d_ff + n;
-            a->out[at] = (float)((double)g / (1.0 + exp(-(double)g))) * u;
+            out[at] = (float)((double)g / (1.0 + exp(-(double)g))) * u;
             if (a->keep_gate)
                 a->keep_gate[at] = g;
             if (a->keep_up)

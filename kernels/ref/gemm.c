@@ -19,7 +19,7 @@ enum status ref_gemm(struct backend *b, const struct gemm_args *a)
         float *y = a->y + (size_t)t * a->y_stride;
         for (uint32_t p = 0; p < a->part_count; p++)
             for (uint32_t n = 0; n < a->part[p].d_out; n++)
-                *y++ = ref_dot(a->x + (size_t)t * a->x_stride, &a->part[p], n);
+                *y++ = ref_dot((const float *)a->x + (size_t)t * a->x_stride, &a->part[p], n);
     }
     return STATUS_OK;
 }

@@ -47,7 +47,7 @@ enum status ref_score(struct backend *b, const struct score_args *a)
         for (uint32_t n0 = 0; n0 < n_vocab; n0 += SCORE_TILE) {
             uint32_t n = MIN(n_vocab - n0, (uint32_t)SCORE_TILE);
             for (uint32_t i = 0; i < n; i++)
-                tile[i] = ref_dot(a->x + (size_t)t * a->w.d_in, &a->w, n0 + i);
+                tile[i] = ref_dot((const float *)a->x + (size_t)t * a->w.d_in, &a->w, n0 + i);
             ref_lse_add(&lse, tile, n);
             if ((uint32_t)a->target[t] - n0 < n)
                 target = tile[(uint32_t)a->target[t] - n0];
@@ -62,7 +62,7 @@ enum status ref_sketch(struct backend *b, const struct sketch_args *a)
     (void)b;
     size_t row_bytes = (a->d_model + 7) / 8;
     for (uint32_t t = 0; t < a->n_row; t++) {
-        const float *x = a->x + (size_t)t * a->d_model;
+        const float *x = (const float *)a->x + (size_t)t * a->d_model;
         double z[SKETCH_DIM], norm2 = 0;
         for (uint32_t j = 0; j < SKETCH_DIM; j++) {
             const uint8_t *bits = a->sign_bits + j * row_bytes;

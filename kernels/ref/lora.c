@@ -14,7 +14,7 @@ static void shrink_row(const struct lora_shrink_args *a, const struct lora_seg *
                                e->rank, a->d_in};
             float scale = e->scale * ((float)part->weight_q16 / 65536.0f);
             for (uint32_t r = 0; r < e->rank; r++, col++) {
-                float ax = ref_dot(a->x + (size_t)t * a->x_stride, &w, r);
+                float ax = ref_dot((const float *)a->x + (size_t)t * a->x_stride, &w, r);
                 a->lora.s[(size_t)t * a->lora.s_stride + col] = scale * ax;
                 if (a->keep_ax)
                     a->keep_ax[(size_t)t * a->lora.s_stride + col] = ax;

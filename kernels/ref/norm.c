@@ -9,7 +9,7 @@ enum status ref_norm(struct backend *b, const struct norm_args *a)
     (void)b;
     for (uint32_t t = 0; t < a->n_tok; t++) {
         const float *x = a->x + (size_t)(a->rows ? a->rows[t] : t) * a->d_model;
-        float *out = a->out + (size_t)t * a->d_model;
+        float *out = (float *)a->out + (size_t)t * a->d_model;
         double sum = 0;
         for (uint32_t i = 0; i < a->d_model; i++)
             sum += (double)x[i] * x[i];

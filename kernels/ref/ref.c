@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 
+#include "kernels/host.h"
 #include "server/base/mem.h"
 
 static void ref_destroy(struct backend *b)
@@ -25,6 +26,7 @@ static const struct backend_ops ref_ops = {
     .sample = ref_sample,
     .top_logprobs = ref_top_logprobs,
     .sample_scratch_bytes = ref_sample_scratch_bytes,
+    HOST_OPS,
     .destroy = ref_destroy,
 };
 
@@ -38,6 +40,7 @@ enum status ref_backend_create(struct backend **out, const struct backend_option
     snprintf(b->name, sizeof(b->name), "ref");
     snprintf(b->version, sizeof(b->version), "ref 1 plain loops");
     b->worker_count = 1;
+    b->act = DTYPE_F32;
     b->has_bf16 = false;
     b->deterministic = true;
     *out = b;

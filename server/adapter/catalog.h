@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "kernels/args.h"
+#include "server/adapter/seal.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
 
@@ -66,6 +67,7 @@ struct adapter_entry {
     uint32_t contributor_count;
     char publisher[64]; /* API key name that may replace it, or "" for start-up adapters */
     int64_t created_unix;
+    struct seal seal; /* set before it is registered; then the loader thread's alone */
     /* written by the owner named, read by any (relaxed: they are telemetry) */
     _Atomic uint32_t state;                      /* store */
     _Atomic uint64_t last_used_ms;               /* store */

@@ -1,7 +1,9 @@
-/* The loader thread: reads an adapter's files, checks that the content is what the name promised,
- * packs the blob, posts it back; and frees blobs. Jobs are messages from a fixed pool, taken in
- * order: a free that was queued before a load is done before it, so a budget may count on the bytes
- * at once. Runs at low priority. */
+/* The loader thread: reads an adapter's files into a blob, proves that the content is what the name
+ * promised, posts it back; and frees blobs. The proof is the content id, hashed from the bytes that
+ * were packed, or the seal of a file that this process has hashed before and that nothing has
+ * touched since (seal.h says what that does and does not notice). Jobs are messages from a fixed
+ * pool, taken in order: a free that was queued before a load is done before it, so a budget may
+ * count on the bytes at once. Runs at low priority. */
 #ifndef RS_ADAPTER_LOADER_H
 #define RS_ADAPTER_LOADER_H
 
@@ -14,14 +16,15 @@ struct loader_job {
     enum loader_op op;
     struct adapter_entry *entry; /* a reference; FREE releases it */
     uint32_t slot;
-    void *blob;
+    void *blob; /* on a device a LOAD is given its place, and FREE has none: the store's pool */
     uint64_t blob_bytes;
     struct lora_entry
         *layout; /* LOAD's result, [n_layer][LORA_MODULE_COUNT]; the store owns the memory */
     enum status status;
     struct errtext err;
-    uint64_t load_ns;
-    uint32_t waiter; /* FREE: index of the unload waiter, or UINT32_MAX */
+    uint64_t load_ns, load_cpu_ns; /* of the clock, of the loader thread */
+    bool hashed;                   /* LOAD: the whole content was hashed */
+    uint32_t waiter;               /* FREE: index of the unload waiter, or UINT32_MAX */
 };
 
 struct loader;

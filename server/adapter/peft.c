@@ -6,43 +6,53 @@
 #include "server/adapter/peft_config.h"
 #include "server/adapter/peft_id.h"
 #include "server/base/check.h"
-#include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/model/convert.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char prefix[] = "base_model.model.";
 
 /* ---- tensor names ---- */
 
+static const char *path_of(const struct peft_adapter *a, uint32_t layer, uint32_t module)
+{
+    return a->path[layer * LORA_MODULE_COUNT + module];
+}
+
+static enum status make_paths(struct peft_adapter *a, uint32_t n_layer, struct errtext *err)
+{
+    a->path = mem_try_array((size_t)n_layer * LORA_MODULE_COUNT, sizeof *a->path);
+    if (!a->path)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the paths of %u layers", n_layer);
+    for (uint32_t i = 0; i < n_layer * LORA_MODULE_COUNT; i++)
+        model_module_path(i / LORA_MODULE_COUNT, (enum lora_module)(i % LORA_MODULE_COUNT),
+                          a->path[i], sizeof a->path[i]);
+    return STATUS_OK;
+}
+
 /* "model.layers.<n>.<leaf>" in its canonical spelling. */
-static bool parse_path(const char *path, size_t len, uint32_t n_layer, uint32_t *layer,
-                       enum lora_module *module)
+static bool parse_path(const struct peft_adapter *a, const char *path, size_t len, uint32_t n_layer,
+                       struct peft_module *found)
 {
     static const char head[] = "model.layers.";
-    char want[96];
     size_t at = sizeof head - 1;
-    if (len <= at || len >= sizeof want || strncmp(path, head, at))
+    if (len <= at || strncmp(path, head, at) != 0)
         return false;
     uint32_t n = 0;
     for (; at < len && path[at] >= '0' && path[at] <= '9' && n <= MODEL_LAYERS_MAX; at++)
         n = n * 10 + (uint32_t)(path[at] - '0');
     if (n >= n_layer)
         return false;
-    for (int m = 0; m < LORA_MODULE_COUNT; m++) {
-        model_module_path(n, (enum lora_module)m, want, sizeof want);
-        if (strlen(want) == len && !strncmp(want, path, len)) {
-            *layer = n;
-            *module = (enum lora_module)m;
+    for (uint32_t m = 0; m < LORA_MODULE_COUNT; m++) {
+        const char *want = path_of(a, n, m);
+        if (strncmp(want, path, len) == 0 && want[len] == '\0') {
+            *found = (struct peft_module){.path = want, .layer = n, .module = (enum lora_module)m};
             return true;
         }
     }
@@ -74,17 +84,14 @@ static enum status refuse_tensor(const char *name, uint32_t n_layer, struct errt
                    why);
 }
 
-static struct peft_module *module_slot(struct peft_adapter *a, uint32_t layer,
-                                       enum lora_module module)
+static struct peft_module *module_slot(struct peft_adapter *a, const struct peft_module *found)
 {
     for (uint32_t i = 0; i < a->module_count; i++) {
-        if (a->module[i].layer == layer && a->module[i].module == module)
+        if (a->module[i].path == found->path)
             return &a->module[i];
     }
-    struct peft_module *m = &a->module[a->module_count++];
-    m->layer = layer;
-    m->module = module;
-    return m;
+    a->module[a->module_count] = *found;
+    return &a->module[a->module_count++];
 }
 
 static enum status collect_tensor(struct peft_adapter *a, const struct st_tensor *t,
@@ -93,17 +100,16 @@ static enum status collect_tensor(struct peft_adapter *a, const struct st_tensor
     static const char suffix_a[] = ".lora_A.weight", suffix_b[] = ".lora_B.weight";
     const char *path = t->name;
     size_t len = strlen(path), n = sizeof suffix_a - 1;
-    uint32_t layer;
-    enum lora_module module;
+    struct peft_module found;
     if (!strncmp(path, prefix, sizeof prefix - 1)) {
         path += sizeof prefix - 1;
         len -= sizeof prefix - 1;
     }
     bool is_a = len > n && !strcmp(path + len - n, suffix_a);
     bool is_b = len > n && !strcmp(path + len - n, suffix_b);
-    if (!(is_a || is_b) || !parse_path(path, len - n, n_layer, &layer, &module))
+    if (!(is_a || is_b) || !parse_path(a, path, len - n, n_layer, &found))
         return refuse_tensor(t->name, n_layer, err);
-    struct peft_module *m = module_slot(a, layer, module);
+    struct peft_module *m = module_slot(a, &found);
     if (is_a ? m->a != NULL : m->b != NULL)
         return err_set(
             err, STATUS_CORRUPT,
@@ -142,10 +148,9 @@ static enum status check_module(struct peft_adapter *a, struct peft_module *m,
                                 struct peft_rules *rules, const struct model_config *base,
                                 struct errtext *err)
 {
-    char path[96];
+    const char *path = m->path;
     uint32_t d_out, d_in, rank_said;
     bool selected;
-    model_module_path(m->layer, m->module, path, sizeof path);
     model_module_shape(base, m->module, &d_out, &d_in);
     if (!m->a || !m->b)
         return err_set(err, STATUS_INVALID,
@@ -185,7 +190,6 @@ static enum status check_coverage(struct peft_adapter *a, struct peft_rules *rul
 {
     static const char *const ends[] = {"lm_head", "model.embed_tokens"};
     uint8_t *seen = mem_try_array(base->n_layer, 1);
-    char path[96];
     bool selected;
     enum status st = seen ? STATUS_OK : err_set(err, STATUS_NO_MEMORY, "no memory");
     for (uint32_t i = 0; !st && i < a->module_count; i++)
@@ -194,7 +198,7 @@ static enum status check_coverage(struct peft_adapter *a, struct peft_rules *rul
         uint32_t layer = i / LORA_MODULE_COUNT, m = i % LORA_MODULE_COUNT;
         if (seen[layer] >> m & 1)
             continue;
-        model_module_path(layer, (enum lora_module)m, path, sizeof path);
+        const char *path = path_of(a, layer, m);
         st = peft_rules_selects(rules, path, false, &selected, err);
         if (!st && selected)
             st = err_param(err, STATUS_INVALID, "target_modules",
@@ -216,10 +220,7 @@ static enum status check_coverage(struct peft_adapter *a, struct peft_rules *rul
 static int by_path(const void *x, const void *y)
 {
     const struct peft_module *a = x, *b = y;
-    char path_a[96], path_b[96];
-    model_module_path(a->layer, a->module, path_a, sizeof path_a);
-    model_module_path(b->layer, b->module, path_b, sizeof path_b);
-    return strcmp(path_a, path_b);
+    return strcmp(a->path, b->path);
 }
 
 static enum status build_modules(struct peft_adapter *a, struct peft_rules *rules,
@@ -231,7 +232,7 @@ static enum status build_modules(struct peft_adapter *a, struct peft_rules *rule
     a->module = mem_try_array(a->tensors.tensor_count, sizeof *a->module);
     if (!a->module)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu modules", a->tensors.tensor_count);
-    enum status st = STATUS_OK;
+    enum status st = make_paths(a, base->n_layer, err);
     for (size_t i = 0; !st && i < a->tensors.tensor_count; i++)
         st = collect_tensor(a, &a->tensors.tensor[i], base->n_layer, err);
     for (uint32_t i = 0; !st && i < a->module_count; i++)
@@ -260,21 +261,18 @@ static enum status set_base_claim(struct peft_adapter *a, const struct peft_rule
     return STATUS_OK;
 }
 
-enum status peft_from_bytes(struct peft_adapter *out, char *config_json, size_t config_bytes,
-                            char *tensors, size_t tensor_bytes, const struct model_config *base,
-                            struct errtext *err)
+enum status peft_from_head(struct peft_adapter *out, const struct peft_head *head,
+                           const struct model_config *base, struct errtext *err)
 {
     struct peft_rules rules;
     memset(out, 0, sizeof *out);
-    if (sodium_init() < 0)
-        return err_set(err, STATUS_IO, "libsodium does not start");
-    if (config_bytes > PEFT_CONFIG_BYTES_MAX)
+    if (head->config_bytes > PEFT_CONFIG_BYTES_MAX)
         return err_set(err, STATUS_TOO_LARGE, "adapter_config.json: %zu bytes, at most %u are read",
-                       config_bytes, PEFT_CONFIG_BYTES_MAX);
-    enum status st = peft_rules_parse(&rules, config_json, config_bytes, err);
+                       head->config_bytes, PEFT_CONFIG_BYTES_MAX);
+    enum status st = peft_rules_parse(&rules, head->config_json, head->config_bytes, err);
     if (st)
         return st;
-    st = safetensors_parse(&out->tensors, tensors, tensor_bytes, tensor_bytes,
+    st = safetensors_parse(&out->tensors, head->tensors, head->tensor_bytes, head->file_bytes,
                            PEFT_HEADER_BYTES_MAX, err);
     if (st)
         err_prefix(err, "adapter_model.safetensors");
@@ -283,10 +281,24 @@ enum status peft_from_bytes(struct peft_adapter *out, char *config_json, size_t 
     if (!st)
         st = set_base_claim(out, &rules, err);
     peft_rules_fini(&rules);
-    if (st) {
+    if (st)
         peft_fini(out);
+    return st;
+}
+
+enum status peft_from_bytes(struct peft_adapter *out, char *config_json, size_t config_bytes,
+                            char *tensors, size_t tensor_bytes, const struct model_config *base,
+                            struct errtext *err)
+{
+    struct peft_head head = {.config_json = config_json,
+                             .config_bytes = config_bytes,
+                             .tensors = tensors,
+                             .tensor_bytes = tensor_bytes,
+                             .file_bytes = tensor_bytes};
+    enum status st = sodium_init() < 0 ? err_set(err, STATUS_IO, "libsodium does not start")
+                                       : peft_from_head(out, &head, base, err);
+    if (st)
         return st;
-    }
     out->config_json = config_json;
     out->config_bytes = config_bytes;
     out->tensor_bytes = tensors;
@@ -295,66 +307,11 @@ enum status peft_from_bytes(struct peft_adapter *out, char *config_json, size_t 
     return STATUS_OK;
 }
 
-/* ---- from a directory ---- */
-
-static enum status read_beneath(int dir_fd, const char *name, uint64_t bytes_max, char **data,
-                                size_t *len, struct errtext *err)
-{
-    int fd;
-    *data = NULL;
-    enum status st = file_open_beneath(dir_fd, name, O_RDONLY | O_NONBLOCK, 0, &fd, err);
-    if (st)
-        return st;
-    st = file_read_fd(fd, name, (size_t)MIN(bytes_max, (uint64_t)SIZE_MAX / 2), data, len, err);
-    close(fd);
-    return st;
-}
-
-static enum status read_tensors(int dir_fd, uint64_t bytes_max, char **data, size_t *len,
-                                struct errtext *err)
-{
-    static const char name[] = "adapter_model.safetensors", pickle[] = "adapter_model.bin";
-    if (faccessat(dir_fd, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0 &&
-        faccessat(dir_fd, pickle, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
-        *data = NULL;
-        return err_set(
-            err, STATUS_UNSUPPORTED,
-            "%s: pickled weights run code when read and are refused; save the adapter as "
-            "%s",
-            pickle, name);
-    }
-    return read_beneath(dir_fd, name, bytes_max, data, len, err);
-}
-
-enum status peft_read_dir(struct peft_adapter *out, const char *dir,
-                          const struct model_config *base, uint64_t bytes_max, struct errtext *err)
-{
-    char *config = NULL, *tensors = NULL;
-    size_t config_bytes = 0, tensor_bytes = 0;
-    memset(out, 0, sizeof *out);
-    int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir_fd < 0)
-        return err_set(err, errno == ENOENT || errno == ENOTDIR ? STATUS_NOT_FOUND : STATUS_IO,
-                       "adapter %s: %s", dir, strerror(errno));
-    enum status st = read_beneath(dir_fd, "adapter_config.json", PEFT_CONFIG_BYTES_MAX, &config,
-                                  &config_bytes, err);
-    if (!st)
-        st = read_tensors(dir_fd, bytes_max, &tensors, &tensor_bytes, err);
-    close(dir_fd);
-    if (!st)
-        st = peft_from_bytes(out, config, config_bytes, tensors, tensor_bytes, base, err);
-    if (st) {
-        mem_free(config);
-        mem_free(tensors);
-        err_prefix(err, "adapter %s", dir);
-    }
-    return st;
-}
-
 void peft_fini(struct peft_adapter *a)
 {
     safetensors_fini(&a->tensors);
     mem_free(a->module);
+    mem_free(a->path);
     mem_free(a->base_name);
     mem_free(a->config_json);
     mem_free(a->tensor_bytes);

@@ -20,42 +20,51 @@
 #include "server/adapter/peft_id.h"
 #include "server/base/hex.h"
 
-#include <sodium.h>
 #include <string.h>
 
-static void put_matrix(crypto_generichash_state *h, const struct peft_adapter *a,
-                       const struct st_tensor *t)
+void peft_id_begin(crypto_generichash_state *h)
+{
+    static const char domain[] = "residual.adapter.1";
+    crypto_generichash_init(h, NULL, 0, 32);
+    crypto_generichash_update(h, (const uint8_t *)domain, sizeof domain - 1);
+}
+
+void peft_id_module(crypto_generichash_state *h, const struct peft_module *m)
+{
+    uint8_t fixed[8];
+    uint64_t bits;
+    be_put(fixed, strlen(m->path), 4);
+    crypto_generichash_update(h, fixed, 4);
+    crypto_generichash_update(h, (const uint8_t *)m->path, strlen(m->path));
+    be_put(fixed, m->rank, 4);
+    crypto_generichash_update(h, fixed, 4);
+    memcpy(&bits, &m->scale, sizeof bits);
+    be_put(fixed, bits, 8);
+    crypto_generichash_update(h, fixed, 8);
+}
+
+void peft_id_matrix(crypto_generichash_state *h, const struct st_tensor *t)
 {
     uint8_t head[9];
     head[0] = st_dtype_code(t->dtype);
     be_put(head + 1, t->dim[0], 4);
     be_put(head + 5, t->dim[1], 4);
     crypto_generichash_update(h, head, sizeof head);
-    crypto_generichash_update(h, (const uint8_t *)a->tensor_bytes + t->begin, t->end - t->begin);
 }
 
 void peft_id_compute(const struct peft_adapter *a, uint8_t id[32])
 {
-    static const char domain[] = "residual.adapter.1";
     crypto_generichash_state h;
-    crypto_generichash_init(&h, NULL, 0, 32);
-    crypto_generichash_update(&h, (const uint8_t *)domain, sizeof domain - 1);
+    peft_id_begin(&h);
     for (uint32_t i = 0; i < a->module_count; i++) {
         const struct peft_module *m = &a->module[i];
-        char path[96];
-        uint8_t fixed[8];
-        uint64_t bits;
-        model_module_path(m->layer, m->module, path, sizeof path);
-        be_put(fixed, strlen(path), 4);
-        crypto_generichash_update(&h, fixed, 4);
-        crypto_generichash_update(&h, (const uint8_t *)path, strlen(path));
-        be_put(fixed, m->rank, 4);
-        crypto_generichash_update(&h, fixed, 4);
-        memcpy(&bits, &m->scale, sizeof bits);
-        be_put(fixed, bits, 8);
-        crypto_generichash_update(&h, fixed, 8);
-        put_matrix(&h, a, m->a);
-        put_matrix(&h, a, m->b);
+        const struct st_tensor *pair[] = {m->a, m->b};
+        peft_id_module(&h, m);
+        for (int k = 0; k < 2; k++) {
+            peft_id_matrix(&h, pair[k]);
+            crypto_generichash_update(&h, (const uint8_t *)a->tensor_bytes + pair[k]->begin,
+                                      pair[k]->end - pair[k]->begin);
+        }
     }
     crypto_generichash_final(&h, id, 32);
 }

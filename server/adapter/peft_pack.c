@@ -1,16 +1,23 @@
 /* What needs the values: admission, and the device form. A blob holds, per adapted module in the
  * order of the layout's entries, A as stored and B transposed, each 64-byte aligned, zero between.
  */
-#include "server/adapter/peft.h"
-#include "kernels/bf16.h"
+#include "server/adapter/peft_pack.h"
+#include "server/adapter/peft_config.h"
+#include "server/adapter/peft_id.h"
+#include "server/adapter/transpose.h"
 #include "server/base/check.h"
 #include "server/model/convert.h"
 
+#include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #define BLOB_ALIGN 64
+#define LINE_ROWS  32u /* rows of B that fill a cache line of its transpose */
+#define TILE_SIDE  64u
 
 static const char *tensor_data(const struct peft_adapter *a, const struct st_tensor *t)
 {
@@ -24,22 +31,28 @@ static enum dtype tensor_dtype(const struct st_tensor *t)
     return dtype;
 }
 
+static enum status refuse_value(const struct st_tensor *t, uint64_t i, float v, struct errtext *err)
+{
+    return err_set(err, STATUS_INVALID,
+                   "adapter_model.safetensors: tensor '%.160s': element [%" PRIu64 ", %" PRIu64
+                   "] is %s, expected a finite number",
+                   t->name, i / t->dim[1], i % t->dim[1], isnan(v) ? "NaN" : "infinite");
+}
+
 static enum status check_tensor(const struct peft_adapter *a, const struct st_tensor *t,
                                 bool *any_nonzero, struct errtext *err)
 {
     enum dtype dtype = tensor_dtype(t);
     const char *data = tensor_data(a, t);
     uint64_t n = t->dim[0] * t->dim[1];
+    if (convert_scan(data, dtype, n, any_nonzero))
+        return STATUS_OK;
     for (uint64_t i = 0; i < n; i++) {
         float v = convert_load(data, dtype, i);
         if (!isfinite(v))
-            return err_set(err, STATUS_INVALID,
-                           "adapter_model.safetensors: tensor '%.160s': element [%" PRIu64
-                           ", %" PRIu64 "] is %s, expected a finite number",
-                           t->name, i / t->dim[1], i % t->dim[1], isnan(v) ? "NaN" : "infinite");
-        *any_nonzero = *any_nonzero || v != 0;
+            return refuse_value(t, i, v, err);
     }
-    return STATUS_OK;
+    PANIC("tensor '%s': the scan saw a value that is not there", t->name);
 }
 
 enum status peft_check_values(const struct peft_adapter *a, struct errtext *err)
@@ -95,40 +108,161 @@ void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtyp
     *blob_bytes = at;
 }
 
-/* Rows in blocks: a block of B stays in L1 while each row of the result gets a run of it. */
-#define PACK_ROWS 32
+/* ---- where the bytes come from ---- */
 
-static void pack_transposed(void *out, enum dtype dtype, const char *data, enum dtype stored,
-                            uint32_t d_out, uint32_t rank)
+enum status peft_read_exact(int fd, uint64_t at, char *out, size_t n, struct errtext *err)
 {
-    bool same = dtype == stored && dtype == DTYPE_BF16;
-    for (uint32_t n0 = 0; n0 < d_out; n0 += PACK_ROWS) {
-        uint32_t n1 = MIN(n0 + PACK_ROWS, d_out);
-        for (uint32_t r = 0; r < rank; r++) {
-            for (uint32_t n = n0; n < n1; n++) {
-                size_t from = (size_t)n * rank + r, to = (size_t)r * d_out + n;
-                if (same)
-                    memcpy((uint16_t *)out + to, data + from * 2, 2);
-                else if (dtype == DTYPE_F32)
-                    ((float *)out)[to] = convert_load(data, stored, from);
-                else
-                    ((uint16_t *)out)[to] = bf16_from_f32(convert_load(data, stored, from));
-            }
+    for (size_t done = 0; done < n;) {
+        ssize_t got = pread(fd, out + done, n - done, (off_t)(at + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_set(err, STATUS_IO, "adapter_model.safetensors: read: %s", strerror(errno));
+        if (got == 0)
+            return err_set(err, STATUS_CORRUPT,
+                           "adapter_model.safetensors: shrank while it was read: it ends before "
+                           "byte %" PRIu64,
+                           at + n);
+        done += (size_t)got;
+    }
+    return STATUS_OK;
+}
+
+/* n bytes at `at`: where memory has them, or read into place. */
+static enum status get(const struct peft_source *from, uint64_t at, size_t n, char *place,
+                       const char **out, struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    *out = from->bytes ? from->bytes + at : place;
+    if (!from->bytes)
+        st = peft_read_exact(from->fd, at, place, n, err);
+    if (!st && from->hash)
+        crypto_generichash_update(from->hash, (const uint8_t *)*out, n);
+    return st;
+}
+
+/* ---- the two forms ---- */
+
+static enum status pack_as_stored(const struct peft_source *from, const struct st_tensor *t,
+                                  enum dtype dtype, char *out, struct errtext *err)
+{
+    enum dtype stored = tensor_dtype(t);
+    size_t width = dtype_bytes(stored), step = PEFT_PIECE_BYTES / width;
+    uint64_t n = t->dim[0] * t->dim[1];
+    for (uint64_t i = 0; i < n; i += step) {
+        size_t count = (size_t)MIN(step, n - i);
+        char *to = out + i * dtype_bytes(dtype);
+        const char *data;
+        enum status st = get(from, t->begin + i * width, count * width,
+                             stored == dtype ? to : from->piece, &data, err);
+        if (st)
+            return st;
+        if (data != to)
+            convert_elements(to, dtype, data, stored, count);
+    }
+    return STATUS_OK;
+}
+
+struct matrix { /* row-major, at any alignment */
+    const char *data;
+    enum dtype dtype;
+    uint32_t rows, columns;
+};
+
+static void transpose(char *out, size_t out_stride, const struct matrix *m)
+{
+    if (m->dtype == DTYPE_F32)
+        transpose_u32((uint32_t *)(void *)out, out_stride, m->data, m->columns, m->rows,
+                      m->columns);
+    else
+        transpose_u16((uint16_t *)(void *)out, out_stride, m->data, m->columns, m->rows,
+                      m->columns);
+}
+
+/* Tile by tile: converted in L1, then transposed. */
+static void transpose_converted(char *out, enum dtype dtype, size_t out_stride,
+                                const struct matrix *m)
+{
+    _Alignas(64) float tile[TILE_SIDE * TILE_SIDE]; /* of either type */
+    size_t width = dtype_bytes(m->dtype), out_width = dtype_bytes(dtype);
+    struct matrix t = {.data = (const char *)tile, .dtype = dtype};
+    for (uint32_t r0 = 0; r0 < m->rows; r0 += TILE_SIDE) {
+        t.rows = MIN(TILE_SIDE, m->rows - r0);
+        for (uint32_t c0 = 0; c0 < m->columns; c0 += TILE_SIDE) {
+            t.columns = MIN(TILE_SIDE, m->columns - c0);
+            bool whole = t.columns == m->columns; /* its rows lie one after the other */
+            uint32_t runs = whole ? 1 : t.rows, run = whole ? t.rows * t.columns : t.columns;
+            for (uint32_t i = 0; i < runs; i++)
+                convert_elements((char *)tile + (size_t)i * run * out_width, dtype,
+                                 m->data + ((size_t)(r0 + i) * m->columns + c0) * width, m->dtype,
+                                 run);
+            transpose(out + ((size_t)c0 * out_stride + r0) * out_width, out_stride, &t);
         }
     }
+}
+
+static enum status pack_transposed(const struct peft_source *from, const struct st_tensor *t,
+                                   enum dtype dtype, char *out, struct errtext *err)
+{
+    struct matrix m = {.dtype = tensor_dtype(t), .columns = (uint32_t)t->dim[1]};
+    size_t row_bytes = m.columns * dtype_bytes(m.dtype);
+    uint32_t d_out = (uint32_t)t->dim[0], step = (uint32_t)(PEFT_PIECE_BYTES / row_bytes);
+    static_assert(PEFT_PIECE_BYTES >= 4 * PEFT_RANK_MAX, "a piece holds a row");
+    step = step > LINE_ROWS ? step / LINE_ROWS * LINE_ROWS : step;
+    for (uint32_t n0 = 0; n0 < d_out; n0 += step) {
+        char *to = out + (size_t)n0 * dtype_bytes(dtype);
+        m.rows = MIN(step, d_out - n0);
+        enum status st =
+            get(from, t->begin + n0 * row_bytes, m.rows * row_bytes, from->piece, &m.data, err);
+        if (st)
+            return st;
+        if (m.dtype == dtype)
+            transpose(to, d_out, &m);
+        else
+            transpose_converted(to, dtype, d_out, &m);
+    }
+    return STATUS_OK;
+}
+
+/* ---- the blob ---- */
+
+static void zero_tail(char *blob, uint64_t begin, const struct st_tensor *t, enum dtype dtype)
+{
+    uint64_t end = begin + t->dim[0] * t->dim[1] * dtype_bytes(dtype);
+    memset(blob + end, 0, align_up(end) - end);
+}
+
+enum status peft_pack_from(const struct peft_adapter *a, const struct peft_source *from,
+                           const struct peft_target *to, struct errtext *err)
+{
+    char *blob = to->blob;
+    enum status st = STATUS_OK;
+    CHECK(to->dtype != DTYPE_F16);
+    if (from->hash)
+        peft_id_begin(from->hash);
+    for (uint32_t i = 0; !st && i < a->module_count; i++) {
+        const struct peft_module *m = &a->module[i];
+        CHECK(m->layer < to->n_layer);
+        const struct lora_entry *e = &to->entry[m->layer * LORA_MODULE_COUNT + m->module];
+        if (from->hash) {
+            peft_id_module(from->hash, m);
+            peft_id_matrix(from->hash, m->a);
+        }
+        st = pack_as_stored(from, m->a, to->dtype, blob + e->a_off, err);
+        if (from->hash)
+            peft_id_matrix(from->hash, m->b);
+        if (!st)
+            st = pack_transposed(from, m->b, to->dtype, blob + e->b_off, err);
+        zero_tail(blob, e->a_off, m->a, to->dtype);
+        zero_tail(blob, e->b_off, m->b, to->dtype);
+    }
+    return st;
 }
 
 void peft_pack(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtype,
                const struct lora_entry *entry, void *blob)
 {
-    CHECK(dtype != DTYPE_F16);
-    for (uint32_t i = 0; i < a->module_count; i++) {
-        const struct peft_module *m = &a->module[i];
-        CHECK(m->layer < n_layer);
-        const struct lora_entry *e = &entry[m->layer * LORA_MODULE_COUNT + m->module];
-        convert_elements((char *)blob + e->a_off, dtype, tensor_data(a, m->a), tensor_dtype(m->a),
-                         (size_t)(m->a->dim[0] * m->a->dim[1]));
-        pack_transposed((char *)blob + e->b_off, dtype, tensor_data(a, m->b), tensor_dtype(m->b),
-                        (uint32_t)m->b->dim[0], m->rank);
-    }
+    struct peft_source from = {.bytes = a->tensor_bytes, .fd = -1};
+    struct peft_target to = {.dtype = dtype, .n_layer = n_layer, .entry = entry, .blob = blob};
+    CHECK(peft_pack_from(a, &from, &to, NULL) == STATUS_OK);
 }

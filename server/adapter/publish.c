@@ -4,6 +4,7 @@
  * the catalog needs after a restart. The entry is written last and removed first: a folder without
  * one is unfinished or forgotten, and is swept at the next start. */
 #include "server/adapter/publish.h"
+#include "server/adapter/device_form.h"
 #include "chain_client/addr.h"
 #include "server/adapter/manifest.h"
 #include "server/base/check.h"
@@ -97,10 +98,13 @@ static void fill_entry(const struct publisher *p, struct adapter_entry *e, const
         mem_array((size_t)p->opt.model->n_layer * LORA_MODULE_COUNT, sizeof *layout);
     snprintf(e->name, sizeof e->name, "%s", name);
     memcpy(e->id, a->id, 32);
+    e->seal = a->seal;
     mem_free(e->dir);
     e->dir = mem_strdup(dir);
     e->rank_max = a->rank_max;
     peft_layout(a, p->opt.model->n_layer, p->opt.dtype, layout, &e->blob_bytes);
+    if (p->opt.form)
+        e->blob_bytes = device_form_layout(p->opt.form, p->opt.model, layout, layout);
     mem_free(layout);
     snprintf(e->warning, sizeof e->warning, "%s", a->warning);
     e->created_unix = (int64_t)(clock_wall_ms() / 1000);

@@ -8,6 +8,7 @@
 
 #include <jansson.h>
 
+#include "kernels/backend.h"
 #include "server/adapter/catalog.h"
 #include "server/adapter/peft.h"
 #include "server/base/buf.h"
@@ -16,7 +17,8 @@
 
 struct publish_options {
     const struct model_config *model;
-    enum dtype dtype; /* of packed blobs */
+    enum dtype dtype;                       /* of packed blobs */
+    const struct backend_adapter_ops *form; /* of resident blobs on a device; NULL: row-major */
     uint8_t model_id[32];
     const char *adapters_dir;            /* where published adapters are kept: <id hex>/ */
     const char *root[PUBLISH_ROOTS_MAX]; /* allow-list for load_lora_adapter and --adapter-dir */

@@ -3,12 +3,16 @@
  * of the loader thread (a message) and comes back as a message. Bytes are budgeted; LRU among
  * unpinned; a blob is freed by the loader thread.
  *
+ * On a device there is a second tier (device_tier.h): blobs in the backend's form lie in one block
+ * of page-locked memory and those in use are also on the device; what the table names and pins hold
+ * is there. The host tier has a copy of everything, so its budget should not be the smaller one.
+ *
  * Use   slot = store_acquire(...) for every part of a composition before its rows run,
  * store_release after the last row. */
 #ifndef RS_ADAPTER_STORE_H
 #define RS_ADAPTER_STORE_H
 
-#include "kernels/args.h"
+#include "kernels/backend.h"
 #include "server/adapter/catalog.h"
 #include "server/model/config.h"
 
@@ -20,6 +24,8 @@ struct store_options {
     uint64_t host_bytes_max; /* budget of the host tier */
     enum dtype dtype;
     const struct model_config *model; /* outlives the store */
+    struct backend *backend;          /* outlives the store; NULL or no device: one tier */
+    uint64_t device_bytes_max;        /* of the pool on the device */
     void (*wake)(void *arg); /* loader thread: "a message waits", e.g. mailbox_kick of the engine */
     void *wake_arg;
 };
@@ -54,7 +60,11 @@ MUST_CHECK enum status store_unload(struct store *s, const uint8_t id[32], void 
 struct store_stats { /* plain reads on the engine thread; published by the engine */
     uint64_t host_bytes, host_bytes_max;
     uint32_t resident, pinned, slots_max, loading;
-    uint64_t loads, evictions, load_failures, load_ns_sum;
+    uint64_t loads, evictions, load_failures, load_ns_sum, load_cpu_ns_sum;
+    uint64_t device_bytes, device_bytes_max; /* of the pool, in whole pieces; 0: no device */
+    uint32_t on_device, uploading;
+    uint64_t uploads, device_evictions;
+    uint64_t loads_verified; /* those of loads whose content was hashed; seal.h has the others */
 };
 void store_get_stats(const struct store *s, struct store_stats *out);
 

@@ -4,9 +4,13 @@
 #ifndef RS_BASE_CHECK_H
 #define RS_BASE_CHECK_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Print file, line and message to stderr, run the registered state dump, abort. Thread: any. */
-_Noreturn void panic_at(const char *file, int line, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+void panic_at(const char *file, int line, const char *fmt, ...)
+    __attribute__((noreturn, format(printf, 3, 4)));
 
 /* dump(arg) is called once inside a panic, to print the owner's state. One slot; NULL clears. */
 void panic_set_dump(void (*dump)(void *arg), void *arg);
@@ -29,5 +33,9 @@ void panic_set_dump(void (*dump)(void *arg), void *arg);
 #define ARRAY_COUNT(a) (sizeof(a) / sizeof((a)[0]))
 #define MIN(a, b)      ((a) < (b) ? (a) : (b))
 #define MAX(a, b)      ((a) > (b) ? (a) : (b))
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -7,6 +7,10 @@
 
 #include "server/base/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct errtext {
     char text[512];
     char param[96]; /* the request field or config key at fault, or "" */
@@ -30,5 +34,9 @@ enum status err_param(struct errtext *err, enum status st, const char *param, co
 void err_prefix(struct errtext *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 void err_clear(struct errtext *err);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -11,6 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 void *mem_alloc(size_t bytes);
 void *mem_array(size_t count, size_t item_bytes); /* overflow-checked, zeroed */
 void *mem_try_alloc(size_t bytes);
@@ -33,5 +37,9 @@ void mem_wipe(void *p, size_t bytes);
 void mem_seal_thread(void);
 void mem_unseal_thread(void);
 bool mem_thread_is_sealed(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -6,6 +6,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* out = Philox4x32-10(counter ctr, key = seed low and high words). */
 void philox4x32(uint32_t out[4], const uint32_t ctr[4], uint64_t seed);
 
@@ -14,5 +18,9 @@ static inline double philox_unit(uint32_t word)
 {
     return ((double)word + 0.5) * (1.0 / 4294967296.0);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

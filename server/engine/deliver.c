@@ -14,7 +14,7 @@ static void add_telemetry(struct engine *e, struct seq *s)
     for (uint32_t i = 0; i < s->rows; i++) {
         if (s->n_kv + i < js->counted)
             continue; /* recomputed after a preemption */
-        const double *norm2 = e->head.norm2 + (size_t)(s->row_first + i) * 2;
+        const double *norm2 = e->head.norm2_host + (size_t)(s->row_first + i) * 2;
         rs->delta2 += norm2[0];
         rs->base2 += norm2[1];
     }

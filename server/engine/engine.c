@@ -33,11 +33,36 @@ static void admit(struct engine *e)
     score_admit(e);
 }
 
-/* A broken device serves nobody: everybody is told, and the next step tries it again. */
+/* For the report of a panic. Plain reads: the thread that panics is ours or all is lost anyway. */
+static void dump(void *arg)
+{
+    const struct engine *e = arg;
+    log_error("engine",
+              "step %llu: %u running of %u requests, %u of %u pages free, %u adapters pinned, "
+              "batch of %u rows in %u segments",
+              (unsigned long long)e->count.steps, e->seqs_running, e->job_live_count,
+              kv_free_count(&e->kv), e->kv.page_count, e->pin_count, e->batch.n_tok,
+              e->batch.n_seg);
+}
+
+/* A broken device serves nobody: everybody is told. Host memory fails no step twice, so the next
+ * one tries again; an error of a device stays for as long as the process lives, so the process
+ * reports where it stood and ends, and its supervisor starts another. */
 static void device_failed(struct engine *e, enum status st)
 {
     log_error("engine", "the device failed a step: %s", status_name(st));
+    if (e->backend->is_device) {
+        dump(e);
+        e->device_lost = true;
+        atomic_store_explicit(&e->drain_deadline_ms, 0, memory_order_relaxed);
+        atomic_store_explicit(&e->draining, true, memory_order_release);
+    }
     engine_end_all(e, STATUS_IO, "the device failed while the request ran");
+    if (!e->device_lost)
+        return;
+    if (!e->opt.on_device_lost)
+        PANIC("the device is lost");
+    e->opt.on_device_lost(e->opt.on_device_lost_arg);
 }
 
 bool engine_step(struct engine *e)
@@ -47,7 +72,7 @@ bool engine_step(struct engine *e)
     begin_ns = e->now_ns;
     receive(e);
     admit(e);
-    bool any = plan_step(e);
+    bool any = !e->device_lost && plan_step(e);
     if (any) {
         uint64_t before_ns = e->opt.clock_ns();
         enum status st = run_step(e);
@@ -88,6 +113,10 @@ static bool user_work(struct engine *e)
 static uint32_t pause_ms(const struct engine *e)
 {
     bool waits = e->job_live_count > 0 || e->unloads_open > 0;
+    struct store_stats st;
+    store_get_stats(e->store, &st);
+    if (st.uploading > 0)
+        return UPLOAD_WAIT_MS;
     for (uint32_t i = 0; i < SCORE_RUNS_MAX; i++)
         waits = waits || e->score[i].state != SCORE_FREE;
     return waits ? BLOCKED_WAIT_MS : IDLE_WAIT_MS;
@@ -111,18 +140,6 @@ static void close_down(struct engine *e)
         clock_sleep_ms(1);
     }
     stats_publish(e);
-}
-
-/* For the report of a panic. Plain reads: the thread that panics is ours or all is lost anyway. */
-static void dump(void *arg)
-{
-    const struct engine *e = arg;
-    log_error("engine",
-              "step %llu: %u running of %u requests, %u of %u pages free, %u adapters pinned, "
-              "batch of %u rows in %u segments",
-              (unsigned long long)e->count.steps, e->seqs_running, e->job_live_count,
-              kv_free_count(&e->kv), e->kv.page_count, e->pin_count, e->batch.n_tok,
-              e->batch.n_seg);
 }
 
 void *engine_main(void *arg)

@@ -17,15 +17,21 @@ struct engine_options {
     uint32_t seqs_max; /* running sequences (max_num_seqs) */
     uint32_t waiting_max; /* requests queued; past it engine_submit answers FULL */
     uint32_t context_max; /* tokens per sequence, <= model pos_max */
-    uint64_t kv_bytes;    /* KV pool */
+    uint64_t kv_bytes; /* KV pool; 0 on a device: all that the rest leaves, at most for seqs_max */
     uint32_t adapters_per_batch_max;
     uint32_t rank_sum_max; /* widest s row: largest sum of ranks of a group over a composition */
     bool prefix_cache;
     uint32_t score_rows_max; /* scoring rows per step when nothing else waits; 0: scoring off */
     uint32_t score_queue_max;
     uint32_t
-        adapter_wait_ms_max;    /* cold adapter not resident by then: the request fails with BUSY */
-    uint64_t (*clock_ns)(void); /* injectable; NULL: clock_mono_ns */
+        adapter_wait_ms_max; /* cold adapter not resident by then: the request fails with BUSY */
+    uint64_t adapters_device_bytes; /* the store's pool on the device, for the plan */
+    uint64_t adapters_host_bytes;   /* the store's page-locked memory, for the plan */
+    uint64_t (*clock_ns)(void);     /* injectable; NULL: clock_mono_ns */
+    /* A device is lost for the process: called once, on the engine thread, when every request has
+     * been told. NULL: the engine panics. Must not block. */
+    void (*on_device_lost)(void *arg);
+    void *on_device_lost_arg;
 };
 
 struct engine_deps { /* all outlive the engine; the engine thread becomes the only user of store and

@@ -9,21 +9,30 @@
 #include "server/engine/forward.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/engine/kv.h"
 
 #include <string.h>
 
+/* Buffers in backend memory; x, q, attn and act in the backend's dtype of activations. */
 struct forward {
     const struct model *model;
     struct backend *backend;
     struct forward_options opt;
     float *rope_cos, *rope_sin; /* [pos_max, d_head/2] */
-    float *h, *x;               /* [rows_max, d_model] */
+    float *h;                   /* [rows_max, d_model] */
+    void *x;                    /* [rows_max, d_model] */
     float *y;                   /* [rows_max, y_width] */
-    float *q, *attn;            /* [rows_max, n_head*d_head] */
-    float *act;                 /* [rows_max, d_ff] */
-    float *s;                   /* [rows_max, rank_sum_max] */
+    void *q, *attn;             /* [rows_max, n_head*d_head] */
+    void *act;                  /* [rows_max, d_ff] */
+    float *s;                   /* shrink outputs, in the backend's form */
     uint32_t y_width;
 };
+
+struct buffer {
+    void **at;
+    uint64_t bytes;
+};
+#define BUFFERS 9
 
 static uint32_t y_width_of(const struct model_config *c)
 {
@@ -31,26 +40,84 @@ static uint32_t y_width_of(const struct model_config *c)
     return MAX(MAX(qkv, 2 * c->d_ff), c->d_model);
 }
 
-static uint64_t rope_bytes(const struct model_config *c, const struct forward_options *opt)
+struct backend_limits forward_limits(const struct model_config *c,
+                                     const struct forward_options *opt)
 {
-    return sizeof(float) * (uint64_t)opt->pos_max * (c->d_head / 2);
+    return (struct backend_limits){
+        .rows_max = opt->rows_max,
+        .seqs_max = opt->seqs_max ? opt->seqs_max : opt->rows_max,
+        .page_stride = (opt->pos_max + KV_PAGE_TOK - 1) / KV_PAGE_TOK,
+        .segs_max = opt->segs_max ? opt->segs_max : opt->rows_max,
+        .slots_max = opt->slots_max,
+        .layouts_max = opt->layouts_max,
+        .rank_sum_max = opt->rank_sum_max,
+        .logits_rows_max = opt->logits_rows_max ? opt->logits_rows_max : opt->rows_max,
+        .n_layer = c->n_layer,
+        .d_model = c->d_model,
+        .d_ff = c->d_ff,
+        .n_head = c->n_head,
+        .n_kv_head = c->n_kv_head,
+        .d_head = c->d_head,
+        .n_vocab = c->n_vocab,
+    };
 }
 
-static uint64_t row_bytes(const struct forward_options *opt, uint64_t width)
+/* Every buffer of f (which may be a blank one, for the sizes alone). */
+static void list_buffers(struct forward *f, const struct backend *b, const struct model_config *c,
+                         const struct forward_options *opt, struct buffer list[BUFFERS])
 {
-    return sizeof(float) * (uint64_t)opt->rows_max * width;
+    struct backend_limits lim = forward_limits(c, opt);
+    uint64_t rows = opt->rows_max, act = dtype_bytes(b->act), f32 = sizeof(float);
+    uint64_t rope = f32 * opt->pos_max * (c->d_head / 2), heads = (uint64_t)c->n_head * c->d_head;
+    const struct buffer all[BUFFERS] = {
+        {(void **)&f->rope_cos, rope},
+        {(void **)&f->rope_sin, rope},
+        {(void **)&f->h, f32 * rows * c->d_model},
+        {&f->x, act * rows * c->d_model},
+        {(void **)&f->y, f32 * rows * y_width_of(c)},
+        {&f->q, act * rows * heads},
+        {&f->attn, act * rows * heads},
+        {&f->act, act * rows * c->d_ff},
+        {(void **)&f->s, b->ops->lora_scratch_bytes(b, &lim)},
+    };
+    memcpy(list, all, sizeof(all));
 }
 
-uint64_t forward_bytes(const struct model_config *c, const struct forward_options *opt)
+uint64_t forward_bytes(const struct backend *b, const struct model_config *c,
+                       const struct forward_options *opt)
 {
-    uint64_t width = 2ull * c->d_model + y_width_of(c) + 2ull * c->n_head * c->d_head + c->d_ff +
-                     opt->rank_sum_max;
-    return sizeof(struct forward) + 2 * rope_bytes(c, opt) + row_bytes(opt, width);
+    struct forward blank;
+    struct buffer list[BUFFERS];
+    uint64_t sum = sizeof(struct forward);
+    list_buffers(&blank, b, c, opt, list);
+    for (int i = 0; i < BUFFERS; i++)
+        sum += list[i].bytes;
+    return sum;
 }
 
-static enum status check_options(const struct model_config *c, const struct backend *backend,
+/* A device wants bf16 and rows of whole 16-byte words. */
+static enum status check_device(const struct model *m, const struct backend *backend,
+                                struct errtext *err)
+{
+    const struct model_config *c = &m->config;
+    if (!backend->is_device)
+        return STATUS_OK;
+    if (m->dtype != DTYPE_BF16)
+        return err_param(err, STATUS_UNSUPPORTED, "dtype",
+                         "dtype f32: backend %s computes in bf16 only; set \"dtype\": \"bf16\" or "
+                         "use backend cpu",
+                         backend->name);
+    if (c->d_model % 8 || c->d_ff % 8)
+        return err_param(err, STATUS_UNSUPPORTED, "hidden_size",
+                         "hidden_size %u, intermediate_size %u: backend %s serves multiples of 8",
+                         c->d_model, c->d_ff, backend->name);
+    return STATUS_OK;
+}
+
+static enum status check_options(const struct model *m, const struct backend *backend,
                                  const struct forward_options *opt, struct errtext *err)
 {
+    const struct model_config *c = &m->config;
     if (opt->rows_max == 0)
         return err_param(err, STATUS_INVALID, "rows_max", "rows per step: 0, expected 1 or more");
     if (opt->pos_max == 0 || opt->pos_max > c->pos_max)
@@ -61,63 +128,76 @@ static enum status check_options(const struct model_config *c, const struct back
         return err_param(err, STATUS_UNSUPPORTED, "head_dim",
                          "head_dim %u: backend %s serves multiples of 8 up to 256, backend ref any",
                          c->d_head, backend->name);
+    return check_device(m, backend, err);
+}
+
+static enum status take_buffers(struct forward *f, struct errtext *err)
+{
+    struct buffer list[BUFFERS];
+    list_buffers(f, f->backend, &f->model->config, &f->opt, list);
+    for (int i = 0; i < BUFFERS; i++) {
+        *list[i].at = f->backend->ops->mem_alloc(f->backend, list[i].bytes);
+        if (!*list[i].at)
+            return err_set(
+                err, STATUS_NO_MEMORY, "activations: no memory for %llu bytes",
+                (unsigned long long)forward_bytes(f->backend, &f->model->config, &f->opt));
+    }
     return STATUS_OK;
+}
+
+static enum status fill_rope(struct forward *f, struct errtext *err)
+{
+    const struct model_config *c = &f->model->config;
+    size_t n = (size_t)f->opt.pos_max * (c->d_head / 2);
+    float *cos = mem_array(2 * n, sizeof(float)), *sin = cos + n;
+    model_rope_fill(c, f->opt.pos_max, cos, sin);
+    enum status st = f->backend->ops->mem_write(f->backend, f->rope_cos, cos, n * sizeof(float));
+    if (!st)
+        st = f->backend->ops->mem_write(f->backend, f->rope_sin, sin, n * sizeof(float));
+    mem_free(cos);
+    return st ? err_set(err, st, "rope tables: the device refused them") : STATUS_OK;
 }
 
 enum status forward_create(struct forward **out, const struct model *model, struct backend *backend,
                            const struct forward_options *opt, struct errtext *err)
 {
-    const struct model_config *c = &model->config;
     *out = NULL;
-    enum status st = check_options(c, backend, opt, err);
+    enum status st = check_options(model, backend, opt, err);
     if (st)
         return st;
+    struct backend_limits lim = forward_limits(&model->config, opt);
     struct forward *f = mem_alloc(sizeof *f);
     f->model = model;
     f->backend = backend;
     f->opt = *opt;
-    f->y_width = y_width_of(c);
-    f->rope_cos = mem_try_alloc_aligned(rope_bytes(c, opt));
-    f->rope_sin = mem_try_alloc_aligned(rope_bytes(c, opt));
-    f->h = mem_try_alloc_aligned(row_bytes(opt, c->d_model));
-    f->x = mem_try_alloc_aligned(row_bytes(opt, c->d_model));
-    f->y = mem_try_alloc_aligned(row_bytes(opt, f->y_width));
-    f->q = mem_try_alloc_aligned(row_bytes(opt, (uint64_t)c->n_head * c->d_head));
-    f->attn = mem_try_alloc_aligned(row_bytes(opt, (uint64_t)c->n_head * c->d_head));
-    f->act = mem_try_alloc_aligned(row_bytes(opt, c->d_ff));
-    f->s = mem_try_alloc_aligned(row_bytes(opt, opt->rank_sum_max));
-    if (!f->rope_cos || !f->rope_sin || !f->h || !f->x || !f->y || !f->q || !f->attn || !f->act ||
-        !f->s) {
+    f->y_width = y_width_of(&model->config);
+    st = backend->ops->prepare(backend, &lim, err);
+    if (!st)
+        st = take_buffers(f, err);
+    if (!st)
+        st = fill_rope(f, err);
+    if (st) {
         forward_destroy(f);
-        return err_set(err, STATUS_NO_MEMORY, "activations: no memory for %llu bytes",
-                       (unsigned long long)forward_bytes(c, opt));
+        return st;
     }
-    model_rope_fill(c, opt->pos_max, f->rope_cos, f->rope_sin);
     *out = f;
     return STATUS_OK;
 }
 
 void forward_destroy(struct forward *f)
 {
+    struct buffer list[BUFFERS];
     if (!f)
         return;
-    const struct model_config *c = &f->model->config;
-    const struct forward_options *opt = &f->opt;
-    mem_free_aligned(f->rope_cos, rope_bytes(c, opt));
-    mem_free_aligned(f->rope_sin, rope_bytes(c, opt));
-    mem_free_aligned(f->h, row_bytes(opt, c->d_model));
-    mem_free_aligned(f->x, row_bytes(opt, c->d_model));
-    mem_free_aligned(f->y, row_bytes(opt, f->y_width));
-    mem_free_aligned(f->q, row_bytes(opt, (uint64_t)c->n_head * c->d_head));
-    mem_free_aligned(f->attn, row_bytes(opt, (uint64_t)c->n_head * c->d_head));
-    mem_free_aligned(f->act, row_bytes(opt, c->d_ff));
-    mem_free_aligned(f->s, row_bytes(opt, opt->rank_sum_max));
+    list_buffers(f, f->backend, &f->model->config, &f->opt, list);
+    for (int i = 0; i < BUFFERS; i++)
+        f->backend->ops->mem_free(f->backend, *list[i].at, list[i].bytes);
     mem_free(f);
 }
 
 /* One group's shrink; nothing when the step has no adapter rows. */
 struct shrink_group {
-    const float *x;
+    const void *x;
     float *keep_ax;
     uint32_t d_in;
     enum lora_module first;
@@ -144,7 +224,7 @@ static enum status shrink(struct forward *f, const struct forward_batch *b,
     return f->backend->ops->lora_shrink(f->backend, &a);
 }
 
-static enum status norm(struct forward *f, const float *gain, float *out, float *rstd,
+static enum status norm(struct forward *f, const float *gain, void *out, float *rstd,
                         uint32_t n_tok)
 {
     struct norm_args a = {
@@ -159,7 +239,7 @@ static enum status norm(struct forward *f, const float *gain, float *out, float 
     return f->backend->ops->norm(f->backend, &a);
 }
 
-static enum status gemm(struct forward *f, const float *x, const struct weight *part,
+static enum status gemm(struct forward *f, const void *x, const struct weight *part,
                         uint32_t part_count, uint32_t n_tok)
 {
     struct gemm_args a = {
@@ -194,7 +274,7 @@ static enum status residual(struct forward *f, const struct forward_batch *b,
 }
 
 static enum status qkv_finish(struct forward *f, const struct forward_batch *b,
-                              const struct lora_step *lora, uint32_t layer, float *q,
+                              const struct lora_step *lora, uint32_t layer, void *q,
                               const struct forward_keep_layer *keep)
 {
     const struct model_config *c = &f->model->config;
@@ -225,7 +305,7 @@ static enum status qkv_finish(struct forward *f, const struct forward_batch *b,
 }
 
 static enum status attend(struct forward *f, const struct forward_batch *b, uint32_t layer,
-                          const float *q, float *out, float *lse)
+                          const void *q, void *out, float *lse)
 {
     const struct model_config *c = &f->model->config;
     struct attention_args a = {
@@ -252,9 +332,9 @@ static enum status attention_block(struct forward *f, const struct forward_batch
     const struct model_config *c = &f->model->config;
     const struct model_layer *l = &f->model->layer[layer];
     const struct weight qkv[3] = {l->q, l->k, l->v};
-    float *x = keep->attn_in ? keep->attn_in : f->x;
-    float *q = keep->q ? keep->q : f->q;
-    float *attn = keep->o_in ? keep->o_in : f->attn;
+    void *x = keep->attn_in ? keep->attn_in : f->x;
+    void *q = keep->q ? keep->q : f->q;
+    void *attn = keep->o_in ? keep->o_in : f->attn;
     struct shrink_group in = {x, keep->ax_qkv, c->d_model, LORA_MODULE_Q, 3};
     struct shrink_group o = {attn, keep->ax_o, c->n_head * c->d_head, LORA_MODULE_O, 1};
 
@@ -277,7 +357,7 @@ static enum status attention_block(struct forward *f, const struct forward_batch
 }
 
 static enum status mlp_finish(struct forward *f, const struct forward_batch *b,
-                              const struct lora_step *lora, uint32_t layer, float *act,
+                              const struct lora_step *lora, uint32_t layer, void *act,
                               const struct forward_keep_layer *keep)
 {
     const struct model_layer *l = &f->model->layer[layer];
@@ -304,8 +384,8 @@ static enum status mlp_block(struct forward *f, const struct forward_batch *b,
     const struct model_config *c = &f->model->config;
     const struct model_layer *l = &f->model->layer[layer];
     const struct weight gate_up[2] = {l->gate, l->up};
-    float *x = keep->mlp_in ? keep->mlp_in : f->x;
-    float *act = keep->down_in ? keep->down_in : f->act;
+    void *x = keep->mlp_in ? keep->mlp_in : f->x;
+    void *act = keep->down_in ? keep->down_in : f->act;
     struct shrink_group in = {x, keep->ax_mlp, c->d_model, LORA_MODULE_GATE, 2};
     struct shrink_group down = {act, keep->ax_down, c->d_ff, LORA_MODULE_DOWN, 1};
 
@@ -348,21 +428,34 @@ static struct lora_step step_lora(const struct forward *f, const struct forward_
     return lora;
 }
 
-enum status forward_run(struct forward *f, const struct forward_batch *b)
+static enum status tell_step(struct forward *f, const struct forward_batch *b,
+                             const struct lora_step *lora)
+{
+    struct step_args a = {
+        .ids = b->ids,
+        .rows = b->rows,
+        .lora = lora->table,
+        .seg = lora->seg,
+        .out_rows = b->out_rows,
+        .n_tok = b->n_tok,
+        .n_seg = lora->n_seg,
+        .n_out = b->n_out,
+    };
+    return f->backend->ops->step(f->backend, &a);
+}
+
+static enum status run_layers(struct forward *f, const struct forward_batch *b,
+                              const struct lora_step *lora)
 {
     static const struct forward_keep_layer keep_nothing;
     const struct model *m = f->model;
-    CHECK(b->n_tok <= f->opt.rows_max);
-    if (b->n_tok == 0)
-        return STATUS_OK;
-    struct lora_step lora = step_lora(f, b);
     struct embed_args embed = {f->h, m->embed, b->ids, b->n_tok};
     enum status st = f->backend->ops->embed(f->backend, &embed);
     for (uint32_t layer = 0; !st && layer < m->config.n_layer; layer++) {
         const struct forward_keep_layer *keep = b->keep ? &b->keep[layer] : &keep_nothing;
-        st = attention_block(f, b, &lora, layer, keep);
+        st = attention_block(f, b, lora, layer, keep);
         if (!st)
-            st = mlp_block(f, b, &lora, layer, keep);
+            st = mlp_block(f, b, lora, layer, keep);
     }
     if (st || b->n_out == 0)
         return st;
@@ -377,4 +470,32 @@ enum status forward_run(struct forward *f, const struct forward_batch *b)
         .d_model = m->config.d_model,
     };
     return f->backend->ops->norm(f->backend, &last);
+}
+
+enum status forward_run(struct forward *f, const struct forward_batch *b)
+{
+    CHECK(b->n_tok <= f->opt.rows_max);
+    if (b->n_tok == 0)
+        return STATUS_OK;
+    struct lora_step lora = step_lora(f, b);
+    struct pass_args a = {.owner = f,
+                          .kv = b->kv.base,
+                          .hidden = b->hidden,
+                          .norm2 = b->norm2,
+                          .lora = lora.table != NULL,
+                          .keep = b->keep || b->keep_final_rstd,
+                          .n_tok = b->n_tok,
+                          .n_out = b->n_out};
+    struct pass pass;
+    enum status st = tell_step(f, b, &lora);
+    if (!st)
+        st = f->backend->ops->pass_begin(f->backend, &a, &pass);
+    if (st)
+        return st;
+    struct forward_batch padded = *b; /* a device launches for more rows than there are */
+    padded.n_tok = pass.n_tok;
+    padded.n_out = pass.n_out;
+    if (!pass.replayed)
+        st = run_layers(f, &padded, &lora);
+    return f->backend->ops->pass_end(f->backend, &pass, st);
 }

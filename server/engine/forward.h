@@ -19,28 +19,38 @@ struct forward_options {
     uint32_t pos_max;      /* positions 0 .. pos_max-1 (rope tables), <= the model's pos_max */
     uint32_t rank_sum_max; /* widest row of shrink outputs: the largest sum of ranks of a group
                               (qkv | o | gate,up | down) over a segment; 0: never any adapter */
+    /* what a device needs to know beforehand; 0: as many as there can be for rows_max rows */
+    uint32_t seqs_max, segs_max;     /* rows of the page table; segments of a step */
+    uint32_t slots_max, layouts_max; /* of the LoRA table; 0: never any adapter */
+    uint32_t logits_rows_max;        /* rows of one logits, sample or score call */
 };
 
-/* Bytes that forward_create allocates; for the memory plan. */
-uint64_t forward_bytes(const struct model_config *c, const struct forward_options *opt);
+/* What forward_create tells the backend. */
+struct backend_limits forward_limits(const struct model_config *c,
+                                     const struct forward_options *opt);
+/* Bytes that forward_create allocates where the ops compute; for the memory plan. */
+uint64_t forward_bytes(const struct backend *backend, const struct model_config *c,
+                       const struct forward_options *opt);
 
-/* Errors: INVALID naming the option, UNSUPPORTED for a head size the backend lacks, NO_MEMORY. */
+/* Also tells the backend these limits (ops->prepare). Errors: INVALID naming the option,
+ * UNSUPPORTED for a size or dtype the backend lacks, NO_MEMORY, TOO_LARGE. */
 MUST_CHECK enum status forward_create(struct forward **out, const struct model *model,
                                       struct backend *backend, const struct forward_options *opt,
                                       struct errtext *err);
 void forward_destroy(struct forward *f);
 
-/* Keep mode: what a backward pass needs, each [rows of the batch, ...] f32 in the caller's memory;
- * NULL members are not kept. The norms' inputs are in_attn / gain / rstd and so on. */
+/* Keep mode: what a backward pass needs, each [rows of the batch, ...] in backend memory, f32 or,
+ * where typed void *, the backend's activations; NULL members are not kept. The norms' inputs are
+ * in_attn / gain / rstd and so on. */
 struct forward_keep_layer {
     float *attn_rstd, *mlp_rstd;             /* [n_tok] */
-    float *attn_in, *mlp_in;                 /* [n_tok, d_model] inputs of q,k,v and of gate,up */
-    float *q;                                /* [n_tok, n_head*d_head] after norm and RoPE */
+    void *attn_in, *mlp_in;                  /* [n_tok, d_model] inputs of q,k,v and of gate,up */
+    void *q;                                 /* [n_tok, n_head*d_head] after norm and RoPE */
     float *k, *v;                            /* [n_tok, n_kv_head*d_head], k after RoPE */
     float *lse;                              /* [n_tok, n_head] */
-    float *o_in;                             /* [n_tok, n_head*d_head] input of o */
+    void *o_in;                              /* [n_tok, n_head*d_head] input of o */
     float *gate, *up;                        /* [n_tok, d_ff] */
-    float *down_in;                          /* [n_tok, d_ff] */
+    void *down_in;                           /* [n_tok, d_ff] */
     float *ax_qkv, *ax_o, *ax_mlp, *ax_down; /* [n_tok, rank_sum_max] unscaled A x */
 };
 
@@ -54,7 +64,8 @@ struct forward_batch {
     uint32_t n_seg;
     const uint32_t *out_rows; /* [n_out] rows of the batch whose hidden states are wanted */
     uint32_t n_out;
-    float *hidden;                         /* [n_out, d_model] out: after the final norm */
+    void *hidden;                          /* [n_out, d_model] act, out: after the final norm;
+                                              room for rows_max rows on a device */
     double *norm2;                         /* telemetry [n_tok][2], += (see args.h); NULL: off */
     const struct forward_keep_layer *keep; /* [n_layer] or NULL */
     float *keep_final_rstd;                /* [n_out] or NULL */

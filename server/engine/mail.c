@@ -242,7 +242,7 @@ void engine_wake(struct engine *e)
 void engine_stop(struct engine *e, uint32_t deadline_ms)
 {
     uint64_t deadline = e->opt.clock_ns() / 1000000 + deadline_ms;
-    if (atomic_load_explicit(&e->draining, memory_order_acquire)) {
+    if (atomic_load_explicit(&e->stopping, memory_order_acquire)) {
         /* Somebody stops it already and waits: this one can only be less patient. */
         if (deadline < atomic_load_explicit(&e->drain_deadline_ms, memory_order_relaxed))
             atomic_store_explicit(&e->drain_deadline_ms, deadline, memory_order_relaxed);
@@ -252,6 +252,7 @@ void engine_stop(struct engine *e, uint32_t deadline_ms)
     if (!e->started)
         return;
     atomic_store_explicit(&e->drain_deadline_ms, deadline, memory_order_relaxed);
+    atomic_store_explicit(&e->stopping, true, memory_order_release);
     atomic_store_explicit(&e->draining, true, memory_order_release);
     mailbox_kick(&e->mail);
     CHECK(pthread_join(e->thread, NULL) == 0);

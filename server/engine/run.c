@@ -80,19 +80,26 @@ static enum status run_forward(struct engine *e)
                               .out_rows = b->out_row,
                               .n_out = b->n_out,
                               .hidden = e->head.hidden};
+    enum status st = STATUS_OK;
     if (b->any_lora) {
         f.lora = store_table(e->store);
         f.norm2 = e->head.norm2;
-        memset(f.norm2, 0, (size_t)b->n_tok * 2 * sizeof(double));
+        st = e->backend->ops->mem_zero(e->backend, f.norm2, (size_t)b->n_tok * 2 * sizeof(double));
     }
-    return forward_run(e->forward, &f);
+    return st ? st : forward_run(e->forward, &f);
+}
+
+static const void *hidden_row(const struct engine *e, uint32_t row)
+{
+    size_t row_bytes = e->model->config.d_model * dtype_bytes(e->backend->act);
+    return (const char *)e->head.hidden + row * row_bytes;
 }
 
 static enum status run_logits(struct engine *e, uint32_t first_out, uint32_t n_row)
 {
     struct logits_args a = {.out = e->head.logits,
-                            .x = e->head.hidden + (size_t)first_out * e->model->config.d_model,
-                            .w = e->model->lm_head,
+                            .x = hidden_row(e, first_out),
+                            .w = resident_model(e->resident)->lm_head,
                             .n_row = n_row};
     return e->backend->ops->logits(e->backend, &a);
 }
@@ -136,7 +143,9 @@ static void fill_sample_row(struct engine *e, const struct seq *s, uint32_t i)
                                     .output = s->output,
                                     .n_prompt = s->n_prompt,
                                     .n_output = n_out,
-                                    .top_count = p->top_count};
+                                    .top_count = p->top_count,
+                                    .history = s->history,
+                                    .slot = s->slot};
     fill_bias(e, p, n_out, &h->row[i], &h->bias[(size_t)i * BIAS_ROW_MAX]);
 }
 
@@ -211,12 +220,32 @@ static enum status run_score(struct engine *e)
         h->target[i] = e->seq[o->slot].prompt[o->pos + 1];
     }
     struct score_args a = {.logprob = h->logprob,
-                           .x = h->hidden + (size_t)first * e->model->config.d_model,
-                           .w = e->model->lm_head,
+                           .x = hidden_row(e, first),
+                           .w = resident_model(e->resident)->lm_head,
                            .target = h->target,
                            .scratch = h->score_scratch,
                            .n_row = h->n_score};
     return e->backend->ops->score(e->backend, &a);
+}
+
+/* Telemetry comes back from a device only for requests: scoring does not count it. */
+static bool needs_telemetry(const struct engine *e)
+{
+    for (uint32_t i = 0; i < e->order_count; i++) {
+        const struct seq *s = &e->seq[e->order[i]];
+        if (s->rows > 0 && s->job && s->comp->n > 0)
+            return true;
+    }
+    return false;
+}
+
+static enum status read_telemetry(struct engine *e)
+{
+    struct head *h = &e->head;
+    if (h->norm2_host == h->norm2 || !e->batch.any_lora || !needs_telemetry(e))
+        return STATUS_OK;
+    return e->backend->ops->mem_read(e->backend, h->norm2_host, h->norm2,
+                                     (size_t)e->batch.n_tok * 2 * sizeof(double));
 }
 
 enum status run_step(struct engine *e)
@@ -233,5 +262,5 @@ enum status run_step(struct engine *e)
         st = run_prompt_logprobs(e);
     if (!st)
         st = run_score(e);
-    return st;
+    return st ? st : read_telemetry(e);
 }

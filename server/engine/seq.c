@@ -44,6 +44,7 @@ struct seq *seq_start(struct engine *e, uint32_t slot, const struct seq *init)
     *s = *init;
     s->used = true;
     s->slot = slot;
+    s->history = ++e->histories;
     order_insert(e, s);
     return s;
 }

@@ -14,6 +14,7 @@
 #define WAITING_MAX_MAX  65536
 #define ADAPTERS_MAX_MAX 1024
 #define SCHED_IDLE_KEYS  256 /* keys remembered while they ask nothing */
+#define KV_SPARE_PART    128 /* of what is left of a device, one stays free when it is shared out */
 
 static enum status check_range(const char *name, uint64_t value, uint64_t lo, uint64_t hi,
                                struct errtext *err)
@@ -32,7 +33,7 @@ static uint64_t page_bytes(const struct model *m)
 }
 
 static enum status check_options(const struct engine_options *o, const struct model *m,
-                                 struct errtext *err)
+                                 bool is_device, struct errtext *err)
 {
     enum status st = check_range("rows_max", o->rows_max, 1, ROWS_MAX_MAX, err);
     if (!st)
@@ -54,10 +55,17 @@ static enum status check_options(const struct engine_options *o, const struct mo
         st = check_range("score_rows_max", o->score_rows_max, 0, o->rows_max, err);
     if (!st && o->score_rows_max > 0)
         st = check_range("score_queue_max", o->score_queue_max, 1, 1u << 20, err);
+    if (!st && o->kv_bytes == 0 && is_device)
+        return st; /* chosen by the plan */
     if (!st)
         st = check_range("kv_bytes", o->kv_bytes, page_bytes(m),
                          page_bytes(m) * (KV_PAGE_NONE - 1ull), err);
     return st;
+}
+
+static const char *dtype_name(enum dtype t)
+{
+    return t == DTYPE_F32 ? "f32" : "bf16";
 }
 
 static const char *token_text(const struct tokenizer *t, int32_t id, size_t *len)
@@ -97,21 +105,54 @@ static void set_sizes(struct engine *e, const struct engine_options *opt,
     e->cache.stride_page = e->cache.stride_layer * c->n_layer;
 }
 
-#define PLAN(ptr, count, what, ...)                                                                \
-    memplan_add(&e->plan, (void **)&(ptr), (uint64_t)(count) * sizeof(*(ptr)), what, __VA_ARGS__)
+#define PLAN_IN(place_, key_, ptr, count, what_, ...)                                              \
+    memplan_add(&e->plan,                                                                          \
+                &(struct memplan_block){.at = (void **)&(ptr),                                     \
+                                        .bytes = (uint64_t)(count) * sizeof(*(ptr)),               \
+                                        .place = (place_),                                         \
+                                        .what = (what_),                                           \
+                                        .key = (key_)},                                            \
+                __VA_ARGS__)
+#define PLAN(ptr, count, what, ...) PLAN_IN(MEMPLAN_HOST, NULL, ptr, count, what, __VA_ARGS__)
+#define PLAN_ON_DEVICE(key, ptr, count, what, ...)                                                 \
+    PLAN_IN(MEMPLAN_DEVICE, key, ptr, count, what, __VA_ARGS__)
+
+/* What is taken elsewhere, or has no type. */
+static void plan_bytes(struct engine *e, const struct memplan_block *b, const char *formula)
+{
+    if (b->bytes > 0)
+        memplan_add(&e->plan, b, "%s", formula);
+}
 
 static void plan_head(struct engine *e)
 {
     const struct model_config *c = &e->model->config;
     struct head *h = &e->head;
-    uint64_t rows = e->opt.rows_max, score = MAX(e->opt.score_rows_max, 1);
-    PLAN(h->hidden, rows * c->d_model, "hidden states", "%u rows x %u x f32", e->opt.rows_max,
-         c->d_model);
-    PLAN(h->logits, (uint64_t)h->tile * c->n_vocab, "logits", "%u rows x %u x f32", h->tile,
-         c->n_vocab);
-    memplan_add(&e->plan, &h->sample_scratch, backend_sample_scratch_bytes(e->backend, c->n_vocab),
-                "sampling scratch", "%u workers, vocabulary %u", e->backend->worker_count,
-                c->n_vocab);
+    enum dtype act = e->backend->act;
+    uint64_t rows = e->opt.rows_max;
+    memplan_add(&e->plan,
+                &(struct memplan_block){.at = &h->hidden,
+                                        .bytes = rows * c->d_model * dtype_bytes(act),
+                                        .place = MEMPLAN_DEVICE,
+                                        .what = "hidden states",
+                                        .key = "rows_max"},
+                "%u rows x %u x %s", e->opt.rows_max, c->d_model, dtype_name(act));
+    PLAN_ON_DEVICE("seqs_max", h->logits, (uint64_t)h->tile * c->n_vocab, "logits",
+                   "%u rows x %u x f32", h->tile, c->n_vocab);
+    memplan_add(
+        &e->plan,
+        &(struct memplan_block){.at = &h->sample_scratch,
+                                .bytes = backend_sample_scratch_bytes(e->backend, c->n_vocab),
+                                .place = MEMPLAN_DEVICE,
+                                .what = "sampling scratch"},
+        "%u workers, vocabulary %u", e->backend->worker_count, c->n_vocab);
+    PLAN_ON_DEVICE("score_rows_max", h->score_scratch,
+                   (uint64_t)MAX(e->opt.score_rows_max, 1) * SCORE_TILE, "scoring scratch",
+                   "%u rows x %d x f32", e->opt.score_rows_max, SCORE_TILE);
+    PLAN_ON_DEVICE("rows_max", h->norm2, rows * 2, "LoRA telemetry", "%u rows x 2 x f64",
+                   e->opt.rows_max);
+    if (e->backend->is_device)
+        PLAN(h->norm2_host, rows * 2, "telemetry read back", "%u rows x 2 x f64", e->opt.rows_max);
     PLAN(h->row, h->tile, "sampling rows", "%u", h->tile);
     PLAN(h->bias, (uint64_t)h->tile * BIAS_ROW_MAX, "sampling biases", "%u rows x %d", h->tile,
          BIAS_ROW_MAX);
@@ -120,9 +161,6 @@ static void plan_head(struct engine *e)
     PLAN(h->target, rows, "targets", "%u rows", e->opt.rows_max);
     PLAN(h->top_count, h->tile, "alternatives", "%u rows", h->tile);
     PLAN(h->logprob, rows, "scores", "%u rows", e->opt.rows_max);
-    PLAN(h->score_scratch, score * SCORE_TILE, "scoring scratch", "%u rows x %d x f32",
-         e->opt.score_rows_max, SCORE_TILE);
-    PLAN(h->norm2, rows * 2, "LoRA telemetry", "%u rows x 2 x f64", e->opt.rows_max);
 }
 
 static void plan_tables(struct engine *e)
@@ -157,26 +195,137 @@ static void plan_batch(struct engine *e)
     PLAN(e->batch.seg, e->slot_count, "segments", "%u", e->slot_count);
 }
 
-static enum status take_memory(struct engine *e, struct errtext *err)
+static struct forward_options forward_options_of(const struct engine *e)
 {
-    struct forward_options fo = {.rows_max = e->opt.rows_max,
-                                 .pos_max = e->opt.context_max,
-                                 .rank_sum_max = e->opt.rank_sum_max};
+    const struct lora_table *table = e->store ? store_table(e->store) : NULL;
+    return (struct forward_options){.rows_max = e->opt.rows_max,
+                                    .pos_max = e->opt.context_max,
+                                    .rank_sum_max = e->opt.rank_sum_max,
+                                    .seqs_max = e->slot_count,
+                                    .segs_max = e->slot_count,
+                                    .slots_max = table ? table->n_slot : 0,
+                                    .layouts_max = table ? table->n_layout : 0,
+                                    .logits_rows_max = e->head.tile};
+}
+
+static uint64_t machine_bytes(void)
+{
     long pages = sysconf(_SC_PHYS_PAGES), unit = sysconf(_SC_PAGESIZE);
-    uint64_t machine = pages > 0 && unit > 0 ? (uint64_t)pages * (uint64_t)unit : 0;
-    memplan_add(&e->plan, NULL, e->model->weight_bytes, "model weights", "read by each step");
-    memplan_add(&e->plan, NULL, forward_bytes(&e->model->config, &fo), "activations", "%u rows",
-                fo.rows_max);
-    memplan_add(&e->plan, &e->cache.base, (uint64_t)e->kv.page_count * page_bytes(e->model),
-                "KV cache", "%u pages of %d tokens, %u a sequence", e->kv.page_count, KV_PAGE_TOK,
-                e->page_stride);
+    return pages > 0 && unit > 0 ? (uint64_t)pages * (uint64_t)unit : 0;
+}
+
+static void plan_base(struct engine *e)
+{
+    struct memplan_block b = {.bytes = e->model->weight_bytes,
+                              .place = MEMPLAN_HOST,
+                              .what = "model weights",
+                              .key = "model (choose a smaller one)"};
+    if (e->backend->is_device) {
+        b.at = &e->weights;
+        b.bytes = resident_bytes(e->model);
+        b.place = MEMPLAN_DEVICE;
+    }
+    memplan_add(&e->plan, &b, "%s", b.at ? "copied once, stay" : "read by each step");
+}
+
+/* Everything but the KV cache. */
+static void plan_compute(struct engine *e, const struct forward_options *fo)
+{
+    const struct model_config *c = &e->model->config;
+    struct backend_limits lim = forward_limits(c, fo);
+    plan_bytes(e,
+               &(struct memplan_block){.bytes = e->opt.adapters_device_bytes,
+                                       .place = MEMPLAN_DEVICE,
+                                       .what = "adapter pool",
+                                       .key = "adapters_device_bytes_max"},
+               "of the adapters in use");
+    plan_bytes(e,
+               &(struct memplan_block){.bytes = e->opt.adapters_host_bytes,
+                                       .place = MEMPLAN_HOST,
+                                       .what = "adapters in memory",
+                                       .key = "adapters_host_bytes_max"},
+               "page-locked, in the device's form");
+    memplan_add(&e->plan,
+                &(struct memplan_block){.bytes = forward_bytes(e->backend, c, fo),
+                                        .place = MEMPLAN_DEVICE,
+                                        .what = "activations",
+                                        .key = "rows_max or adapter_rank_max"},
+                "%u rows", fo->rows_max);
+    plan_bytes(e,
+               &(struct memplan_block){.bytes = e->backend->ops->workspace_bytes(e->backend, &lim),
+                                       .place = MEMPLAN_DEVICE,
+                                       .what = "workspace",
+                                       .key = "rows_max, seqs_max or context_max"},
+               "tables of a step, partial results");
     plan_head(e);
     plan_batch(e);
+}
+
+/* What is left of a device, in whole pages, at most the whole context of every sequence. */
+static enum status choose_kv(struct engine *e, struct errtext *err)
+{
+    uint64_t page = page_bytes(e->model), used = memplan_total(&e->plan, MEMPLAN_DEVICE);
+    uint64_t left = e->plan.device_max > used ? e->plan.device_max - used : 0;
+    uint64_t want = page * e->page_stride * e->opt.seqs_max;
+    left -= left / KV_SPARE_PART; /* runs of memory end where others begin */
+    e->opt.kv_bytes = MIN(want, left) / page * page;
+    if (e->opt.kv_bytes < page)
+        return err_param(err, STATUS_TOO_LARGE, "device_bytes",
+                         "the memory plan does not fit: the lines before the KV cache need %.1f of "
+                         "the device's %.1f MiB, a page of it %.1f MiB; lower rows_max or "
+                         "adapters_device_bytes_max, or raise device_bytes",
+                         (double)used / 1048576.0, (double)e->plan.device_max / 1048576.0,
+                         (double)page / 1048576.0);
+    e->kv.page_count = (uint32_t)MIN(e->opt.kv_bytes / page, KV_PAGE_NONE - 1ull);
+    return STATUS_OK;
+}
+
+static enum status make_plan(struct engine *e, const struct forward_options *fo,
+                             struct errtext *err)
+{
+    enum status st = STATUS_OK;
+    memplan_init(&e->plan, e->backend, machine_bytes());
+    plan_base(e);
+    plan_compute(e, fo);
+    if (e->kv.page_count == 0) {
+        st = memplan_check(&e->plan, err);
+        if (!st)
+            st = choose_kv(e, err);
+    }
+    if (st)
+        return st;
+    memplan_add(&e->plan,
+                &(struct memplan_block){.at = &e->cache.base,
+                                        .bytes = (uint64_t)e->kv.page_count * page_bytes(e->model),
+                                        .place = MEMPLAN_DEVICE,
+                                        .what = "KV cache",
+                                        .key = "kv_bytes"},
+                "%u pages of %d tokens, %u a sequence", e->kv.page_count, KV_PAGE_TOK,
+                e->page_stride);
     plan_tables(e);
-    enum status st = memplan_take(&e->plan, machine, err);
+    return STATUS_OK;
+}
+
+static enum status take_memory(struct engine *e, struct errtext *err)
+{
+    struct forward_options fo = forward_options_of(e);
+    enum status st = make_plan(e, &fo, err);
     if (!st)
-        st = forward_create(&e->forward, e->model, e->backend, &fo, err);
+        st = memplan_take(&e->plan, err);
+    if (!st)
+        st = resident_create(&e->resident, e->model, e->backend, e->weights, err);
+    if (!st)
+        st = forward_create(&e->forward, resident_model(e->resident), e->backend, &fo, err);
+    if (!e->backend->is_device)
+        e->head.norm2_host = e->head.norm2;
     return st;
+}
+
+static void drop_memory(struct engine *e)
+{
+    forward_destroy(e->forward);
+    resident_destroy(e->resident);
+    memplan_drop(&e->plan);
 }
 
 static void init_state(struct engine *e)
@@ -203,7 +352,7 @@ static void init_state(struct engine *e)
 enum status engine_create(struct engine **out, const struct engine_options *opt,
                           const struct engine_deps *deps, struct errtext *err)
 {
-    enum status st = check_options(opt, deps->model, err);
+    enum status st = check_options(opt, deps->model, deps->backend->is_device, err);
     *out = NULL;
     if (st)
         return st;
@@ -213,7 +362,7 @@ enum status engine_create(struct engine **out, const struct engine_options *opt,
     set_sizes(e, opt, deps);
     st = take_memory(e, err);
     if (st) {
-        memplan_drop(&e->plan);
+        drop_memory(e);
         mem_free(e);
         return st;
     }
@@ -248,15 +397,14 @@ void engine_destroy(struct engine *e)
     pthread_cond_destroy(&e->unload_done);
     pthread_mutex_destroy(&e->unload_lock);
     pthread_mutex_destroy(&e->stats_lock);
-    forward_destroy(e->forward);
-    memplan_drop(&e->plan);
+    drop_memory(e);
     mem_free(e);
 }
 
 void engine_get_id(const struct engine *e, uint8_t id[32])
 {
     static const char domain[] = "residual.engine.1";
-    const char *dtype = e->model->dtype == DTYPE_F32 ? "f32" : "bf16";
+    const char *dtype = dtype_name(e->model->dtype);
     uint8_t deterministic = e->backend->deterministic;
     crypto_generichash_state h;
     crypto_generichash_init(&h, NULL, 0, 32);

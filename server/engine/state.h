@@ -18,6 +18,7 @@
 #include "server/engine/forward.h"
 #include "server/engine/kv.h"
 #include "server/engine/memplan.h"
+#include "server/engine/resident.h"
 #include "server/engine/sched.h"
 #include "server/engine/stop.h"
 
@@ -25,7 +26,8 @@
 #define UNLOADS_MAX      16
 #define HEAD_TILE_MAX    64 /* rows of logits at a time */
 #define BIAS_ROW_MAX     (REQUEST_BIAS_MAX + MODEL_EOS_MAX + REQUEST_STOP_IDS_MAX)
-#define BLOCKED_WAIT_MS  5    /* pause when requests wait but nothing can run */
+#define BLOCKED_WAIT_MS  5 /* pause when requests wait but nothing can run */
+#define UPLOAD_WAIT_MS   1 /* the same while an adapter moves to the device: nobody wakes us then */
 #define IDLE_WAIT_MS     1000 /* pause without any work; every message ends it */
 #define RETRY_MS         100  /* ask again for a cold adapter even if nothing was reported */
 #define WARM_TRIES_MAX   8    /* cold adapters asked for ahead of a free slot, per step */
@@ -72,6 +74,7 @@ struct seq {
     struct score_run *score; /* or NULL */
     uint32_t idx;            /* in the request */
     uint64_t serial;
+    uint64_t history; /* of this stay in a slot: what a device keeps of its tokens (head.h) */
     const struct composition *comp;
     const uint32_t *lora_slot;
     const int32_t *prompt, *output;
@@ -114,8 +117,8 @@ struct unload {
 };
 
 struct head {      /* what follows the hidden states */
-    float *hidden; /* [rows_max, d_model] */
-    float *logits; /* [tile, n_vocab] */
+    void *hidden;  /* [rows_max, d_model] act; the backend's memory */
+    float *logits; /* [tile, n_vocab]; the backend's memory */
     uint32_t tile;
     struct sample_row *row;        /* [tile] */
     struct sample_bias *bias;      /* [tile, BIAS_ROW_MAX] */
@@ -124,9 +127,11 @@ struct head {      /* what follows the hidden states */
     int32_t *target;               /* [rows_max] */
     uint32_t *top_count;           /* [tile] */
     float *logprob;                /* [rows_max] */
-    float *score_scratch;          /* [score_rows_max, SCORE_TILE] */
-    void *sample_scratch;
-    double *norm2;                        /* [rows_max][2] */
+    float *score_scratch;          /* [score_rows_max, SCORE_TILE]; the backend's memory */
+    void *sample_scratch;          /* the backend's memory */
+    double *norm2;                 /* [rows_max][2]; the backend's memory */
+    double
+        *norm2_host; /* the same, read back where the backend is a device and the step needs it */
     uint32_t n_sample, n_prompt, n_score; /* the parts of batch.out, in this order */
 };
 
@@ -136,6 +141,8 @@ struct engine {
     struct backend *backend;
     struct store *store;
     struct memplan plan;
+    void *weights; /* the base on a device */
+    struct resident *resident;
     struct forward *forward;
     /* bytes of a token in output text, len 0 where it has none; tests bring their own */
     const char *(*token_text)(const struct tokenizer *t, int32_t id, size_t *len);
@@ -168,14 +175,15 @@ struct engine {
 
     uint64_t now_ns, now_ms;
     uint64_t listed_ms, warmed_ms; /* when the adapter lists were made, adapters asked ahead */
-    uint64_t serial, pass, store_epoch;
+    uint64_t serial, pass, store_epoch, histories;
+    bool device_lost; /* nothing computes any more */
 
     /* talked to by other threads */
     struct mailbox mail;       /* struct request */
     struct mailbox score_mail; /* struct score_job */
     struct mailbox unload_mail;
-    _Atomic uint32_t waiting; /* requests without a running sequence, mailbox included */
-    _Atomic bool draining;
+    _Atomic uint32_t waiting;        /* requests without a running sequence, mailbox included */
+    _Atomic bool draining, stopping; /* stopping: engine_stop has been called */
     _Atomic uint64_t drain_deadline_ms;
     _Atomic uint64_t score_backlog; /* scoring rows in the mailbox */
     pthread_mutex_t unload_lock;

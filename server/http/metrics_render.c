@@ -249,11 +249,17 @@ static void put_store(struct page *p, const struct store_stats *t)
     plain(p, "residual_adapter_slots_max", "gauge", "Slots.", t->slots_max);
     plain(p, "residual_adapter_loading", "gauge", "Loads under way.", t->loading);
     plain(p, "residual_adapter_loads_total", "counter", "Loads.", (double)t->loads);
+    plain(p, "residual_adapter_loads_verified_total", "counter",
+          "Loads whose content was hashed; the others read a file that was hashed before and not "
+          "touched since.",
+          (double)t->loads_verified);
     plain(p, "residual_adapter_evictions_total", "counter", "Evictions.", (double)t->evictions);
     plain(p, "residual_adapter_load_failures_total", "counter", "Failed loads.",
           (double)t->load_failures);
     plain(p, "residual_adapter_load_seconds_total", "counter", "Time spent loading.",
           (double)t->load_ns_sum * 1e-9);
+    plain(p, "residual_adapter_load_cpu_seconds_total", "counter",
+          "Processor time spent loading, by the loader thread.", (double)t->load_cpu_ns_sum * 1e-9);
 }
 
 static void put_recorder(struct page *p)

@@ -11,6 +11,8 @@ void convert_elements(void *out, enum dtype out_dtype, const void *in, enum dtyp
                       size_t n);
 /* One element as f32. */
 float convert_load(const void *in, enum dtype dtype, size_t index);
+/* Are all n elements finite? *any_nonzero: one of them is not zero (of either sign). */
+bool convert_scan(const void *in, enum dtype dtype, size_t n, bool *any_nonzero);
 /* false: not one of the three dtypes we compute with. */
 bool convert_dtype(enum st_dtype stored, enum dtype *out);
 const char *convert_dtype_name(enum dtype t);

@@ -199,7 +199,7 @@ static void bench_lora(const struct bench *be, uint32_t n_tok, uint32_t n_adapte
         l->entry[LORA_MODULE_GATE + i] = (struct lora_entry){
             LORA_RANK, 1.0f, i * (a_bytes + b_bytes), i * (a_bytes + b_bytes) + a_bytes};
     l->layout = (struct lora_layout){l->entry, blob_bytes};
-    l->table = (struct lora_table){l->slot, &l->layout, n_adapter, 1, DTYPE_BF16};
+    l->table = (struct lora_table){l->slot, &l->layout, n_adapter, 1, 1, DTYPE_BF16};
     for (uint32_t i = 0; i < n_adapter; i++) {
         l->blob[i] = mem_alloc_aligned(blob_bytes);
         fill(l->blob[i], DTYPE_BF16, blob_bytes / 2);

@@ -91,12 +91,9 @@ def together(jobs):
     return results
 
 
-def run_case(url, models, n_stream, n_prompt, n_out, seed):
-    """n_stream streams at once. tps counts every output token from the first request to the last token, prefill included; decode_tps
+def rates(runs, n_out):
+    """Of streams that ran together. tps counts every output token from the first request to the last token, prefill included; decode_tps
     only what came between the last stream's first token and the first stream's end."""
-    rng = random.Random(seed)
-    prompts = [[rng.randrange(2, 250) for _ in range(n_prompt)] for _ in range(n_stream)]
-    runs = together([lambda i=i: stream(url, models[i % len(models)], prompts[i], n_out) for i in range(n_stream)])
     begin, end = min(r["begin"] for r in runs), max(r["times"][-1][0] for r in runs)
     all_run, one_ends = max(r["times"][0][0] for r in runs), min(r["times"][-1][0] for r in runs)
     gaps = [g for r in runs for g in gaps_of(r["times"])]
@@ -104,9 +101,16 @@ def run_case(url, models, n_stream, n_prompt, n_out, seed):
         decoded = sum(tokens_at(r["times"], one_ends) - tokens_at(r["times"], all_run) for r in runs)
         decode_tps = decoded / (one_ends - all_run)
     else:
-        decode_tps = n_stream / statistics.median(gaps)
-    return {"tps": n_stream * n_out / (end - begin), "ttft": statistics.median(r["times"][0][0] - r["begin"] for r in runs),
+        decode_tps = len(runs) / statistics.median(gaps)
+    return {"tps": len(runs) * n_out / (end - begin), "ttft": statistics.median(r["times"][0][0] - r["begin"] for r in runs),
             "p50": quantile(gaps, 0.5), "p99": quantile(gaps, 0.99), "decode_tps": decode_tps}
+
+
+def run_case(url, models, n_stream, n_prompt, n_out, seed):
+    """n_stream streams at once."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(2, 250) for _ in range(n_prompt)] for _ in range(n_stream)]
+    return rates(together([lambda i=i: stream(url, models[i % len(models)], prompts[i], n_out) for i in range(n_stream)]), n_out)
 
 
 def metrics(url):

@@ -97,7 +97,9 @@ def bench(url, names, args, peer, ours=True):
             note = f", {r['gbs']:.1f} GB/s" if ours else ""
             print(f"# repeat {rep + 1}, {key[0]} {key[1]}: {r['tps']:.1f} tok/s, decode {r['decode_tps']:.1f}, load {r['load']:.1f}{note}", file=sys.stderr, flush=True)
             if peer and rep < args.peer_repeat:
-                peer_cases[key].append(peer.run_case(key[1], key[0], args.prompt, args.output, args.peer_output, 1000 * rep + key[0]))
+                p = peer.run_case(key[1], key[0], args.prompt, args.output, args.peer_output, 1000 * rep + key[0])
+                peer_cases[key].append(p)
+                print(f"#   transformers + peft: {p['tps']:.1f} tok/s, decode {p['decode_tps']:.1f}", file=sys.stderr, flush=True)
     print("| server | n | adapters | tok/s | decode tok/s | TTFT ms | p50 ms | p99 ms | LoRA tax | byte bound | scored after s |")
     print("|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     print_table("residual" if ours else args.url, cases)
@@ -122,6 +124,7 @@ def serve(args):
     with Server(*flags, *args.flags.split(), model=base_dir, name="base", adapters=Path(args.dir) / "adapters", wait_s=300) as s:
         names = [d.name for d in dirs]
         if args.churn:
+            args.server_pid = s.process.pid
             churn.run(s.url, names[:4], names[4:], args)
             return
         for n in names:  # resident before the clock runs

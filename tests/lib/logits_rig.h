@@ -6,6 +6,7 @@
 
 #include "server/adapter/peft.h"
 #include "server/engine/forward.h"
+#include "server/engine/resident.h"
 
 #define RIG_ADAPTERS_MAX 8
 
@@ -19,12 +20,16 @@ struct logits_rig {
     struct logits_rig_options opt;
     struct model *model;
     struct backend *backend;
+    struct resident *resident;
+    void *weights;           /* on a device */
     struct forward *forward; /* made by the first run, when all adapters are known */
     struct kv_cache kv;
     uint64_t kv_bytes;
     uint32_t page_stride, *page_table, *seq, *pos, *rows;
-    float *hidden;
+    void *hidden;  /* these three in the backend's memory */
+    float *logits; /* [chunk, n_vocab] */
     double *norm2;
+    double *norm2_host;
     struct lora_table table;
     struct lora_slot slot[RIG_ADAPTERS_MAX];
     struct lora_layout layout[RIG_ADAPTERS_MAX];

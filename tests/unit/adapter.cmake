@@ -1,6 +1,12 @@
 # Unit tests of server/adapter.
 rs_unit_test(peft rs_peft)
+rs_unit_test(pack rs_peft)
 rs_fuzz_target(peft rs_peft)
+if(NOT RS_FUZZ AND TARGET rs_peft)
+  add_executable(bench_load bench/bench_load.c)
+  target_link_libraries(bench_load PRIVATE rs_peft)
+  set_target_properties(bench_load PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endif()
 if(EXISTS ${CMAKE_CURRENT_LIST_DIR}/adapter_store.cmake)
   include(${CMAKE_CURRENT_LIST_DIR}/adapter_store.cmake)
 endif()

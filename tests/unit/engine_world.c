@@ -6,6 +6,7 @@
 #include <sodium.h>
 
 #include "kernels/bf16.h"
+#include "kernels/cuda/lora_pack.h"
 
 #define N_LAYER   2
 #define D_MODEL   32
@@ -13,6 +14,8 @@
 #define N_HEAD    4
 #define N_KV_HEAD 2
 #define D_HEAD    8
+
+#define WORLD_DEVICE_BYTES ((uint64_t)64 << 20)
 
 const struct world_options world_default = {.backend = "ref",
                                             .thread_count = 1,
@@ -202,6 +205,25 @@ static void make_adapter(struct world *w, uint32_t idx)
     fill_blob(w, a, &state);
 }
 
+static struct lora_dims world_dims(void)
+{
+    struct lora_dims d = {.n_layer = N_LAYER};
+    for (int m = 0; m < LORA_MODULE_COUNT; m++)
+        module_shape((enum lora_module)m, &d.d_in[m], &d.d_out[m]);
+    return d;
+}
+
+/* The device's layout of an adapter. */
+static void make_device_layout(struct world *w, struct world_adapter *a)
+{
+    struct lora_dims dims = world_dims();
+    if (!w->backend->is_device)
+        return;
+    a->device_layout = mem_array(N_LAYER * LORA_MODULE_COUNT, sizeof(*a->device_layout));
+    a->device_bytes = w->backend->ops->adapters->layout(a->device_layout, a->layout, &dims);
+    a->device_bytes = MAX(a->device_bytes, 64);
+}
+
 void catalog_release(struct adapter_entry *e)
 {
     if (atomic_fetch_sub(&e->refs, 1) == 1)
@@ -238,12 +260,15 @@ static struct store *store_open(struct world *w)
     s->world = w;
     for (uint32_t i = 0; i < w->opt.store_slots; i++)
         s->place[i].adapter = -1;
-    for (uint32_t i = 0; i < w->opt.adapter_count; i++)
-        s->layout[i] = (struct lora_layout){.entry = w->adapter[i].layout,
-                                            .blob_bytes = w->adapter[i].blob_bytes};
+    for (uint32_t i = 0; i < w->opt.adapter_count; i++) {
+        const struct world_adapter *a = &w->adapter[i];
+        s->layout[i] = a->device_layout ? (struct lora_layout){a->device_layout, a->device_bytes}
+                                        : (struct lora_layout){a->layout, a->blob_bytes};
+    }
     s->table = (struct lora_table){.slot = s->slot,
                                    .layout = s->layout,
                                    .n_slot = w->opt.store_slots,
+                                   .n_layout = w->opt.adapter_count,
                                    .n_layer = N_LAYER,
                                    .dtype = w->model.dtype};
     return s;
@@ -285,8 +310,34 @@ static struct store_place *place_to_fill(struct store *s)
     return best;
 }
 
+/* What the device still has of an adapter that goes is not to be used. */
+static void spoil(struct store *s, struct store_place *p)
+{
+    struct backend *b = s->world->backend;
+    struct world_adapter *a = p->adapter >= 0 ? &s->world->adapter[p->adapter] : NULL;
+    if (!a || !a->device_blob)
+        return;
+    b->ops->mem_free(b, a->device_blob, a->device_bytes);
+    a->device_blob = NULL;
+}
+
+static void fetch(struct store *s, struct world_adapter *a)
+{
+    struct backend *b = s->world->backend;
+    if (!a->device_layout)
+        return;
+    void *packed = mem_alloc(a->device_bytes);
+    struct lora_dims dims = world_dims();
+    b->ops->adapters->pack(packed, a->device_layout, a->blob, a->layout, &dims);
+    a->device_blob = b->ops->mem_alloc(b, a->device_bytes);
+    CHECK(a->device_blob);
+    CHECK(b->ops->mem_write(b, a->device_blob, packed, a->device_bytes) == STATUS_OK);
+    mem_free(packed);
+}
+
 static void clear_place(struct store *s, struct store_place *p)
 {
+    spoil(s, p);
     s->slot[p - s->place].blob = NULL;
     *p = (struct store_place){.adapter = -1};
 }
@@ -345,9 +396,11 @@ static bool poll_place(struct store *s, struct store_place *p)
         clear_place(s, p);
         return true;
     }
+    struct world_adapter *a = &s->world->adapter[p->adapter];
+    fetch(s, a);
     p->loading = false;
     s->loads++;
-    s->slot[p - s->place] = (struct lora_slot){.blob = s->world->adapter[p->adapter].blob,
+    s->slot[p - s->place] = (struct lora_slot){.blob = a->device_blob ? a->device_blob : a->blob,
                                                .layout = (uint32_t)p->adapter};
     return true;
 }
@@ -419,14 +472,18 @@ void world_open(struct world *w, const struct world_options *opt)
     memset(w, 0, sizeof(*w));
     w->opt = *opt;
     CHECK(sodium_init() >= 0);
-    make_model(w);
-    for (uint32_t i = 0; i < opt->adapter_count; i++)
-        make_adapter(w, i);
-    w->store = store_open(w);
-    struct backend_options bo = {
-        .name = opt->backend, .thread_count = opt->thread_count, .deterministic = true};
+    struct backend_options bo = {.name = opt->backend,
+                                 .thread_count = opt->thread_count,
+                                 .deterministic = true,
+                                 .device_bytes = WORLD_DEVICE_BYTES};
     if (backend_create(&w->backend, &bo, &err))
         fail_msg("backend: %s", err.text);
+    make_model(w);
+    for (uint32_t i = 0; i < opt->adapter_count; i++) {
+        make_adapter(w, i);
+        make_device_layout(w, &w->adapter[i]);
+    }
+    w->store = store_open(w);
     struct engine_options eo = {.rows_max = opt->rows_max,
                                 .seqs_max = opt->seqs_max,
                                 .waiting_max = opt->waiting_max,
@@ -458,12 +515,14 @@ void world_close(struct world *w)
     assert_int_equal(world_store_pins(w), 0);
     engine_verify(e);
     engine_destroy(e);
+    world_store_evict_all(w);
     backend_destroy(w->backend);
     mem_free(w->store);
     for (uint32_t i = 0; i < w->opt.adapter_count; i++) {
         assert_int_equal(atomic_load(&w->adapter[i].entry->refs), 1);
         catalog_release(w->adapter[i].entry);
         mem_free(w->adapter[i].layout);
+        mem_free(w->adapter[i].device_layout);
         mem_free_aligned(w->adapter[i].blob, w->adapter[i].blob_bytes);
     }
     for (uint32_t i = 0; i < w->block_count; i++)

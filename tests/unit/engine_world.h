@@ -21,7 +21,7 @@
 #define WORLD_BASE         UINT32_MAX
 
 struct world_options {
-    const char *backend; /* "ref", "cpu" */
+    const char *backend; /* "ref", "cpu"; "cuda" where the program has one */
     uint32_t thread_count;
     enum dtype dtype;
     uint32_t n_vocab, context_max, rows_max, seqs_max, waiting_max, kv_pages;
@@ -36,8 +36,11 @@ struct world_options {
 struct world_adapter {
     struct adapter_entry *entry;
     struct lora_entry *layout; /* [n_layer][LORA_MODULE_COUNT] */
-    void *blob;
+    void *blob;                /* row-major, host */
     uint64_t blob_bytes;
+    struct lora_entry *device_layout; /* the device's form, where the backend is a device */
+    void *device_blob;
+    uint64_t device_bytes;
     uint32_t rank_sum;
     bool fails; /* its load fails */
 };

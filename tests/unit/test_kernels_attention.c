@@ -105,7 +105,7 @@ static void rows_alone(struct backend *b, const struct attn_case *c, const float
         one.n_tok = MIN(chunk, c->a.n_tok - t);
         float *out = fx_poisoned((size_t)one.n_tok * wide);
         float *l = fx_poisoned((size_t)one.n_tok * c->a.n_head);
-        one.q += (size_t)t * wide;
+        one.q = (const float *)c->a.q + (size_t)t * wide;
         one.rows.seq += t;
         one.rows.pos += t;
         one.out = out;

@@ -119,7 +119,7 @@ static void world_make(struct world *w, uint32_t n_tok, enum dtype dtype, bool m
         uint64_t bytes = w->layout[s % N_LAYOUT].blob_bytes;
         w->slot[s].blob = fx_tensor(bytes / dtype_bytes(dtype), dtype, 0.3f, 0);
     }
-    w->table = (struct lora_table){w->slot, w->layout, N_SLOT, N_LAYER, dtype};
+    w->table = (struct lora_table){w->slot, w->layout, N_SLOT, N_LAYOUT, N_LAYER, dtype};
     make_segments(w, many);
     make_rows(w);
     uint32_t wide = MAX(MAX(w->d_model, 2 * w->d_ff), (w->n_head + 2 * w->n_kv) * w->d_head);
@@ -450,7 +450,7 @@ static void test_hand_values(void **state)
         [LORA_MODULE_O] = {.rank = 2, .scale = 0.5f, .a_off = 0, .b_off = 64}};
     struct lora_layout layout = {entry, sizeof(blob)};
     struct lora_slot slot = {blob, 0};
-    struct lora_table table = {&slot, &layout, 1, 1, DTYPE_F32};
+    struct lora_table table = {&slot, &layout, 1, 1, 1, DTYPE_F32};
     struct lora_seg seg = {0, 1, 1, {{0, 1 << 17}}};
     for (uint32_t i = 0; i <= f.n_cpu; i++) {
         struct backend *b = i < f.n_cpu ? f.cpu[i] : f.ref;

@@ -43,6 +43,9 @@ static const struct {
     size_t offset;
     uint64_t standard, least, most;
 } numbers[] = {
+    N(device, 0, 0, 63),
+    N(device_bytes, 0, 0, 1ull << 44),
+    N(adapters_device_bytes_max, 0, 0, 1ull << 44),
     N(threads, 0, 0, 1024),
     N(context_max, 0, 0, 1 << 20),
     N(rows_max, 256, 16, 8192),

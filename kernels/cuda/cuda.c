@@ -1,0 +1,189 @@
+/* The CUDA backend's table, its creation, and its memory. "cuda:eager" records no passes. */
+#include "kernels/cuda/cuda.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/cuda/gemm_plan.h"
+#include "kernels/cuda/tables.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+
+static void *cuda_mem_alloc(struct backend *b, size_t bytes)
+{
+    return gpu_alloc(cuda_of(b)->gpu, bytes);
+}
+
+static void cuda_mem_free(struct backend *b, void *p, size_t bytes)
+{
+    (void)bytes;
+    if (p)
+        (void)gpu_stream_sync(cuda_of(b)->stream); /* ops given may still use it */
+    gpu_free(cuda_of(b)->gpu, p);
+}
+
+static enum status cuda_mem_write(struct backend *b, void *to, const void *host, size_t bytes)
+{
+    return gpu_write(cuda_of(b)->gpu, to, host, bytes);
+}
+
+static enum status cuda_mem_read(struct backend *b, void *host, const void *from, size_t bytes)
+{
+    return gpu_read(cuda_of(b)->gpu, host, from, bytes);
+}
+
+static enum status cuda_mem_zero(struct backend *b, void *p, size_t bytes)
+{
+    return gpu_fill(cuda_of(b)->stream, p, 0, bytes);
+}
+
+enum status cuda_take(struct cuda_backend *c, void **out, size_t bytes, const char *what,
+                      struct errtext *err)
+{
+    *out = gpu_alloc(c->gpu, bytes);
+    if (*out)
+        return STATUS_OK;
+    return err_param(err, STATUS_TOO_LARGE, "device_bytes",
+                     "%s: %.1f MiB do not fit, %.1f of %.1f MiB of device memory are left; raise "
+                     "device_bytes or lower rows_max, seqs_max or context_max",
+                     what, (double)bytes / 1048576.0, (double)gpu_bytes_free(c->gpu) / 1048576.0,
+                     (double)gpu_properties(c->gpu)->arena_bytes / 1048576.0);
+}
+
+static void release_all(struct cuda_backend *c)
+{
+    if (!c->tables)
+        return;
+    (void)gpu_stream_sync(c->stream);
+    cuda_head_release(c);
+    cuda_attention_release(c);
+    cuda_lora_release(c);
+    cuda_gemm_release(c);
+    cuda_tables_release(c);
+}
+
+static enum status cuda_prepare(struct backend *b, const struct backend_limits *lim,
+                                struct errtext *err)
+{
+    struct cuda_backend *c = cuda_of(b);
+    CHECK(lim->rows_max > 0 && lim->seqs_max > 0 && lim->page_stride > 0 && lim->n_layer > 0);
+    release_all(c);
+    cuda_graphs_forget(c);
+    c->limits = *lim;
+    enum status st = cuda_tables_prepare(c, err);
+    if (!st)
+        st = cuda_gemm_prepare(c, err);
+    if (!st)
+        st = cuda_lora_prepare(c, err);
+    if (!st)
+        st = cuda_attention_prepare(c, err);
+    if (!st)
+        st = cuda_head_prepare(c, err);
+    if (st)
+        release_all(c);
+    return st;
+}
+
+static void cuda_destroy(struct backend *b)
+{
+    struct cuda_backend *c = cuda_of(b);
+    if (c->gpu) {
+        (void)gpu_stream_sync(c->stream);
+        cuda_uploads_release(c);
+        cuda_graphs_release(c);
+        release_all(c);
+    }
+    gpu_close(c->gpu);
+    mem_free(c);
+}
+
+static void cuda_mem_room(const struct backend *b, uint64_t *total, uint64_t *left)
+{
+    const struct cuda_backend *c = (const struct cuda_backend *)(const void *)b;
+    *total = gpu_properties(c->gpu)->arena_bytes;
+    *left = gpu_bytes_free(c->gpu);
+}
+
+/* What prepare takes of a device that only counts; with the library's workspace, which a machine
+ * without the library spares. */
+static size_t cuda_workspace_bytes(const struct backend *b, const struct backend_limits *lim)
+{
+    const uint64_t plenty = (uint64_t)1 << 50;
+    struct cuda_backend probe = *(const struct cuda_backend *)(const void *)b;
+    probe.tables = NULL;
+    probe.graphs = NULL;
+    probe.gemm = NULL;
+    probe.lora = NULL;
+    probe.attention = NULL;
+    probe.head = NULL;
+    probe.base.deterministic = true;
+    if (gpu_open_counting(&probe.gpu, plenty, NULL))
+        return 0;
+    enum status st = cuda_prepare(&probe.base, lim, NULL);
+    size_t used = st ? 0 : (size_t)(plenty - gpu_bytes_free(probe.gpu));
+    release_all(&probe);
+    gpu_close(probe.gpu);
+    return used + (b->deterministic ? 0 : GEMM_LIBRARY_BYTES);
+}
+
+static const struct backend_ops cuda_ops = {
+    .embed = cuda_embed,
+    .norm = cuda_norm,
+    .gemm = cuda_gemm,
+    .lora_shrink = cuda_lora_shrink,
+    .qkv_finish = cuda_qkv_finish,
+    .residual_finish = cuda_residual_finish,
+    .mlp_finish = cuda_mlp_finish,
+    .attention = cuda_attention,
+    .logits = cuda_logits,
+    .score = cuda_score,
+    .sketch = cuda_sketch,
+    .sample = cuda_sample,
+    .top_logprobs = cuda_top_logprobs,
+    .sample_scratch_bytes = cuda_sample_scratch_bytes,
+    .mem_alloc = cuda_mem_alloc,
+    .mem_free = cuda_mem_free,
+    .mem_write = cuda_mem_write,
+    .mem_read = cuda_mem_read,
+    .mem_zero = cuda_mem_zero,
+    .lora_scratch_bytes = cuda_lora_scratch_bytes,
+    .mem_room = cuda_mem_room,
+    .workspace_bytes = cuda_workspace_bytes,
+    .adapters = &cuda_adapter_ops,
+    .prepare = cuda_prepare,
+    .step = cuda_step,
+    .pass_begin = cuda_pass_begin,
+    .pass_end = cuda_pass_end,
+    .destroy = cuda_destroy,
+};
+
+enum status cuda_backend_create(struct backend **out, const struct backend_options *opt,
+                                struct errtext *err)
+{
+    *out = NULL;
+    struct cuda_backend *c = mem_alloc(sizeof(*c));
+    c->base.ops = &cuda_ops;
+    bool plan = opt->name && strcmp(opt->name, "cuda:plan") == 0;
+    enum status st = plan ? gpu_open_counting(&c->gpu, opt->device_bytes, err)
+                          : gpu_open(&c->gpu, opt->device, opt->device_bytes, err);
+    if (!st)
+        st = cuda_uploads_create(c, err);
+    if (st) {
+        cuda_destroy(&c->base);
+        return st;
+    }
+    const struct gpu_properties *p = gpu_properties(c->gpu);
+    c->stream = gpu_stream(c->gpu);
+    c->sm_count = p->sm_count;
+    snprintf(c->base.name, sizeof(c->base.name), "cuda");
+    snprintf(c->base.version, sizeof(c->base.version), "cuda 1 sm_%u%u", p->cc_major, p->cc_minor);
+    c->base.worker_count = 1;
+    c->base.act = DTYPE_BF16;
+    c->base.is_device = true;
+    c->base.has_bf16 = true;
+    c->base.deterministic = opt->deterministic;
+    if (!opt->name || strcmp(opt->name, "cuda:eager") != 0)
+        cuda_graphs_create(c);
+    *out = &c->base;
+    return STATUS_OK;
+}

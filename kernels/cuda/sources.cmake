@@ -1,0 +1,15 @@
+# Files of the CUDA backend, by compiler. One line a family; tests/emulation and tests/run read the list too.
+set(RS_CUDA_KERNELS
+  gpu.cu embed.cu norm.cu
+  gemm.cu gemm_skinny.cu gemm_tile.cu
+  lora.cu finish.cu
+  attention.cu attention_prefill.cu
+  head.cu sample.cu
+)
+set(RS_CUDA_HOST
+  cuda.c step.c pass.c upload.c
+  cublaslt.c gemm_plan.c
+  lora_pack.c
+  sample_rows.c
+  attention_plan.c
+)

@@ -1,0 +1,25 @@
+/* The base where the ops compute: on a backend in host memory the model as it was loaded, on a
+ * device a copy of its weights in one block, uploaded once. Matrices begin at 256 bytes and rows at
+ * 16; those of a group that share an input (q,k,v | gate,up) follow each other without a gap, so
+ * that a library may take them as one.
+ *
+ * Thread    the creator's, then the engine's. Model and backend outlive it. */
+#ifndef RS_ENGINE_RESIDENT_H
+#define RS_ENGINE_RESIDENT_H
+
+#include "kernels/backend.h"
+#include "server/model/model.h"
+
+struct resident;
+
+/* Bytes on a device. */
+uint64_t resident_bytes(const struct model *m);
+/* block: resident_bytes of the backend's memory, 256-byte aligned, or NULL where the backend is no
+ * device; it stays the caller's. Errors: IO from the device. */
+MUST_CHECK enum status resident_create(struct resident **out, const struct model *m,
+                                       struct backend *b, void *block, struct errtext *err);
+/* The model with weights that the ops can read; its texts and tokenizer are the original's. */
+const struct model *resident_model(const struct resident *r);
+void resident_destroy(struct resident *r);
+
+#endif

@@ -1,0 +1,35 @@
+/* What a test can say to the emulation: which device to pretend, when it breaks, in which order
+ * blocks and warps take turns. C and C++. */
+#ifndef RS_TESTS_EMULATION_EMU_CONTROL_H
+#define RS_TESTS_EMULATION_EMU_CONTROL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct emu_device {
+    int count, major, minor, sm_count, driver_version; /* 13000: CUDA 13.0 */
+    size_t bytes, smem_bytes_max;
+    bool refuse_pinned;
+};
+#define EMU_DEVICE_INIT                                                                            \
+    {                                                                                              \
+        1, 9, 0, 4, 13000, (size_t)512 << 20, 227 * 1024, false                                    \
+    }
+extern struct emu_device emu_device;
+
+void emu_reset(void);        /* a working device again */
+void emu_break_device(void); /* a sticky error: every call fails from now on */
+void emu_set_seed(uint64_t seed);
+bool emu_is_tsan(void);      /* the program looks for races: slow */
+uint64_t emu_switches(void); /* of threads, so far: the cost of a test */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

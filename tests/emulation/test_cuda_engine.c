@@ -1,0 +1,445 @@
+/* The whole engine on the CUDA backend: every family against the goldens, and its own bits, which
+ * must not depend on company, chunks, preemption, evictions, or on whether a pass is replayed. */
+#include "tests/unit/engine_world.h"
+
+#include <dirent.h>
+#include <limits.h>
+#include <stdlib.h>
+
+#include "server/base/log.h"
+#include "tests/emulation/emu_control.h"
+#include "tests/lib/logits_case.h"
+
+static const char cases_dir[] = RS_TEST_DATA "/logits";
+
+#if defined(__SANITIZE_ADDRESS__)
+#define FEW true
+#else
+#define FEW false
+#endif
+
+/* ---- against the reference ---- */
+
+static uint32_t check_cases(const char *backend, uint32_t chunk, uint32_t stride)
+{
+    struct dirent **list;
+    struct logits_case_options opt = {
+        .backend = backend, .dtype = DTYPE_CHOICE_BF16, .thread_count = 1, .chunk = chunk};
+    uint32_t judged = 0;
+    int n = scandir(cases_dir, &list, NULL, alphasort);
+    assert_true(n > 0);
+    for (int i = 0, at = 0; i < n; i++) {
+        char dir[PATH_MAX];
+        struct errtext err = ERRTEXT_INIT;
+        bool wanted = list[i]->d_name[0] != '.' && at++ % (int)stride == 0;
+        snprintf(dir, sizeof dir, "%s/%s", cases_dir, list[i]->d_name);
+        free(list[i]);
+        enum status st = wanted ? logits_case_check(dir, &opt, &err) : STATUS_UNSUPPORTED;
+        if (st && st != STATUS_UNSUPPORTED)
+            fail_msg("%s: %s", dir, err.text);
+        judged += st == STATUS_OK;
+    }
+    free(list);
+    return judged;
+}
+
+/* llama, mistral, qwen2, qwen3: base, one adapter, a mix; whole prompts, then pieces of 5. */
+static void test_families_agree_with_the_reference(void **state)
+{
+    uint32_t judged = check_cases("cuda", 64, FEW ? 2 : 1);
+    print_message("%u cases judged\n", judged);
+    assert_true(judged >= (FEW ? 2 : 5));
+    if (!FEW)
+        assert_true(check_cases("cuda", 5, 1) >= 5);
+}
+
+/* A judge that cannot fail is no judge: f32 is refused by name, not computed in bf16. */
+static void test_f32_is_refused_by_name(void **state)
+{
+    struct logits_case_options opt = {
+        .backend = "cuda", .dtype = DTYPE_CHOICE_F32, .thread_count = 1, .chunk = 16};
+    struct errtext err = ERRTEXT_INIT;
+    assert_int_not_equal(logits_case_check(RS_TEST_DATA "/logits/llama_default", &opt, &err),
+                         STATUS_OK);
+}
+
+/* ---- bits ---- */
+
+static struct world_options cuda_options(void)
+{
+    struct world_options opt = world_default;
+    opt.backend = "cuda";
+    opt.dtype = DTYPE_BF16;
+    opt.adapter_count = 8;
+    opt.rows_max = 48;
+    return opt;
+}
+
+#define SUBJECTS 3
+#define OUT      10
+
+/* Base and greedy; one adapter, sampled; a mix of two, sampled and penalised. */
+static struct request *subject(struct world *w, uint32_t kind)
+{
+    struct request *r = world_request(w, 900 + kind, 37, OUT, 1, kind == 0 ? WORLD_BASE : kind);
+    r->params.ignore_eos = true;
+    if (kind == 2)
+        world_mix(w, r, 5, 0x8000);
+    if (kind > 0) {
+        r->params.temperature = 0.9f;
+        r->params.top_k = 40;
+        r->params.top_p = 0.95f;
+        r->params.repetition = 1.1f;
+        r->params.presence = 0.2f;
+    }
+    return r;
+}
+
+/* The world goes before the request: give its adapter references back first. */
+static void let_go(struct request *r)
+{
+    for (uint32_t i = 0; i < r->comp.n; i++) {
+        catalog_release(r->entry[i]);
+        r->entry[i] = NULL;
+    }
+}
+
+static void run_alone(const struct world_options *opt, struct request **out)
+{
+    struct world w;
+    for (uint32_t k = 0; k < SUBJECTS; k++) {
+        world_open(&w, opt);
+        out[k] = subject(&w, k);
+        world_submit(&w, out[k]);
+        world_run(&w);
+        assert_int_equal(atomic_load(&out[k]->seq[0].n_out), OUT);
+        if (k > 0)
+            assert_true(out[k]->seq[0].delta2 > 0);
+        let_go(out[k]);
+        world_close(&w);
+    }
+}
+
+static void release_all(struct request **r, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        request_release(r[i]);
+}
+
+/* All subjects among others that come and go, of all kinds. */
+static struct engine_stats run_in_company(const struct world_options *opt, uint32_t company,
+                                          uint32_t out, struct request *const *alone)
+{
+    struct world w;
+    struct request *r[SUBJECTS], *other[16];
+    struct engine_stats stats;
+    world_open(&w, opt);
+    for (uint32_t i = 0; i < company; i++) {
+        uint32_t adapter = i % 4 == 0 ? WORLD_BASE : i % opt->adapter_count;
+        other[i] = world_request(&w, i, 5 + i * 7 % 30, out + i % 6, 1 + i % 2, adapter);
+        other[i]->params.temperature = i % 3 ? 1.0f : 0.0f;
+    }
+    for (uint32_t i = 0; i < company / 2; i++)
+        world_submit(&w, other[i]);
+    world_step(&w);
+    for (uint32_t k = 0; k < SUBJECTS; k++) {
+        r[k] = subject(&w, k);
+        world_submit(&w, r[k]);
+    }
+    for (uint32_t i = company / 2; i < company; i++) {
+        world_submit(&w, other[i]);
+        world_step(&w);
+    }
+    world_run(&w);
+    for (uint32_t k = 0; k < SUBJECTS; k++)
+        assert_same_seq(alone[k], 0, r[k], 0);
+    engine_get_stats(w.engine, &stats);
+    release_all(r, SUBJECTS);
+    release_all(other, company);
+    world_close(&w);
+    return stats;
+}
+
+static struct request *alone[SUBJECTS];
+
+static int make_alone(void **state)
+{
+    struct world_options opt = cuda_options();
+    log_set_level((enum log_level) - 1);
+    run_alone(&opt, alone);
+    return 0;
+}
+
+static int drop_alone(void **state)
+{
+    release_all(alone, SUBJECTS);
+    return 0;
+}
+
+static void test_bits_do_not_depend_on_company(void **state)
+{
+    struct world_options opt = cuda_options();
+    for (uint32_t seed = 1; seed <= (FEW ? 1 : 3); seed++) {
+        emu_set_seed(seed); /* of blocks and warps */
+        run_in_company(&opt, seed == 1 ? 12 : 5, 4, alone);
+    }
+    emu_set_seed(0);
+}
+
+/* Graphs are the same work: nothing recorded gives the same bits. */
+static void test_bits_do_not_depend_on_replay(void **state)
+{
+    struct world_options opt = cuda_options();
+    opt.backend = "cuda:eager";
+    run_in_company(&opt, 6, 4, alone);
+}
+
+static void test_bits_do_not_depend_on_chunks_or_preemption(void **state)
+{
+    struct world_options opt = cuda_options();
+    opt.score_rows_max = 4;
+    for (uint32_t rows = 16; rows <= (FEW ? 16 : 19); rows += 3) {
+        opt.rows_max = rows;
+        opt.kv_pages = 128;
+        run_in_company(&opt, 4, 4, alone);
+        opt.kv_pages = 14; /* too few: everything is preempted again and again */
+        struct engine_stats st = run_in_company(&opt, 6, 60, alone);
+        assert_true(st.preemptions > 0);
+    }
+}
+
+/* Three places for eight adapters: they come back to other addresses, and what lay there before is
+ * poisoned, so a table of slots that is stale by one step is seen. */
+static void test_bits_do_not_depend_on_evictions(void **state)
+{
+    struct world_options opt = cuda_options();
+    opt.store_slots = 3;
+    opt.adapters_per_batch_max = 3;
+    opt.load_polls = 1;
+    struct engine_stats st = run_in_company(&opt, 14, 6, alone);
+    assert_true(st.store.evictions >= 4);
+}
+
+/* A pass recorded with few segments is replayed with many, and the other way round: what varies is
+ * in tables. */
+static void test_more_segments_at_replay_than_at_recording(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct world w;
+    struct request *r[2][8];
+    world_open(&w, &opt);
+    for (uint32_t round = 0; round < 2; round++) {
+        for (uint32_t i = 0; i < 8; i++) {
+            /* first all eight rows are of one adapter, then each of its own */
+            r[round][i] = world_request(&w, 70 + i, 9, OUT, 1, round ? i : 1);
+            r[round][i]->params.ignore_eos = true;
+            world_submit(&w, r[round][i]);
+        }
+        world_run(&w);
+    }
+    opt.backend = "cuda:eager";
+    struct world e;
+    world_open(&e, &opt);
+    for (uint32_t i = 0; i < 8; i++) {
+        struct request *lone = world_request(&e, 70 + i, 9, OUT, 1, i);
+        lone->params.ignore_eos = true;
+        world_submit(&e, lone);
+        world_run(&e);
+        assert_same_seq(lone, 0, r[1][i], 0);
+        request_release(lone);
+    }
+    world_close(&e);
+    release_all(r[0], 8);
+    release_all(r[1], 8);
+    world_close(&w);
+}
+
+/* ---- scores ---- */
+
+static void count_done(struct score_job *j, void *arg)
+{
+    (*(uint32_t *)arg)++;
+}
+
+/* Teacher forcing gives the log-probability that decoding reported, bit for bit. */
+static void test_scores_equal_decoded_logprobs(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct world w;
+    float logprob[OUT];
+    int32_t ids[64];
+    uint32_t done = 0;
+    world_open(&w, &opt);
+    struct request *r = subject(&w, 1);
+    world_submit(&w, r);
+    world_run(&w);
+    memcpy(ids, r->prompt[0].ids, 37 * sizeof ids[0]);
+    memcpy(ids + 37, r->seq[0].out_id, OUT * sizeof ids[0]);
+    struct score_job j = {.comp = r->comp,
+                          .ids = ids,
+                          .n_ids = 37 + OUT,
+                          .n_prompt = 37,
+                          .logprob = logprob,
+                          .on_done = count_done,
+                          .on_done_arg = &done};
+    j.entry[0] = w.adapter[1].entry;
+    assert_int_equal(engine_submit_score(w.engine, &j), STATUS_OK);
+    world_run(&w);
+    assert_int_equal(done, 1);
+    assert_int_equal(j.status, STATUS_OK);
+    assert_memory_equal(logprob, r->seq[0].out_logprob, sizeof logprob);
+    request_release(r);
+    world_close(&w);
+}
+
+/* ---- memory ---- */
+
+static enum status create(struct world *w, const struct engine_options *o, struct backend *b,
+                          struct engine **out, struct errtext *err)
+{
+    struct engine_deps deps = {.model = &w->model, .backend = b, .store = w->store};
+    err_clear(err);
+    return engine_create(out, o, &deps, err);
+}
+
+/* The plan says before what is taken: of 64 MiB, and of a device that is not there. */
+static void test_the_plan_is_what_is_taken(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct errtext err = ERRTEXT_INIT;
+    struct engine *e;
+    struct world w;
+    struct buf text;
+    uint64_t total, left;
+    world_open(&w, &opt);
+    struct backend_options bo = {
+        .name = "cuda", .deterministic = true, .device_bytes = (uint64_t)64 << 20};
+    struct backend *b;
+    assert_int_equal(backend_create(&b, &bo, &err), STATUS_OK);
+    assert_int_equal(create(&w, &w.engine->opt, b, &e, &err), STATUS_OK);
+    b->ops->mem_room(b, &total, &left);
+    uint64_t planned = memplan_total(&e->plan, MEMPLAN_DEVICE), taken = total - left;
+    /* but for the gaps between blocks */
+    assert_in_range(taken, planned - planned / 50, planned + 40 * 1024);
+    engine_destroy(e);
+    backend_destroy(b);
+    bo.name = "cuda:plan";
+    bo.device_bytes = (uint64_t)141 << 30;
+    assert_int_equal(backend_create(&b, &bo, &err), STATUS_OK);
+    struct engine_options o = w.engine->opt;
+    o.kv_bytes = 0; /* all that is left, at most what the sequences can use */
+    assert_int_equal(create(&w, &o, b, &e, &err), STATUS_OK);
+    assert_int_equal(e->kv.page_count, o.seqs_max * e->page_stride);
+    buf_init(&text, 1u << 16);
+    engine_print_plan(e, &text);
+    assert_non_null(strstr(text.data, "of 144384.0 MiB"));
+    assert_non_null(strstr(text.data, "workspace"));
+    buf_fini(&text);
+    engine_destroy(e);
+    backend_destroy(b);
+    world_close(&w);
+}
+
+static void refused(struct world *w, const struct engine_options *o, uint64_t device_bytes,
+                    const char *line, const char *key)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct engine *e;
+    struct backend *b;
+    struct backend_options bo = {
+        .name = "cuda:plan", .deterministic = true, .device_bytes = device_bytes};
+    assert_int_equal(backend_create(&b, &bo, &err), STATUS_OK);
+    assert_int_equal(create(w, o, b, &e, &err), STATUS_TOO_LARGE);
+    if (!strstr(err.text, line) || !strstr(err.text, key))
+        fail_msg("\"%s\" does not name %s and %s", err.text, line, key);
+    backend_destroy(b);
+}
+
+static void test_too_big_is_refused_with_its_line(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct world w;
+    world_open(&w, &opt);
+    struct engine_options o = w.engine->opt;
+    refused(&w, &o, 4096, "model weights", "device_bytes");
+    o.kv_bytes = (uint64_t)1 << 30;
+    refused(&w, &o, (uint64_t)64 << 20, "KV cache", "lower kv_bytes");
+    o.kv_bytes = 0;
+    o.adapters_device_bytes = (uint64_t)80 << 20;
+    refused(&w, &o, (uint64_t)64 << 20, "adapter pool", "lower adapters_device_bytes_max");
+    world_close(&w);
+}
+
+/* ---- the device is lost ---- */
+
+#ifndef RS_ON_DEVICE
+static void count_lost(void *arg)
+{
+    (*(uint32_t *)arg)++;
+}
+
+/* In the middle of a step: who runs and who waits is told, what was finished stays as it is, the
+ * owner is called once, and nothing is computed afterwards. */
+static void test_a_lost_device_ends_everybody(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct errtext err = ERRTEXT_INIT;
+    struct world w;
+    uint32_t lost = 0;
+    opt.seqs_max = 2;
+    world_open(&w, &opt);
+    w.engine->opt.on_device_lost = count_lost;
+    w.engine->opt.on_device_lost_arg = &lost;
+    struct request *done = world_request(&w, 1, 10, 4, 1, 1), *r[3];
+    done->params.ignore_eos = true;
+    world_submit(&w, done);
+    world_run(&w);
+    for (uint32_t i = 0; i < 3; i++) {
+        r[i] = world_request(&w, 2 + i, 10, 40, 1, i);
+        r[i]->params.ignore_eos = true;
+        world_submit(&w, r[i]);
+    }
+    for (uint32_t i = 0; i < 6; i++)
+        world_step(&w);
+    uint64_t steps = w.engine->count.steps;
+    emu_break_device();
+    world_step(&w);
+    assert_int_equal(lost, 1);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_true(world_done(r[i]));
+        assert_int_equal(atomic_load(&r[i]->seq[0].finish), FINISH_ERROR);
+        assert_int_equal(r[i]->status, STATUS_IO);
+    }
+    assert_int_equal(atomic_load(&done->seq[0].n_out), 4);
+    assert_int_equal(atomic_load(&done->seq[0].finish), FINISH_LENGTH);
+    assert_int_equal(engine_submit(w.engine, r[0], &err), STATUS_CANCELLED);
+    world_step(&w);
+    world_step(&w);
+    assert_int_equal(lost, 1);
+    assert_int_equal(w.engine->count.steps, steps + 1);
+    release_all(r, 3);
+    request_release(done);
+    world_close(&w);
+    emu_reset();
+}
+#endif
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_families_agree_with_the_reference),
+        cmocka_unit_test(test_f32_is_refused_by_name),
+        cmocka_unit_test(test_bits_do_not_depend_on_company),
+        cmocka_unit_test(test_bits_do_not_depend_on_replay),
+        cmocka_unit_test(test_bits_do_not_depend_on_chunks_or_preemption),
+        cmocka_unit_test(test_bits_do_not_depend_on_evictions),
+        cmocka_unit_test(test_more_segments_at_replay_than_at_recording),
+        cmocka_unit_test(test_scores_equal_decoded_logprobs),
+        cmocka_unit_test(test_the_plan_is_what_is_taken),
+        cmocka_unit_test(test_too_big_is_refused_with_its_line),
+#ifndef RS_ON_DEVICE
+        cmocka_unit_test(test_a_lost_device_ends_everybody),
+#endif
+    };
+    return cmocka_run_group_tests(tests, make_alone, drop_alone);
+}
