@@ -439,6 +439,7 @@ static void test_planted_faults_are_caught(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_planted_faults_are_caught), /* first: it forks, before fibers exist */
         cmocka_unit_test(test_packing_is_exact),
         cmocka_unit_test(test_lengths_equal_ref),
         cmocka_unit_test(test_mixes_equal_ref),
@@ -449,7 +450,6 @@ int main(void)
         cmocka_unit_test(test_bits_of_a_row_alone),
         cmocka_unit_test(test_bits_of_any_grid_and_order),
         cmocka_unit_test(test_many_segments),
-        cmocka_unit_test(test_planted_faults_are_caught),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
