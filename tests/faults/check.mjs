@@ -1,9 +1,9 @@
 // Judges an archive by the receipts that clients hold, with the JavaScript reading of every format (it shares no code with the worker).
 //   node check.mjs --archive DIR --deployment FILE --rpc URL --receipts FILE --epoch N
 // Every batch of the chain is rebuilt from its records; every receipt must be settled exactly once, with what its holder was given;
-// every required answer up to what epoch N pays has one attribution record or is listed missing. Prints a summary, or what is wrong
-// and exits 1.
-import { readFileSync, readdirSync } from 'node:fs';
+// every required answer up to what epoch N pays was scored in time or is listed missing by the epoch that pays it. Prints a summary,
+// or what is wrong and exits 1.
+import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -49,7 +49,7 @@ function takeRecord(r, batch) {
     const inf = bySeq.get(`${r.lane}/${r.infSeq}`), of = `${r.lane}/${r.infSeq}`;
     must(inf?.type === 1 && inf.digest === r.infDigest && r.infSeq < r.seq, `attribution ${key} does not belong to inference ${of}`);
     must(!evidence.has(of), `inference ${of} has two attribution records`);
-    evidence.set(of, r);
+    evidence.set(of, { ...r, batch });
     if (inf && r.outcome === 0) must(c.decodeInfluence(r.tails.influence, c.decodeSet(inf.tails.set).length), `attribution ${key}: bad tail`);
   } else {
     count.voids++;
@@ -110,24 +110,41 @@ async function takeSignatures() {
     must(c.recover(all[i].digest, all[i].signature) === await ledger.laneKey(all[i].lane, all[i].seq), `record ${all[i].seq}: not signed by the lane's key`);
 }
 
-// the demo's adapters all have a datanet, and its rate is 1: required is every answer with a fee and an adapter
+// What every epoch up to N pays and takes as evidence, and what it lists as missing: [{ paid, until, missing }], ascending.
+async function epochsUpTo(last) {
+  const out = [];
+  for (let e = Number(last); e > 0; ) {
+    const { batchPaid, batchEvidence, previous } = await vault.epochs(e);
+    const name = `epoch-${String(e).padStart(8, '0')}`;
+    out.unshift({ paid: Number(batchPaid), until: Number(batchEvidence), missing: json(args.archive, name, 'missing.json').missing });
+    e = Number(previous);
+  }
+  return out;
+}
+
+// the demo's adapters all have a datanet, and its rate is 1: required is every answer with a fee and an adapter. Evidence counts when it
+// stands in a batch up to the `until` of the epoch that pays the answer; what comes later, or says that nothing was scored, pays nothing.
 async function takeRequired() {
-  const missing = new Set();
-  for (const name of readdirSync(args.archive).filter((n) => n.startsWith('epoch-')))
-    for (const m of json(args.archive, name, 'missing.json').missing) missing.add(`${m.lane}/${m.seq}`);
-  const paid = Number((await vault.epochs(args.epoch)).batchPaid);
-  count.required = count.scored = count.missing = 0;
+  const epochs = await epochsUpTo(args.epoch), missing = new Map();
+  epochs.forEach((e, i) => e.missing.forEach((m) => {
+    must(!missing.has(`${m.lane}/${m.seq}`), `${m.lane}/${m.seq} is listed missing twice`);
+    missing.set(`${m.lane}/${m.seq}`, i);
+  }));
+  count.required = count.scored = count.missing = count.late = 0;
   for (const [key, r] of bySeq) {
     const required = r.type === 1 && r.fee > 0n && r.tails.set !== '0x';
     if (!required) {
       must(!evidence.has(key) && !missing.has(key), `${key} is not required, but has an attribution record or is listed missing`);
       continue;
     }
-    if (r.batch > paid) continue;
+    const payer = epochs.findIndex((e) => r.batch <= e.paid), found = evidence.get(key);
+    if (payer < 0) continue;
+    const inTime = found && found.batch <= epochs[payer].until, scored = inTime && found.outcome === 0;
     count.required++;
-    count.scored += evidence.get(key)?.outcome === 0 ? 1 : 0;
-    count.missing += missing.has(key) ? 1 : 0;
-    must(evidence.has(key) || missing.has(key), `inference ${key} is required, has no attribution record and is not listed missing`);
+    count[scored ? 'scored' : 'missing']++;
+    if (found && !inTime) count.late++;
+    must(!!scored === !missing.has(key) && (scored || missing.get(key) === payer),
+      `inference ${key} is ${scored ? 'scored, but listed missing' : 'required and not scored, and the epoch that pays it does not list it missing'}`);
   }
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server import Redis, Server, wait_for
-from world import ADAPTERS, Load, bound_server, spool_records, stream_records
+from world import ADAPTERS, Load, bound_server, pairs, spool_records, stream_records
 
 BODY = {"model": ADAPTERS[0], "prompt": [400, 401, 402, 403], "max_tokens": 8, "ignore_eos": True}
 
@@ -35,17 +35,6 @@ def receipts_are_on_disk(lane_dir, receipts):
         assert body[1] == 1 and body[14:46].hex() == r["request_id"]
         assert body[-97:-32].hex() == r["receipt"][2:], f"record {r['seq']} is signed otherwise than its receipt"
     return records
-
-
-def pairs(records):
-    """(inference numbers with adapters and a fee, how many attributions each has)."""
-    inferences = [s for s, b in records.items() if b[1] == 1 and int.from_bytes(b[150:166], "big") and int.from_bytes(b[343:347], "big")]
-    found = {}
-    for b in records.values():
-        if b[1] == 2:
-            seq = int.from_bytes(b[14:22], "big")
-            found[seq] = found.get(seq, 0) + 1
-    return inferences, found
 
 
 def every_answer_is_attributed_once(server, lane_dir):

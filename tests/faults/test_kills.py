@@ -74,7 +74,7 @@ def test_every_receipt_is_settled_once(campaign):
     print(found)
     assert found["receipts"] == len(receipts)
     assert found["records"] == w.records and found["voids"] == 0
-    assert found["required"] == found["scored"] + found["missing"] and found["scored"] > 0
+    assert found["scored"] > 0 and found["late"] <= found["missing"] < found["required"]
 
 
 @pytest.mark.parametrize("field, value", [("seq", 1 << 40), ("salt", "0x" + "11" * 32), ("fee", "1"), ("receipt", "0x" + "22" * 65)])

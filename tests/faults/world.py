@@ -236,15 +236,21 @@ class World:
                 self.lane_next() == m["residual_lane_seq_next"] and int(m["residual_lane_seq_durable"])
         return wait_for(done, wait_s, 0.3, what="all records to be committed in batches")
 
+    def last_batch_with_fees(self):
+        """A batch of attribution records alone is nothing to pay, and no epoch follows it."""
+        headers = [json.loads(p.read_text()) for p in self.settle.archive.glob("batch-*/header.json")]
+        return max((h["seq"] for h in headers if h["fee_sum"] != "0"), default=0)
+
     def settled(self, wait_s=120):
         """Wait until everything is paid by a claimable epoch; (records, epoch)."""
         records = self.drain(wait_s)
+        last = self.last_batch_with_fees()
 
         def done():
             self.check_alive()
             epoch, batch = self.paid_epoch()
-            return epoch if batch and batch == self.head() else None
-        return records, wait_for(done, wait_s, 0.3, what="an epoch that pays the last batch")
+            return epoch if batch and batch >= last else None
+        return records, wait_for(done, wait_s, 0.3, what="an epoch that pays the last batch with fees")
 
     def audit(self, epoch, archive=None):
         """(exit status, what it said) of `residual audit epoch`."""
@@ -323,6 +329,17 @@ def stream_records(redis, lane=LANE):
         assert rest == "0" and fields[0] == b"r" and len(fields) == 2
         out[int(seq)] = fields[1]
     return out
+
+
+def pairs(records):
+    """(inference numbers with adapters and a fee, how many attributions each has)."""
+    inferences = [s for s, b in records.items() if b[1] == 1 and int.from_bytes(b[150:166], "big") and int.from_bytes(b[343:347], "big")]
+    found = {}
+    for b in records.values():
+        if b[1] == 2:
+            seq = int.from_bytes(b[14:22], "big")
+            found[seq] = found.get(seq, 0) + 1
+    return inferences, found
 
 
 def redis_call(redis, *words):
