@@ -238,6 +238,24 @@ static void put_engine(struct page *p, const struct engine_stats *e)
     plain(p, "residual_score_queue", "gauge", "Scoring jobs queued.", e->score_queued);
 }
 
+/* Where the backend is a device. */
+static void put_device_tier(struct page *p, const struct store_stats *t)
+{
+    if (t->device_bytes_max == 0)
+        return;
+    plain(p, "residual_adapter_device_bytes", "gauge", "Bytes of adapters on the device.",
+          (double)t->device_bytes);
+    plain(p, "residual_adapter_device_bytes_max", "gauge", "Budget.", (double)t->device_bytes_max);
+    plain(p, "residual_adapter_on_device", "gauge", "Adapters on the device.", t->on_device);
+    plain(p, "residual_adapter_uploading", "gauge", "Copies to the device under way.",
+          t->uploading);
+    plain(p, "residual_adapter_uploads_total", "counter", "Copies to the device.",
+          (double)t->uploads);
+    plain(p, "residual_adapter_device_evictions_total", "counter",
+          "Adapters that left the device for others and stay in memory.",
+          (double)t->device_evictions);
+}
+
 static void put_store(struct page *p, const struct store_stats *t)
 {
     plain(p, "residual_adapter_host_bytes", "gauge", "Resident bytes of adapters.",
@@ -362,6 +380,7 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     for (int h = 0; h < METRICS_HISTOGRAM_COUNT; h++)
         histogram(&p, (enum metrics_histogram)h);
     put_store(&p, &e.store);
+    put_device_tier(&p, &e.store);
     put_recorder(&p);
     put_http(&p);
     put_process(&p);

@@ -209,7 +209,11 @@ void engine_get_stats(struct engine *e, struct engine_stats *out)
 {
     pthread_mutex_lock(&e->lock);
     *out = (struct engine_stats){
-        .running_seqs = e->count, .kv_pages = 100, .kv_pages_used = 25, .draining = e->draining};
+        .running_seqs = e->count,
+        .kv_pages = 100,
+        .kv_pages_used = 25,
+        .draining = e->draining,
+        .store = {.device_bytes = 3 << 20, .device_bytes_max = 8 << 20, .uploads = 7}};
     pthread_mutex_unlock(&e->lock);
 }
 

@@ -479,6 +479,9 @@ static void test_metrics_have_what_routers_read(void **state)
         "vllm:time_to_first_token_seconds_bucket{",
         "vllm:request_success_total{",
         "residual_adapters_resident{tier=\"host\"}",
+        "residual_adapter_device_bytes 3145728",
+        "residual_adapter_device_bytes_max 8388608",
+        "residual_adapter_uploads_total 7",
         "residual_spool_bytes 4096",
         "residual_adapter_tokens_total{adapter=\"_other\"}"};
     struct reply r = call("GET /metrics", NULL);
