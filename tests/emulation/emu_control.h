@@ -25,8 +25,9 @@ extern struct emu_device emu_device;
 void emu_reset(void);        /* a working device again */
 void emu_break_device(void); /* a sticky error: every call fails from now on */
 void emu_set_seed(uint64_t seed);
-bool emu_is_tsan(void);      /* the program looks for races: slow */
-uint64_t emu_switches(void); /* of threads, so far: the cost of a test */
+bool emu_is_tsan(void);       /* the program looks for races: slow */
+void emu_spend_us(double us); /* the device's clock goes on: work that takes longer than it looks */
+uint64_t emu_switches(void);  /* of threads, so far: the cost of a test */
 
 #ifdef __cplusplus
 }

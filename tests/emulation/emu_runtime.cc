@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include <deque>
 #include <map>
@@ -95,6 +94,15 @@ static void smem_drop(char *p, size_t)
 }
 #endif
 
+/* The device's clock: a thread of a launch takes 0.1 us, a launch 1 us, an event a tick, whatever
+ * the machine does beside. */
+static double clock_us;
+
+void emu_spend_us(double us)
+{
+    clock_us += us;
+}
+
 static void run_grid(dim3 grid, dim3 block, size_t smem_bytes, const work *body)
 {
     uint32_t count = grid.x * grid.y * grid.z, stride;
@@ -112,6 +120,7 @@ static void run_grid(dim3 grid, dim3 block, size_t smem_bytes, const work *body)
             smem_drop(emu_now.smem, smem_bytes);
     }
     emu_launch_end();
+    emu_spend_us(1 + 0.1 * count * (block.x * block.y * block.z));
 }
 
 static void push(emu_stream *s, work w)
@@ -384,17 +393,15 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
     delete e;
     return cudaSuccess;
 }
-/* The time is taken when the stream gets there, in processor time: the work between two events
- * takes what it takes, whatever else the machine does. */
+/* The time is taken when the stream gets there. */
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
     LOCKED;
     std::shared_ptr<double> time_ms = e->time_ms = std::make_shared<double>(0);
     if (!s->capture)
         push(s, [time_ms] {
-            struct timespec now;
-            clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-            *time_ms = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+            emu_spend_us(0.001);
+            *time_ms = clock_us * 1e-3;
         });
     e->stream = s;
     e->at = s->pushed;

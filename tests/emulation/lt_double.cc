@@ -2,10 +2,9 @@
 #define RS_EMULATION "tests/emulation/emu.h"
 #include "kernels/cuda/device.cuh"
 
-#include <time.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "tests/emulation/emu_control.h"
 #include "tests/emulation/lt_double.h"
 
 struct lt_double lt_double = {0, false, false, 0, 0, {}};
@@ -130,16 +129,9 @@ struct product {
     int64_t ldw, ldx, ldy;
 };
 
-static uint64_t cpu_us(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
 static KERNEL(1, 1) void product_kernel(const struct product p)
 {
-    const uint64_t until = cpu_us() + p.burn_us;
+    emu_spend_us(p.burn_us);
     for (uint32_t i = 0; i < p.n; i++)
         for (uint32_t j = 0; j < p.m; j++) {
             float sum = 0;
@@ -147,8 +139,6 @@ static KERNEL(1, 1) void product_kernel(const struct product p)
                 sum += bf16_to_f32(p.w[j * p.ldw + k]) * bf16_to_f32(p.x[i * p.ldx + k]);
             p.y[i * p.ldy + j] = sum;
         }
-    while (cpu_us() < until)
-        continue;
 }
 
 static int matmul(void *handle, void *desc, const void *alpha, const void *a, void *a_layout,

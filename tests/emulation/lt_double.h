@@ -13,7 +13,7 @@ extern "C" {
 /* Algorithms it offers: 0 takes 2 ms more than needed, 1 is right, 2 is refused when it is
  * run, 3 asks for more workspace than there is. */
 struct lt_double {
-    uint32_t burn_us;   /* every product takes so much processor time at least */
+    uint32_t burn_us;   /* every product takes so much of the device's time more */
     bool refuse;        /* all runs are refused from now on */
     bool refuse_device; /* create fails */
     int alive;          /* handles, descriptors, layouts, preferences */
