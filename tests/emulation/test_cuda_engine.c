@@ -46,6 +46,8 @@ static uint32_t check_cases(const char *backend, uint32_t chunk, uint32_t stride
 /* llama, mistral, qwen2, qwen3: base, one adapter, a mix; whole prompts, then pieces of 5. */
 static void test_families_agree_with_the_reference(void **state)
 {
+    if (emu_is_tsan())
+        skip(); /* takes minutes there */
     uint32_t judged = check_cases("cuda", 64, FEW ? 2 : 1);
     print_message("%u cases judged\n", judged);
     assert_true(judged >= (FEW ? 2 : 5));
@@ -178,6 +180,8 @@ static int drop_alone(void **state)
 
 static void test_bits_do_not_depend_on_company(void **state)
 {
+    if (emu_is_tsan())
+        skip(); /* takes minutes there */
     struct world_options opt = cuda_options();
     for (uint32_t seed = 1; seed <= (FEW ? 1 : 3); seed++) {
         emu_set_seed(seed); /* of blocks and warps */
@@ -196,6 +200,8 @@ static void test_bits_do_not_depend_on_replay(void **state)
 
 static void test_bits_do_not_depend_on_chunks_or_preemption(void **state)
 {
+    if (emu_is_tsan())
+        skip(); /* takes minutes there */
     struct world_options opt = cuda_options();
     opt.score_rows_max = 4;
     for (uint32_t rows = 16; rows <= (FEW ? 16 : 19); rows += 3) {
@@ -212,6 +218,8 @@ static void test_bits_do_not_depend_on_chunks_or_preemption(void **state)
  * poisoned, so a table of slots that is stale by one step is seen. */
 static void test_bits_do_not_depend_on_evictions(void **state)
 {
+    if (emu_is_tsan())
+        skip(); /* takes minutes there */
     struct world_options opt = cuda_options();
     opt.store_slots = 3;
     opt.adapters_per_batch_max = 3;
@@ -224,6 +232,8 @@ static void test_bits_do_not_depend_on_evictions(void **state)
  * in tables. */
 static void test_more_segments_at_replay_than_at_recording(void **state)
 {
+    if (emu_is_tsan())
+        skip(); /* takes minutes there */
     struct world_options opt = cuda_options();
     struct world w;
     struct request *r[2][8];
