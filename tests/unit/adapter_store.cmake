@@ -1,6 +1,6 @@
 # Names, residency, compositions, manifests and publishing.
 pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
-foreach(name catalog store loader composition)
+foreach(name blob_pool catalog store loader composition)
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/unit/test_${name}.c)
     rs_unit_test(${name} rs_adapter rs_peft rs_chain rs_base PkgConfig::SODIUM)
   endif()
