@@ -13,11 +13,14 @@
 typedef uint16_t v8h __attribute__((vector_size(16)));
 typedef uint32_t v4w __attribute__((vector_size(16)));
 
-static inline void square16(uint16_t *out, size_t out_stride, const uint8_t *in, size_t in_stride)
+/* Strides in bytes. */
+typedef void square(char *out, size_t out_stride, const char *in, size_t in_stride);
+
+static inline void square16(char *out, size_t out_stride, const char *in, size_t in_stride)
 {
     v8h a[SIDE16], b[SIDE16];
     for (int i = 0; i < SIDE16; i++)
-        memcpy(&a[i], in + 2 * in_stride * (size_t)i, sizeof a[i]);
+        memcpy(&a[i], in + in_stride * (size_t)i, sizeof a[i]);
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < SIDE16 / 2; i++) {
             b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
@@ -29,11 +32,11 @@ static inline void square16(uint16_t *out, size_t out_stride, const uint8_t *in,
         memcpy(out + out_stride * (size_t)i, &a[i], sizeof a[i]);
 }
 
-static inline void square32(uint32_t *out, size_t out_stride, const uint8_t *in, size_t in_stride)
+static inline void square32(char *out, size_t out_stride, const char *in, size_t in_stride)
 {
     v4w a[SIDE32], b[SIDE32];
     for (int i = 0; i < SIDE32; i++)
-        memcpy(&a[i], in + 4 * in_stride * (size_t)i, sizeof a[i]);
+        memcpy(&a[i], in + in_stride * (size_t)i, sizeof a[i]);
     for (int round = 0; round < 2; round++) {
         for (int i = 0; i < SIDE32 / 2; i++) {
             b[2 * i] = __builtin_shufflevector(a[i], a[i + 2], 0, 4, 1, 5);
@@ -45,42 +48,44 @@ static inline void square32(uint32_t *out, size_t out_stride, const uint8_t *in,
         memcpy(out + out_stride * (size_t)i, &a[i], sizeof a[i]);
 }
 
+struct task {
+    char *out;
+    const char *in;
+    size_t out_stride, in_stride; /* elements */
+    uint32_t rows, columns;
+};
+
+/* size: of an element, constant where this is inlined; so is the square, of side x side. */
+static inline __attribute__((always_inline)) void transpose(struct task t, uint32_t size,
+                                                            uint32_t side, square *one)
+{
+    uint32_t band = LINE_BYTES / size;
+    uint32_t rows_whole = t.rows - t.rows % side, columns_whole = t.columns - t.columns % side;
+    for (uint32_t r0 = 0; r0 < rows_whole; r0 += band) {
+        uint32_t r1 = MIN(r0 + band, rows_whole);
+        for (uint32_t c = 0; c < columns_whole; c += side) {
+            for (uint32_t r = r0; r < r1; r += side)
+                one(t.out + size * (c * t.out_stride + r), size * t.out_stride,
+                    t.in + size * (r * t.in_stride + c), size * t.in_stride);
+        }
+    }
+    for (uint32_t c = 0; c < t.columns; c++) {
+        for (uint32_t r = c < columns_whole ? rows_whole : 0; r < t.rows; r++)
+            memcpy(t.out + size * (c * t.out_stride + r), t.in + size * (r * t.in_stride + c),
+                   size);
+    }
+}
+
 void transpose_u16(uint16_t *out, size_t out_stride, const void *in, size_t in_stride,
                    uint32_t rows, uint32_t columns)
 {
-    enum { BAND = LINE_BYTES / 2 };
-    const uint8_t *from = in;
-    uint32_t rows_whole = rows - rows % SIDE16, columns_whole = columns - columns % SIDE16;
-    for (uint32_t r0 = 0; r0 < rows_whole; r0 += BAND) {
-        uint32_t r1 = MIN(r0 + BAND, rows_whole);
-        for (uint32_t c = 0; c < columns_whole; c += SIDE16) {
-            for (uint32_t r = r0; r < r1; r += SIDE16)
-                square16(out + c * out_stride + r, out_stride, from + 2 * (r * in_stride + c),
-                         in_stride);
-        }
-    }
-    for (uint32_t c = 0; c < columns; c++) {
-        for (uint32_t r = c < columns_whole ? rows_whole : 0; r < rows; r++)
-            memcpy(out + c * out_stride + r, from + 2 * (r * in_stride + c), 2);
-    }
+    struct task t = {(char *)out, in, out_stride, in_stride, rows, columns};
+    transpose(t, 2, SIDE16, square16);
 }
 
 void transpose_u32(uint32_t *out, size_t out_stride, const void *in, size_t in_stride,
                    uint32_t rows, uint32_t columns)
 {
-    enum { BAND = LINE_BYTES / 4 };
-    const uint8_t *from = in;
-    uint32_t rows_whole = rows - rows % SIDE32, columns_whole = columns - columns % SIDE32;
-    for (uint32_t r0 = 0; r0 < rows_whole; r0 += BAND) {
-        uint32_t r1 = MIN(r0 + BAND, rows_whole);
-        for (uint32_t c = 0; c < columns_whole; c += SIDE32) {
-            for (uint32_t r = r0; r < r1; r += SIDE32)
-                square32(out + c * out_stride + r, out_stride, from + 4 * (r * in_stride + c),
-                         in_stride);
-        }
-    }
-    for (uint32_t c = 0; c < columns; c++) {
-        for (uint32_t r = c < columns_whole ? rows_whole : 0; r < rows; r++)
-            memcpy(out + c * out_stride + r, from + 4 * (r * in_stride + c), 4);
-    }
+    struct task t = {(char *)out, in, out_stride, in_stride, rows, columns};
+    transpose(t, 4, SIDE32, square32);
 }
