@@ -4,7 +4,9 @@
  *   store      a whole read in one transaction, then XACK: a crash between the two only repeats
  *   trim       up to what is final on the chain, never by length
  *   lost       a stream that was restored or emptied is filled again by the server; the group is
- *              made again from the start, and what we have is skipped by number */
+ *              made again from the start, and what we have is skipped by number
+ *   taken back the server removes entries it did not sign from the end, and uses their ids again:
+ *              a group that is past the end goes back to what we have */
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -192,10 +194,11 @@ static enum status take_entries(struct worker *w, struct lane *l, const redisRep
         uint64_t seq = 0;
         enum lanes_verdict verdict = LANES_TAKEN;
         bool good = read_entry(e, &seq, &body);
-        if (!good)
+        if (!good) {
             log_error("ingest", "lane %u: an entry with an id that is no number was dropped",
                       l->id);
-        else if (!body.data && seq > l->ingested) { /* trimmed under us: the gap is refetched */
+            l->met_foreign = true;
+        } else if (!body.data && seq > l->ingested) { /* trimmed under us: the gap is refetched */
             log_error("ingest", "lane %u record %" PRIu64 ": gone from the stream", l->id, seq);
             l->top = seq > l->top ? seq : l->top;
         } else if (body.data) {
@@ -269,6 +272,45 @@ static enum status step_lane(struct worker *w, struct lane *l, uint32_t wait_ms,
 
 /* ---- housekeeping ---- */
 
+/* "<number>-<sub>" in the map of names and values that XINFO gives; false: not there. */
+static bool info_id(const redisReply *map, const char *name, uint64_t id[2])
+{
+    for (size_t i = 0; map->type == REDIS_REPLY_ARRAY && i + 1 < map->elements; i += 2) {
+        const char *key = map->element[i]->str, *value = map->element[i + 1]->str;
+        if (key && value && strcmp(key, name) == 0)
+            return sscanf(value, "%" SCNu64 "-%" SCNu64, &id[0], &id[1]) == 2;
+    }
+    return false;
+}
+
+/* A group that was given more than the stream ends with would be given nothing until the numbers
+ * are past that again. False: Redis did not answer. */
+static bool follow_end(struct redis *r, struct lane *l)
+{
+    uint64_t end[2], given[2];
+    redisReply *stream = redisCommand(r->ctx, "XINFO STREAM residual:lane:%u", l->id);
+    redisReply *groups = redisCommand(r->ctx, "XINFO GROUPS residual:lane:%u", l->id);
+    bool good = stream && groups, is_past = false;
+    for (size_t i = 0; good && groups->type == REDIS_REPLY_ARRAY && i < groups->elements; i++) {
+        const redisReply *g = groups->element[i];
+        bool is_ours = g->elements > 1 && g->element[1]->str && !strcmp(g->element[1]->str, GROUP);
+        if (is_ours && info_id(stream, "last-generated-id", end) &&
+            info_id(g, "last-delivered-id", given))
+            is_past = given[0] > end[0] || (given[0] == end[0] && given[1] > end[1]);
+    }
+    freeReplyObject(stream);
+    freeReplyObject(groups);
+    if (!is_past)
+        return good;
+    log_info("ingest", "lane %u: the stream was taken back; reading again after record %" PRIu64,
+             l->id, l->ingested);
+    l->met_foreign = false;
+    return tell(r,
+                redisCommand(r->ctx, "XGROUP SETID residual:lane:%u " GROUP " %" PRIu64 "-0", l->id,
+                             l->ingested),
+                "NOGROUP");
+}
+
 static void claim_and_trim(struct worker *w)
 {
     struct redis *r = w->redis;
@@ -284,6 +326,7 @@ static void claim_and_trim(struct worker *w)
                                       l->id, CLAIM_IDLE_MS, (unsigned)w->set->read_count),
                          "NOGROUP");
         l->has_pending = true;
+        good = good && follow_end(r, l);
         if (good && l->final > l->trimmed) {
             good = tell(r,
                         redisCommand(r->ctx, "XTRIM residual:lane:%u MINID %" PRIu64 "-0", l->id,
@@ -314,6 +357,8 @@ enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *busy, struct e
             continue;
         }
         st = step_lane(w, l, share_ms, &got, err);
+        if (r->ctx && !got && l->met_foreign && !follow_end(r, l))
+            disconnect(r, "the stream's end was not told");
         if (got == w->set->read_count)
             *busy = true;
     }

@@ -1,10 +1,10 @@
 /* What a record must be before it is ours: the transport tag, the one canonical encoding, its lane
  * and number, and the signature of the lane's key on the ledger.
  *
- *   bad tag or bad record   into quarantine, acknowledged, asked for again; never stops the lane
- *   same digest again       nothing to do
- *   another digest          the server contradicts itself: quarantine, alarm, the lane stops
- *   key not known, or not checkable now     stays in Redis
+ *   bad tag or bad record   into quarantine, acknowledged, asked for again where it has the number
+ * of the next record; never stops the lane same digest again       nothing to do another digest the
+ * server contradicts itself: quarantine, alarm, the lane stops key not known, or not checkable now
+ * stays in Redis
  *
  * Numbers may arrive out of order: `ingested` is the end of what is contiguous, and only that is
  * ever put into a batch. */
@@ -15,10 +15,12 @@
 #include "chain_client/addr.h"
 #include "chain_client/ids.h"
 #include "chain_client/settle/worker.h"
+#include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 
-#define AHEAD_MAX (1u << 20) /* records past a gap */
+#define AHEAD_MAX      (1u << 20) /* records past a gap */
+#define QUARANTINE_MAX 1024       /* entries kept of a lane, newest */
 
 struct lane *worker_lane(struct worker *w, uint32_t lane)
 {
@@ -33,7 +35,7 @@ struct lane *worker_lane(struct worker *w, uint32_t lane)
 static enum status load_one(struct worker *w, struct lane *l, struct errtext *err)
 {
     struct db_rows q;
-    uint64_t top = 0, held = 0;
+    uint64_t top = 0;
     enum status st = db_run(&w->db, err,
                             "INSERT OR IGNORE INTO lanes (lane, ingested, closed, final) VALUES (?,"
                             " 0, 0, 0)",
@@ -54,11 +56,7 @@ static enum status load_one(struct worker *w, struct lane *l, struct errtext *er
     db_done(&q);
     st = db_value(&w->db, &top, 0, err, "SELECT max(seq) FROM records WHERE lane = ?", "u",
                   (uint64_t)l->id);
-    if (!st)
-        st = db_value(&w->db, &held, 0, err,
-                      "SELECT max(seq) FROM quarantine WHERE lane = ? AND reason <> 'conflict'",
-                      "u", (uint64_t)l->id);
-    l->top = top > held ? top : held;
+    l->top = top;
     if (l->top < l->ingested)
         l->top = l->ingested;
     l->has_pending = true;
@@ -118,22 +116,32 @@ enum status lanes_stop(struct worker *w, struct lane *l, const char *reason, str
                   (uint64_t)l->id);
 }
 
+/* Kept for a person to look at: the newest of a lane, each at most as long as a record can be. Its
+ * number is somebody's word: only that of the next record makes a gap, to be fetched from where
+ * records come from; any other becomes one when the numbers below it are here. */
 static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, const char *reason,
                               const struct canon_bytes *entry, struct errtext *err)
 {
     uint8_t digest[32];
+    size_t kept = MIN(entry->len, (size_t)CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES);
     ids_hash(digest, entry->data, entry->len);
-    enum status st = db_run(&w->db, err,
-                            "INSERT OR IGNORE INTO quarantine (lane, seq, reason, digest, body, at)"
-                            " VALUES (?, ?, ?, ?, ?, ?)",
-                            "uutbbu", (uint64_t)l->id, seq, reason, digest, sizeof digest,
-                            (const void *)(entry->len ? entry->data : digest), entry->len,
-                            clock_wall_ms() / 1000);
-    if (!st && db_changes(&w->db))
+    enum status st =
+        db_run(&w->db, err,
+               "INSERT OR IGNORE INTO quarantine (lane, seq, reason, digest, body, at)"
+               " VALUES (?, ?, ?, ?, ?, ?)",
+               "uutbbu", (uint64_t)l->id, seq, reason, digest, sizeof digest,
+               (const void *)(kept ? entry->data : digest), kept, clock_wall_ms() / 1000);
+    if (!st && db_changes(&w->db)) {
         log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s; quarantined", l->id, seq,
                  reason);
-    if (seq > l->top)
+        st = db_run(&w->db, err,
+                    "DELETE FROM quarantine WHERE lane = ? AND id <= (SELECT id FROM quarantine"
+                    " WHERE lane = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    "uuu", (uint64_t)l->id, (uint64_t)l->id, (uint64_t)QUARANTINE_MAX);
+    }
+    if (seq == l->top + 1)
         l->top = seq;
+    l->met_foreign = true;
     return st;
 }
 
@@ -212,12 +220,12 @@ enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
     uint8_t digest[32];
     struct errtext why = ERRTEXT_INIT;
     *verdict = LANES_TAKEN;
+    if (!has_tag(l, entry))
+        return quarantine(w, l, seq, "bad tag", entry, err);
     if (l->stopped || seq > l->ingested + AHEAD_MAX) {
         *verdict = LANES_HOLD;
         return STATUS_OK;
     }
-    if (!has_tag(l, entry))
-        return quarantine(w, l, seq, "bad tag", entry, err);
     struct canon_bytes body = {entry->data, entry->len - LANE_TAG_BYTES};
     if (canon_decode(&r, body.data, body.len, &why) || r.prefix.lane != l->id ||
         r.prefix.seq != seq) {

@@ -26,6 +26,8 @@ struct lane {
     bool stopped;     /* contradicts itself: a person decides */
     bool has_pending; /* read our unacknowledged entries first */
     bool is_warned;   /* a hold was logged */
+    bool
+        met_foreign; /* an entry was refused: the server may take the stream's end back behind it */
     uint64_t refetch_ns;
     uint32_t refetch_wait_ms;
     uint64_t trimmed;

@@ -104,3 +104,21 @@ void lane_tag(const struct lane *l, uint8_t tag[LANE_TAG_BYTES], const void *dat
 {
     crypto_generichash(tag, LANE_TAG_BYTES, data, len, l->transport_key, sizeof l->transport_key);
 }
+
+bool lane_has_tag(const struct lane *l, const void *entry, size_t len)
+{
+    uint8_t tag[LANE_TAG_BYTES];
+    if (len <= LANE_TAG_BYTES)
+        return false;
+    lane_tag(l, tag, entry, len - LANE_TAG_BYTES);
+    return sodium_memcmp(tag, (const uint8_t *)entry + len - LANE_TAG_BYTES, LANE_TAG_BYTES) == 0;
+}
+
+bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len)
+{
+    const struct lane *l = lane;
+    union record r;
+    return lane_has_tag(l, entry, len) &&
+           canon_decode(&r, entry, len - LANE_TAG_BYTES, NULL) == STATUS_OK &&
+           r.prefix.lane == l->id && r.prefix.seq == seq;
+}

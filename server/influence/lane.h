@@ -40,5 +40,10 @@ MUST_CHECK enum status lane_open(struct lane *out, const struct lane_options *op
 void lane_close(struct lane *l); /* wipes the keys */
 /* Keyed BLAKE2b of an entry's bytes. */
 void lane_tag(const struct lane *l, uint8_t tag[LANE_TAG_BYTES], const void *data, size_t len);
+/* Does record ‖ tag carry its tag? */
+bool lane_has_tag(const struct lane *l, const void *entry, size_t len);
+/* ship_options.is_own: the entry has its tag and is record seq of this lane (the tag alone would
+ * let an old entry be put under a new number). */
+bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len);
 
 #endif

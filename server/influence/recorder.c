@@ -132,7 +132,9 @@ static enum status start_shipping(struct recorder *r, struct errtext *err)
 {
     struct ship_options ship = {.redis_url = r->opt.redis_url,
                                 .password_file = r->opt.redis_password_file,
-                                .lane = r->lane.id};
+                                .lane = r->lane.id,
+                                .is_own = lane_is_own,
+                                .arg = &r->lane};
     if (!r->lane.bound || !r->opt.redis_url)
         return STATUS_OK;
     return ship_start(&r->ship, &ship, r->spool, err);

@@ -72,13 +72,8 @@ static enum status take_record(struct recovery *v, uint64_t seq, const uint8_t *
                                struct errtext *err)
 {
     union record rec;
-    uint8_t tag[LANE_TAG_BYTES];
     struct recorder *r = v->r;
-    if (len < LANE_TAG_BYTES)
-        return err_set(err, STATUS_CORRUPT, "spool record %llu: %zu bytes", (unsigned long long)seq,
-                       len);
-    lane_tag(&r->lane, tag, body, len - LANE_TAG_BYTES);
-    if (sodium_memcmp(tag, body + len - LANE_TAG_BYTES, LANE_TAG_BYTES) != 0)
+    if (!lane_has_tag(&r->lane, body, len))
         return err_set(err, STATUS_CORRUPT,
                        "spool record %llu: its tag does not match this lane's transport key",
                        (unsigned long long)seq);

@@ -4,6 +4,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/spool/stream.h"
 
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
@@ -24,7 +25,7 @@
 
 struct ship {
     struct spool *spool;
-    char host[256], key[48];
+    char host[256];
     int port; /* 0: unix socket in host */
     char *password;
     pthread_t thread;
@@ -33,6 +34,7 @@ struct ship {
     bool kicked, stopping;
     uint64_t stop_ns;
     redisContext *redis;
+    struct stream stream;
     struct spool_cursor cursor;
     bool cursor_open;
     bool is_away; /* an outage is told once */
@@ -130,73 +132,30 @@ static bool authenticate(struct ship *s)
     return good;
 }
 
-/* Is the stream's last entry [id, [field, body]] the spool's record of that number? */
-static bool is_own_entry(struct ship *s, uint64_t seq, const redisReply *entry)
+/* Is the stream's last record the spool's of that number? */
+static bool is_in_spool(struct ship *s, const struct stream_end *end)
 {
     struct spool_cursor c;
     uint64_t got;
-    if (entry->type != REDIS_REPLY_ARRAY || entry->elements != 2 || entry->element[1]->elements < 2)
-        return true; /* the stream was trimmed empty: nothing to compare */
-    const redisReply *body = entry->element[1]->element[1];
-    if (spool_cursor_open(&c, s->spool, seq, NULL) != STATUS_OK)
+    if (spool_cursor_open(&c, s->spool, end->seq, NULL) != STATUS_OK)
         return true; /* trimmed here: it was final */
     bool same = spool_cursor_next(&c, &got, &s->body, NULL) != STATUS_OK ||
-                (body->len == s->body.len && memcmp(body->str, s->body.data, body->len) == 0);
+                (s->stream.entry.len == s->body.len &&
+                 memcmp(s->stream.entry.data, s->body.data, s->body.len) == 0);
     spool_cursor_close(&c);
     return same;
 }
 
-/* Last sequence number in the stream: 0 when it is empty or absent; false when Redis does not say.
- * *own: the last entry is what this spool holds under that number. */
-static bool last_id(struct ship *s, uint64_t *seq, bool *own)
-{
-    const redisReply *entry = NULL;
-    redisReply *r = redisCommand(s->redis, "XINFO STREAM %s", s->key);
-    bool good = false;
-    *seq = 0;
-    *own = true;
-    if (r && r->type == REDIS_REPLY_ERROR)
-        good = strstr(r->str, "no such key") != NULL;
-    for (size_t i = 0; r && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
-        if (r->element[i]->str && strcmp(r->element[i]->str, "last-generated-id") == 0 &&
-            r->element[i + 1]->str) {
-            *seq = strtoull(r->element[i + 1]->str, NULL, 10);
-            good = true;
-        }
-        if (r->element[i]->str && strcmp(r->element[i]->str, "last-entry") == 0)
-            entry = r->element[i + 1];
-    }
-    if (good && entry && *seq > 0 && *seq <= spool_durable_seq(s->spool))
-        *own = is_own_entry(s, *seq, entry);
-    if (r)
-        freeReplyObject(r);
-    return good;
-}
-
-/* Stand on the record after the stream's last. */
-static bool position(struct ship *s)
+/* The cursor on the record after `last`. */
+static bool stand_after(struct ship *s, uint64_t last)
 {
     struct errtext err = ERRTEXT_INIT;
-    uint64_t last;
-    bool own;
-    if (!last_id(s, &last, &own)) {
-        disconnect(s, "XINFO STREAM was not answered");
-        return false;
-    }
-    uint64_t durable = spool_durable_seq(s->spool), first = spool_first_seq(s->spool);
-    if (last > durable || !own) {
-        log_error("ship",
-                  "stream %s ends at %" PRIu64 ", the spool at %" PRIu64
-                  ": this lane's stream holds records this spool never wrote",
-                  s->key, last, durable);
-        disconnect(s, "the stream is not this spool's");
-        return false;
-    }
+    uint64_t first = spool_first_seq(s->spool);
     if (s->cursor_open && s->cursor.next_seq == last + 1)
         return true;
     if (last + 1 < first) { /* trimmed segments hold only final records: nobody waits for them */
-        log_warn("ship", "stream %s ends at %" PRIu64 ", the spool begins at %" PRIu64, s->key,
-                 last, first);
+        log_warn("ship", "stream %s ends at %" PRIu64 ", the spool begins at %" PRIu64,
+                 s->stream.key, last, first);
         last = first - 1;
     }
     if (s->cursor_open)
@@ -209,6 +168,30 @@ static bool position(struct ship *s)
     }
     atomic_store_explicit(&s->shipped_seq, last, memory_order_relaxed);
     return true;
+}
+
+/* Stand on the record after the stream's last. Records that this lane signed and the spool does not
+ * hold mean that the spool was rolled back or that another server has the lane: a person decides.
+ */
+static bool position(struct ship *s)
+{
+    struct stream_end end;
+    struct errtext err = ERRTEXT_INIT;
+    uint64_t durable = spool_durable_seq(s->spool), first = spool_first_seq(s->spool);
+    uint64_t refill = s->cursor_open ? s->cursor.next_seq - 1 : first - 1;
+    if (!stream_find_end(&s->stream, s->redis, refill, &end, &err)) {
+        disconnect(s, err.text);
+        return false;
+    }
+    if (end.seq > durable || (end.has_record && !is_in_spool(s, &end))) {
+        log_error("ship",
+                  "stream %s ends at %" PRIu64 ", the spool at %" PRIu64
+                  ": this lane's stream holds records this spool never wrote",
+                  s->stream.key, end.seq, durable);
+        disconnect(s, "the stream is not this spool's");
+        return false;
+    }
+    return stand_after(s, end.seq);
 }
 
 static bool connect_redis(struct ship *s)
@@ -229,23 +212,25 @@ static bool connect_redis(struct ship *s)
         return false;
     atomic_store_explicit(&s->connected, true, memory_order_relaxed);
     s->is_away = false;
-    log_info("ship", "Redis %s: %s goes on after record %" PRIu64, s->host, s->key,
+    log_info("ship", "Redis %s: %s goes on after record %" PRIu64, s->host, s->stream.key,
              atomic_load(&s->shipped_seq));
     return true;
 }
 
-/* One XADD reply. A repeat ("equal or smaller than the target stream top item") is already there.
- */
-static bool take_reply(struct ship *s)
+/* One XADD reply. *refused: somebody else's entry has the number ("equal or smaller than the target
+ * stream top item"). */
+static bool take_reply(struct ship *s, bool *refused)
 {
     redisReply *r = NULL;
     if (redisGetReply(s->redis, (void **)&r) != REDIS_OK || !r)
         return false;
-    bool good = r->type != REDIS_REPLY_ERROR || strstr(r->str, "equal or smaller") != NULL;
-    if (!good)
-        log_error("ship", "XADD %s: %s", s->key, r->str);
+    bool taken = r->type != REDIS_REPLY_ERROR;
+    bool smaller = !taken && strstr(r->str, "equal or smaller") != NULL;
+    if (!taken && !smaller)
+        log_error("ship", "XADD %s: %s", s->stream.key, r->str);
+    *refused |= smaller;
     freeReplyObject(r);
-    return good;
+    return taken || smaller;
 }
 
 /* Send up to PIPELINE_MAX records. Returns how many, or -1 when the connection broke. */
@@ -254,19 +239,22 @@ static int ship_some(struct ship *s)
     struct errtext err = ERRTEXT_INIT;
     uint64_t seq = 0;
     int sent = 0;
+    bool refused = false;
     enum status st = STATUS_OK;
     while (sent < PIPELINE_MAX && !(st = spool_cursor_next(&s->cursor, &seq, &s->body, &err))) {
-        if (redisAppendCommand(s->redis, "XADD %s %llu-0 r %b", s->key, (unsigned long long)seq,
-                               s->body.data, s->body.len) != REDIS_OK)
+        if (redisAppendCommand(s->redis, "XADD %s %llu-0 r %b", s->stream.key,
+                               (unsigned long long)seq, s->body.data, s->body.len) != REDIS_OK)
             return -1;
         sent++;
     }
     for (int i = 0; i < sent; i++) {
-        if (!take_reply(s))
+        if (!take_reply(s, &refused))
             return -1;
     }
     if (sent > 0)
         atomic_store_explicit(&s->shipped_seq, seq, memory_order_relaxed);
+    if (refused && !position(s))
+        return -1;
     if (st && st != STATUS_NOT_FOUND) {
         log_error("ship", "%s", err.text);
         return -1;
@@ -325,11 +313,13 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
     *out = NULL;
     s->spool = spool;
     buf_init(&s->body, SPOOL_BODY_BYTES_MAX);
-    snprintf(s->key, sizeof s->key, "residual:lane:%" PRIu32, opt->lane);
+    stream_init(&s->stream, opt);
     enum status st = parse_url(s, opt->redis_url, err);
     if (!st && opt->password_file)
         st = file_read_secret(opt->password_file, 1024, &s->password, &len, err);
     if (st) {
+        stream_fini(&s->stream);
+        buf_fini(&s->body);
         mem_free(s);
         return st;
     }
@@ -366,6 +356,7 @@ void ship_stop(struct ship *s, uint32_t wait_ms)
     if (s->password)
         mem_wipe(s->password, strlen(s->password));
     mem_free(s->password);
+    stream_fini(&s->stream);
     buf_fini(&s->body);
     mem_free(s);
 }

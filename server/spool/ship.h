@@ -1,9 +1,14 @@
 /* The shipper: one thread that copies a lane's durable records to a Redis Stream with explicit ids,
- * so that every record is there exactly once whatever fails in between. XADD residual:lane:<lane>
- * <seq>-0 r <entry>       entry = the spool's body (record ‖ tag) On every (re)connect it reads the
- * stream's last id and goes on from there; a stream that went backwards (restored, failed over) is
- * refilled by the same rule. Redis away for any time costs nothing but lag: the spool keeps
- * everything. Pipelined, bounded; never trims (the worker does, once records are final). */
+ * so that every record is there exactly once whatever fails in between.
+ *
+ *   XADD residual:lane:<lane> <seq>-0 r <entry>       entry = the spool's body (record ‖ tag)
+ *
+ * On every (re)connect, and once a second when idle, it reads the stream's end and goes on from
+ * there; a stream that went backwards (restored, failed over) is refilled by the same rule. Entries
+ * that this lane did not sign are removed from the end, or they would hold the numbers of records;
+ * in the middle they stay and whoever reads the stream drops them. Redis away for any time costs
+ * nothing but lag: the spool keeps everything. Pipelined, bounded; never trims records (the worker
+ * does, once they are final). */
 #ifndef RS_SPOOL_SHIP_H
 #define RS_SPOOL_SHIP_H
 
@@ -15,6 +20,9 @@ struct ship_options {
     const char *redis_url;     /* redis://HOST[:PORT] or unix:/path */
     const char *password_file; /* NULL: none; mode 600 */
     uint32_t lane;
+    /* Did this lane sign the entry as its record seq? Thread: the shipper's. */
+    bool (*is_own)(const void *arg, uint64_t seq, const void *entry, size_t len);
+    const void *arg;
 };
 
 /* Starts the thread. Errors: INVALID url, DENIED or IO for the password file. A Redis that is away

@@ -97,7 +97,16 @@ def put_foreign_entries(w):
 
 
 def test_foreign_entries_in_the_stream(w):
-    """Who can write to Redis cannot make the worker settle what the lane did not sign, nor stop it."""
+    """Who can write to Redis cannot make the worker settle what the lane did not sign, nor stop it: not by entries at rest on an idle lane,
+    not by the last number there is, not under load."""
+    w.drain()
+    put_foreign_entries(w)
+    load(w, 1.5)
+    w.drain()
+    redis_call(w.redis, "XADD", f"residual:lane:{LANE}", f"{2**64 - 1}-{2**64 - 1}", "r", "the end of all numbers")
+    w.settle.kill()
+    load(w, 1.5)
+    w.settle.start()
     w.drain()
     with Load(w.server, threads=8, pause_s=0, seed=9) as l:
         for _ in range(3):

@@ -40,7 +40,7 @@ MAY_INCLUDE = {
 }
 # outside header -> files (prefixes) that may include it
 DOORS = {
-    "microhttpd.h": ["server/http/", "chain_client/settle/"], "hiredis/": ["server/spool/ship.c", "chain_client/settle/"],
+    "microhttpd.h": ["server/http/", "chain_client/settle/"], "hiredis/": ["server/spool/", "chain_client/settle/"],
     "secp256k1": ["chain_client/secp.c"], "curl/": ["chain_client/rpc", "chain_client/settle/", "chain_client/cli/"],
     "sqlite3.h": ["chain_client/settle/"], "dnnl": ["kernels/cpu/"], "pcre2.h": ["server/text/", "server/adapter/"],
     "utf8proc.h": ["server/text/"], "cuda": ["kernels/cuda/"],

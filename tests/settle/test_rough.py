@@ -93,6 +93,27 @@ def test_missing_and_damaged_records_come_from_the_spool(world):
         assert s.status()["quarantined"] == 2 and s.status()["lanes"][0]["stopped"] is None
 
 
+def test_foreign_entries_stop_nothing(world):
+    """Under numbers far away and at the end of all numbers, in a stream that the server then takes back to its own last record; without the
+    spool, so that each record has to come by Redis."""
+    w, lane = world, "residual:lane:1"
+    entries = w.lanes[1].entries
+    half = len(entries) // 2
+    with Settle(w, "--read-count", 16, spool=False) as s:
+        w.ship(1, entries[:half])
+        s.wait("half the records", lambda t: t["lanes"] and t["lanes"][0]["ingested"] == half)
+        foreign = [f"{(1 << 40) + i}-0" for i in range(40)] + [f"{(1 << 40) + 50}-3", f"{2**63 + 1}-0", f"{2**64 - 1}-{2**64 - 1}"]
+        for at in foreign:
+            w.redis.command("XADD", lane, at, "r", "x" * 200000)
+        s.wait("the refusals", lambda t: t["quarantined"] >= len(foreign) - 2)
+        w.redis.command("XDEL", lane, *foreign)
+        w.redis.command("XSETID", lane, f"{half}-0")
+        w.ship(1, entries[half:])
+        settled_exactly(w, s)
+        assert s.status()["lanes"][0]["stopped"] is None
+        assert sum(f.stat().st_size for f in s.state.iterdir()) < len(foreign) * 100000, "entries are kept whole"
+
+
 def test_missing_records_come_from_the_server(world):
     w = world
     entries, asked = dict(w.lanes[1].entries), []

@@ -144,9 +144,18 @@ static void append(uint64_t count)
         ship_kick(ship);
 }
 
+/* Signed by the lane: here, what body_of makes for the number, whatever follows its first byte. */
+static bool is_own(const void *arg, uint64_t seq, const void *entry, size_t len)
+{
+    char body[64];
+    assert_ptr_equal(arg, dir);
+    return len == body_of(seq, body) && memcmp(entry, body, 1) == 0;
+}
+
 static enum status start(const char *password_file)
 {
-    struct ship_options opt = {.redis_url = url, .password_file = password_file, .lane = 9};
+    struct ship_options opt = {
+        .redis_url = url, .password_file = password_file, .lane = 9, .is_own = is_own, .arg = dir};
     return ship_start(&ship, &opt, spool, NULL);
 }
 
@@ -268,27 +277,127 @@ static void test_trimmed_stream(void **state)
     expect_stream(NULL, 21, 30);
 }
 
-/* A stream that holds numbers this spool never wrote is not touched. */
-static void test_ahead(void **state)
+static void add(uint64_t seq, const char *sub, const void *entry, size_t len)
 {
-    start_redis(NULL);
-    append(5);
-    command("XADD residual:lane:9 9-0 r foreign");
+    redisContext *c = client(NULL);
+    redisReply *r = redisCommand(c, "XADD residual:lane:9 %llu%s r %b", (unsigned long long)seq,
+                                 sub, entry, len);
+    assert_non_null(r);
+    if (r->type == REDIS_REPLY_ERROR)
+        fail_msg("XADD %llu%s: %s", (unsigned long long)seq, sub, r->str);
+    freeReplyObject(r);
+    redisFree(c);
+}
+
+/* Signed records that this spool never wrote: it was rolled back. The stream is not touched. */
+static void expect_refusal(uint64_t seq, const char *body, size_t n)
+{
+    add(seq, "-0", body, n);
+    add(seq + 3, "-0", "garbage does not hide it", 24);
     assert_int_equal(start(NULL), STATUS_OK);
     usleep(300000);
     assert_false(ship_is_connected(ship));
-    append(10); /* past the foreign number: still not ours to mix with */
+    append(20); /* past its number: still not ours to mix with */
     usleep(800000);
     assert_int_equal(ship_shipped_seq(ship), 0);
     redisContext *c = client(NULL);
     redisReply *r = redisCommand(c, "XRANGE residual:lane:9 - +");
     assert_int_equal(r->elements, 1);
-    assert_string_equal(r->element[0]->element[1]->element[1]->str, "foreign");
+    assert_memory_equal(r->element[0]->element[1]->element[1]->str, body, n);
     freeReplyObject(r);
     redisFree(c);
     command("DEL residual:lane:9"); /* the person's decision */
-    wait_shipped(15);
+    wait_shipped(25);
+    expect_stream(NULL, 1, 25);
+}
+
+static void test_ahead(void **state)
+{
+    char body[64];
+    start_redis(NULL);
+    append(5);
+    size_t n = body_of(9, body);
+    body[n - 1] ^= 1;
+    expect_refusal(9, body, n);
+}
+
+static void test_other_record(void **state)
+{
+    char body[64];
+    start_redis(NULL);
+    append(5);
+    size_t n = body_of(4, body);
+    body[n - 1] ^= 1;
+    expect_refusal(4, body, n);
+}
+
+static void wait_stream(uint64_t count)
+{
+    for (int i = 0; i < 1000; i++) { /* an idle shipper looks about once a second */
+        redisContext *c = client(NULL);
+        redisReply *r = redisCommand(c, "XINFO STREAM residual:lane:9");
+        bool done = r && r->type == REDIS_REPLY_ARRAY && r->elements > 1 &&
+                    (uint64_t)r->element[1]->integer == count;
+        for (size_t j = 0; done && j + 1 < r->elements; j += 2)
+            if (strcmp(r->element[j]->str, "last-generated-id") == 0)
+                done = strtoull(r->element[j + 1]->str, NULL, 10) == spool_durable_seq(spool);
+        freeReplyObject(r);
+        redisFree(c);
+        if (done)
+            return;
+        usleep(10000);
+    }
+}
+
+/* What this lane did not sign holds no number of its records: at rest on an idle stream, before the
+ * shipper starts, at the last number there is, and more of it than one look takes. */
+static void test_foreign(void **state)
+{
+    char body[64];
+    start_redis(NULL);
+    add(3, "-0", "before the first record", 23);
+    append(5);
+    assert_int_equal(start(NULL), STATUS_OK);
+    wait_shipped(5);
+    wait_stream(5);
+    expect_stream(NULL, 1, 5);
+    add(6, "-0", body, body_of(2, body)); /* a record of the lane under another number */
+    add(8, "-7", "no number", 9);
+    command("XADD residual:lane:9 9-0 other field more fields");
+    add(UINT64_MAX, "-18446744073709551615", "the end of numbers", 18);
+    wait_stream(5);
+    expect_stream(NULL, 1, 5);
+    append(5); /* and again before the shipper has looked */
+    wait_shipped(10);
+    for (uint64_t i = 0; i < 300; i++)
+        add(1000 + i, "-0", "many", 4);
+    append(5);
+    wait_stream(15);
     expect_stream(NULL, 1, 15);
+    command("XTRIM residual:lane:9 MAXLEN 0");
+    add(16, "-0", "alone", 5);
+    wait_stream(0);
+    append(5);
+    wait_stream(5);
+    expect_stream(NULL, 16, 20);
+}
+
+/* Between two looks records come after a foreign entry: it stays where it is, they are there. */
+static void test_foreign_in_the_middle(void **state)
+{
+    start_redis(NULL);
+    append(5);
+    assert_int_equal(start(NULL), STATUS_OK);
+    wait_shipped(5);
+    add(5, "-3", "between two numbers", 19);
+    append(5);
+    wait_shipped(10);
+    redisContext *c = client(NULL);
+    redisReply *r = redisCommand(c, "XRANGE residual:lane:9 6-0 10-0");
+    assert_int_equal(r->elements, 5);
+    freeReplyObject(r);
+    redisFree(c);
+    assert_true(ship_is_connected(ship));
 }
 
 /* Redis refuses writes: asked now and then, not in a loop, and served once it takes them again. */
@@ -358,8 +467,12 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_ship),  TEST(test_kills),    TEST(test_refill),   TEST(test_trimmed_stream),
-        TEST(test_ahead), TEST(test_refusing), TEST(test_password), TEST(test_urls),
+        TEST(test_ship),     TEST(test_kills),
+        TEST(test_refill),   TEST(test_trimmed_stream),
+        TEST(test_ahead),    TEST(test_other_record),
+        TEST(test_foreign),  TEST(test_foreign_in_the_middle),
+        TEST(test_refusing), TEST(test_password),
+        TEST(test_urls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
