@@ -24,7 +24,8 @@ struct backend_limits {
 
 /* One step, all pointers in host memory, read during the call only. */
 struct step_args {
-    const int32_t *ids; /* [n_tok] */
+    const int32_t *ids; /* [n_tok]; below 0, where the backend has sample_begin: the token that
+                           sample found last for sample_row.slot ~id */
     struct kv_rows rows;
     const struct lora_table *lora; /* NULL: no row has an adapter */
     const struct lora_seg *seg;    /* sorted, disjoint, covering all rows; n_seg 0 without lora */

@@ -55,6 +55,7 @@ static void release_all(struct cuda_backend *c)
     if (!c->tables)
         return;
     (void)gpu_stream_sync(c->stream);
+    cuda_results_release(c);
     cuda_head_release(c);
     cuda_attention_release(c);
     cuda_lora_release(c);
@@ -79,6 +80,8 @@ static enum status cuda_prepare(struct backend *b, const struct backend_limits *
         st = cuda_attention_prepare(c, err);
     if (!st)
         st = cuda_head_prepare(c, err);
+    if (!st)
+        st = cuda_results_prepare(c, err);
     if (st)
         release_all(c);
     return st;
@@ -116,6 +119,7 @@ static size_t cuda_workspace_bytes(const struct backend *b, const struct backend
     probe.lora = NULL;
     probe.attention = NULL;
     probe.head = NULL;
+    probe.results = NULL;
     probe.base.deterministic = true;
     if (gpu_open_counting(&probe.gpu, plenty, NULL))
         return 0;
@@ -139,6 +143,9 @@ static const struct backend_ops cuda_ops = {
     .score = cuda_score,
     .sketch = cuda_sketch,
     .sample = cuda_sample,
+    .sample_begin = cuda_sample_begin,
+    .read_begin = cuda_read_begin,
+    .read_end = cuda_read_end,
     .top_logprobs = cuda_top_logprobs,
     .sample_scratch_bytes = cuda_sample_scratch_bytes,
     .mem_alloc = cuda_mem_alloc,

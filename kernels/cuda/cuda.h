@@ -65,6 +65,7 @@ struct cuda_pass {
 /* ---- the backend ---- */
 
 struct cuda_graphs;
+struct cuda_results;
 struct cuda_tables;
 struct cuda_uploads;
 
@@ -79,6 +80,7 @@ struct cuda_backend {
     struct cuda_pass pass;
     struct cuda_tables *tables;
     struct cuda_graphs *graphs;
+    struct cuda_results *results;
     /* the families' own state, made by their prepare */
     struct cuda_gemm *gemm;
     struct cuda_lora *lora;
@@ -122,14 +124,14 @@ enum status cuda_logits(struct backend *b, const struct logits_args *a);
 enum status cuda_score(struct backend *b, const struct score_args *a);
 enum status cuda_sketch(struct backend *b, const struct sketch_args *a);
 enum status cuda_sample(struct backend *b, const struct sample_args *a);
-/* The two halves of cuda_sample, for a host that works while the device does: begin launches and
- * leaves a->out alone, end waits and copies the results to out [n_row]. Two may be under way. */
 enum status cuda_sample_begin(struct backend *b, const struct sample_args *a, uint32_t *ticket);
-enum status cuda_sample_end(struct backend *b, uint32_t ticket, struct sample_out *out);
 enum status cuda_top_logprobs(struct backend *b, const struct top_logprobs_args *a);
 /* Device [seqs_max]: the id that sample returned last for each sample_row.slot. Written in stream
  * order, so a pass given after it may read its ids here. NULL before prepare. */
 const int32_t *cuda_latest(const struct backend *b);
+/* results.c: device memory on its way to the host in stream order. bytes > 0. */
+enum status cuda_read_begin(struct backend *b, const void *from, size_t bytes, uint32_t *ticket);
+enum status cuda_read_end(struct backend *b, uint32_t ticket, void *host);
 size_t cuda_sample_scratch_bytes(const struct backend *b, uint32_t n_vocab);
 size_t cuda_lora_scratch_bytes(const struct backend *b, const struct backend_limits *lim);
 

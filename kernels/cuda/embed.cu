@@ -1,5 +1,6 @@
 /* embed: rows of the embedding table, bf16, to the residual stream, f32. One block a row, 16-byte
- * loads, 8 features a thread and turn. */
+ * loads, 8 features a thread and turn. An id below 0 is a token that the host has not seen: ~id is
+ * the slot that sample wrote it for. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/device.cuh"
 
@@ -7,7 +8,7 @@
 
 struct embed_rows {
     const struct cuda_counts *counts;
-    const int32_t *ids;
+    const int32_t *ids, *latest;
     const bf16_t *table;
     float *out;
     uint32_t d;
@@ -19,7 +20,10 @@ static KERNEL(THREADS, 8) void embed_rows(struct embed_rows a)
     pdl_wait();
     if (row >= a.counts->n_tok)
         return;
-    const bf16_t *from = a.table + (size_t)a.ids[row] * a.d;
+    int32_t id = a.ids[row];
+    if (id < 0)
+        id = a.latest[~id];
+    const bf16_t *from = a.table + (size_t)id * a.d;
     float *out = a.out + (size_t)row * a.d;
     for (uint32_t i = threadIdx.x * 8; i < a.d; i += THREADS * 8) {
         uint4 v = ldg_16(from + i);
@@ -37,8 +41,9 @@ enum status cuda_embed(struct backend *b, const struct embed_args *a)
     CHECK(a->table.d_in % 8 == 0);
     if (a->n_tok == 0)
         return STATUS_OK;
-    struct embed_rows args = {c->step.counts, c->step.ids, (const bf16_t *)a->table.data, a->out,
-                              a->table.d_in};
+    struct embed_rows args = {c->step.counts, c->step.ids,
+                              cuda_latest(b), (const bf16_t *)a->table.data,
+                              a->out,         a->table.d_in};
     LAUNCH_PDL(embed_rows, a->n_tok, THREADS, 0, c->stream, args);
     return gpu_launched("embed");
 }

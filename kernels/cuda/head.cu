@@ -220,39 +220,11 @@ enum status head_upload_end(struct cuda_backend *c, size_t bytes)
     return st;
 }
 
-enum status head_result_begin(struct cuda_backend *c, size_t bytes, uint32_t *ticket)
-{
-    struct cuda_head *h = c->head;
-    uint32_t i = 0;
-    while (i < HEAD_RESULTS && h->results[i].bytes > 0)
-        i++;
-    CHECK(i < HEAD_RESULTS);
-    CHECK(bytes > 0 && bytes <= h->result_bytes);
-    enum status st = gpu_copy_out(c->stream, h->results[i].pinned, h->out, bytes);
-    if (!st)
-        st = gpu_event_record(h->results[i].event, c->stream);
-    if (!st)
-        h->results[i].bytes = bytes;
-    *ticket = i;
-    return st;
-}
-
-enum status head_result_end(struct cuda_backend *c, uint32_t ticket, void *host)
-{
-    struct head_buffer *buffer = &c->head->results[ticket];
-    CHECK(ticket < HEAD_RESULTS && buffer->bytes > 0);
-    enum status st = gpu_event_sync(buffer->event);
-    if (!st)
-        memcpy(host, buffer->pinned, buffer->bytes);
-    buffer->bytes = 0;
-    return st;
-}
-
 enum status head_result(struct cuda_backend *c, void *host, size_t bytes)
 {
     uint32_t ticket;
-    enum status st = head_result_begin(c, bytes, &ticket);
-    return st ? st : head_result_end(c, ticket, host);
+    enum status st = cuda_read_begin(&c->base, c->head->out, bytes, &ticket);
+    return st ? st : cuda_read_end(&c->base, ticket, host);
 }
 
 static enum status take_buffers(struct head_buffer *buffer, uint32_t count, size_t bytes,
@@ -331,8 +303,6 @@ enum status cuda_head_prepare(struct cuda_backend *c, struct errtext *err)
     enum status st = take_device(c, err);
     if (!st)
         st = take_buffers(h->uploads, HEAD_UPLOADS, h->upload_bytes, err);
-    if (!st)
-        st = take_buffers(h->results, HEAD_RESULTS, h->result_bytes, err);
     return st;
 }
 
@@ -346,7 +316,6 @@ void cuda_head_release(struct cuda_backend *c)
     for (size_t i = 0; i < ARRAY_COUNT(part); i++)
         gpu_free(c->gpu, part[i]);
     release_buffers(h->uploads, HEAD_UPLOADS);
-    release_buffers(h->results, HEAD_RESULTS);
     mem_free(h->seen);
     mem_free(h);
     c->head = NULL;

@@ -19,7 +19,6 @@ extern "C" {
 #define BUCKETS          1024
 #define BUCKET_WORDS     (3 * BUCKETS) /* counts, low and high words of the weights */
 #define HEAD_UPLOADS     4
-#define HEAD_RESULTS     3 /* two steps' samples, and an op that waits */
 
 /* What is known of a tile of a row: 16 bytes, one store. */
 struct tile_stat {
@@ -37,8 +36,7 @@ struct head_seen {
 
 struct head_buffer {
     char *pinned;
-    void *event;  /* the copy has come by */
-    size_t bytes; /* results: under way or not yet taken; 0: free */
+    void *event; /* the copy has come by */
 };
 
 struct cuda_head {
@@ -51,7 +49,7 @@ struct cuda_head {
     float *target_logit;    /* [score_rows] */
     char *upload;           /* [upload_bytes] */
     char *out;              /* [result_bytes] */
-    struct head_buffer uploads[HEAD_UPLOADS], results[HEAD_RESULTS];
+    struct head_buffer uploads[HEAD_UPLOADS];
     struct head_seen *seen; /* [seqs_max] host */
     size_t upload_bytes, result_bytes;
     uint32_t sample_rows, score_rows, span_tiles, n_tile, history_stride, turn;
@@ -60,11 +58,7 @@ struct cuda_head {
 /* Pinned memory for upload_bytes, and its way to h->upload in stream order. */
 enum status head_upload_begin(struct cuda_backend *c, char **pinned);
 enum status head_upload_end(struct cuda_backend *c, size_t bytes);
-/* h->out on its way to the host in stream order; the wait for it, and the copy to where the caller
- * wants it. bytes > 0. */
-enum status head_result_begin(struct cuda_backend *c, size_t bytes, uint32_t *ticket);
-enum status head_result_end(struct cuda_backend *c, uint32_t ticket, void *host);
-/* Both. */
+/* h->out to where the caller wants it, waiting. bytes > 0. */
 enum status head_result(struct cuda_backend *c, void *host, size_t bytes);
 
 /* struct sample_row as the device reads it: positions in the upload instead of pointers. */

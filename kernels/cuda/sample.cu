@@ -802,12 +802,7 @@ enum status cuda_sample_begin(struct backend *b, const struct sample_args *a, ui
         n = MIN(a->n_row - t0, c->head->sample_rows);
         st = sample_pass(c, a, t0, &n);
     }
-    return st ? st : head_result_begin(c, a->n_row * sizeof(struct sample_out), ticket);
-}
-
-enum status cuda_sample_end(struct backend *b, uint32_t ticket, struct sample_out *out)
-{
-    return head_result_end(cuda_of(b), ticket, out);
+    return st ? st : cuda_read_begin(b, c->head->out, a->n_row * sizeof(struct sample_out), ticket);
 }
 
 enum status cuda_sample(struct backend *b, const struct sample_args *a)
@@ -816,7 +811,7 @@ enum status cuda_sample(struct backend *b, const struct sample_args *a)
     if (a->n_row == 0)
         return STATUS_OK;
     enum status st = cuda_sample_begin(b, a, &ticket);
-    return st ? st : cuda_sample_end(b, ticket, a->out);
+    return st ? st : cuda_read_end(b, ticket, a->out);
 }
 
 static enum status top_pass(struct cuda_backend *c, const struct top_logprobs_args *a, uint32_t t0,

@@ -7,7 +7,7 @@ set(RS_CUDA_KERNELS
   head.cu sample.cu
 )
 set(RS_CUDA_HOST
-  cuda.c step.c pass.c upload.c
+  cuda.c step.c pass.c upload.c results.c
   cublaslt.c gemm_plan.c
   lora_pack.c
   sample_rows.c

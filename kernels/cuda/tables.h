@@ -12,6 +12,10 @@ enum status cuda_tables_prepare(struct cuda_backend *c, struct errtext *err);
 void cuda_tables_release(struct cuda_backend *c);
 enum status cuda_step(struct backend *b, const struct step_args *a);
 
+/* results.c */
+enum status cuda_results_prepare(struct cuda_backend *c, struct errtext *err);
+void cuda_results_release(struct cuda_backend *c);
+
 /* upload.c */
 extern const struct backend_adapter_ops cuda_adapter_ops;
 enum status cuda_uploads_create(struct cuda_backend *c, struct errtext *err);

@@ -46,7 +46,10 @@ uint32_t batch_add(struct batch *b, const struct batch_run *run)
         add_segment(b, run);
     for (uint32_t i = 0; i < run->count; i++) {
         uint32_t pos = run->first + i, row = first_row + i;
-        b->ids[row] = pos < run->n_prompt ? run->prompt[pos] : run->output[pos - run->n_prompt];
+        if (pos >= run->n_known)
+            b->ids[row] = ~(int32_t)run->slot;
+        else
+            b->ids[row] = pos < run->n_prompt ? run->prompt[pos] : run->output[pos - run->n_prompt];
         b->seq[row] = run->slot;
         b->pos[row] = pos;
     }
@@ -74,7 +77,7 @@ void batch_verify(const struct batch *b, uint32_t n_vocab, uint32_t pos_max)
     }
     CHECK(covered == b->n_tok);
     for (uint32_t t = 0; t < b->n_tok; t++) {
-        CHECK(b->ids[t] >= 0 && (uint32_t)b->ids[t] < n_vocab);
+        CHECK(b->ids[t] >= 0 ? (uint32_t)b->ids[t] < n_vocab : (uint32_t)~b->ids[t] == b->seq[t]);
         CHECK(b->pos[t] < pos_max);
     }
 }

@@ -14,7 +14,7 @@ struct batch_out { /* why a row's hidden state is wanted, beside batch.out_row *
 };
 
 struct batch {
-    int32_t *ids;          /* [rows_max] */
+    int32_t *ids;          /* [rows_max] step_args.ids */
     uint32_t *seq;         /* [rows_max] row of the page table */
     uint32_t *pos;         /* [rows_max] */
     uint32_t *out_row;     /* [rows_max] */
@@ -31,7 +31,8 @@ struct batch_run {
     const struct composition *comp;
     const uint32_t *lora_slot; /* [comp->n] */
     const int32_t *prompt, *output;
-    uint32_t n_prompt;
+    uint32_t n_prompt, n_known; /* ids from n_known on are the device's to know: ~slot stands for
+                                   the one sampled last */
     uint32_t first, count;
 };
 

@@ -1,38 +1,45 @@
-/* After the device: what was computed is accounted, tokens are appended to their requests, and what
+/* A flight is back: what was computed is accounted, tokens are appended to their requests, and what
  * ends a sequence is looked for, in this order: end-of-text and stop ids, stop strings, the token
- * limit. A token is visible to readers when n_out has been stored, so everything else of it is
- * written before. */
+ * limit. A sequence that has left its slot since is passed over. A token is visible to readers when
+ * n_out has been stored, so everything else of it is written before. */
 #include "server/engine/steps.h"
 #include "server/base/check.h"
 
-static void add_telemetry(struct engine *e, struct seq *s)
+/* The sequence whose rows these were, NULL: gone. */
+static struct seq *seq_of(struct engine *e, const struct flight *f, uint32_t slot)
+{
+    struct seq *s = &e->seq[slot];
+    return s->used && s->history == f->seq[slot].history ? s : NULL;
+}
+
+static void add_telemetry(struct engine *e, struct seq *s, const struct flight_seq *done)
 {
     struct job_seq *js = &s->job->seq[s->idx];
     struct request_seq *rs = &s->job->r->seq[s->idx];
     if (s->comp->n == 0)
         return;
-    for (uint32_t i = 0; i < s->rows; i++) {
-        if (s->n_kv + i < js->counted)
+    for (uint32_t i = 0; i < done->rows; i++) {
+        if (done->first + i < js->counted)
             continue; /* recomputed after a preemption */
-        const double *norm2 = e->head.norm2_host + (size_t)(s->row_first + i) * 2;
+        const double *norm2 = e->head.norm2_host + (size_t)(done->row_first + i) * 2;
         rs->delta2 += norm2[0];
         rs->base2 += norm2[1];
     }
-    js->counted = MAX(js->counted, s->n_kv + s->rows);
+    js->counted = MAX(js->counted, done->first + done->rows);
 }
 
-static void advance(struct engine *e, struct seq *s)
+static void advance(struct engine *e, struct seq *s, const struct flight_seq *done)
 {
+    uint32_t n_done = done->first + done->rows;
     if (s->score) {
-        score_advance(e, s);
+        score_advance(e, s, done);
         return;
     }
-    add_telemetry(e, s);
-    s->n_kv += s->rows;
-    seq_key_pages(e, s);
-    if (s->n_kv >= s->n_prompt)
+    add_telemetry(e, s, done);
+    seq_key_pages(e, s, n_done);
+    if (n_done >= s->n_prompt)
         s->job->seq[s->idx].prompt_scored = true;
-    if (s->n_kv == s->n_tok && s->job->r->params.max_tokens == 0)
+    if (n_done == s->n_tok && s->job->r->params.max_tokens == 0)
         job_finish_seq(e, s->job, s->idx, FINISH_LENGTH);
 }
 
@@ -84,14 +91,14 @@ static void take_token(struct engine *e, struct seq *s, const struct sample_out 
 {
     struct job *j = s->job;
     struct request_seq *rs = &j->r->seq[s->idx];
-    uint32_t n_out = s->n_tok - s->n_prompt;
-    CHECK(n_out < j->r->params.max_tokens);
+    uint32_t n_out = s->n_known - s->n_prompt;
+    CHECK(s->n_known < s->n_tok && n_out < j->r->params.max_tokens);
     rs->out_id[n_out] = out->id;
     rs->out_logprob[n_out] = out->logprob;
     if (rs->out_top)
         rs->out_top[n_out] = *out;
     n_out++;
-    s->n_tok++;
+    s->n_known++;
     j->dirty = true;
     e->count.generation_tokens++;
     sched_charge(&e->sched, j->fair, SCHED_COST_OUTPUT);
@@ -103,20 +110,23 @@ static void take_token(struct engine *e, struct seq *s, const struct sample_out 
         job_finish_seq(e, j, s->idx, why);
 }
 
-void deliver_step(struct engine *e)
+void deliver_step(struct engine *e, const struct flight *f)
 {
     const struct head *h = &e->head;
-    const struct batch_out *o = e->batch.out;
-    for (uint32_t i = 0; i < h->n_score; i++) {
-        const struct batch_out *scored = &o[h->n_sample + h->n_prompt + i];
-        score_deliver(e, &e->seq[scored->slot], scored->pos, h->logprob[i]);
+    struct seq *s;
+    for (uint32_t i = 0; i < f->n_score; i++) {
+        const struct batch_out *scored = &f->out[f->n_sample + f->n_prompt + i];
+        if ((s = seq_of(e, f, scored->slot)))
+            score_deliver(e, s, scored->pos, h->logprob[i]);
     }
     for (uint32_t i = 0; i < e->slot_count; i++) {
-        if (e->seq[i].used && e->seq[i].rows > 0)
-            advance(e, &e->seq[i]);
+        if (f->seq[i].rows > 0 && (s = seq_of(e, f, i)))
+            advance(e, s, &f->seq[i]);
     }
-    for (uint32_t i = 0; i < h->n_sample; i++)
-        take_token(e, &e->seq[o[i].slot], &h->out[i]);
+    for (uint32_t i = 0; i < f->n_sample; i++) {
+        if ((s = seq_of(e, f, f->out[i].slot)))
+            take_token(e, s, &h->out[i]);
+    }
     for (uint32_t i = e->job_live_count; i-- > 0;) {
         struct job *j = &e->job[e->job_live[i]];
         job_wake(e, j);

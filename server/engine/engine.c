@@ -1,8 +1,9 @@
 /* THE loop: receive, admit, plan, run, deliver. In this order because each reads what the one
  * before it settled: cancels and drains give back slots and pages first, then newcomers take them,
  * then rows are shared out among all (preempting if pages ran out), then the device works, then
- * readers get their tokens. Nothing here waits except the device and, when nothing can run, the
- * mailbox. Who else talks to the engine: mail.c. How it is made: setup.c. */
+ * readers get their tokens. On a device they get those of the step before, while it works: see
+ * state.h. Nothing here waits except for the device and, when nothing can run, the mailbox. Who
+ * else talks to the engine: mail.c. How it is made: setup.c. */
 #include "server/engine/steps.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -65,32 +66,57 @@ static void device_failed(struct engine *e, enum status st)
     e->opt.on_device_lost(e->opt.on_device_lost_arg);
 }
 
+static enum status land(struct engine *e, const struct flight *f)
+{
+    uint64_t before_ns = e->opt.clock_ns();
+    enum status st = run_collect(e, f);
+    clock_read(e);
+    e->device_ns += e->now_ns - before_ns;
+    if (st)
+        return st;
+    deliver_step(e, f);
+    return STATUS_OK;
+}
+
+/* Give the planned step, if any, to the backend, then deliver the one before it, then the new one
+ * if it is not to fly while the next is planned. */
+static enum status fly(struct engine *e, bool any)
+{
+    struct flight *before = e->flying;
+    struct flight *next = before == &e->flight[0] ? &e->flight[1] : &e->flight[0];
+    e->flying = NULL;
+    uint64_t before_ns = e->opt.clock_ns();
+    enum status st = any ? run_step(e, next) : STATUS_OK;
+    e->device_ns += e->opt.clock_ns() - before_ns;
+    if (!st && before)
+        st = land(e, before);
+    if (st || !any)
+        return st;
+    if (!e->overlaps || run_has_waited(next))
+        return land(e, next);
+    e->flying = next;
+    return STATUS_OK;
+}
+
 bool engine_step(struct engine *e)
 {
-    uint64_t begin_ns, run_ns = 0;
     clock_read(e);
-    begin_ns = e->now_ns;
+    uint64_t begin_ns = e->now_ns;
+    e->device_ns = 0;
     receive(e);
     admit(e);
-    bool any = !e->device_lost && plan_step(e);
-    if (any) {
-        uint64_t before_ns = e->opt.clock_ns();
-        enum status st = run_step(e);
-        clock_read(e);
-        run_ns = e->now_ns - before_ns;
-        if (st == STATUS_OK)
-            deliver_step(e);
-        else
-            device_failed(e, st);
-    }
+    bool any = !e->device_lost && plan_step(e), had_flight = e->flying != NULL;
+    enum status st = any || had_flight ? fly(e, any) : STATUS_OK;
+    if (st)
+        device_failed(e, st);
     e->count.steps += any;
-    uint64_t control_ns = e->opt.clock_ns() - begin_ns - run_ns;
+    uint64_t control_ns = e->opt.clock_ns() - begin_ns - e->device_ns;
     e->count.control_ns_max = MAX(e->count.control_ns_max, control_ns);
     stats_publish(e);
 #if RS_CHECKING
     engine_verify(e);
 #endif
-    return any;
+    return any || had_flight;
 }
 
 void engine_end_all(struct engine *e, enum status st, const char *why)

@@ -49,13 +49,23 @@ static uint32_t rows_with_pages(struct engine *e, struct seq *s, uint32_t rows)
     return rows;
 }
 
+/* All its rows are given; what ends it is on its way. */
+static bool awaits_end(const struct seq *s)
+{
+    bool has_last_token =
+        s->n_known < s->n_tok && s->n_tok - s->n_prompt >= s->job->r->params.max_tokens;
+    return s->n_kv == s->n_tok || has_last_token;
+}
+
 static uint32_t fill_asks(struct engine *e)
 {
     uint32_t n_ask = 0;
     for (uint32_t i = 0; i < e->order_count; i++) {
         struct seq *s = &e->seq[e->order[i]];
         s->rows = 0;
-        CHECK(s->n_kv < s->n_tok);
+        CHECK(s->n_kv <= s->n_tok);
+        if (awaits_end(s))
+            continue;
         uint32_t left = s->n_tok - s->n_kv;
         enum sched_kind kind = s->score ? SCHED_SCORE : left == 1 ? SCHED_DECODE : SCHED_PREFILL;
         e->ask[n_ask] = (struct sched_ask){.kind = kind, .rows_left = left, .rank = rank_of(e, s)};

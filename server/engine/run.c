@@ -1,7 +1,8 @@
 /* The device work of a step: rows in order of composition through the forward pass, then the rows
  * that were wanted, in three parts of one list: rows to sample from, prompt rows whose next token
- * is to be judged, and scoring rows. Logits exist for `tile` rows at a time. Every op here computes
- * each row for itself, so tiles and company do not show in the bits. */
+ * is to be judged, and scoring rows. Samples and telemetry of a device come when they are
+ * collected; the other two parts wait. Logits exist for `tile` rows at a time. Every op here
+ * computes each row for itself, so tiles and company do not show in the bits. */
 #include "server/engine/steps.h"
 #include "server/base/check.h"
 
@@ -14,9 +15,11 @@ static bool samples(const struct seq *s)
            s->job->r->params.max_tokens > 0;
 }
 
-static void fill_rows(struct engine *e)
+static void fill_rows(struct engine *e, struct flight *f)
 {
     batch_clear(&e->batch);
+    e->batch.out = f->out;
+    memset(f->seq, 0, e->slot_count * sizeof(f->seq[0]));
     for (uint32_t i = 0; i < e->order_count; i++) {
         struct seq *s = &e->seq[e->order[i]];
         if (s->rows == 0)
@@ -27,42 +30,45 @@ static void fill_rows(struct engine *e)
                                 .prompt = s->prompt,
                                 .output = s->output,
                                 .n_prompt = s->n_prompt,
+                                .n_known = s->n_known,
                                 .first = s->n_kv,
                                 .count = s->rows};
-        s->row_first = batch_add(&e->batch, &run);
+        f->seq[s->slot] = (struct flight_seq){.history = s->history,
+                                              .first = s->n_kv,
+                                              .rows = s->rows,
+                                              .row_first = batch_add(&e->batch, &run)};
     }
 }
 
 /* Rows of s whose position is in [from, to) are wanted. */
-static void want_positions(struct engine *e, const struct seq *s, uint32_t from, uint32_t to)
+static void want_positions(struct engine *e, const struct flight_seq *s, uint32_t from, uint32_t to)
 {
-    from = MAX(from, s->n_kv);
-    to = MIN(to, s->n_kv + s->rows);
+    from = MAX(from, s->first);
+    to = MIN(to, s->first + s->rows);
     for (uint32_t pos = from; pos < to; pos++)
-        batch_want(&e->batch, s->row_first + pos - s->n_kv);
+        batch_want(&e->batch, s->row_first + pos - s->first);
 }
 
-static void fill_wanted(struct engine *e)
+static void fill_wanted(struct engine *e, struct flight *f)
 {
-    struct head *h = &e->head;
     for (uint32_t i = 0; i < e->order_count; i++) {
         const struct seq *s = &e->seq[e->order[i]];
         if (samples(s))
-            want_positions(e, s, s->n_tok - 1, s->n_tok);
+            want_positions(e, &f->seq[s->slot], s->n_tok - 1, s->n_tok);
     }
-    h->n_sample = e->batch.n_out;
+    f->n_sample = e->batch.n_out;
     for (uint32_t i = 0; i < e->order_count; i++) {
         const struct seq *s = &e->seq[e->order[i]];
         if (s->rows > 0 && s->want_prompt)
-            want_positions(e, s, 0, s->n_prompt - 1);
+            want_positions(e, &f->seq[s->slot], 0, s->n_prompt - 1);
     }
-    h->n_prompt = e->batch.n_out - h->n_sample;
+    f->n_prompt = e->batch.n_out - f->n_sample;
     for (uint32_t i = 0; i < e->order_count; i++) {
         const struct seq *s = &e->seq[e->order[i]];
         if (s->rows > 0 && s->score)
-            want_positions(e, s, s->score->job->n_prompt - 1, s->n_tok);
+            want_positions(e, &f->seq[s->slot], s->score->job->n_prompt - 1, s->n_tok);
     }
-    h->n_score = e->batch.n_out - h->n_sample - h->n_prompt;
+    f->n_score = e->batch.n_out - f->n_sample - f->n_prompt;
 }
 
 static enum status run_forward(struct engine *e)
@@ -149,15 +155,23 @@ static void fill_sample_row(struct engine *e, const struct seq *s, uint32_t i)
     fill_bias(e, p, n_out, &h->row[i], &h->bias[(size_t)i * BIAS_ROW_MAX]);
 }
 
-static enum status run_sample(struct engine *e)
+static enum status sample_tile(struct engine *e, struct flight *f, const struct sample_args *a)
+{
+    const struct backend_ops *ops = e->backend->ops;
+    return ops->sample_begin ? ops->sample_begin(e->backend, a, &f->ticket[f->n_ticket++])
+                             : ops->sample(e->backend, a);
+}
+
+static enum status run_sample(struct engine *e, struct flight *f)
 {
     struct head *h = &e->head;
     enum status st = STATUS_OK;
-    for (uint32_t first = 0; first < h->n_sample && !st; first += h->tile) {
-        uint32_t n = MIN(h->tile, h->n_sample - first);
+    f->n_ticket = 0;
+    for (uint32_t first = 0; first < f->n_sample && !st; first += h->tile) {
+        uint32_t n = MIN(h->tile, f->n_sample - first);
         st = run_logits(e, first, n);
         for (uint32_t i = 0; i < n; i++)
-            fill_sample_row(e, &e->seq[e->batch.out[first + i].slot], i);
+            fill_sample_row(e, &e->seq[f->out[first + i].slot], i);
         struct sample_args a = {.out = h->out + first,
                                 .logits = h->logits,
                                 .row = h->row,
@@ -165,7 +179,7 @@ static enum status run_sample(struct engine *e)
                                 .n_row = n,
                                 .n_vocab = e->model->config.n_vocab};
         if (!st)
-            st = e->backend->ops->sample(e->backend, &a);
+            st = sample_tile(e, f, &a);
     }
     return st;
 }
@@ -181,14 +195,14 @@ static void keep_prompt_logprob(struct engine *e, const struct batch_out *o,
         p->top[o->pos + 1] = *found;
 }
 
-static enum status run_prompt_logprobs(struct engine *e)
+static enum status run_prompt_logprobs(struct engine *e, const struct flight *f)
 {
     struct head *h = &e->head;
     enum status st = STATUS_OK;
-    for (uint32_t done = 0; done < h->n_prompt && !st; done += h->tile) {
-        uint32_t n = MIN(h->tile, h->n_prompt - done);
-        const struct batch_out *o = &e->batch.out[h->n_sample + done];
-        st = run_logits(e, h->n_sample + done, n);
+    for (uint32_t done = 0; done < f->n_prompt && !st; done += h->tile) {
+        uint32_t n = MIN(h->tile, f->n_prompt - done);
+        const struct batch_out *o = &f->out[f->n_sample + done];
+        st = run_logits(e, f->n_sample + done, n);
         for (uint32_t i = 0; i < n; i++) {
             const struct seq *s = &e->seq[o[i].slot];
             h->target[i] = s->prompt[o[i].pos + 1];
@@ -208,15 +222,15 @@ static enum status run_prompt_logprobs(struct engine *e)
     return st;
 }
 
-static enum status run_score(struct engine *e)
+static enum status run_score(struct engine *e, const struct flight *f)
 {
     struct head *h = &e->head;
-    uint32_t first = h->n_sample + h->n_prompt;
-    if (h->n_score == 0)
+    uint32_t first = f->n_sample + f->n_prompt;
+    if (f->n_score == 0)
         return STATUS_OK;
-    CHECK(h->n_score <= e->opt.score_rows_max);
-    for (uint32_t i = 0; i < h->n_score; i++) {
-        const struct batch_out *o = &e->batch.out[first + i];
+    CHECK(f->n_score <= e->opt.score_rows_max);
+    for (uint32_t i = 0; i < f->n_score; i++) {
+        const struct batch_out *o = &f->out[first + i];
         h->target[i] = e->seq[o->slot].prompt[o->pos + 1];
     }
     struct score_args a = {.logprob = h->logprob,
@@ -224,7 +238,7 @@ static enum status run_score(struct engine *e)
                            .w = resident_model(e->resident)->lm_head,
                            .target = h->target,
                            .scratch = h->score_scratch,
-                           .n_row = h->n_score};
+                           .n_row = f->n_score};
     return e->backend->ops->score(e->backend, &a);
 }
 
@@ -239,28 +253,57 @@ static bool needs_telemetry(const struct engine *e)
     return false;
 }
 
-static enum status read_telemetry(struct engine *e)
+static enum status read_telemetry(struct engine *e, struct flight *f)
 {
-    struct head *h = &e->head;
-    if (h->norm2_host == h->norm2 || !e->batch.any_lora || !needs_telemetry(e))
-        return STATUS_OK;
-    return e->backend->ops->mem_read(e->backend, h->norm2_host, h->norm2,
-                                     (size_t)e->batch.n_tok * 2 * sizeof(double));
+    const struct head *h = &e->head;
+    size_t bytes = (size_t)e->batch.n_tok * 2 * sizeof(double);
+    f->has_norm2 = h->norm2_host != h->norm2 && e->batch.any_lora && needs_telemetry(e);
+    return f->has_norm2 ? e->backend->ops->read_begin(e->backend, h->norm2, bytes, &f->norm2_ticket)
+                        : STATUS_OK;
 }
 
-enum status run_step(struct engine *e)
+/* The device has the rows: plans go on from behind them, and behind the token each sample brings.
+ */
+static void take_off(struct engine *e)
 {
-    fill_rows(e);
-    fill_wanted(e);
+    for (uint32_t i = 0; i < e->order_count; i++) {
+        struct seq *s = &e->seq[e->order[i]];
+        bool sampled = samples(s);
+        s->n_kv += s->rows;
+        s->n_tok += sampled;
+        s->rows = 0;
+    }
+}
+
+enum status run_step(struct engine *e, struct flight *f)
+{
+    fill_rows(e, f);
+    fill_wanted(e, f);
 #if RS_CHECKING
     batch_verify(&e->batch, e->model->config.n_vocab, e->opt.context_max);
 #endif
     enum status st = run_forward(e);
     if (!st)
-        st = run_sample(e);
+        st = read_telemetry(e, f);
     if (!st)
-        st = run_prompt_logprobs(e);
+        st = run_sample(e, f);
     if (!st)
-        st = run_score(e);
-    return st ? st : read_telemetry(e);
+        st = run_prompt_logprobs(e, f);
+    if (!st)
+        st = run_score(e, f);
+    if (!st)
+        take_off(e);
+    return st;
+}
+
+enum status run_collect(struct engine *e, const struct flight *f)
+{
+    struct head *h = &e->head;
+    const struct backend_ops *ops = e->backend->ops;
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < f->n_ticket && !st && ops->read_end; i++)
+        st = ops->read_end(e->backend, f->ticket[i], h->out + (size_t)i * h->tile);
+    if (!st && f->has_norm2)
+        st = ops->read_end(e->backend, f->norm2_ticket, h->norm2_host);
+    return st;
 }

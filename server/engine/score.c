@@ -47,7 +47,8 @@ static void start_run(struct engine *e, struct score_run *run)
                        .lora_slot = run->lora_slot,
                        .prompt = j->ids,
                        .n_prompt = j->n_ids,
-                       .n_tok = j->n_ids - 1};
+                       .n_tok = j->n_ids - 1,
+                       .n_known = j->n_ids - 1};
     uint32_t slot = e->opt.seqs_max + (uint32_t)(run - e->score);
     run->state = SCORE_RUNNING;
     run->seq = seq_start(e, slot, &init);
@@ -100,12 +101,11 @@ void score_deliver(struct engine *e, struct seq *s, uint32_t pos, float logprob)
     j->logprob[pos + 1 - j->n_prompt] = logprob;
 }
 
-void score_advance(struct engine *e, struct seq *s)
+void score_advance(struct engine *e, struct seq *s, const struct flight_seq *done)
 {
     struct score_run *run = s->score;
-    s->n_kv += s->rows;
-    e->count.score_tokens += s->rows;
-    if (s->n_kv < s->n_tok)
+    e->count.score_tokens += done->rows;
+    if (done->first + done->rows < s->n_tok)
         return;
     uint64_t hold_pass = e->score_hold_pass;
     score_preempt(e, run);

@@ -83,7 +83,8 @@ void seq_start_job(struct engine *e, struct job *j, uint32_t idx, struct seq *s)
                       .prompt = p->ids,
                       .output = rs->out_id,
                       .n_prompt = p->n_ids,
-                      .n_tok = p->n_ids + n_out};
+                      .n_tok = p->n_ids + n_out,
+                      .n_known = p->n_ids + n_out};
     s->want_prompt =
         r->params.prompt_top_count >= 0 && rs->choice_idx == 0 && !j->seq[idx].prompt_scored;
     if (e->opt.prefix_cache)
@@ -185,12 +186,13 @@ bool seq_reserve(struct engine *e, struct seq *s, uint32_t n_pos)
     return true;
 }
 
-/* After rows were computed: full pages become findable. Scoring has no salt and stays out. */
-void seq_key_pages(struct engine *e, struct seq *s)
+/* Scoring has no salt and stays out. */
+void seq_key_pages(struct engine *e, struct seq *s, uint32_t n_pos)
 {
     if (!e->opt.prefix_cache || s->score)
         return;
-    while ((s->n_keyed + 1) * KV_PAGE_TOK <= s->n_kv) {
+    CHECK(n_pos <= s->n_known && n_pos <= s->n_kv);
+    while ((s->n_keyed + 1) * KV_PAGE_TOK <= n_pos) {
         int32_t tokens[KV_PAGE_TOK];
         copy_page_tokens(s, s->n_keyed, tokens);
         kv_key_next(s->key, tokens);

@@ -93,6 +93,7 @@ static void set_sizes(struct engine *e, const struct engine_options *opt,
     e->jobs_max = opt->waiting_max + 2 * opt->seqs_max;
     e->kv.page_count = (uint32_t)(opt->kv_bytes / page_bytes(deps->model));
     e->head.tile = MIN(opt->seqs_max, HEAD_TILE_MAX);
+    e->overlaps = e->backend->ops->sample_begin != NULL;
     e->batch.rows_max = opt->rows_max;
     e->batch.segs_max = e->slot_count;
     e->cache.dtype = e->model->dtype;
@@ -151,7 +152,7 @@ static void plan_head(struct engine *e)
                    "%u rows x %d x f32", e->opt.score_rows_max, SCORE_TILE);
     PLAN_ON_DEVICE("rows_max", h->norm2, rows * 2, "LoRA telemetry", "%u rows x 2 x f64",
                    e->opt.rows_max);
-    if (e->backend->is_device)
+    if (e->overlaps)
         PLAN(h->norm2_host, rows * 2, "telemetry read back", "%u rows x 2 x f64", e->opt.rows_max);
     PLAN(h->row, h->tile, "sampling rows", "%u", h->tile);
     PLAN(h->bias, (uint64_t)h->tile * BIAS_ROW_MAX, "sampling biases", "%u rows x %d", h->tile,
@@ -191,7 +192,11 @@ static void plan_batch(struct engine *e)
     PLAN(e->batch.seq, rows, "row sequences", "%u rows", rows);
     PLAN(e->batch.pos, rows, "row positions", "%u rows", rows);
     PLAN(e->batch.out_row, rows, "wanted rows", "%u rows", rows);
-    PLAN(e->batch.out, rows, "wanted positions", "%u rows", rows);
+    for (uint32_t i = 0; i < 2; i++) {
+        PLAN(e->flight[i].out, rows, "wanted positions", "%u rows", rows);
+        PLAN(e->flight[i].seq, e->slot_count, "rows of sequences", "%u", e->slot_count);
+        PLAN(e->flight[i].ticket, e->opt.seqs_max, "results", "%u", e->opt.seqs_max);
+    }
     PLAN(e->batch.seg, e->slot_count, "segments", "%u", e->slot_count);
 }
 
@@ -316,7 +321,7 @@ static enum status take_memory(struct engine *e, struct errtext *err)
         st = resident_create(&e->resident, e->model, e->backend, e->weights, err);
     if (!st)
         st = forward_create(&e->forward, resident_model(e->resident), e->backend, &fo, err);
-    if (!e->backend->is_device)
+    if (!e->overlaps)
         e->head.norm2_host = e->head.norm2;
     return st;
 }
@@ -391,6 +396,8 @@ void engine_destroy(struct engine *e)
     CHECK(!e->started);
     CHECK(e->job_live_count == 0);
     CHECK(e->pin_count == 0);
+    if (e->flying) /* nobody waits for what it finds */
+        (void)run_collect(e, e->flying);
     mailbox_fini(&e->mail);
     mailbox_fini(&e->score_mail);
     mailbox_fini(&e->unload_mail);

@@ -13,8 +13,8 @@
 #define RS_ENGINE_STATE_H
 
 #include "server/base/mailbox.h"
-#include "server/engine/batch.h"
 #include "server/engine/engine.h"
+#include "server/engine/flight.h"
 #include "server/engine/forward.h"
 #include "server/engine/kv.h"
 #include "server/engine/memplan.h"
@@ -55,13 +55,12 @@ struct job {
     bool admitted; /* once */
     bool dirty;    /* produced something in this step */
     /* why it waits */
-    uint64_t passed;                /* the admission pass that has looked at it */
-    uint64_t cold_since_ms;         /* first refusal for a cold adapter; 0: none */
-    uint64_t held_since_ms;         /* first refusal for a full budget or batch; 0: none */
-    uint64_t asked_epoch, asked_ms; /* the last refusal of the store */
-    uint64_t warmed_ms;             /* its adapters were resident then */
-    uint32_t pages_missing;         /* when it last did not fit */
-    uint64_t pages_step;
+    uint64_t passed;                    /* the admission pass that has looked at it */
+    uint64_t cold_since_ms;             /* first refusal for a cold adapter; 0: none */
+    uint64_t held_since_ms;             /* first refusal for a full budget or batch; 0: none */
+    uint64_t asked_epoch, asked_ms;     /* the last refusal of the store */
+    uint64_t warmed_ms;                 /* its adapters were resident then */
+    uint64_t pages_missing, pages_step; /* when it last did not fit */
     struct job_seq seq[REQUEST_SEQS_MAX];
 };
 
@@ -79,13 +78,14 @@ struct seq {
     const uint32_t *lora_slot;
     const int32_t *prompt, *output;
     uint32_t n_prompt;
-    uint32_t n_tok; /* known tokens to compute: prompt and emitted */
-    uint32_t n_kv;  /* positions whose K and V are in the cache */
+    uint32_t n_tok;   /* tokens to compute: prompt, emitted, and one that a flight will bring */
+    uint32_t n_known; /* of these, whose ids the host has: n_tok or n_tok - 1 */
+    uint32_t n_kv;    /* positions whose K and V are in the cache once the device comes by */
     uint32_t page_count;
     uint32_t n_keyed; /* full pages the chain has passed */
     uint8_t key[KV_KEY_BYTES];
-    bool want_prompt;         /* log-probabilities of the prompt's tokens */
-    uint32_t rows, row_first; /* this step */
+    bool want_prompt; /* log-probabilities of the prompt's tokens */
+    uint32_t rows;    /* of the step that is planned */
     struct stop_match stop;
 };
 
@@ -130,9 +130,7 @@ struct head {      /* what follows the hidden states */
     float *score_scratch;          /* [score_rows_max, SCORE_TILE]; the backend's memory */
     void *sample_scratch;          /* the backend's memory */
     double *norm2;                 /* [rows_max][2]; the backend's memory */
-    double
-        *norm2_host; /* the same, read back where the backend is a device and the step needs it */
-    uint32_t n_sample, n_prompt, n_score; /* the parts of batch.out, in this order */
+    double *norm2_host; /* the same, read back where steps overlap and this one needs it */
 };
 
 struct engine {
@@ -172,10 +170,12 @@ struct engine {
     uint32_t *ask_slot;    /* [slot_count] */
     struct batch batch;
     struct head head;
+    struct flight flight[2], *flying; /* flying: given and not delivered, or NULL */
 
-    uint64_t now_ns, now_ms;
-    uint64_t listed_ms, warmed_ms; /* when the adapter lists were made, adapters asked ahead */
+    uint64_t now_ns, now_ms, device_ns; /* device_ns: waited for the device in this step */
+    uint64_t listed_ms, warmed_ms;      /* when the adapter lists were made, adapters asked ahead */
     uint64_t serial, pass, store_epoch, histories;
+    bool overlaps;    /* the next step is given before this one is delivered */
     bool device_lost; /* nothing computes any more */
 
     /* talked to by other threads */

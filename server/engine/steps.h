@@ -34,7 +34,8 @@ void seq_preempt(struct engine *e, struct seq *s);
 void seq_attach_cached(struct engine *e, struct seq *s);
 void seq_attach_sibling(struct engine *e, struct seq *s, const struct seq *sibling, uint32_t pages);
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t n_pos);
-void seq_key_pages(struct engine *e, struct seq *s);
+/* Full pages below n_pos become findable: their rows are given to the device, their ids known. */
+void seq_key_pages(struct engine *e, struct seq *s, uint32_t n_pos);
 static inline uint32_t *seq_pages(const struct engine *e, const struct seq *s)
 {
     return e->page_table + (size_t)s->slot * e->page_stride;
@@ -52,16 +53,19 @@ void pins_drop(struct engine *e, const struct composition *comp, const uint32_t 
 /* plan.c: rows of the step and pages for them, preempting if need be; false: nothing to run */
 bool plan_step(struct engine *e);
 
-/* run.c: the device work of a step */
-enum status run_step(struct engine *e);
+/* run.c: the planned step to the backend; f is its flight afterwards */
+enum status run_step(struct engine *e, struct flight *f);
+/* What the flight found into e->head, waiting for the device. */
+enum status run_collect(struct engine *e, const struct flight *f);
 
 /* deliver.c */
-void deliver_step(struct engine *e);
+void deliver_step(struct engine *e, const struct flight *f);
 
 /* score.c */
 void score_admit(struct engine *e);
 void score_deliver(struct engine *e, struct seq *s, uint32_t pos, float logprob);
-void score_advance(struct engine *e, struct seq *s);
+/* The rows of a flight are back. */
+void score_advance(struct engine *e, struct seq *s, const struct flight_seq *done);
 void score_yield(struct engine *e);
 void score_preempt(struct engine *e, struct score_run *run);
 void score_end_all(struct engine *e, enum status st);

@@ -198,6 +198,29 @@ static void test_bits_do_not_depend_on_replay(void **state)
     run_in_company(&opt, 6, 4, alone);
 }
 
+/* Nor on whether the next step is given before the host has seen this one's tokens. */
+static void test_bits_do_not_depend_on_overlap(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct world w;
+    world_open(&w, &opt);
+    struct request *r = subject(&w, 2);
+    world_submit(&w, r);
+    uint32_t known = 0, flights = 0;
+    for (uint32_t i = 0; i < 2 * OUT && !world_done(r); i++) {
+        world_step(&w);
+        flights += w.engine->flying && w.engine->batch.ids[0] < 0;
+        known = atomic_load(&r->seq[0].n_out);
+    }
+    assert_int_equal(known, OUT);
+    assert_int_equal(flights, OUT - 1); /* every token but the first was fed back by the device */
+    assert_same_seq(alone[2], 0, r, 0);
+    release_all(&r, 1);
+    world_close(&w);
+    opt.in_turn = true;
+    run_in_company(&opt, 6, 4, alone);
+}
+
 static void test_bits_do_not_depend_on_chunks_or_preemption(void **state)
 {
     if (emu_is_tsan())
@@ -441,6 +464,7 @@ int main(void)
         cmocka_unit_test(test_f32_is_refused_by_name),
         cmocka_unit_test(test_bits_do_not_depend_on_company),
         cmocka_unit_test(test_bits_do_not_depend_on_replay),
+        cmocka_unit_test(test_bits_do_not_depend_on_overlap),
         cmocka_unit_test(test_bits_do_not_depend_on_chunks_or_preemption),
         cmocka_unit_test(test_bits_do_not_depend_on_evictions),
         cmocka_unit_test(test_more_segments_at_replay_than_at_recording),

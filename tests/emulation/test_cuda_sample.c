@@ -532,7 +532,7 @@ static void test_host_runs_ahead(void **state)
             assert_int_equal(cuda_sample_begin(e.cuda, &a, &ticket[half]), STATUS_OK);
         }
         for (uint32_t half = 0; half < 2; half++) {
-            assert_int_equal(cuda_sample_end(e.cuda, ticket[half], got[half]), STATUS_OK);
+            assert_int_equal(cuda_read_end(e.cuda, ticket[half], got[half]), STATUS_OK);
             for (uint32_t t = 0; t < N; t++) {
                 row[t].output = said[t];
                 row[t].draw = row[t].n_output = 2 * round + half;

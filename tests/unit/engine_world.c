@@ -1,5 +1,6 @@
 /* See engine_world.h. */
 #include "tests/unit/engine_world.h"
+#include "tests/unit/late_backend.h"
 
 #include <stdatomic.h>
 #include <math.h>
@@ -478,6 +479,8 @@ void world_open(struct world *w, const struct world_options *opt)
                                  .device_bytes = WORLD_DEVICE_BYTES};
     if (backend_create(&w->backend, &bo, &err))
         fail_msg("backend: %s", err.text);
+    if (opt->late)
+        late_backend_wrap(w->backend);
     make_model(w);
     for (uint32_t i = 0; i < opt->adapter_count; i++) {
         make_adapter(w, i);
@@ -500,6 +503,7 @@ void world_open(struct world *w, const struct world_options *opt)
     struct engine_deps deps = {.model = &w->model, .backend = w->backend, .store = w->store};
     if (engine_create(&w->engine, &eo, &deps, &err))
         fail_msg("engine: %s", err.text);
+    w->engine->overlaps = w->engine->overlaps && !opt->in_turn;
 }
 
 void world_close(struct world *w)
@@ -516,6 +520,8 @@ void world_close(struct world *w)
     engine_verify(e);
     engine_destroy(e);
     world_store_evict_all(w);
+    if (w->opt.late)
+        late_backend_unwrap(w->backend);
     backend_destroy(w->backend);
     mem_free(w->store);
     for (uint32_t i = 0; i < w->opt.adapter_count; i++) {

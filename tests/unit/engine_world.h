@@ -31,6 +31,8 @@ struct world_options {
     uint32_t load_polls; /* polls that a cold load takes */
     uint64_t seed;       /* of the weights */
     bool real_clock;
+    bool late;    /* a CPU backend's results come late, as a device's: late_backend.h */
+    bool in_turn; /* each step is delivered before the next is planned */
 };
 
 struct world_adapter {

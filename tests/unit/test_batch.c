@@ -45,6 +45,7 @@ static struct batch_run run(uint32_t slot, const struct composition *c, const ui
                               .prompt = prompt,
                               .output = output,
                               .n_prompt = 4,
+                              .n_known = 6,
                               .first = first,
                               .count = count};
 }
@@ -61,6 +62,9 @@ static void test_batch_rows_walk_from_prompt_into_output(void **state)
         assert_int_equal(f.pos[i], 2 + i);
         assert_int_equal(f.seq[i], 5);
     }
+    r = run(3, &base, NULL, 6, 1); /* a token that only the device has */
+    assert_int_equal(batch_add(&f.b, &r), 4);
+    assert_int_equal(f.ids[4], ~3);
     assert_false(f.b.any_lora);
     batch_verify(&f.b, 100, 100);
 }

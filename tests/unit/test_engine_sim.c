@@ -3,6 +3,7 @@
  * every step, and every token that came out is compared, bit for bit, with a calm world that has
  * room for everything. `test_engine_sim SEED` runs one seed. */
 #include "tests/unit/engine_world.h"
+#include "tests/unit/late_backend.h"
 
 #include <stdlib.h>
 
@@ -189,6 +190,7 @@ static void draw_options(struct sim *s)
     s->opt.prefix_cache = draw(s, 3) > 0;
     s->opt.load_polls = draw(s, 6);
     s->opt.adapter_wait_ms_max = 3000;
+    s->opt.late = draw(s, 3) > 0;
 }
 
 static uint32_t out_count(const struct request *r, uint32_t i)
@@ -232,6 +234,7 @@ static void compare_all(struct sim *s)
     opt.store_slots = 6;
     opt.adapters_per_batch_max = 6;
     opt.prefix_cache = false;
+    opt.late = false;
     world_open(&calm, &opt);
     calm.engine->token_text = letters;
     for (uint32_t i = 0; i < s->submitted; i++) {
@@ -264,8 +267,8 @@ static void run_seed(uint64_t seed, uint64_t *preemptions)
     struct engine_stats stats;
     s->rng = seed * 7919 + 1;
     draw_options(s);
-    print_message("seed %llu: %s %s, %u seqs, %u rows, %u pages, %u slots\n",
-                  (unsigned long long)seed, s->opt.backend,
+    print_message("seed %llu: %s%s %s, %u seqs, %u rows, %u pages, %u slots\n",
+                  (unsigned long long)seed, s->opt.backend, s->opt.late ? " late" : "",
                   s->opt.dtype == DTYPE_F32 ? "f32" : "bf16", s->opt.seqs_max, s->opt.rows_max,
                   s->opt.kv_pages, s->opt.store_slots);
     world_open(&s->w, &s->opt);
@@ -284,6 +287,8 @@ static void run_seed(uint64_t seed, uint64_t *preemptions)
         assert_int_equal(s->score[i].done, 1);
     engine_get_stats(s->w.engine, &stats);
     *preemptions += stats.preemptions;
+    if (s->opt.late)
+        assert_true(late_backend_ids() > 0); /* steps did overlap */
     print_message(
         "  %llu steps, %llu preempted, finished %llu stop %llu length %llu cancelled %llu "
         "error, %llu of %llu prompt tokens cached\n",
