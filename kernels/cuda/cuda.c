@@ -144,6 +144,7 @@ static const struct backend_ops cuda_ops = {
     .sketch = cuda_sketch,
     .sample = cuda_sample,
     .sample_begin = cuda_sample_begin,
+    .score_begin = cuda_score_begin,
     .read_begin = cuda_read_begin,
     .read_end = cuda_read_end,
     .top_logprobs = cuda_top_logprobs,

@@ -87,7 +87,7 @@ static enum status score_pass(struct backend *b, const struct score_args *a, uin
     j.target = (const int32_t *)(const void *)h->upload;
     j.stat = h->stat;
     j.target_logit = h->target_logit;
-    j.logprob = (float *)(void *)h->out;
+    j.logprob = (float *)(void *)h->out + t0;
     j.n_vocab = a->w.d_out;
     j.n_tile = h->n_tile;
     j.stride = g.out_stride;
@@ -104,22 +104,30 @@ static enum status score_pass(struct backend *b, const struct score_args *a, uin
     if (st)
         return st;
     LAUNCH_PDL(score_rows, n_row, LANES, 0, c->stream, j);
-    st = gpu_launched("score");
-    return st ? st : head_result(c, a->logprob + t0, n_row * sizeof(float));
+    return gpu_launched("score");
 }
 
-enum status cuda_score(struct backend *b, const struct score_args *a)
+enum status cuda_score_begin(struct backend *b, const struct score_args *a, uint32_t *ticket)
 {
     struct cuda_head *h = cuda_of(b)->head;
     enum status st = STATUS_OK;
-    CHECK(a->n_row == 0 || h);
+    CHECK(h && a->n_row > 0 && a->n_row * sizeof(float) <= h->result_bytes);
     for (uint32_t t = 0; t < a->n_row; t++)
         CHECK(a->target[t] >= 0 && (uint32_t)a->target[t] < a->w.d_out);
     for (uint32_t t0 = 0; t0 < a->n_row && !st; t0 += h->score_rows) {
         CHECK(vocab_tiles(a->w.d_out) == h->n_tile);
         st = score_pass(b, a, t0, MIN(a->n_row - t0, h->score_rows));
     }
-    return st;
+    return st ? st : cuda_read_begin(b, h->out, a->n_row * sizeof(float), ticket);
+}
+
+enum status cuda_score(struct backend *b, const struct score_args *a)
+{
+    uint32_t ticket;
+    if (a->n_row == 0)
+        return STATUS_OK;
+    enum status st = cuda_score_begin(b, a, &ticket);
+    return st ? st : cuda_read_end(b, ticket, a->logprob);
 }
 
 /* ---- sketch ---- */

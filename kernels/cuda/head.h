@@ -18,7 +18,8 @@ extern "C" {
 #define SCORE_SPAN_TILES 16   /* tiles of a step of that walk */
 #define BUCKETS          1024
 #define BUCKET_WORDS     (3 * BUCKETS) /* counts, low and high words of the weights */
-#define HEAD_UPLOADS     4
+#define HEAD_UPLOADS     12 /* of two steps with 256 sequences, so that neither waits for the other's \
+                             */
 
 /* What is known of a tile of a row: 16 bytes, one store. */
 struct tile_stat {

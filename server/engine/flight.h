@@ -19,14 +19,14 @@ struct flight {             /* a step that the backend has and whose results are
     uint32_t n_sample, n_prompt, n_score; /* the parts of out, in this order */
     uint32_t *ticket;                     /* of samples, tile by tile; [seqs_max] */
     uint32_t n_ticket;
-    uint32_t norm2_ticket; /* has_norm2 */
-    bool has_norm2;
+    uint32_t norm2_ticket, score_ticket; /* has_norm2, has_score */
+    bool has_norm2, has_score;
 };
 
-/* Parts of its results came while it was given: the next step would overwrite them. */
+/* Parts of its results came while it was given. */
 static inline bool run_has_waited(const struct flight *f)
 {
-    return f->n_prompt > 0 || f->n_score > 0;
+    return f->n_prompt > 0;
 }
 
 #endif

@@ -1,8 +1,8 @@
 /* The device work of a step: rows in order of composition through the forward pass, then the rows
  * that were wanted, in three parts of one list: rows to sample from, prompt rows whose next token
- * is to be judged, and scoring rows. Samples and telemetry of a device come when they are
- * collected; the other two parts wait. Logits exist for `tile` rows at a time. Every op here
- * computes each row for itself, so tiles and company do not show in the bits. */
+ * is to be judged, and scoring rows. What a device finds comes when it is collected; judging prompt
+ * rows waits. Logits exist for `tile` rows at a time. Every op here computes each row for itself,
+ * so tiles and company do not show in the bits. */
 #include "server/engine/steps.h"
 #include "server/base/check.h"
 
@@ -222,10 +222,11 @@ static enum status run_prompt_logprobs(struct engine *e, const struct flight *f)
     return st;
 }
 
-static enum status run_score(struct engine *e, const struct flight *f)
+static enum status run_score(struct engine *e, struct flight *f)
 {
     struct head *h = &e->head;
     uint32_t first = f->n_sample + f->n_prompt;
+    f->has_score = f->n_score > 0 && e->backend->ops->score_begin;
     if (f->n_score == 0)
         return STATUS_OK;
     CHECK(f->n_score <= e->opt.score_rows_max);
@@ -239,7 +240,8 @@ static enum status run_score(struct engine *e, const struct flight *f)
                            .target = h->target,
                            .scratch = h->score_scratch,
                            .n_row = f->n_score};
-    return e->backend->ops->score(e->backend, &a);
+    return f->has_score ? e->backend->ops->score_begin(e->backend, &a, &f->score_ticket)
+                        : e->backend->ops->score(e->backend, &a);
 }
 
 /* Telemetry comes back from a device only for requests: scoring does not count it. */
@@ -305,5 +307,7 @@ enum status run_collect(struct engine *e, const struct flight *f)
         st = ops->read_end(e->backend, f->ticket[i], h->out + (size_t)i * h->tile);
     if (!st && f->has_norm2)
         st = ops->read_end(e->backend, f->norm2_ticket, h->norm2_host);
+    if (!st && f->has_score)
+        st = ops->read_end(e->backend, f->score_ticket, h->logprob);
     return st;
 }

@@ -94,6 +94,16 @@ static enum status sample_begin(struct backend *b, const struct sample_args *a, 
     return st;
 }
 
+static enum status score_begin(struct backend *b, const struct score_args *a, uint32_t *ticket)
+{
+    struct score_args seen = *a;
+    seen.logprob = mem_array(a->n_row, sizeof(float));
+    enum status st = late->inner->score(b, &seen);
+    *ticket = put(seen.logprob, a->n_row * sizeof(float));
+    mem_free(seen.logprob);
+    return st;
+}
+
 static enum status read_begin(struct backend *b, const void *from, size_t bytes, uint32_t *ticket)
 {
     (void)b;
@@ -119,6 +129,7 @@ void late_backend_wrap(struct backend *b)
     late->ops = *b->ops;
     late->ops.embed = embed;
     late->ops.sample_begin = sample_begin;
+    late->ops.score_begin = score_begin;
     late->ops.read_begin = read_begin;
     late->ops.read_end = read_end;
     memset(late->latest, 0xff, sizeof(late->latest));
