@@ -18,8 +18,7 @@ extern "C" {
 #define SCORE_SPAN_TILES 16   /* tiles of a step of that walk */
 #define BUCKETS          1024
 #define BUCKET_WORDS     (3 * BUCKETS) /* counts, low and high words of the weights */
-#define HEAD_UPLOADS     12 /* of two steps with 256 sequences, so that neither waits for the other's \
-                             */
+#define HEAD_UPLOADS     12            /* two steps of 256 sequences: neither waits for the other */
 
 /* What is known of a tile of a row: 16 bytes, one store. */
 struct tile_stat {
