@@ -39,6 +39,12 @@ struct backend_adapter_ops {
 };
 #define BACKEND_UPLOAD_LANES 8
 
+struct backend_workspace {
+    uint64_t bytes;        /* of mem_alloc's memory */
+    uint64_t pinned_bytes; /* of the host's, page-locked */
+    uint32_t passes_max;   /* recorded, in memory that the driver takes beside mem_alloc's */
+};
+
 struct backend_ops {
     enum status (*embed)(struct backend *b, const struct embed_args *a);
     enum status (*norm)(struct backend *b, const struct norm_args *a);
@@ -75,8 +81,9 @@ struct backend_ops {
     size_t (*lora_scratch_bytes)(const struct backend *b, const struct backend_limits *lim);
     /* Memory for mem_alloc in all, and what is left of it; 0 and 0: the host's. */
     void (*mem_room)(const struct backend *b, uint64_t *total, uint64_t *left);
-    /* Bytes that prepare takes for the backend itself. */
-    size_t (*workspace_bytes)(const struct backend *b, const struct backend_limits *lim);
+    /* What prepare takes for the backend itself. */
+    struct backend_workspace (*workspace)(const struct backend *b,
+                                          const struct backend_limits *lim);
     /* NULL on the CPU backends, where adapters stay where the loader puts them. */
     const struct backend_adapter_ops *adapters;
 
@@ -108,10 +115,11 @@ struct backend_options {
      * without a device; "cpu:PATH" forces an instruction path of the CPU backend: scalar, avx2,
      * avx512, avx512_bf16, dnnl */
     const char *name;
-    uint32_t thread_count; /* 0: as many as the process may use */
-    bool deterministic;    /* default true; false lets libraries choose by shape (oneDNN) */
-    uint64_t device_bytes; /* cuda: the one allocation of device memory; 0: 90 % of what is free */
-    uint32_t device;       /* cuda: which one */
+    uint32_t thread_count;   /* 0: as many as the process may use */
+    bool deterministic;      /* default true; false lets libraries choose by shape (oneDNN) */
+    uint64_t device_bytes;   /* cuda: the one allocation of device memory; 0: device_percent */
+    uint32_t device_percent; /* of the free memory; 0: 90 */
+    uint32_t device;         /* cuda: which one */
 };
 
 /* Errors: UNSUPPORTED for a backend this build or machine lacks, with what was found; INVALID for

@@ -53,11 +53,11 @@ void host_mem_room(const struct backend *b, uint64_t *total, uint64_t *left)
     *left = 0;
 }
 
-size_t host_workspace_bytes(const struct backend *b, const struct backend_limits *lim)
+struct backend_workspace host_workspace(const struct backend *b, const struct backend_limits *lim)
 {
     (void)b;
     (void)lim;
-    return 0;
+    return (struct backend_workspace){0};
 }
 
 enum status host_prepare(struct backend *b, const struct backend_limits *lim, struct errtext *err)

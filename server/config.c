@@ -16,7 +16,7 @@
 
 #define CONFIG_BYTES_MAX (16u << 20)
 
-enum kind { KIND_TEXT, KIND_NUMBER, KIND_BOOL, KIND_LIST, KIND_JSON, KIND_SWITCH };
+enum kind { KIND_TEXT, KIND_NUMBER, KIND_BUDGET, KIND_BOOL, KIND_LIST, KIND_JSON, KIND_SWITCH };
 
 struct key {
     const char *name;
@@ -48,6 +48,10 @@ struct key {
     {                                                                                              \
 #field, KIND_NUMBER, AT(field), least, most, std, NULL, unit, help                         \
     }
+#define BUDGET(field, least, std, help)                                                            \
+    {                                                                                              \
+#field, KIND_BUDGET, AT(field), least, 1ull << 44, std, NULL, "bytes|N%", help             \
+    }
 #define GIB ((uint64_t)1 << 30)
 
 static const struct key keys[] = {
@@ -61,26 +65,25 @@ static const struct key keys[] = {
     TEXT(backend, "auto", "auto|cpu|ref|cuda", "what computes"),
     TEXT(dtype, "auto", "auto|f32|bf16", "what products are computed in"),
     NUM(device, 0, 63, 0, "number", "cuda: which GPU"),
-    NUM(device_bytes, 0, 1ull << 44, 0, "bytes",
-        "cuda: the one allocation of device memory; 0: 90 % of what is free"),
+    BUDGET(device_bytes, 0, 0,
+           "cuda: the one allocation of device memory; N%: of what is free; 0: 90%"),
     NUM(threads, 0, 1024, 0, "threads", "compute threads; 0: as many as the process may use"),
     BOOL(deterministic, 1, "bits do not depend on batch, threads or chunking"),
     NUM(context_max, 0, 1u << 20, 0, "tokens", "longest sequence; 0: the model's"),
     NUM(rows_max, 16, 8192, 256, "tokens", "rows of one step, prefill and decode together"),
     NUM(seqs_max, 1, 4096, 256, "sequences", "running at a time"),
     NUM(waiting_max, 1, 65536, 4096, "requests", "queued; past it clients get 429"),
-    NUM(kv_bytes, 0, 1ull << 44, 0, "bytes",
-        "KV cache; 0: what seqs_max sequences need, at most a quarter of memory; cuda: at most "
-        "what "
-        "the rest leaves"),
+    BUDGET(kv_bytes, 0, 0,
+           "KV cache; N%: of memory, cuda: of what the base leaves on the device; 0: what seqs_max "
+           "sequences need, at most a quarter of memory; cuda: at most what the rest leaves"),
     BOOL(prefix_cache, 1, "reuse KV of equal prefixes of the same adapters"),
     NUM(adapters_registered_max, 0, 1u << 20, 16384, "adapters", "known at a time"),
     NUM(adapters_per_batch_max, 1, 1024, 64, "adapters", "distinct in one step"),
     NUM(adapters_resident_max, 1, 65536, 2048, "adapters", "in memory at a time"),
-    NUM(adapters_host_bytes_max, 1 << 16, 1ull << 44, 2 * GIB, "bytes",
-        "memory of resident adapters"),
-    NUM(adapters_device_bytes_max, 0, 1ull << 44, 0, "bytes",
-        "cuda: device memory of adapters; 0: a quarter of what the base leaves"),
+    BUDGET(adapters_host_bytes_max, 1 << 16, 2 * GIB,
+           "memory of resident adapters; N%: of the machine's"),
+    BUDGET(adapters_device_bytes_max, 0, 0,
+           "cuda: device memory of adapters; N%: of what the base leaves; 0: 25%"),
     NUM(adapter_rank_max, 1, 512, 128, "ranks", "largest rank of one module"),
     NUM(adapter_wait_ms_max, 1, 600000, 30000, "ms",
         "wait for a cold adapter; past it the request gets 503"),
@@ -186,6 +189,18 @@ static enum status add_item(struct config *c, const struct key *k, const char *v
     return STATUS_OK;
 }
 
+static enum status set_percent(struct config *c, const struct key *k, const char *value,
+                               struct errtext *err)
+{
+    char *end;
+    unsigned long v = strtoul(value, &end, 10);
+    if (value[0] < '0' || value[0] > '9' || strcmp(end, "%") != 0 || v < 1 || v > 100)
+        return err_param(err, STATUS_INVALID, k->name, "%s: found '%s', expected 1%% to 100%%",
+                         k->name, value);
+    *(uint64_t *)((char *)c + k->offset) = CONFIG_PERCENT | v;
+    return STATUS_OK;
+}
+
 static enum status set_number(struct config *c, const struct key *k, const char *value,
                               struct errtext *err)
 {
@@ -202,12 +217,13 @@ static enum status set_number(struct config *c, const struct key *k, const char 
     if (bad)
         return err_param(err, STATUS_INVALID, k->name,
                          "%s: found '%s', expected a whole number of %s (k, m, g may follow)",
-                         k->name, value, k->unit);
+                         k->name, value, k->kind == KIND_BUDGET ? "bytes" : k->unit);
     uint64_t number = (uint64_t)v << shift;
     if (number < k->least || number > k->most)
         return err_param(err, STATUS_INVALID, k->name,
                          "%s: found %" PRIu64 ", expected %" PRIu64 " to %" PRIu64 " %s", k->name,
-                         number, k->least, k->most, k->unit);
+                         number, k->least, k->most,
+                         k->kind == KIND_BUDGET ? "bytes, or 1% to 100%" : k->unit);
     *(uint64_t *)((char *)c + k->offset) = number;
     return STATUS_OK;
 }
@@ -246,6 +262,8 @@ static enum status set_value(struct config *c, const struct key *k, const char *
         return STATUS_OK;
     case KIND_LIST:
         return add_item(c, k, value, err);
+    case KIND_BUDGET:
+        return strchr(value, '%') ? set_percent(c, k, value, err) : set_number(c, k, value, err);
     case KIND_NUMBER:
         return set_number(c, k, value, err);
     case KIND_JSON:
@@ -259,6 +277,11 @@ static enum status set_value(struct config *c, const struct key *k, const char *
 }
 
 /* ---- the file ---- */
+
+static bool is_number(const struct key *k)
+{
+    return k->kind == KIND_NUMBER || k->kind == KIND_BUDGET;
+}
 
 static enum status set_from_json(struct config *c, const struct key *k, json_t *v,
                                  struct errtext *err)
@@ -285,7 +308,7 @@ static enum status set_from_json(struct config *c, const struct key *k, json_t *
                    ? set_value(c, k, json_is_true(v) ? "true" : "false", err)
                    : err_param(err, STATUS_INVALID, k->name, "%s: found a boolean, expected %s",
                                k->name, k->unit);
-    if (json_is_integer(v) && k->kind == KIND_NUMBER) {
+    if (json_is_integer(v) && is_number(k)) {
         snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
         return set_value(c, k, number, err);
     }
@@ -385,7 +408,7 @@ static void set_defaults(struct config *c)
         const struct key *k = &keys[i];
         if (k->kind == KIND_TEXT && k->text_standard)
             set_text(c, k, k->text_standard);
-        else if (k->kind == KIND_NUMBER)
+        else if (is_number(k))
             *(uint64_t *)((char *)c + k->offset) = k->standard;
         else if (k->kind == KIND_BOOL)
             *(bool *)((char *)c + k->offset) = k->standard != 0;
@@ -470,7 +493,7 @@ void config_print_help(void)
         for (size_t j = 0; j <= strlen(k->name); j++)
             flag[j] = k->name[j] == '_' ? '-' : k->name[j];
         printf("  --%s %s\n        %s", flag, k->unit, k->help);
-        if (k->kind == KIND_NUMBER)
+        if (is_number(k))
             printf(" (default %" PRIu64 ")", k->standard);
         else if (k->kind == KIND_BOOL)
             printf(" (default %s)", k->standard ? "true" : "false");
@@ -478,7 +501,7 @@ void config_print_help(void)
             printf(" (default %s)", k->text_standard);
         putchar('\n');
     }
-    puts("\nNumbers take k, m, g (binary). Example:\n"
+    puts("\nNumbers take k, m, g (binary), budgets a percentage too. Example:\n"
          "  residuald --model configs/demo/base --adapter-dir configs/demo/adapters\n"
          "Exit codes: 0 stopped as asked, 1 failed while running, 2 bad configuration, 3 could not "
          "start.");

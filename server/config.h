@@ -37,6 +37,18 @@ struct config {
     uint64_t drain_s, lame_duck_s;
 };
 
+/* device_bytes, kv_bytes, adapters_host_bytes_max and adapters_device_bytes_max are budgets: bytes,
+ * or a percentage of a whole that is known only once device and model are. */
+#define CONFIG_PERCENT (1ull << 63) /* | 1 .. 100 */
+static inline bool config_is_percent(uint64_t budget)
+{
+    return (budget & CONFIG_PERCENT) != 0;
+}
+static inline uint64_t config_bytes(uint64_t budget, uint64_t whole)
+{
+    return config_is_percent(budget) ? whole / 100 * (budget & ~CONFIG_PERCENT) : budget;
+}
+
 /* argv without the program's name is argv[1..]. Errors name the key, the found and the expected
  * value. */
 MUST_CHECK enum status config_load(struct config *out, int argc, char **argv, struct errtext *err);

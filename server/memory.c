@@ -29,7 +29,8 @@ enum status memory_adapter_pool(uint64_t *bytes, const struct config *c, const s
                          "smaller model",
                          MIB(base), MIB(total));
     uint64_t rest = total - base;
-    uint64_t want = c->adapters_device_bytes_max ? c->adapters_device_bytes_max : rest / POOL_PART;
+    uint64_t want = config_bytes(c->adapters_device_bytes_max, rest);
+    want = want ? want : rest / POOL_PART;
     *bytes = want / BLOB_POOL_DEVICE_GRANULE * BLOB_POOL_DEVICE_GRANULE;
     if (want > rest)
         return err_param(err, STATUS_TOO_LARGE, "adapters_device_bytes_max",
@@ -47,9 +48,14 @@ enum status memory_adapter_pool(uint64_t *bytes, const struct config *c, const s
                      MIB(memory_adapter_bytes(m, b, ranks[0])));
 }
 
-static uint64_t memory_quarter(void)
+static uint64_t machine_bytes(void)
 {
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 4;
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+uint64_t memory_host_adapters(const struct config *c)
+{
+    return config_bytes(c->adapters_host_bytes_max, machine_bytes());
 }
 
 uint64_t memory_kv(const struct config *c, const struct model *m, const struct backend *b,
@@ -58,9 +64,14 @@ uint64_t memory_kv(const struct config *c, const struct model *m, const struct b
     const struct model_config *mc = &m->config;
     uint64_t per_token =
         (uint64_t)mc->n_layer * 2 * mc->n_kv_head * mc->d_head * dtype_bytes(m->dtype);
+    uint64_t whole = machine_bytes(), left;
+    if (b->is_device) {
+        b->ops->mem_room(b, &whole, &left);
+        whole -= MIN(whole, resident_bytes(m));
+    }
     if (c->kv_bytes || b->is_device)
-        return c->kv_bytes;
-    return MIN(per_token * context * c->seqs_max, memory_quarter());
+        return config_bytes(c->kv_bytes, whole);
+    return MIN(per_token * context * c->seqs_max, whole / 4);
 }
 
 static uint64_t align_up(uint64_t n)
@@ -109,7 +120,7 @@ void memory_print_adapters(struct buf *out, const struct config *c, const struct
         buf_printf(out, "  rank %-4u %8.1f MiB each", ranks[i], MIB(bytes));
         if (b->is_device)
             buf_printf(out, "  device %7" PRIu64, fit(pool_bytes, bytes, BLOB_POOL_DEVICE_GRANULE));
-        buf_printf(out, "  host %7" PRIu64 "%s\n", fit(c->adapters_host_bytes_max, bytes, granule),
+        buf_printf(out, "  host %7" PRIu64 "%s\n", fit(memory_host_adapters(c), bytes, granule),
                    ranks[i] > c->adapter_rank_max ? "  (above adapter_rank_max)" : "");
     }
 }

@@ -13,6 +13,8 @@
 MUST_CHECK enum status memory_adapter_pool(uint64_t *bytes, const struct config *c,
                                            const struct model *m, const struct backend *b,
                                            struct errtext *err);
+/* Bytes of memory for adapters. */
+uint64_t memory_host_adapters(const struct config *c);
 /* KV cache: as configured; else what seqs_max contexts need, at most a quarter of the machine's
  * memory; on a device 0, and the engine takes what is left. */
 uint64_t memory_kv(const struct config *c, const struct model *m, const struct backend *b,

@@ -118,17 +118,21 @@ static void show_progress(void *arg, const char *what, uint64_t done, uint64_t t
 static const char *backend_name(const struct config *c)
 {
     bool cuda = !strcmp(c->backend, "cuda") || !strcmp(c->backend, "cuda:eager");
-    return c->plan && cuda && c->device_bytes ? "cuda:plan" : c->backend;
+    bool has_bytes = c->device_bytes && !config_is_percent(c->device_bytes);
+    return c->plan && cuda && has_bytes ? "cuda:plan" : c->backend;
 }
 
 static enum status make_backend(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
-    struct backend_options opt = {.name = backend_name(c),
-                                  .thread_count = (uint32_t)c->threads,
-                                  .deterministic = c->deterministic,
-                                  .device_bytes = c->device_bytes,
-                                  .device = (uint32_t)c->device};
+    struct backend_options opt = {
+        .name = backend_name(c),
+        .thread_count = (uint32_t)c->threads,
+        .deterministic = c->deterministic,
+        .device_bytes = config_bytes(c->device_bytes, 0),
+        .device_percent =
+            (uint32_t)(config_is_percent(c->device_bytes) ? c->device_bytes % CONFIG_PERCENT : 0),
+        .device = (uint32_t)c->device};
     enum status st = backend_create(&s->backend, &opt, err);
     if (st)
         return st;
@@ -243,7 +247,7 @@ static enum status make_engine(struct server *s, struct errtext *err)
     const struct config *c = s->config;
     struct store_options store_opt = {.slots_max = (uint32_t)c->adapters_resident_max,
                                       .layouts_max = LAYOUTS_MAX,
-                                      .host_bytes_max = c->adapters_host_bytes_max,
+                                      .host_bytes_max = memory_host_adapters(c),
                                       .dtype = s->model->dtype,
                                       .model = &s->model->config,
                                       .backend = s->backend,
@@ -269,13 +273,13 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                  .on_device_lost_arg = s};
     enum status st = memory_adapter_pool(&s->pool_bytes, c, s->model, s->backend, err);
     opt.adapters_device_bytes = s->pool_bytes;
-    opt.adapters_host_bytes = s->backend->is_device ? c->adapters_host_bytes_max : 0;
+    opt.adapters_host_bytes = s->backend->is_device ? store_opt.host_bytes_max : 0;
     store_opt.device_bytes_max = s->pool_bytes;
-    if (s->pool_bytes > c->adapters_host_bytes_max)
+    if (s->pool_bytes > store_opt.host_bytes_max)
         log_warn("adapters",
                  "adapters_host_bytes_max (%llu MiB) is less than the pool on the device (%llu "
                  "MiB): every adapter there has a copy in memory, so part of the pool stays empty",
-                 (unsigned long long)(c->adapters_host_bytes_max >> 20),
+                 (unsigned long long)(store_opt.host_bytes_max >> 20),
                  (unsigned long long)(s->pool_bytes >> 20));
     if (!st)
         st = store_create(&s->store, &store_opt, err);

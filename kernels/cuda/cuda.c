@@ -109,10 +109,12 @@ static void cuda_mem_room(const struct backend *b, uint64_t *total, uint64_t *le
 
 /* What prepare takes of a device that only counts; with the library's workspace, which a machine
  * without the library spares. */
-static size_t cuda_workspace_bytes(const struct backend *b, const struct backend_limits *lim)
+static struct backend_workspace cuda_workspace(const struct backend *b,
+                                               const struct backend_limits *lim)
 {
     const uint64_t plenty = (uint64_t)1 << 50;
     struct cuda_backend probe = *(const struct cuda_backend *)(const void *)b;
+    struct backend_workspace w = {.passes_max = probe.graphs ? cuda_graphs_max() : 0};
     probe.tables = NULL;
     probe.graphs = NULL;
     probe.gemm = NULL;
@@ -122,12 +124,14 @@ static size_t cuda_workspace_bytes(const struct backend *b, const struct backend
     probe.results = NULL;
     probe.base.deterministic = true;
     if (gpu_open_counting(&probe.gpu, plenty, NULL))
-        return 0;
-    enum status st = cuda_prepare(&probe.base, lim, NULL);
-    size_t used = st ? 0 : (size_t)(plenty - gpu_bytes_free(probe.gpu));
+        return w;
+    if (cuda_prepare(&probe.base, lim, NULL) == STATUS_OK) {
+        w.bytes = plenty - gpu_bytes_free(probe.gpu) + (b->deterministic ? 0 : GEMM_LIBRARY_BYTES);
+        w.pinned_bytes = gpu_pinned_counted(probe.gpu);
+    }
     release_all(&probe);
     gpu_close(probe.gpu);
-    return used + (b->deterministic ? 0 : GEMM_LIBRARY_BYTES);
+    return w;
 }
 
 static const struct backend_ops cuda_ops = {
@@ -156,7 +160,7 @@ static const struct backend_ops cuda_ops = {
     .mem_zero = cuda_mem_zero,
     .lora_scratch_bytes = cuda_lora_scratch_bytes,
     .mem_room = cuda_mem_room,
-    .workspace_bytes = cuda_workspace_bytes,
+    .workspace = cuda_workspace,
     .adapters = &cuda_adapter_ops,
     .prepare = cuda_prepare,
     .step = cuda_step,
@@ -165,6 +169,14 @@ static const struct backend_ops cuda_ops = {
     .destroy = cuda_destroy,
 };
 
+static enum status open_gpu(struct cuda_backend *c, const struct backend_options *opt,
+                            struct errtext *err)
+{
+    struct gpu_arena arena = {.bytes = opt->device_bytes,
+                              .percent = opt->device_percent ? opt->device_percent : 90};
+    return gpu_open(&c->gpu, opt->device, &arena, err);
+}
+
 enum status cuda_backend_create(struct backend **out, const struct backend_options *opt,
                                 struct errtext *err)
 {
@@ -172,8 +184,8 @@ enum status cuda_backend_create(struct backend **out, const struct backend_optio
     struct cuda_backend *c = mem_alloc(sizeof(*c));
     c->base.ops = &cuda_ops;
     bool plan = opt->name && strcmp(opt->name, "cuda:plan") == 0;
-    enum status st = plan ? gpu_open_counting(&c->gpu, opt->device_bytes, err)
-                          : gpu_open(&c->gpu, opt->device, opt->device_bytes, err);
+    enum status st =
+        plan ? gpu_open_counting(&c->gpu, opt->device_bytes, err) : open_gpu(c, opt, err);
     if (!st)
         st = cuda_uploads_create(c, err);
     if (st) {

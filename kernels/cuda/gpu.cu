@@ -34,10 +34,12 @@ struct run {
 
 /* Of this thread: how many counting gpus are open. */
 static __thread uint32_t counting;
+static __thread uint64_t counted_pinned; /* bytes asked for meanwhile, ever growing */
 
 struct gpu {
     struct gpu_properties prop;
     bool is_counting;
+    uint64_t pinned_before; /* counted_pinned when it was opened */
     char *arena;
     struct run *run; /* [RUNS_MAX], ascending, without holes */
     uint32_t run_count;
@@ -130,11 +132,12 @@ static enum status probe(struct gpu_properties *p, uint32_t device, struct errte
     return STATUS_OK;
 }
 
-static enum status take_arena(struct gpu *g, uint64_t bytes, struct errtext *err)
+static enum status take_arena(struct gpu *g, const struct gpu_arena *want, struct errtext *err)
 {
     struct gpu_properties *p = &g->prop;
     void *arena = NULL;
-    p->arena_bytes = (bytes ? bytes : p->bytes_free / 10 * 9) / ALIGN_BYTES * ALIGN_BYTES;
+    uint64_t bytes = want->bytes ? want->bytes : p->bytes_free / 100 * want->percent;
+    p->arena_bytes = bytes / ALIGN_BYTES * ALIGN_BYTES;
     cudaError_t code = p->arena_bytes ? cudaMalloc(&arena, p->arena_bytes) : cudaSuccess;
     if (!arena) {
         (void)cudaGetLastError();
@@ -153,13 +156,14 @@ static enum status take_arena(struct gpu *g, uint64_t bytes, struct errtext *err
     return STATUS_OK;
 }
 
-enum status gpu_open(struct gpu **out, uint32_t device, uint64_t arena_bytes, struct errtext *err)
+enum status gpu_open(struct gpu **out, uint32_t device, const struct gpu_arena *arena,
+                     struct errtext *err)
 {
     *out = NULL;
     struct gpu *g = (struct gpu *)mem_alloc(sizeof(*g));
     enum status st = probe(&g->prop, device, err);
     if (!st)
-        st = take_arena(g, arena_bytes, err);
+        st = take_arena(g, arena, err);
     if (!st)
         st = gpu_stream_create(&g->stream);
     if (!st) {
@@ -189,6 +193,8 @@ enum status gpu_open_counting(struct gpu **out, uint64_t arena_bytes, struct err
                          "(--device-bytes 141g)");
     }
     counting++;
+    g->pinned_before = counted_pinned;
+    counted_pinned += STAGING_BYTES;
     g->is_counting = true;
     snprintf(g->prop.name, sizeof(g->prop.name), "no device: a plan");
     g->prop.sm_count = 132; /* H200: partial results are as many */
@@ -300,6 +306,11 @@ void gpu_free(struct gpu *g, void *p)
     }
 }
 
+uint64_t gpu_pinned_counted(const struct gpu *g)
+{
+    return counted_pinned - g->pinned_before;
+}
+
 uint64_t gpu_bytes_free(const struct gpu *g)
 {
     return g->bytes_free;
@@ -308,8 +319,10 @@ uint64_t gpu_bytes_free(const struct gpu *g)
 void *gpu_pinned_alloc(size_t bytes)
 {
     void *p = NULL;
-    if (counting)
+    if (counting) {
+        counted_pinned += bytes;
         return mem_try_alloc(bytes);
+    }
     if (bytes == 0 || cudaHostAlloc(&p, bytes, cudaHostAllocDefault) != cudaSuccess) {
         (void)cudaGetLastError();
         return NULL;

@@ -29,10 +29,13 @@ struct gpu_properties {
 
 #define GPU_CC_MIN 90 /* what the kernels are compiled for: sm_90 */
 
-/* arena_bytes 0: 90 % of the free memory.
- * Errors: UNSUPPORTED no device, a driver older than the runtime, compute capability below 9.0;
+struct gpu_arena {
+    uint64_t bytes;   /* 0: percent */
+    uint32_t percent; /* of the free memory */
+};
+/* Errors: UNSUPPORTED no device, a driver older than the runtime, compute capability below 9.0;
  * TOO_LARGE more than the device has free. Each says what was found and what to change. */
-MUST_CHECK enum status gpu_open(struct gpu **out, uint32_t device, uint64_t arena_bytes,
+MUST_CHECK enum status gpu_open(struct gpu **out, uint32_t device, const struct gpu_arena *arena,
                                 struct errtext *err);
 void gpu_close(struct gpu *g);
 /* A gpu of arena_bytes without a device: memory is counted and never touched, work vanishes. It
@@ -40,6 +43,9 @@ void gpu_close(struct gpu *g);
  * opened inside another's life it leaves that one as it is. */
 MUST_CHECK enum status gpu_open_counting(struct gpu **out, uint64_t arena_bytes,
                                          struct errtext *err);
+/* Page-locked memory that this thread has asked for since gpu_open_counting, with what gpu_open
+ * takes. */
+uint64_t gpu_pinned_counted(const struct gpu *g);
 const struct gpu_properties *gpu_properties(const struct gpu *g);
 
 /* A device error as a status; code is a cudaError_t. */

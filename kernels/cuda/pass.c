@@ -56,6 +56,11 @@ void cuda_graphs_release(struct cuda_backend *c)
     c->graphs = NULL;
 }
 
+uint32_t cuda_graphs_max(void)
+{
+    return GRAPHS_MAX;
+}
+
 /* 0: too many rows for any. */
 static uint32_t bucket_of(const struct cuda_backend *c, uint32_t n_tok)
 {

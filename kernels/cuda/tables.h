@@ -27,5 +27,6 @@ enum status cuda_pass_end(struct backend *b, const struct pass *p, enum status s
 void cuda_graphs_create(struct cuda_backend *c);
 void cuda_graphs_forget(struct cuda_backend *c); /* tables have moved: none is valid */
 void cuda_graphs_release(struct cuda_backend *c);
+uint32_t cuda_graphs_max(void); /* recorded at a time */
 
 #endif

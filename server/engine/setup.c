@@ -233,6 +233,25 @@ static void plan_base(struct engine *e)
     memplan_add(&e->plan, &b, "%s", b.at ? "copied once, stay" : "read by each step");
 }
 
+/* The backend's own. The driver's memory for recorded passes is not known before; device_bytes
+ * leaves it room. */
+static void plan_workspace(struct engine *e, const struct backend_limits *lim)
+{
+    static const char key[] = "rows_max, seqs_max or context_max";
+    struct backend_workspace w = e->backend->ops->workspace(e->backend, lim);
+    plan_bytes(e,
+               &(struct memplan_block){
+                   .bytes = w.bytes, .place = MEMPLAN_DEVICE, .what = "workspace", .key = key},
+               "tables of a step, partial results");
+    plan_bytes(e,
+               &(struct memplan_block){
+                   .bytes = w.pinned_bytes, .place = MEMPLAN_HOST, .what = "staging", .key = key},
+               "page-locked: tables of three steps, uploads, results");
+    if (w.passes_max > 0)
+        memplan_add(&e->plan, &(struct memplan_block){.place = MEMPLAN_DEVICE, .what = "graphs"},
+                    "at most %u, in what device_bytes leaves to the driver", w.passes_max);
+}
+
 /* Everything but the KV cache. */
 static void plan_compute(struct engine *e, const struct forward_options *fo)
 {
@@ -256,12 +275,7 @@ static void plan_compute(struct engine *e, const struct forward_options *fo)
                                         .what = "activations",
                                         .key = "rows_max or adapter_rank_max"},
                 "%u rows", fo->rows_max);
-    plan_bytes(e,
-               &(struct memplan_block){.bytes = e->backend->ops->workspace_bytes(e->backend, &lim),
-                                       .place = MEMPLAN_DEVICE,
-                                       .what = "workspace",
-                                       .key = "rows_max, seqs_max or context_max"},
-               "tables of a step, partial results");
+    plan_workspace(e, &lim);
     plan_head(e);
     plan_batch(e);
 }

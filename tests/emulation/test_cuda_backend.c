@@ -55,6 +55,23 @@ static void what_is_missing_is_said(void **state)
     EXPECT(STATUS_NO_MEMORY, 0, 0, "page-locked", "ulimit -l");
 }
 
+static void the_arena_is_a_part_of_what_is_free(void **state)
+{
+    (void)state;
+    const uint32_t percents[] = {0, 25, 100}, want[] = {90, 25, 100};
+    for (size_t i = 0; i < ARRAY_COUNT(want); i++) {
+        struct backend_options opt = {
+            .name = "cuda", .deterministic = true, .device_percent = percents[i]};
+        struct backend *b;
+        uint64_t total, left;
+        assert_int_equal(backend_create(&b, &opt, NULL), STATUS_OK);
+        b->ops->mem_room(b, &total, &left);
+        assert_in_range(total, ((uint64_t)512 << 20) / 100 * want[i] - 4096,
+                        ((uint64_t)512 << 20) / 100 * want[i]);
+        backend_destroy(b);
+    }
+}
+
 static void auto_says_what_it_chose(void **state)
 {
     (void)state;
@@ -156,6 +173,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_missing_is_said),
+        cmocka_unit_test(the_arena_is_a_part_of_what_is_free),
         cmocka_unit_test(auto_says_what_it_chose),
         cmocka_unit_test(memory_is_given_back),
         cmocka_unit_test(too_little_memory_names_the_line),

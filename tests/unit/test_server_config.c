@@ -291,6 +291,29 @@ static void test_file(void **state)
     config_fini(&c);
 }
 
+/* Budgets take a part of a whole that the server learns later. */
+static void test_percentages(void **state)
+{
+    static const char *const bad[] = {"0%", "101%", "-5%", "5%%", "% 5", "5 %", "5.5%", "k%"};
+    struct config c;
+    struct errtext err = ERRTEXT_INIT;
+    if (load_text(&c, "{\"model\":\"/m\",\"device_bytes\":\"80%\",\"kv_bytes\":\"2m\"}", &err))
+        fail_msg("%s", err.text);
+    assert_true(config_is_percent(c.device_bytes));
+    assert_false(config_is_percent(c.kv_bytes));
+    assert_int_equal(config_bytes(c.device_bytes, 1000), 800);
+    assert_int_equal(config_bytes(c.kv_bytes, 1000), 2 << 20);
+    config_fini(&c);
+    for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
+        err = (struct errtext)ERRTEXT_INIT;
+        refused(&err, LOAD(&c, &err, "--model", "/x", "--kv-bytes", bad[i]), "1% to 100%");
+        config_fini(&c);
+    }
+    err = (struct errtext)ERRTEXT_INIT; /* only budgets */
+    refused(&err, LOAD(&c, &err, "--model", "/x", "--rows-max", "50%"), "whole number of tokens");
+    config_fini(&c);
+}
+
 static void test_bad_files(void **state)
 {
     static const struct {
@@ -370,13 +393,10 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_texts_lists_switches),
-        cmocka_unit_test(test_refused_flags),
-        cmocka_unit_test(test_file),
-        cmocka_unit_test(test_bad_files),
-        cmocka_unit_test(test_help),
+        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_percentages),   cmocka_unit_test(test_texts_lists_switches),
+        cmocka_unit_test(test_refused_flags), cmocka_unit_test(test_file),
+        cmocka_unit_test(test_bad_files),     cmocka_unit_test(test_help),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
