@@ -44,13 +44,13 @@ class Server:
     """with Server("--seqs-max", "8") as s: s.post("/v1/completions", {...})"""
 
     def __init__(self, *flags, model=DEMO / "base", name="residual-demo", adapters=DEMO / "adapters", data=None, preset="release",
-                 wait_s=60, env=None, port=None):
+                 wait_s=60, env=None, port=None, program=None):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._tmp = tempfile.TemporaryDirectory(prefix="rs-test-") if data is None else None
         self.data = Path(data) if data else Path(self._tmp.name) / "data"
         self.log = Path(tempfile.mkstemp(prefix="rs-log-")[1])
-        self.args = [binary("residuald", preset), "--model", str(model), "--model-name", name, "--listen", f"127.0.0.1:{self.port}",
+        self.args = [str(program or binary("residuald", preset)), "--model", str(model), "--model-name", name, "--listen", f"127.0.0.1:{self.port}",
                      "--data-dir", str(self.data), *map(str, flags)]
         if adapters:
             self.args += ["--adapter-dir", str(adapters)]
