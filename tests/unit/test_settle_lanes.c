@@ -124,6 +124,35 @@ static void test_damage_leaves_a_gap(void **state)
     assert_false(lane.stopped);
 }
 
+/* Whoever can write to Redis chooses numbers: a far one makes no gap, is not kept for later, and
+ * only the newest entries are kept, cut to what a record can be. */
+static void test_foreign_numbers(void **state)
+{
+    static char big[2 << 20];
+    struct canon_bytes e = {(const uint8_t *)big, sizeof big};
+    assert_int_equal(take(1, entry(1, 1)), LANES_TAKEN);
+    assert_int_equal(take(UINT64_MAX, e), LANES_TAKEN);
+    assert_int_equal(take((uint64_t)1 << 62, e), LANES_TAKEN);
+    assert_int_equal(lane.top, 1);
+    assert_true(lane.met_foreign);
+    assert_true(count("SELECT max(length(body)) FROM quarantine") <
+                CANON_RECORD_BYTES_MAX + 2 * LANE_TAG_BYTES);
+    e.len = 40;
+    for (uint64_t i = 0; i < 1100; i++) {
+        big[0] = (char)i;
+        big[1] = (char)(i >> 8);
+        assert_int_equal(take(1000 + i, e), LANES_TAKEN);
+    }
+    assert_int_equal(count("SELECT count(*) FROM quarantine"), 1024);
+    assert_int_equal(count("SELECT max(seq) FROM quarantine"), 2099);
+    assert_int_equal(lane.top, 1);
+    assert_int_equal(close_world(state), 0);
+    assert_int_equal(open_world(state), 0);
+    assert_int_equal(lane.top, 1);
+    assert_int_equal(take(2, entry(2, 1)), LANES_TAKEN);
+    assert_int_equal(lane.ingested, 2);
+}
+
 static void test_record_of_another_place(void **state)
 {
     assert_int_equal(take(7, entry(6, 1)), LANES_TAKEN);
@@ -188,6 +217,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_order_does_not_matter, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage_leaves_a_gap, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_foreign_numbers, setup, teardown),
         cmocka_unit_test_setup_teardown(test_record_of_another_place, setup, teardown),
         cmocka_unit_test_setup_teardown(test_two_records_of_one_number, setup, teardown),
         cmocka_unit_test_setup_teardown(test_far_ahead_is_held, setup, teardown),
