@@ -2,9 +2,10 @@
  * and number, and the signature of the lane's key on the ledger.
  *
  *   bad tag or bad record   into quarantine, acknowledged, asked for again where it has the number
- * of the next record; never stops the lane same digest again       nothing to do another digest the
- * server contradicts itself: quarantine, alarm, the lane stops key not known, or not checkable now
- * stays in Redis
+ *                           of the next record; never stops the lane
+ *   same digest again       nothing to do
+ *   another digest          the server contradicts itself: quarantine, alarm, the lane stops
+ *   key not known, or not checkable now     stays in Redis
  *
  * Numbers may arrive out of order: `ingested` is the end of what is contiguous, and only that is
  * ever put into a batch. */

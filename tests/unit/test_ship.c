@@ -240,6 +240,25 @@ static void test_kills(void **state)
     expect_stream(NULL, 1, 650);
 }
 
+/* The stream has so many entries and ends where the spool does. */
+static void wait_stream(uint64_t count)
+{
+    for (int i = 0; i < 1000; i++) { /* an idle shipper looks about once a second */
+        redisContext *c = client(NULL);
+        redisReply *r = redisCommand(c, "XINFO STREAM residual:lane:9");
+        bool done = r && r->type == REDIS_REPLY_ARRAY && r->elements > 1 &&
+                    (uint64_t)r->element[1]->integer == count;
+        for (size_t j = 0; done && j + 1 < r->elements; j += 2)
+            if (strcmp(r->element[j]->str, "last-generated-id") == 0)
+                done = strtoull(r->element[j + 1]->str, NULL, 10) == spool_durable_seq(spool);
+        freeReplyObject(r);
+        redisFree(c);
+        if (done)
+            return;
+        usleep(10000);
+    }
+}
+
 /* The stream is gone or shorter (a flush, an old backup): it is filled again. */
 static void test_refill(void **state)
 {
@@ -248,16 +267,7 @@ static void test_refill(void **state)
     assert_int_equal(start(NULL), STATUS_OK);
     wait_shipped(120);
     command("FLUSHALL");
-    for (int i = 0; i < 1000; i++) { /* an idle shipper looks about once a second */
-        redisContext *c = client(NULL);
-        redisReply *r = redisCommand(c, "XLEN residual:lane:9");
-        long long n = r ? r->integer : 0;
-        freeReplyObject(r);
-        redisFree(c);
-        if (n == 120)
-            break;
-        usleep(10000);
-    }
+    wait_stream(120);
     expect_stream(NULL, 1, 120);
     append(5);
     wait_shipped(125);
@@ -329,24 +339,6 @@ static void test_other_record(void **state)
     size_t n = body_of(4, body);
     body[n - 1] ^= 1;
     expect_refusal(4, body, n);
-}
-
-static void wait_stream(uint64_t count)
-{
-    for (int i = 0; i < 1000; i++) { /* an idle shipper looks about once a second */
-        redisContext *c = client(NULL);
-        redisReply *r = redisCommand(c, "XINFO STREAM residual:lane:9");
-        bool done = r && r->type == REDIS_REPLY_ARRAY && r->elements > 1 &&
-                    (uint64_t)r->element[1]->integer == count;
-        for (size_t j = 0; done && j + 1 < r->elements; j += 2)
-            if (strcmp(r->element[j]->str, "last-generated-id") == 0)
-                done = strtoull(r->element[j + 1]->str, NULL, 10) == spool_durable_seq(spool);
-        freeReplyObject(r);
-        redisFree(c);
-        if (done)
-            return;
-        usleep(10000);
-    }
 }
 
 /* What this lane did not sign holds no number of its records: at rest on an idle stream, before the
