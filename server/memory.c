@@ -6,7 +6,6 @@
 #include "server/engine/resident.h"
 
 #include <inttypes.h>
-#include <unistd.h>
 
 #define POOL_PART  4 /* of what the base leaves, one part is the adapters' */
 #define BLOB_ALIGN 64
@@ -48,14 +47,9 @@ enum status memory_adapter_pool(uint64_t *bytes, const struct config *c, const s
                      MIB(memory_adapter_bytes(m, b, ranks[0])));
 }
 
-static uint64_t machine_bytes(void)
-{
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 uint64_t memory_host_adapters(const struct config *c)
 {
-    return config_bytes(c->adapters_host_bytes_max, machine_bytes());
+    return config_bytes(c->adapters_host_bytes_max, mem_machine_bytes());
 }
 
 uint64_t memory_kv(const struct config *c, const struct model *m, const struct backend *b,
@@ -64,7 +58,7 @@ uint64_t memory_kv(const struct config *c, const struct model *m, const struct b
     const struct model_config *mc = &m->config;
     uint64_t per_token =
         (uint64_t)mc->n_layer * 2 * mc->n_kv_head * mc->d_head * dtype_bytes(m->dtype);
-    uint64_t whole = machine_bytes(), left;
+    uint64_t whole = mem_machine_bytes(), left;
     if (b->is_device) {
         b->ops->mem_room(b, &whole, &left);
         whole -= MIN(whole, resident_bytes(m));

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/mman.h>
 
 #define HUGE_PAGE_BYTES (2u << 20)
@@ -133,4 +134,10 @@ void mem_wipe(void *p, size_t bytes)
 {
     if (p)
         explicit_bzero(p, bytes);
+}
+
+uint64_t mem_machine_bytes(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), unit = sysconf(_SC_PAGESIZE);
+    return pages > 0 && unit > 0 ? (uint64_t)pages * (uint64_t)unit : 0;
 }

@@ -34,6 +34,9 @@ void mem_free_aligned(void *p, size_t bytes);
 /* Overwrite with zeros in a way the compiler keeps; for secrets, before mem_free. */
 void mem_wipe(void *p, size_t bytes);
 
+/* Bytes of the machine's memory; 0: the system does not say. */
+uint64_t mem_machine_bytes(void);
+
 void mem_seal_thread(void);
 void mem_unseal_thread(void);
 bool mem_thread_is_sealed(void);

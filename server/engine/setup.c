@@ -7,7 +7,6 @@
 
 #include <sodium.h>
 #include <string.h>
-#include <unistd.h>
 
 #define ROWS_MAX_MAX     65536
 #define SEQS_MAX_MAX     4096
@@ -213,12 +212,6 @@ static struct forward_options forward_options_of(const struct engine *e)
                                     .logits_rows_max = e->head.tile};
 }
 
-static uint64_t machine_bytes(void)
-{
-    long pages = sysconf(_SC_PHYS_PAGES), unit = sysconf(_SC_PAGESIZE);
-    return pages > 0 && unit > 0 ? (uint64_t)pages * (uint64_t)unit : 0;
-}
-
 static void plan_base(struct engine *e)
 {
     struct memplan_block b = {.bytes = e->model->weight_bytes,
@@ -303,7 +296,7 @@ static enum status make_plan(struct engine *e, const struct forward_options *fo,
                              struct errtext *err)
 {
     enum status st = STATUS_OK;
-    memplan_init(&e->plan, e->backend, machine_bytes());
+    memplan_init(&e->plan, e->backend, mem_machine_bytes());
     plan_base(e);
     plan_compute(e, fo);
     if (e->kv.page_count == 0) {
