@@ -4,7 +4,7 @@
  *           workers     share one op at a time, park when idle       kernels/cpu/pool.c
  *           loader      adapter files -> blobs, low priority         adapter/loader.c
  *           http (n)    parse, tokenize, stream                      http/listen.c
- *           recorder    records, jobs, receipts; owns the spool      influence/recorder.c
+ *           recorder    records, jobs, receipts; owns the spool      record/recorder.c
  *           shipper     spool -> Redis Streams                       spool/ship.c
  *           main        waits for signals
  * They talk by messages in bounded mailboxes (base/mailbox.h). Stop order: readiness off, drain,

@@ -6,7 +6,7 @@
 
 #include "server/adapter/publish.h"
 #include "server/engine/engine.h"
-#include "server/influence/recorder.h"
+#include "server/record/recorder.h"
 #include "server/model/model.h"
 
 #define HTTP_KEYS_MAX         1024

@@ -32,10 +32,12 @@ MAY_INCLUDE = {
     "server/model": ["server/model", "server/text", "kernels", "server/base", "chain_client"],
     "server/adapter": ["server/adapter", "server/model", "kernels", "server/base", "chain_client"],
     "server/engine": ["server/engine", "server/adapter", "server/model", "server/text", "kernels", "server/base", "chain_client"],
-    "server/influence": ["server/influence", "server/engine", "server/adapter", "server/model", "server/spool", "kernels",
-                         "server/base", "chain_client"],
-    "server/http": ["server/http", "server/engine", "server/adapter", "server/influence", "server/model", "server/text",
-                    "server/base", "kernels", "chain_client"],
+    "server/influence": ["server/influence", "server/engine", "server/adapter", "server/model", "kernels", "server/base",
+                         "chain_client"],
+    "server/record": ["server/record", "server/influence", "server/engine", "server/adapter", "server/model", "server/spool",
+                      "kernels", "server/base", "chain_client"],
+    "server/http": ["server/http", "server/engine", "server/adapter", "server/record", "server/influence", "server/model",
+                    "server/text", "server/base", "kernels", "chain_client"],
     "server": ["server", "kernels", "chain_client"],
 }
 # outside header -> files (prefixes) that may include it

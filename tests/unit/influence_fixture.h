@@ -20,7 +20,7 @@
 #include "server/base/hex.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
-#include "server/influence/build.h"
+#include "server/record/build.h"
 
 static char test_dir[64];
 

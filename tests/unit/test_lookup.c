@@ -1,7 +1,7 @@
 /* Which record belongs to which request id: bounded, replayed after a restart, found by number. */
 #include "tests/unit/influence_fixture.h"
 
-#include "server/influence/lookup.h"
+#include "server/record/lookup.h"
 
 static struct lookup *open_lookup(void)
 {

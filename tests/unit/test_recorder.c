@@ -10,7 +10,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include "server/influence/recorder.h"
+#include "server/record/recorder.h"
 #include "server/spool/spool.h"
 
 /* ---- the engine's stand-in ---- */

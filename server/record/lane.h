@@ -3,8 +3,8 @@
  *   <data_dir>/lanes/unbound-<lane>/  or  <chain id>-<ledger>-<lane>/
  *     lane.json (public facts), lane.key, transport.key, jobs.key (mode 600), spool/, jobs/,
  * lookup/ Lane keys are made here and hold no funds. Thread: the recorder's; const after open. */
-#ifndef RS_INFLUENCE_LANE_H
-#define RS_INFLUENCE_LANE_H
+#ifndef RS_RECORD_LANE_H
+#define RS_RECORD_LANE_H
 
 #include <limits.h>
 #include <stdbool.h>

@@ -1,16 +1,16 @@
 /* Inside the recorder: shared by recorder.c (admission, life), group.c (what one turn writes),
  * recover.c (start) and view.c (what the API shows). */
-#ifndef RS_INFLUENCE_RECORDER_IMPL_H
-#define RS_INFLUENCE_RECORDER_IMPL_H
+#ifndef RS_RECORD_RECORDER_IMPL_H
+#define RS_RECORD_RECORDER_IMPL_H
 
 #include <pthread.h>
 
 #include "server/base/mailbox.h"
-#include "server/influence/build.h"
+#include "server/record/build.h"
 #include "server/influence/jobstore.h"
-#include "server/influence/lane.h"
-#include "server/influence/lookup.h"
-#include "server/influence/recorder.h"
+#include "server/record/lane.h"
+#include "server/record/lookup.h"
+#include "server/record/recorder.h"
 #include "server/influence/score.h"
 #include "server/spool/ship.h"
 #include "server/spool/spool.h"

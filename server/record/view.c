@@ -3,7 +3,7 @@
 #include "chain_client/addr.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
-#include "server/influence/recorder_impl.h"
+#include "server/record/recorder_impl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

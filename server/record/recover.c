@@ -6,7 +6,7 @@
 #include "server/base/check.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
-#include "server/influence/recorder_impl.h"
+#include "server/record/recorder_impl.h"
 
 #include <sodium.h>
 #include <stdio.h>

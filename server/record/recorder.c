@@ -1,12 +1,12 @@
 /* See recorder.h. Admission, the thread and its life; what one turn of the loop writes is group.c,
  * how a lane starts is recover.c, what the API shows is view.c. */
-#include "server/influence/recorder.h"
+#include "server/record/recorder.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mailbox.h"
 #include "server/base/mem.h"
-#include "server/influence/recorder_impl.h"
+#include "server/record/recorder_impl.h"
 
 #include <errno.h>
 #include <sodium.h>

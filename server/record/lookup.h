@@ -2,8 +2,8 @@
  * LOOKUP_MAX answers, with who may see them and the salt that opens their commitments. Kept beside
  * the lane in a private log, never shipped, so that a restart still answers. Thread: any; one lock
  * inside. */
-#ifndef RS_INFLUENCE_LOOKUP_H
-#define RS_INFLUENCE_LOOKUP_H
+#ifndef RS_RECORD_LOOKUP_H
+#define RS_RECORD_LOOKUP_H
 
 #include "server/base/errtext.h"
 #include "server/engine/request.h"

@@ -1,6 +1,6 @@
 /* Keys are made on first use and never leave their folder. lane.json is what an operator registers
  * on the ledger. */
-#include "server/influence/lane.h"
+#include "server/record/lane.h"
 #include "chain_client/addr.h"
 #include "chain_client/canon.h"
 #include "server/base/file.h"

@@ -1,4 +1,4 @@
-#include "server/influence/build.h"
+#include "server/record/build.h"
 #include "chain_client/commit.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

@@ -13,7 +13,7 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
-#include "server/influence/recorder_impl.h"
+#include "server/record/recorder_impl.h"
 
 #include <sodium.h>
 #include <stdio.h>

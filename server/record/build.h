@@ -1,11 +1,11 @@
 /* Records from what happened: a finished request -> inference record; a scored job -> attribution
  * record. Pure but for the lane's signature. Thread: the recorder's. */
-#ifndef RS_INFLUENCE_BUILD_H
-#define RS_INFLUENCE_BUILD_H
+#ifndef RS_RECORD_BUILD_H
+#define RS_RECORD_BUILD_H
 
 #include "chain_client/canon.h"
 #include "server/influence/gain.h"
-#include "server/influence/lane.h"
+#include "server/record/lane.h"
 #include "server/model/model.h"
 
 struct built_record {

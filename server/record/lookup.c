@@ -1,6 +1,6 @@
 /* A ring of entries and an open-addressing table from request id to ring place. The private log is
  * a spool of its own with bodies {request id, salt, fair key, seq, adapter count}. */
-#include "server/influence/lookup.h"
+#include "server/record/lookup.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/spool/spool.h"

@@ -8,8 +8,8 @@
  * (chainId = ledger = 0) and never shipped; binding starts a new lane. Full      recorder_admit
  * answers FULL when the spool's disk or the job store has no room: the client gets 503, nothing is
  * lost. Thread    as said at each call; the recorder owns spool, lane key and job store. */
-#ifndef RS_INFLUENCE_RECORDER_H
-#define RS_INFLUENCE_RECORDER_H
+#ifndef RS_RECORD_RECORDER_H
+#define RS_RECORD_RECORDER_H
 
 #include "server/base/buf.h"
 #include "server/engine/engine.h"
