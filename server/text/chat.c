@@ -2,7 +2,7 @@
  * each render a fresh arena with the context copied into it. */
 #include "server/text/chat.h"
 #include "server/base/mem.h"
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

@@ -29,6 +29,7 @@ MAY_INCLUDE = {
     "chain_client/settle": ["chain_client", "server/base", "server/spool"],
     "server/spool": ["server/spool", "server/base"],
     "server/text": ["server/text", "server/base"],
+    "server/text/jinja": ["server/text/jinja", "server/text", "server/base"],
     "server/model": ["server/model", "server/text", "kernels", "server/base", "chain_client"],
     "server/adapter": ["server/adapter", "server/model", "kernels", "server/base", "chain_client"],
     "server/engine": ["server/engine", "server/adapter", "server/model", "server/text", "kernels", "server/base", "chain_client"],

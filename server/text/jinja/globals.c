@@ -1,6 +1,6 @@
 /* The functions a template finds without being given them: range, namespace, dict, joiner,
  * raise_exception, strftime_now. None of them reaches the host, except for the time of day. */
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 #include <string.h>
 #include <time.h>

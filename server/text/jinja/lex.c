@@ -2,7 +2,7 @@
  * the blanks around it is decided where the tag is seen: `-` eats all blanks, `+` keeps them,
  * without a sign a block or comment alone on its line loses its indentation, and a block or comment
  * end eats one newline. */
-#include "server/text/jinja_lex.h"
+#include "server/text/jinja/lex.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

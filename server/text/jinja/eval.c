@@ -1,5 +1,5 @@
 /* Expressions and calls. Recursion is bounded by JINJA_DEPTH_MAX nodes, macro calls included. */
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 #include <string.h>
 

@@ -4,7 +4,7 @@
 #ifndef RS_TEXT_JINJA_LEX_H
 #define RS_TEXT_JINJA_LEX_H
 
-#include "server/text/jinja_value.h"
+#include "server/text/jinja/value.h"
 
 enum jtoken_kind {
     JT_DATA,

@@ -1,7 +1,7 @@
 /* Expressions, from the inline if down to names and literals, in Jinja's order of precedence. */
 #include "server/base/check.h"
-#include "server/text/jinja_ast.h"
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/ast.h"
+#include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* Statements. The grammar is Jinja's; what a sandboxed chat template cannot use (include, import,
  * extends, block, do, autoescape, trans) is refused by name. Nesting of the source is bounded here,
  * so that the evaluator's recursion is bounded by macro calls only. */
-#include "server/text/jinja_ast.h"
+#include "server/text/jinja/ast.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* Methods of strings, dicts, lists and loops. What would change a value in place is known by name
  * and refused, as the reference's immutable sandbox refuses it. */
 #include "server/base/check.h"
-#include "server/text/jinja_text.h"
+#include "server/text/jinja/text.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

@@ -1,6 +1,6 @@
 /* Arithmetic, containment. Integers have 64 bits; past that is an error, not a wrong number. */
 #include "server/base/check.h"
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* See jinja_text.h. Case mapping is utf8proc's one-to-one tables and the sharp s. */
-#include "server/text/jinja_text.h"
+/* See text.h. Case mapping is utf8proc's one-to-one tables and the sharp s. */
+#include "server/text/jinja/text.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

@@ -1,6 +1,6 @@
 /* a.b, a[b] and a[b:c:d]. `.` finds a method before a key, `[]` a key before a method, and what is
  * not there is an undefined value that remembers how to complain. */
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

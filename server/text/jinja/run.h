@@ -5,8 +5,8 @@
 
 #include "server/base/errtext.h"
 #include "server/text/arena.h"
-#include "server/text/jinja_ast.h"
-#include "server/text/jinja_value.h"
+#include "server/text/jinja/ast.h"
+#include "server/text/jinja/value.h"
 
 #define JINJA_WORK_MAX         50000000u /* nodes evaluated plus items and bytes touched */
 #define JINJA_MEMORY_BYTES_MAX ((size_t)256 << 20)
@@ -85,7 +85,7 @@ struct jval jval_undefined(struct jrun *r, const char *fmt, ...)
 /* Using an undefined value: fails with its message. */
 bool jrun_fail_undefined(struct jrun *r, struct jval v);
 
-/* jinja_eval.c: expressions; jinja_exec.c: statements */
+/* eval.c: expressions; exec.c: statements */
 bool jinja_eval(struct jrun *r, const struct jnode *node, struct jval *out);
 bool jinja_exec(struct jrun *r, const struct jnode *body);
 /* Run body in the current scope and take its output as a string. */
@@ -99,16 +99,16 @@ bool jinja_call_value(struct jrun *r, struct jval func, const struct jargs *args
 bool jscope_push(struct jrun *r, const struct jscope *parent, struct jscope **saved);
 bool jscope_set(struct jrun *r, struct jstr name, struct jval value);
 
-/* jinja_access.c: a.b and a[b], with Python's order of looking things up */
+/* access.c: a.b and a[b], with Python's order of looking things up */
 bool jinja_getattr(struct jrun *r, struct jval obj, struct jstr name, struct jval *out);
 bool jinja_getitem(struct jrun *r, struct jval obj, struct jval key, struct jval *out);
 bool jinja_slice(struct jrun *r, struct jval obj, const struct jval bounds[3], struct jval *out);
 
-/* jinja_ops.c */
+/* ops.c */
 bool jinja_binary(struct jrun *r, enum jop op, struct jval a, struct jval b, struct jval *out);
 bool jinja_contains(struct jrun *r, struct jval item, struct jval in, bool *out);
 
-/* jinja_args.c: reading arguments by position or name */
+/* args.c: reading arguments by position or name */
 const struct jval *jargs_get(const struct jargs *args, size_t idx, const char *name);
 bool jargs_int(struct jrun *r, const struct jargs *args, size_t idx, const char *name,
                int64_t missing, int64_t *out);
@@ -129,7 +129,7 @@ bool jinja_method_call(struct jrun *r, struct jval self, struct jstr name, const
 int jinja_global_find(struct jstr name);
 bool jinja_global_call(struct jrun *r, int global, const struct jargs *args, struct jval *out);
 
-/* jinja_json.c */
+/* json.c */
 bool jinja_tojson(struct jrun *r, struct jval v, const struct jargs *args, struct jval *out);
 
 #endif

@@ -1,8 +1,8 @@
 /* Filters on sequences. Sorting is a merge sort (stable, n log n); unique compares with what it has
  * kept, which the work budget bounds. */
 #include "server/base/check.h"
-#include "server/text/jinja_filters.h"
-#include "server/text/jinja_text.h"
+#include "server/text/jinja/filters.h"
+#include "server/text/jinja/text.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

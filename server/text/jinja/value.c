@@ -1,8 +1,8 @@
 /* Truth, equality, order, str() and repr() as Python has them. Nested values are walked with a
  * depth limit, because a template can nest lists without end. */
-#include "server/text/jinja_value.h"
+#include "server/text/jinja/value.h"
 #include "server/base/check.h"
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
 
 #include <math.h>

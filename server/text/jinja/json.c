@@ -1,6 +1,6 @@
 /* tojson: Python's json.dumps(x, ensure_ascii=False, indent=None, separators=None,
  * sort_keys=False), without HTML escapes. */
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
 
 #include <string.h>

@@ -1,7 +1,7 @@
 /* The table of filters, and those that work on one string or number. */
-#include "server/text/jinja_filters.h"
+#include "server/text/jinja/filters.h"
 #include "server/base/check.h"
-#include "server/text/jinja_text.h"
+#include "server/text/jinja/text.h"
 
 #include <errno.h>
 #include <math.h>

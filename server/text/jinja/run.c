@@ -1,5 +1,5 @@
 /* Budgets, errors, scratch strings and argument reading of one render. */
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 #include <stdarg.h>
 #include <stdio.h>

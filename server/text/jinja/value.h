@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct jrun; /* one render: jinja_run.h */
+struct jrun; /* one render: run.h */
 
 enum jkind {
     JV_UNDEFINED,

@@ -4,8 +4,8 @@
 
 #include "server/base/errtext.h"
 #include "server/text/arena.h"
-#include "server/text/jinja_lex.h"
-#include "server/text/jinja_value.h"
+#include "server/text/jinja/lex.h"
+#include "server/text/jinja/value.h"
 
 #define JINJA_AST_BYTES_MAX ((size_t)64 << 20)
 #define JINJA_NEST_MAX      100u /* nested expressions and statements in the source */

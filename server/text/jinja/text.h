@@ -3,7 +3,7 @@
 #ifndef RS_TEXT_JINJA_TEXT_H
 #define RS_TEXT_JINJA_TEXT_H
 
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 enum jtext_case { JTEXT_LOWER, JTEXT_UPPER, JTEXT_TITLE, JTEXT_CAPITALIZE };
 

@@ -1,6 +1,6 @@
 /* `x is name`: the tests of the language. */
 #include "server/base/check.h"
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
 
 enum test {

@@ -1,9 +1,9 @@
-/* The filters that work on sequences, for the table in jinja_filters.c. Each takes the piped value
+/* The filters that work on sequences, for the table in filters.c. Each takes the piped value
  * and the arguments, and returns false after failing the run. */
 #ifndef RS_TEXT_JINJA_FILTERS_H
 #define RS_TEXT_JINJA_FILTERS_H
 
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 typedef bool jfilter(struct jrun *r, struct jval v, const struct jargs *args, struct jval *out);
 

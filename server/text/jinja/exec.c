@@ -1,6 +1,6 @@
 /* Statements. A loop's body gets a fresh scope for each round, as assignments in it do not outlive
  * the round; an `if` has none. */
-#include "server/text/jinja_run.h"
+#include "server/text/jinja/run.h"
 
 #include <string.h>
 
