@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/model/config.h"

@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 
 #include "kernels/args.h"
-#include "server/adapter/seal.h"
+#include "server/adapter/peft/seal.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
 

@@ -2,7 +2,7 @@
  * copied it and the job is used again: one allocation per job slot, made here at start. */
 #include "server/adapter/loader.h"
 #include "server/adapter/device_form.h"
-#include "server/adapter/peft_reader.h"
+#include "server/adapter/peft/reader.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"

@@ -10,7 +10,7 @@
 
 #include "kernels/backend.h"
 #include "server/adapter/catalog.h"
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 #include "server/base/buf.h"
 
 #define PUBLISH_ROOTS_MAX 16

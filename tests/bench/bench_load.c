@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "server/adapter/peft_reader.h"
+#include "server/adapter/peft/reader.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
 

@@ -2,7 +2,7 @@
  * accepted must pack. */
 #include <string.h>
 
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

@@ -4,7 +4,7 @@
 #ifndef RS_TESTS_LOGITS_RIG_H
 #define RS_TESTS_LOGITS_RIG_H
 
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 #include "server/engine/forward.h"
 #include "server/engine/resident.h"
 

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "server/adapter/catalog.h"
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"

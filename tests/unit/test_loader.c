@@ -5,7 +5,7 @@
 
 #include <fcntl.h>
 
-#include "server/adapter/peft_reader.h"
+#include "server/adapter/peft/reader.h"
 #include "server/adapter/store.h"
 #include "server/base/clock.h"
 

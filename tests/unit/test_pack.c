@@ -14,8 +14,8 @@
 #include <unistd.h>
 
 #include "kernels/bf16.h"
-#include "server/adapter/peft_pack.h"
-#include "server/adapter/transpose.h"
+#include "server/adapter/peft/pack.h"
+#include "server/adapter/peft/transpose.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"

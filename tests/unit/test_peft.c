@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"

@@ -7,7 +7,7 @@
 
 #include <sodium.h>
 
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 
 #define PEFT_PIECE_BYTES (256u << 10)
 

@@ -2,7 +2,7 @@
  * What only PCRE2 has (verbs, "(*") is refused, since Python would refuse it too. No JIT: patterns
  * run a few hundred times once per load, and the interpreter honours the match limit exactly. */
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include "server/adapter/peft_match.h"
+#include "server/adapter/peft/match.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

@@ -17,7 +17,7 @@
  * Integers are big-endian. Names of files, order of tensors, metadata and every field of the config
  * that does not reach rank or scale do not enter. tests/oracle/adapter_id.py is an independent
  * implementation. */
-#include "server/adapter/peft_id.h"
+#include "server/adapter/peft/id.h"
 #include "server/base/hex.h"
 
 #include <string.h>

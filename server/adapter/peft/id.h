@@ -4,7 +4,7 @@
 
 #include <sodium.h>
 
-#include "server/adapter/peft.h"
+#include "server/adapter/peft/peft.h"
 
 /* a->module must be in bytewise order of the module paths. */
 void peft_id_compute(const struct peft_adapter *a, uint8_t id[32]);

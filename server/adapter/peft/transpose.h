@@ -1,8 +1,8 @@
 /* Transposition of 2- and 4-byte elements, which LoRA B needs on its way from file to blob:
  * out[c * out_stride + r] = in[r * in_stride + c], r < rows, c < columns, strides in elements. in
  * may lie at any alignment; out is naturally aligned and does not overlap it. Pure. */
-#ifndef RS_ADAPTER_TRANSPOSE_H
-#define RS_ADAPTER_TRANSPOSE_H
+#ifndef RS_ADAPTER_PEFT_TRANSPOSE_H
+#define RS_ADAPTER_PEFT_TRANSPOSE_H
 
 #include <stddef.h>
 #include <stdint.h>

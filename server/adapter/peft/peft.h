@@ -2,11 +2,11 @@
  * device. Fail-closed: what we cannot honour is refused by name (config field, tensor, found,
  * expected). Tensor shapes are the truth; the config supplies alpha, patterns and flags. Bytes are
  * read into owned memory, never mapped. Thread: loader or HTTP; no shared state. */
-#ifndef RS_ADAPTER_PEFT_H
-#define RS_ADAPTER_PEFT_H
+#ifndef RS_ADAPTER_PEFT_PEFT_H
+#define RS_ADAPTER_PEFT_PEFT_H
 
 #include "kernels/args.h"
-#include "server/adapter/seal.h"
+#include "server/adapter/peft/seal.h"
 #include "server/model/config.h"
 #include "server/model/safetensors.h"
 

@@ -7,7 +7,7 @@
 
 #include <jansson.h>
 
-#include "server/adapter/peft_match.h"
+#include "server/adapter/peft/match.h"
 
 #define PEFT_RANK_MAX     4096
 #define PEFT_PATTERNS_MAX 4096

@@ -1,6 +1,6 @@
-/* See peft_reader.h; and peft_read_dir, for who wants the whole file. */
-#include "server/adapter/peft_reader.h"
-#include "server/adapter/peft_id.h"
+/* See reader.h; and peft_read_dir, for who wants the whole file. */
+#include "server/adapter/peft/reader.h"
+#include "server/adapter/peft/id.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"

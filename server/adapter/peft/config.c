@@ -3,7 +3,7 @@
  * init_lora_weights needs care: pissa, olora, corda, loftq and lora_ga change the base weights when
  * an adapter is loaded, so an adapter that still carries them would be wrong on the plain base.
  * fan_in_fan_out is ignored: peft itself sets it to false for linear layers. */
-#include "server/adapter/peft_config.h"
+#include "server/adapter/peft/config.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/model/config_json.h"

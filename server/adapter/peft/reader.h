@@ -4,7 +4,7 @@
 #ifndef RS_ADAPTER_PEFT_READER_H
 #define RS_ADAPTER_PEFT_READER_H
 
-#include "server/adapter/peft_pack.h"
+#include "server/adapter/peft/pack.h"
 
 struct peft_reader {
     int fd;

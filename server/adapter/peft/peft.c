@@ -2,9 +2,9 @@
  * shapes at which rank; the config must agree with both, module by module, in both directions: a
  * tensor that target_modules does not select would be ignored by peft, and a selected module
  * without tensors would silently be the base. Either is refused. */
-#include "server/adapter/peft.h"
-#include "server/adapter/peft_config.h"
-#include "server/adapter/peft_id.h"
+#include "server/adapter/peft/peft.h"
+#include "server/adapter/peft/config.h"
+#include "server/adapter/peft/id.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/model/convert.h"

@@ -1,5 +1,5 @@
 /* See seal.h. */
-#include "server/adapter/seal.h"
+#include "server/adapter/peft/seal.h"
 #include "server/base/hex.h"
 
 #include <errno.h>

@@ -12,8 +12,8 @@
  * nanosecond, and a network file system whose server lies about ctime. Who can do these and wants
  * to serve other weights under an id is the operator, whose lane key signs the records anyway.
  * In doubt there is no seal, and without a seal a load is hashed. Thread: one at a time. */
-#ifndef RS_ADAPTER_SEAL_H
-#define RS_ADAPTER_SEAL_H
+#ifndef RS_ADAPTER_PEFT_SEAL_H
+#define RS_ADAPTER_PEFT_SEAL_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,7 +1,7 @@
 /* Squares of one vector's width go through registers: the transpose of an n x n square is log2(n)
  * rounds of interleaving row i with row i + n/2. A band of rows is as high as a cache line is wide,
  * so that a line of the result is written while it is in L1; what is left over goes one by one. */
-#include "server/adapter/transpose.h"
+#include "server/adapter/peft/transpose.h"
 #include "server/base/check.h"
 
 #include <string.h>

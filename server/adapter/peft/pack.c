@@ -1,10 +1,10 @@
 /* What needs the values: admission, and the device form. A blob holds, per adapted module in the
  * order of the layout's entries, A as stored and B transposed, each 64-byte aligned, zero between.
  */
-#include "server/adapter/peft_pack.h"
-#include "server/adapter/peft_config.h"
-#include "server/adapter/peft_id.h"
-#include "server/adapter/transpose.h"
+#include "server/adapter/peft/pack.h"
+#include "server/adapter/peft/config.h"
+#include "server/adapter/peft/id.h"
+#include "server/adapter/peft/transpose.h"
 #include "server/base/check.h"
 #include "server/model/convert.h"
 
