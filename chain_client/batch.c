@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"
 

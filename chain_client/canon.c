@@ -11,8 +11,8 @@
 #include <string.h>
 
 #include "chain_client/commit.h"
-#include "chain_client/eip712.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/eip712.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 
 #define INF(name, at, width, member, unit)                                                         \

@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "chain_client/tail.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"

@@ -1,8 +1,8 @@
 /* Epoch digests and vault call data, written with the ABI tuple writer. */
 #include "chain_client/epoch.h"
 
-#include "chain_client/abi.h"
-#include "chain_client/eip712.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/eip712.h"
 #include "server/base/check.h"
 
 #define HEADER_TYPE "(uint64,bytes32,bytes32,uint128,uint32,uint64,uint64,bytes32)"

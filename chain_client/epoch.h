@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #include "chain_client/batch.h"
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "chain_client/tree.h"
 #include "server/base/buf.h"
 

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain_client/u256.h"
+#include "chain_client/eth/u256.h"
 #include "server/base/status.h"
 
 /* lr_split - part[i] = the share of x that weight[i] earns.

@@ -4,10 +4,10 @@
 
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
-#include "chain_client/eip712.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/eip712.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 
 enum status manifest_publish_check(const struct manifest_publish *m, struct errtext *err)

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/commit.h"
 #include "chain_client/lr.h"
 #include "chain_client/sums.h"

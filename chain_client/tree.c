@@ -15,8 +15,8 @@
 
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
-#include "chain_client/rpc.h"
-#include "chain_client/tx.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/rpc.h"
+#include "chain_client/eth/tx.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 

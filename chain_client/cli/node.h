@@ -3,7 +3,7 @@
 #define RS_CLI_NODE_H
 
 #include "chain_client/cli/cli.h"
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "chain_client/settle/view.h"
 
 struct node {

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/cli/http.h"
 #include "chain_client/settle/archive.h"
 #include "server/base/check.h"

@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
+#include "chain_client/eth/abi.h"
 #include "chain_client/cli/node.h"
 #include "server/base/check.h"
 

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 
 int cli_exit_code(enum status st)
 {

@@ -7,7 +7,7 @@
 #include <jansson.h>
 
 #include "chain_client/manifest.h"
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "chain_client/settle/deployment.h"
 #include "server/adapter/manifest.h"
 

@@ -3,11 +3,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/cli/proof.h"
 #include "chain_client/epoch.h"
-#include "chain_client/keystore.h"
+#include "chain_client/eth/keystore.h"
 #include "server/base/check.h"
 
 /* A view of one address that answers one word. */

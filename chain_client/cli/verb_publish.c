@@ -5,11 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/cli/facts.h"
 #include "chain_client/cli/registry.h"
 #include "chain_client/cli/upload.h"
-#include "chain_client/keystore.h"
+#include "chain_client/eth/keystore.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
 

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
 #include "chain_client/cli/http.h"
 #include "chain_client/cli/node.h"

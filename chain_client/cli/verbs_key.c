@@ -5,11 +5,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/cli/sign.h"
 #include "chain_client/cli/cli.h"
 #include "chain_client/ids.h"
-#include "chain_client/keystore.h"
+#include "chain_client/eth/keystore.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
 

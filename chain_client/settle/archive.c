@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"

@@ -6,8 +6,8 @@
 #include <jansson.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

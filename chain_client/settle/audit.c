@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "chain_client/canon.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/audit_impl.h"
 #include "chain_client/settle/compute.h"
 #include "server/base/check.h"

@@ -19,7 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain_client/rpc.h"
+#include "chain_client/eth/rpc.h"
 #include "chain_client/settle/deployment.h"
 #include "server/base/buf.h"
 #include "server/base/errtext.h"

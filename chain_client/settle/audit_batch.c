@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"

@@ -13,8 +13,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/lane_keys.h"
 #include "chain_client/settle/worker.h"
 #include "chain_client/tree.h"

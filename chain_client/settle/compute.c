@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/commit.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

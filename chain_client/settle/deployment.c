@@ -5,8 +5,8 @@
 #include <jansson.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "chain_client/rpc.h"
+#include "chain_client/eth/rpc.h"
 #include "server/base/errtext.h"
 
 struct deployment {

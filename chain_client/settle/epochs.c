@@ -12,8 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/compute.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/check.h"

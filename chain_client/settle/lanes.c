@@ -13,7 +13,7 @@
 #include <sodium.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/ids.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/check.h"

@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
-#include "chain_client/keystore.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keystore.h"
 #include "chain_client/settle/serve.h"
 #include "chain_client/settle/worker.h"
 #include "chain_client/tree.h"

@@ -16,9 +16,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
+#include "chain_client/eth/abi.h"
 #include "chain_client/settle/worker.h"
-#include "chain_client/tx.h"
+#include "chain_client/eth/tx.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"

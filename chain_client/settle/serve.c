@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/db.h"
 #include "chain_client/settle/view.h"

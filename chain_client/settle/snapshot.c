@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/commit.h"
 #include "chain_client/settle/compute.h"
 #include "server/base/check.h"

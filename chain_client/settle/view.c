@@ -4,8 +4,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
 #include "server/base/check.h"
 
 #define ANSWER_BYTES_MAX (1u << 16)

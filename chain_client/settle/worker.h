@@ -3,7 +3,7 @@
 #ifndef RS_SETTLE_WORKER_H
 #define RS_SETTLE_WORKER_H
 
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/db.h"
 #include "chain_client/settle/settings.h"

@@ -1,8 +1,8 @@
 #include "server/adapter/manifest.h"
-#include "chain_client/addr.h"
-#include "chain_client/eip712.h"
-#include "chain_client/keccak.h"
-#include "chain_client/secp.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/eip712.h"
+#include "chain_client/eth/keccak.h"
+#include "chain_client/eth/secp.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

@@ -5,7 +5,7 @@
  * one is unfinished or forgotten, and is swept at the next start. */
 #include "server/adapter/publish.h"
 #include "server/adapter/device_form.h"
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "server/adapter/manifest.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"

@@ -1,6 +1,6 @@
 #include "server/influence/gain.h"
 #include "chain_client/commit.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/lr.h"
 #include "server/base/check.h"
 

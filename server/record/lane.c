@@ -1,7 +1,7 @@
 /* Keys are made on first use and never leave their folder. lane.json is what an operator registers
  * on the ledger. */
 #include "server/record/lane.h"
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"

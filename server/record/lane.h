@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "server/base/errtext.h"
 
 #define LANE_TAG_BYTES 32

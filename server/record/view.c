@@ -1,6 +1,6 @@
 /* What the API shows of records: the `residual` object of a response, receipts and attributions.
  * Everything that is signed is read back from the spool and decoded; what is unsigned says so. */
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/record/recorder_impl.h"

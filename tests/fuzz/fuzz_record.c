@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "chain_client/canon.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);

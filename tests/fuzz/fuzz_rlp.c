@@ -4,8 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "chain_client/rlp.h"
-#include "chain_client/tx.h"
+#include "chain_client/eth/rlp.h"
+#include "chain_client/eth/tx.h"
 #include "server/base/check.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);

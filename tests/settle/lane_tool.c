@@ -14,10 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
 #include "chain_client/commit.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/buf.h"
 #include "server/base/check.h"
 #include "server/base/file.h"

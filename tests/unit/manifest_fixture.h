@@ -4,8 +4,8 @@
 
 #include <jansson.h>
 
-#include "chain_client/addr.h"
-#include "chain_client/secp.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/secp.h"
 #include "server/adapter/manifest.h"
 #include "server/base/hex.h"
 

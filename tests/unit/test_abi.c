@@ -1,6 +1,6 @@
 /* The ABI writer against the specification's own examples, and a reader that survives hostile
  * offsets, counts and lengths. */
-#include "chain_client/abi.h"
+#include "chain_client/eth/abi.h"
 
 #include <stdarg.h>
 #include <setjmp.h>

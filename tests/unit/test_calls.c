@@ -6,7 +6,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "chain_client/abi.h"
+#include "chain_client/eth/abi.h"
 #include "chain_client/commit.h"
 #include "chain_client/epoch.h"
 #include "chain_client/lr.h"

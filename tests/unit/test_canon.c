@@ -11,7 +11,7 @@
 
 #include "chain_client/commit.h"
 #include "chain_client/ids.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

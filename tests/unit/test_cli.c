@@ -11,11 +11,11 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "chain_client/abi.h"
+#include "chain_client/eth/abi.h"
 #include "chain_client/cli/node.h"
 #include "chain_client/cli/sign.h"
 #include "chain_client/cli/upload.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 

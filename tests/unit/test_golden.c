@@ -7,18 +7,18 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "chain_client/abi.h"
-#include "chain_client/addr.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/batch.h"
 #include "chain_client/canon.h"
 #include "chain_client/commit.h"
-#include "chain_client/eip712.h"
+#include "chain_client/eth/eip712.h"
 #include "chain_client/ids.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/lr.h"
 #include "chain_client/reward.h"
 #include "chain_client/tree.h"
-#include "chain_client/tx.h"
+#include "chain_client/eth/tx.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "tests/unit/golden_json.h"

@@ -1,6 +1,6 @@
 /* Keccak-256: known answers, every split of incremental input, and the permutation against nettle's
  * on random states. */
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 
 #include <nettle/sha3.h>
 #include <stdarg.h>

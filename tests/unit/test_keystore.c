@@ -1,6 +1,6 @@
 /* Key files: the Web3 Secret Storage test vectors (scrypt and PBKDF2), wrong passphrases, hostile
  * costs and fields, raw files, modes, and never overwriting. */
-#include "chain_client/keystore.h"
+#include "chain_client/eth/keystore.h"
 
 #include <fcntl.h>
 #include <stdarg.h>

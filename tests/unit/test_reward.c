@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "chain_client/lr.h"
-#include "chain_client/u256.h"
+#include "chain_client/eth/u256.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"

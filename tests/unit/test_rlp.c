@@ -1,6 +1,6 @@
 /* RLP: the documented examples both ways, refusal of every non-canonical form, random round trips,
  * and truncation in blocks of exact size. */
-#include "chain_client/rlp.h"
+#include "chain_client/eth/rlp.h"
 
 #include <stdarg.h>
 #include <setjmp.h>

@@ -1,6 +1,6 @@
 /* JSON-RPC against a scripted node: a thread that serves one prepared answer per connection on
  * loopback. The scripts are what real and hostile nodes were seen to send. */
-#include "chain_client/rpc.h"
+#include "chain_client/eth/rpc.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

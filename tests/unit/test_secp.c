@@ -1,6 +1,6 @@
 /* Signatures: known addresses and a known deterministic signature, recovery, and refusal of every
  * other encoding of a signature. Addresses: the EIP-55 list. */
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 
 #include <sodium.h>
 #include <stdarg.h>
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 #include "server/base/hex.h"
 
 static struct secp *ctx;

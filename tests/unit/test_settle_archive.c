@@ -1,6 +1,6 @@
 /* The archive's texts have one form each: what is read back equals what was written, and a file
  * that differs in any byte is refused or says something else that a hash then catches. */
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/archive.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"

@@ -1,5 +1,5 @@
 /* What the worker takes in, holds, quarantines, or stops for; and the database under it. */
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/mem.h"
 

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

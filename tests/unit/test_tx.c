@@ -1,6 +1,6 @@
 /* Transactions: random ones round trip; one flipped bit never reads back as the same transaction
  * from the same sender; truncations are refused; EIP-712's own Mail example. */
-#include "chain_client/tx.h"
+#include "chain_client/eth/tx.h"
 
 #include <sodium.h>
 #include <stdarg.h>
@@ -9,7 +9,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "chain_client/eip712.h"
+#include "chain_client/eth/eip712.h"
 #include "server/base/mem.h"
 
 static struct secp *ctx;

@@ -1,12 +1,12 @@
 /* EIP-55: digit i of the lower-case hex is written in upper case when digit i of the Keccak-256 of
  * that lower-case text (without 0x) is 8 or more. A mistyped address with mixed case is thus caught
  * with probability 0.9998. */
-#include "chain_client/addr.h"
+#include "chain_client/eth/addr.h"
 
 #include <ctype.h>
 #include <string.h>
 
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/hex.h"
 
 void addr_format(char out[ADDR_TEXT_BYTES], const uint8_t address[20])

@@ -11,8 +11,8 @@
  *   NOT_FOUND   the node answered null: no such block, or no receipt yet
  * A send that ends in anything but OK is an unknown outcome, never a proof of either.
  */
-#ifndef RS_CHAIN_RPC_H
-#define RS_CHAIN_RPC_H
+#ifndef RS_CHAIN_ETH_RPC_H
+#define RS_CHAIN_ETH_RPC_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* A struct hash is Keccak-256 of the type's hash and one 32-byte word per member: integers and
  * addresses padded on the left, bytes32 as is, dynamic members by their own Keccak-256. */
-#include "chain_client/eip712.h"
+#include "chain_client/eth/eip712.h"
 
 #include <string.h>
 

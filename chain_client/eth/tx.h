@@ -1,13 +1,13 @@
 /* EIP-1559 transactions (type 2), without an access list: build, sign, and read back what a signer
  * returned. Pure but for the signature. Thread: any. */
-#ifndef RS_CHAIN_TX_H
-#define RS_CHAIN_TX_H
+#ifndef RS_CHAIN_ETH_TX_H
+#define RS_CHAIN_ETH_TX_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "server/base/buf.h"
 #include "server/base/hex.h"
 

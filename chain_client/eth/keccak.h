@@ -7,8 +7,8 @@
  *   keccak_update(&k, data, len);
  *   keccak_final(&k, out);
  */
-#ifndef RS_CHAIN_KECCAK_H
-#define RS_CHAIN_KECCAK_H
+#ifndef RS_CHAIN_ETH_KECCAK_H
+#define RS_CHAIN_ETH_KECCAK_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* HTTP for the JSON-RPC client. The body is collected in a buffer with a maximum: past it curl is
  * told to stop, so a hostile node costs no more memory than configured. Nothing is taken from the
  * environment, and only the scheme of the configured URL is ever used. */
-#include "chain_client/rpc_transport.h"
+#include "chain_client/eth/rpc_transport.h"
 
 #include <pthread.h>
 #include <stdio.h>

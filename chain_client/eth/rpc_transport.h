@@ -1,10 +1,10 @@
 /* Private to rpc.c and rpc_transport.c: the HTTP half. */
-#ifndef RS_CHAIN_RPC_TRANSPORT_H
-#define RS_CHAIN_RPC_TRANSPORT_H
+#ifndef RS_CHAIN_ETH_RPC_TRANSPORT_H
+#define RS_CHAIN_ETH_RPC_TRANSPORT_H
 
 #include <curl/curl.h>
 
-#include "chain_client/rpc.h"
+#include "chain_client/eth/rpc.h"
 
 struct rpc {
     CURL *curl;

@@ -2,11 +2,11 @@
  * appended to the same buffer, so an offset is simply the buffer's length minus the head's start.
  * The reader never trusts an offset or a count: each is bounded by what lies behind it before it is
  * used, so hostile return data ends in INVALID. */
-#include "chain_client/abi.h"
+#include "chain_client/eth/abi.h"
 
 #include <string.h>
 
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 
 static const uint8_t zero_word[ABI_WORD_BYTES];

@@ -2,7 +2,7 @@
  * last 16 of them with the ciphertext give the MAC (Keccak-256), the first 16 are the AES-128-CTR
  * key of the secret. The MAC is compared in constant time before anything is decrypted. Costs are
  * bounded, since the file names them: without a bound a hostile file takes all memory. */
-#include "chain_client/keystore.h"
+#include "chain_client/eth/keystore.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"

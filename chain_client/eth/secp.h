@@ -9,8 +9,8 @@
  *   secp_key_fini(&key);
  *   secp_destroy(c);
  */
-#ifndef RS_CHAIN_SECP_H
-#define RS_CHAIN_SECP_H
+#ifndef RS_CHAIN_ETH_SECP_H
+#define RS_CHAIN_ETH_SECP_H
 
 #include <stdint.h>
 

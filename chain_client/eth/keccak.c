@@ -9,7 +9,7 @@
  * rho and pi are one walk over 24 lanes (lane 0 stays): step t of the walk rotates by the
  * triangular number (t+1)(t+2)/2 mod 64. The two tables below are that walk written out. Bytes
  * enter little-endian, byte i into lane i / 8. */
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 
 #include <endian.h>
 #include <string.h>

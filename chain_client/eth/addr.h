@@ -1,6 +1,6 @@
 /* Ethereum addresses as text, with the EIP-55 checksum in the letters' case. Pure. Thread: any. */
-#ifndef RS_CHAIN_ADDR_H
-#define RS_CHAIN_ADDR_H
+#ifndef RS_CHAIN_ETH_ADDR_H
+#define RS_CHAIN_ETH_ADDR_H
 
 #include <stdbool.h>
 #include <stdint.h>

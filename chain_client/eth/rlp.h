@@ -8,8 +8,8 @@
  *   rlp_put_bytes(&out, to, 20);
  *   rlp_list_end(&out, list);
  */
-#ifndef RS_CHAIN_RLP_H
-#define RS_CHAIN_RLP_H
+#ifndef RS_CHAIN_ETH_RLP_H
+#define RS_CHAIN_ETH_RLP_H
 
 #include <stdbool.h>
 #include <stddef.h>

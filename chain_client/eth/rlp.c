@@ -4,7 +4,7 @@
  * A long head carries the length in 1..8 big-endian bytes without a leading zero and only for 56
  * bytes or more; a single byte below 0x80 never has a head. The decoder refuses the rest, so a
  * value has one encoding and a hash of encoded bytes is an identity. */
-#include "chain_client/rlp.h"
+#include "chain_client/eth/rlp.h"
 
 #include <string.h>
 

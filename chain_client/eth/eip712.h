@@ -7,13 +7,13 @@
  *   eip712_end(&h, struct_hash);
  *   eip712_digest(digest, domain, struct_hash);
  */
-#ifndef RS_CHAIN_EIP712_H
-#define RS_CHAIN_EIP712_H
+#ifndef RS_CHAIN_ETH_EIP712_H
+#define RS_CHAIN_ETH_EIP712_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain_client/keccak.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/hex.h"
 
 struct eip712_hasher {

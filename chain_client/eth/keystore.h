@@ -1,13 +1,13 @@
 /* Private keys on disk: a raw file (64 hex digits, mode 0600) or a Web3 Secret Storage version 3
  * file with its passphrase in another 0600 file. Secrets are overwritten after use. Thread: any;
  * blocks on disk, and for about a second on a key derivation of the usual cost. */
-#ifndef RS_CHAIN_KEYSTORE_H
-#define RS_CHAIN_KEYSTORE_H
+#ifndef RS_CHAIN_ETH_KEYSTORE_H
+#define RS_CHAIN_ETH_KEYSTORE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 #include "server/base/errtext.h"
 
 /* keystore_load - the key in path.

@@ -1,15 +1,15 @@
 /* libsecp256k1 behind six calls. Only recoverable signatures are made, always compact with low s
  * (the library's signer never makes another), and a high s is refused when reading: each signed
  * digest has one valid encoding, so a digest of signed bytes is an identity. */
-#include "chain_client/secp.h"
+#include "chain_client/eth/secp.h"
 
 #include <secp256k1.h>
 #include <secp256k1_recovery.h>
 #include <sodium.h>
 #include <string.h>
 
-#include "chain_client/addr.h"
-#include "chain_client/keccak.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 

@@ -1,7 +1,7 @@
 /* The little 256-bit arithmetic that money needs: sums of fee x share, and x * w / d with its exact
  * remainder. Unsigned; overflow is reported, never wrapped. Pure. Thread: any. */
-#ifndef RS_CHAIN_U256_H
-#define RS_CHAIN_U256_H
+#ifndef RS_CHAIN_ETH_U256_H
+#define RS_CHAIN_ETH_U256_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -5,7 +5,7 @@
  * Computer Programming, volume 2, 4.3.1, algorithm D). The divisor is shifted so that its top bit
  * is set; then a digit guessed from the top two digits of the remainder is at most two too high,
  * and the two corrections are the loop over rhat and the add-back. */
-#include "chain_client/u256.h"
+#include "chain_client/eth/u256.h"
 
 #include <string.h>
 

@@ -2,12 +2,12 @@
  * signed; the sent bytes carry yParity (0 or 1), r and s as integers behind the nine. Every signed
  * transaction is decoded again before it leaves: the store keeps raw bytes and resends them for
  * days, so a wrong field must be found here. */
-#include "chain_client/tx.h"
+#include "chain_client/eth/tx.h"
 
 #include <string.h>
 
-#include "chain_client/keccak.h"
-#include "chain_client/rlp.h"
+#include "chain_client/eth/keccak.h"
+#include "chain_client/eth/rlp.h"
 
 #define TX_TYPE 0x02
 

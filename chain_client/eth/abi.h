@@ -13,8 +13,8 @@
  *   ... abi_uint(&items, c[i]) n times
  *   abi_end(&items); abi_end(&t);
  */
-#ifndef RS_CHAIN_ABI_H
-#define RS_CHAIN_ABI_H
+#ifndef RS_CHAIN_ETH_ABI_H
+#define RS_CHAIN_ETH_ABI_H
 
 #include <stdbool.h>
 #include <stddef.h>

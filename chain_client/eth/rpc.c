@@ -1,14 +1,14 @@
 /* JSON-RPC requests and answers. An answer must carry our id and exactly one of result and error;
  * quantities are 0x-hex without leading zeros; byte strings have an even number of digits. Every
  * other shape is CORRUPT: money is never decided on a guess about what a node meant. */
-#include "chain_client/rpc.h"
+#include "chain_client/eth/rpc.h"
 
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "chain_client/rpc_transport.h"
+#include "chain_client/eth/rpc_transport.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
