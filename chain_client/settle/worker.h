@@ -85,7 +85,7 @@ void ingest_close(struct worker *w);
 MUST_CHECK enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *busy,
                                    struct errtext *err);
 
-/* ---- build.c: batches ---- */
+/* ---- batches.c ---- */
 MUST_CHECK enum status build_adopt(struct worker *w, struct errtext *err);
 MUST_CHECK enum status build_step(struct worker *w, struct errtext *err);
 
