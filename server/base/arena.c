@@ -1,5 +1,5 @@
 /* Chunks double from 4 KiB to 1 MiB; a bigger request gets a chunk of its own size. */
-#include "server/text/arena.h"
+#include "server/base/arena.h"
 #include "server/base/mem.h"
 
 #include <stdalign.h>

@@ -1,7 +1,7 @@
 /* A bump arena with a maximum: everything a template needs, at parse time and at render time, is
  * taken from one and freed in one call. Memory is zeroed. One owner, no locking. */
-#ifndef RS_TEXT_ARENA_H
-#define RS_TEXT_ARENA_H
+#ifndef RS_BASE_ARENA_H
+#define RS_BASE_ARENA_H
 
 #include <stddef.h>
 

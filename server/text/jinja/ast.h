@@ -3,7 +3,7 @@
 #define RS_TEXT_JINJA_AST_H
 
 #include "server/base/errtext.h"
-#include "server/text/arena.h"
+#include "server/base/arena.h"
 #include "server/text/jinja/lex.h"
 #include "server/text/jinja/value.h"
 

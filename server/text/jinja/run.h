@@ -4,7 +4,7 @@
 #define RS_TEXT_JINJA_RUN_H
 
 #include "server/base/errtext.h"
-#include "server/text/arena.h"
+#include "server/base/arena.h"
 #include "server/text/jinja/ast.h"
 #include "server/text/jinja/value.h"
 
