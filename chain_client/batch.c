@@ -1,13 +1,12 @@
 /* A batch header is ten static ABI words; lanes are a dynamic array of three words each. The same
  * bytes go into the hash, into `commit` call data and come back in the BatchCommitted event. */
 #include "chain_client/batch.h"
-
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"
+
+#include <string.h>
 
 #define COMMIT_SIGNATURE                                                                           \
     "commit((uint64,uint8,bytes32,bytes32,bytes32,uint32,uint32,uint128,uint128,uint64),"          \
@@ -153,7 +152,7 @@ void batch_hash(uint8_t out[32], const struct batch_place *place, const struct b
     uint8_t type[32];
     struct buf bytes;
     struct abi_tuple t;
-    keccak_256(type, label, sizeof label - 1);
+    keccak_256(type, label, sizeof(label) - 1);
     buf_init(&bytes, 1024);
     abi_begin(&t, &bytes, 3 + BATCH_HEADER_WORDS + 1);
     abi_bytes32(&t, type);

@@ -3,12 +3,12 @@
 #ifndef RS_CHAIN_BATCH_H
 #define RS_CHAIN_BATCH_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 #define BATCH_LANES_MAX    1024
 #define BATCH_HEADER_WORDS 10

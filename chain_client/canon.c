@@ -7,13 +7,12 @@
  *
  * Struct integers are read through memcpy at their natural width (static_assert below). */
 #include "chain_client/canon.h"
-
-#include <string.h>
-
 #include "chain_client/commit.h"
 #include "chain_client/eth/eip712.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
+
+#include <string.h>
 
 #define INF(name, at, width, member, unit)                                                         \
     {                                                                                              \
@@ -217,7 +216,7 @@ static enum status read_tails(union record *r, const struct canon_layout *l, con
 enum status canon_decode_layout(union record *r, const uint8_t *data, size_t len,
                                 struct errtext *err)
 {
-    memset(r, 0, sizeof *r);
+    memset(r, 0, sizeof(*r));
     if (len < CANON_PREFIX_BYTES)
         return err_param(err, STATUS_INVALID, "prefix", "prefix: %zu bytes, expected %d", len,
                          CANON_PREFIX_BYTES);

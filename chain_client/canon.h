@@ -15,13 +15,13 @@
 #ifndef RS_CHAIN_CANON_H
 #define RS_CHAIN_CANON_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/secp.h"
 #include "chain_client/tail.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 #define CANON_SPEC              1
 #define CANON_PREFIX_BYTES      14

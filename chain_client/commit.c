@@ -1,18 +1,17 @@
 /* Commitments, fee and the draw. All of it is hashing in a fixed byte order; token ids enter as
  * big-endian u32 in blocks, since a long prompt is many thousand of them. */
 #include "chain_client/commit.h"
-
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/hex.h"
+
+#include <string.h>
 
 void commit_opening(uint8_t out[32], const uint8_t salt[32], enum commit_field field)
 {
     uint8_t bytes[33];
     memcpy(bytes, salt, 32);
     bytes[32] = (uint8_t)field;
-    keccak_256(out, bytes, sizeof bytes);
+    keccak_256(out, bytes, sizeof(bytes));
 }
 
 void commit_begin(struct keccak *k, const uint8_t salt[32], enum commit_field field)
@@ -36,15 +35,15 @@ void commit_bytes(struct keccak *k, const void *data, size_t len)
 static void put_u32(struct keccak *k, uint32_t v)
 {
     uint8_t bytes[4];
-    be_put(bytes, v, sizeof bytes);
-    keccak_update(k, bytes, sizeof bytes);
+    be_put(bytes, v, sizeof(bytes));
+    keccak_update(k, bytes, sizeof(bytes));
 }
 
 void commit_ids(struct keccak *k, const uint32_t *ids, size_t count)
 {
     uint8_t block[64 * 4];
     for (size_t at = 0; at < count;) {
-        size_t n = MIN(count - at, sizeof block / 4);
+        size_t n = MIN(count - at, sizeof(block) / 4);
         for (size_t i = 0; i < n; i++)
             be_put(block + 4 * i, ids[at + i], 4);
         keccak_update(k, block, 4 * n);
@@ -100,7 +99,7 @@ void commit_bias_hash(uint8_t out[32], const uint32_t *ids, const float *bias, u
     for (uint32_t i = 0; i < count; i++) {
         uint32_t bits;
         CHECK(i == 0 || ids[i - 1] < ids[i]);
-        memcpy(&bits, &bias[i], sizeof bits);
+        memcpy(&bits, &bias[i], sizeof(bits));
         put_u32(&k, ids[i]);
         put_u32(&k, bits);
     }
@@ -124,7 +123,7 @@ void commit_sample_seed(uint8_t seed[32], const uint8_t batch_hash[32], const ui
     static const char label[] = "residual.sample.1";
     struct keccak k;
     keccak_init(&k);
-    keccak_update(&k, label, sizeof label - 1);
+    keccak_update(&k, label, sizeof(label) - 1);
     keccak_update(&k, batch_hash, 32);
     keccak_update(&k, mix_hash, 32);
     keccak_final(&k, seed);
@@ -144,7 +143,7 @@ bool commit_is_required(const struct commit_sample *s, const uint8_t *seed, uint
     be_put(place + 4, s->seq, 8);
     keccak_init(&k);
     keccak_update(&k, seed, 32);
-    keccak_update(&k, place, sizeof place);
+    keccak_update(&k, place, sizeof(place));
     keccak_final(&k, draw);
     return (uint64_t)be_get(draw, 4) * TAIL_E9 < (uint64_t)rate_ppb << 32;
 }

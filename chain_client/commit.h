@@ -11,12 +11,12 @@
 #ifndef RS_CHAIN_COMMIT_H
 #define RS_CHAIN_COMMIT_H
 
+#include "chain_client/eth/keccak.h"
+#include "chain_client/tail.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "chain_client/eth/keccak.h"
-#include "chain_client/tail.h"
 
 enum commit_field { COMMIT_APP = 1, COMMIT_PROMPT = 2, COMMIT_OUTPUT = 3, COMMIT_INPUTS = 4 };
 

@@ -1,6 +1,5 @@
 /* Epoch digests and vault call data, written with the ABI tuple writer. */
 #include "chain_client/epoch.h"
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/eip712.h"
 #include "server/base/check.h"

@@ -3,13 +3,13 @@
 #ifndef RS_CHAIN_EPOCH_H
 #define RS_CHAIN_EPOCH_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/batch.h"
 #include "chain_client/eth/secp.h"
 #include "chain_client/tree.h"
 #include "server/base/buf.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 #define EPOCH_HEADER_WORDS    8
 #define EPOCH_SIGNATURES_MAX  16

@@ -1,11 +1,10 @@
 /* BLAKE2b-256 with unkeyed libsodium state. Every variable-length part carries its length, so no
  * two different inputs join to the same bytes. */
 #include "chain_client/ids.h"
-
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/hex.h"
+
+#include <string.h>
 
 void ids_begin(struct ids_digest *d, const char *label)
 {
@@ -44,7 +43,7 @@ void ids_u64(struct ids_digest *d, uint64_t v)
 void ids_f64(struct ids_digest *d, double v)
 {
     uint64_t bits;
-    memcpy(&bits, &v, sizeof bits);
+    memcpy(&bits, &v, sizeof(bits));
     put_int(d, bits, 8);
 }
 

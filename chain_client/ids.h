@@ -11,12 +11,12 @@
 #ifndef RS_CHAIN_IDS_H
 #define RS_CHAIN_IDS_H
 
+#include "chain_client/tail.h"
+
 #include <sodium.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "chain_client/tail.h"
 
 struct ids_digest {
     crypto_generichash_state state;

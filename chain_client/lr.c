@@ -2,11 +2,10 @@
  * each is below sum(w), so more parts have a remainder than there are units left, or exactly none
  * are left: a part with weight 0 never gets a unit. */
 #include "chain_client/lr.h"
-
-#include <stdlib.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <stdlib.h>
 
 #define SMALL_COUNT 16
 
@@ -35,7 +34,7 @@ enum status lr_split(u128 *part, u128 x, const struct u256 *weight, size_t count
     if (u256_is_zero(&sum))
         return STATUS_INVALID;
     if (count > SMALL_COUNT) {
-        rest = mem_try_array(count, sizeof *rest);
+        rest = mem_try_array(count, sizeof(*rest));
         if (!rest)
             return STATUS_NO_MEMORY;
     }
@@ -47,7 +46,7 @@ enum status lr_split(u128 *part, u128 x, const struct u256 *weight, size_t count
     }
     if (left) {
         CHECK(left < count);
-        qsort(rest, count, sizeof *rest, remainder_order);
+        qsort(rest, count, sizeof(*rest), remainder_order);
         for (size_t i = 0; i < (size_t)left; i++)
             part[rest[i].idx]++;
     }

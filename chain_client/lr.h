@@ -4,11 +4,11 @@
 #ifndef RS_CHAIN_LR_H
 #define RS_CHAIN_LR_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/u256.h"
 #include "server/base/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 /* lr_split - part[i] = the share of x that weight[i] earns.
  *

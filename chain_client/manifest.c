@@ -1,14 +1,13 @@
 /* Digests of manifests. The split is hashed as the ABI encodes it, so the contract can hash its
  * call data directly. */
 #include "chain_client/manifest.h"
-
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/eip712.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
+
+#include <string.h>
 
 enum status manifest_publish_check(const struct manifest_publish *m, struct errtext *err)
 {
@@ -92,7 +91,7 @@ void manifest_commitment(uint8_t out[32], const uint8_t adapter_id[32], const ui
     memcpy(bytes, adapter_id, 32);
     memcpy(bytes + 44, owner, 20);
     memcpy(bytes + 64, salt, 32);
-    keccak_256(out, bytes, sizeof bytes);
+    keccak_256(out, bytes, sizeof(bytes));
 }
 
 void manifest_datanet_id(uint8_t out[32], const struct manifest_datanet *d)
@@ -107,7 +106,7 @@ void manifest_datanet_id(uint8_t out[32], const struct manifest_datanet *d)
     abi_address(&t, d->registry);
     abi_address(&t, d->owner);
     abi_bytes32(&t, d->salt);
-    abi_bytes_tail(&bytes, label, sizeof label - 1);
+    abi_bytes_tail(&bytes, label, sizeof(label) - 1);
     abi_end(&t);
     CHECK(!bytes.failed);
     keccak_256(out, bytes.data, bytes.len);

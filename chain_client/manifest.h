@@ -3,11 +3,11 @@
 #ifndef RS_CHAIN_MANIFEST_H
 #define RS_CHAIN_MANIFEST_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/reward.h"
 #include "server/base/errtext.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 struct manifest_publish {
     uint8_t adapter_id[32], model_id[32], datanet_id[32]; /* datanet 0: none */

@@ -12,16 +12,15 @@
  * (adapter, payee). Adapter pools are an array beside the caller's adapter table. LR conserves
  * every unit, so what accounts earn sums to the fees; that is checked at the end, not assumed. */
 #include "chain_client/reward.h"
-
-#include <stdlib.h>
-#include <string.h>
-
-#include "chain_client/eth/addr.h"
 #include "chain_client/commit.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/lr.h"
 #include "chain_client/sums.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 enum { TAG_EARNED = 0, TAG_BASE = 1, TAG_DATA = 2 /* + the adapter's place in the table */ };
 
@@ -243,7 +242,7 @@ static enum status share_fees(struct work *w, struct set_run *run, const struct 
     }
     enum status st = lr_split_small(part, fee, weight, 4);
     const struct reward_lane *lane =
-        lookup(&r->lane, w->in->lane, w->in->lane_count, sizeof *lane, lane_order);
+        lookup(&r->lane, w->in->lane, w->in->lane_count, sizeof(*lane), lane_order);
     run->pool += part[1];
     if (!st)
         st = add_sum(w, TAG_BASE, r->model_id, 32, part[0]);
@@ -371,13 +370,13 @@ static int record_order(const void *a, const void *b)
 static enum status begin_run(struct work *w, struct set_run *run, const struct reward_record *r,
                              struct errtext *err)
 {
-    memset(run, 0, sizeof *run);
+    memset(run, 0, sizeof(*run));
     enum status st = tail_set_decode(&run->set, r->set.data, r->set.len, err);
     for (uint32_t i = 0; i < run->set.count && !st; i++) {
         int64_t weight = run->set.adapter[i].weight;
         run->weight[i] = (uint32_t)(weight < 0 ? -weight : weight);
         run->adapter[i] = lookup(run->set.adapter[i].id, w->in->adapter, w->in->adapter_count,
-                                 sizeof **run->adapter, adapter_order);
+                                 sizeof(**run->adapter), adapter_order);
     }
     return st;
 }
@@ -419,7 +418,7 @@ static enum status walk_records(struct work *w, struct errtext *err)
             return err_set(err, STATUS_INVALID, "a sampling rate below %u ppb needs a seed",
                            TAIL_E9);
     }
-    qsort(w->sorted, in->record_count, sizeof *w->sorted, record_order);
+    qsort(w->sorted, in->record_count, sizeof(*w->sorted), record_order);
     enum status st = STATUS_OK;
     for (size_t at = 0; at < in->record_count && !st;)
         st = walk_set(w, &at, err);
@@ -457,8 +456,8 @@ static enum status share_data(struct work *w, const struct reward_adapter *a, u1
         has_y |= !u256_is_zero(&y[i].sum);
     if (!a->has_datanet || !has_y)
         return share_split(w, &a->split, pool, true);
-    struct u256 *weight = mem_try_array(count, sizeof *weight);
-    u128 *part = mem_try_array(count, sizeof *part);
+    struct u256 *weight = mem_try_array(count, sizeof(*weight));
+    u128 *part = mem_try_array(count, sizeof(*part));
     enum status st = weight && part ? STATUS_OK : STATUS_NO_MEMORY;
     for (size_t i = 0; i < count && !st; i++)
         weight[i] = y[i].sum;
@@ -504,7 +503,7 @@ static enum status share_pools(struct work *w)
     for (; !st && at < count && all[at].key.tag == TAG_BASE; at++) {
         u128 pool = (u128)all[at].sum.w[1] << 64 | all[at].sum.w[0];
         const struct reward_base *base =
-            lookup(all[at].key.id, w->in->base, w->in->base_count, sizeof *base, base_order);
+            lookup(all[at].key.id, w->in->base, w->in->base_count, sizeof(*base), base_order);
         st = base ? share_split(w, &base->split, pool, false) : earn_treasury(w, pool);
     }
     for (size_t i = 0; i < w->in->adapter_count && !st; i++) {
@@ -563,7 +562,7 @@ static enum status make_result(struct work *w, struct errtext *err)
     while (all && earned < w->sums.used && all[earned].key.tag == TAG_EARNED)
         earned++;
     size_t room = w->in->prev_count + earned + 1; /* put_account writes one ahead */
-    out->account = mem_try_array(room, sizeof *out->account);
+    out->account = mem_try_array(room, sizeof(*out->account));
     enum status st = all && out->account ? merge_accounts(w, all, earned, err) : STATUS_NO_MEMORY;
     mem_free(all);
     u128 before = 0, amounts = 0;
@@ -584,15 +583,15 @@ enum status reward_compute(struct reward_result *out, const struct reward_input 
                            struct errtext *err)
 {
     struct work w = {.in = input, .out = out};
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     enum status st = check_tables(input, err);
     if (st)
         return st;
     if (input->record_count > REWARD_RECORDS_MAX)
         return err_set(err, STATUS_TOO_LARGE, "%zu records in one epoch, at most %u",
                        input->record_count, REWARD_RECORDS_MAX);
-    w.sorted = mem_try_array(input->record_count + 1, sizeof *w.sorted);
-    w.adapter_pool = mem_try_array(input->adapter_count + 1, sizeof *w.adapter_pool);
+    w.sorted = mem_try_array(input->record_count + 1, sizeof(*w.sorted));
+    w.adapter_pool = mem_try_array(input->adapter_count + 1, sizeof(*w.adapter_pool));
     st = sums_init(&w.sums);
     if (!w.sorted || !w.adapter_pool)
         st = STATUS_NO_MEMORY;
@@ -617,5 +616,5 @@ enum status reward_compute(struct reward_result *out, const struct reward_input 
 void reward_result_fini(struct reward_result *r)
 {
     mem_free(r->account);
-    memset(r, 0, sizeof *r);
+    memset(r, 0, sizeof(*r));
 }

@@ -11,11 +11,11 @@
 #ifndef RS_CHAIN_REWARD_H
 #define RS_CHAIN_REWARD_H
 
+#include "chain_client/canon.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "chain_client/canon.h"
 
 #define REWARD_BPS         10000
 #define REWARD_ENTRIES_MAX 32

@@ -4,11 +4,11 @@
 #ifndef RS_CHAIN_SUMS_H
 #define RS_CHAIN_SUMS_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/u256.h"
 #include "server/base/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 struct sums_key {
     uint32_t tag;

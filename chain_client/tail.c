@@ -2,11 +2,10 @@
  * check that the encoder runs before writing, so what one accepts the other produces. Ids and
  * payees are strictly ascending, which leaves one order and no repeats; sums are exact. */
 #include "chain_client/tail.h"
+#include "server/base/check.h"
 
 #include <math.h>
 #include <string.h>
-
-#include "server/base/check.h"
 
 static enum status set_check(const struct tail_set *set, struct errtext *err)
 {
@@ -40,7 +39,7 @@ enum status tail_set_encode(uint8_t *out, size_t *len, const struct tail_set *se
 enum status tail_set_decode(struct tail_set *set, const uint8_t *data, size_t len,
                             struct errtext *err)
 {
-    memset(set, 0, sizeof *set);
+    memset(set, 0, sizeof(*set));
     if (len % 36 || len > TAIL_SET_BYTES_MAX)
         return err_param(err, STATUS_INVALID, "set",
                          "set: %zu bytes, expected 36 per adapter and at most %d adapters", len,
@@ -83,7 +82,7 @@ enum status tail_tariff_encode(uint8_t *out, size_t *len, const struct tail_tari
 enum status tail_tariff_decode(struct tail_tariff *tariff, const uint8_t *data, size_t len,
                                struct errtext *err)
 {
-    memset(tariff, 0, sizeof *tariff);
+    memset(tariff, 0, sizeof(*tariff));
     if (len % 32 || len < 32 || len > TAIL_TARIFF_BYTES_MAX)
         return err_param(err, STATUS_INVALID, "tariff",
                          "tariff: %zu bytes, expected 32 for each of 1 to %d prices", len,
@@ -133,7 +132,7 @@ static enum status params_check(const struct tail_params *params, struct errtext
         float v;
         if (!f->is_float)
             continue;
-        memcpy(&v, (const char *)params + f->member, sizeof v);
+        memcpy(&v, (const char *)params + f->member, sizeof(v));
         if (!isfinite(v) || (v == 0 && signbit(v)))
             return err_param(err, STATUS_INVALID, f->name,
                              "params: %s is not a finite number, or is -0", f->name);
@@ -154,7 +153,7 @@ enum status tail_params_encode(uint8_t out[TAIL_PARAMS_BYTES], const struct tail
         const struct params_field *f = &params_fields[i];
         const char *member = (const char *)params + f->member;
         uint64_t v = 0;
-        memcpy(&v, member, MIN(f->width, sizeof v)); /* little-endian host: the low bytes */
+        memcpy(&v, member, MIN(f->width, sizeof(v))); /* little-endian host: the low bytes */
         if (f->width == 32)
             memcpy(out + f->offset, member, 32);
         else
@@ -166,14 +165,14 @@ enum status tail_params_encode(uint8_t out[TAIL_PARAMS_BYTES], const struct tail
 enum status tail_params_decode(struct tail_params *params, const uint8_t *data, size_t len,
                                struct errtext *err)
 {
-    memset(params, 0, sizeof *params);
+    memset(params, 0, sizeof(*params));
     if (len != TAIL_PARAMS_BYTES)
         return err_param(err, STATUS_INVALID, "params", "params: %zu bytes, expected %d", len,
                          TAIL_PARAMS_BYTES);
     for (size_t i = 0; i < ARRAY_COUNT(params_fields); i++) {
         const struct params_field *f = &params_fields[i];
         char *member = (char *)params + f->member;
-        uint64_t v = (uint64_t)be_get(data + f->offset, MIN(f->width, sizeof v));
+        uint64_t v = (uint64_t)be_get(data + f->offset, MIN(f->width, sizeof(v)));
         if (f->width == 32)
             memcpy(member, data + f->offset, 32);
         else

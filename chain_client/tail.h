@@ -4,11 +4,11 @@
 #ifndef RS_CHAIN_TAIL_H
 #define RS_CHAIN_TAIL_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 #define TAIL_E9           1000000000u
 #define TAIL_ADAPTERS_MAX 8

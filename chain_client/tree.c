@@ -12,13 +12,12 @@
  * Each is below 136 bytes: one permutation. The builder is a binary counter of finished subtrees;
  * the root fills up with pad subtrees of rising height without ever making the pad leaves. */
 #include "chain_client/tree.h"
-
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 static const struct tree_tags {
     uint8_t node, pad;
@@ -79,7 +78,7 @@ void tree_reward_leaf(struct tree_node *out, const uint8_t dom[32], uint32_t idx
     be_put(bytes + 33, idx, 4);
     memcpy(bytes + 37, account, 20);
     be_put(bytes + 57, cumulative, 16);
-    keccak_256(out->hash, bytes, sizeof bytes);
+    keccak_256(out->hash, bytes, sizeof(bytes));
     out->sum = cumulative;
 }
 
@@ -88,7 +87,7 @@ void tree_pad(struct tree_node *out, enum tree_kind kind, const uint8_t dom[32])
     uint8_t bytes[33];
     bytes[0] = tags[kind].pad;
     memcpy(bytes + 1, dom, 32);
-    keccak_256(out->hash, bytes, sizeof bytes);
+    keccak_256(out->hash, bytes, sizeof(bytes));
     out->sum = 0;
 }
 
@@ -104,7 +103,7 @@ enum status tree_join(struct tree_node *out, enum tree_kind kind, const struct t
     be_put(bytes + 33, left->sum, 16);
     memcpy(bytes + 49, right->hash, 32);
     be_put(bytes + 81, right->sum, 16);
-    keccak_256(out->hash, bytes, sizeof bytes);
+    keccak_256(out->hash, bytes, sizeof(bytes));
     out->sum = sum;
     return STATUS_OK;
 }
@@ -120,7 +119,7 @@ uint32_t tree_depth(uint32_t count)
 
 void tree_builder_init(struct tree_builder *b, enum tree_kind kind, const uint8_t dom[32])
 {
-    memset(b, 0, sizeof *b);
+    memset(b, 0, sizeof(*b));
     b->kind = kind;
     memcpy(b->dom, dom, 32);
 }
@@ -184,7 +183,7 @@ static enum status fill_levels(struct tree *t, struct errtext *err)
 enum status tree_build(struct tree *t, enum tree_kind kind, const uint8_t dom[32],
                        const struct tree_node *leaf, size_t count, struct errtext *err)
 {
-    memset(t, 0, sizeof *t);
+    memset(t, 0, sizeof(*t));
     if (!count)
         return err_set(err, STATUS_INVALID, "tree: no leaf");
     if (count > TREE_LEAVES_MAX)
@@ -194,12 +193,12 @@ enum status tree_build(struct tree *t, enum tree_kind kind, const uint8_t dom[32
     t->count = (uint32_t)count;
     t->depth = tree_depth(t->count);
     size_t width = (size_t)1 << t->depth;
-    t->level[0] = mem_try_array(2 * width, sizeof *t->level[0]);
+    t->level[0] = mem_try_array(2 * width, sizeof(*t->level[0]));
     if (!t->level[0])
         return err_set(err, STATUS_NO_MEMORY, "no memory for a tree of %zu leaves", count);
     for (uint32_t d = 0; d < t->depth; d++)
         t->level[d + 1] = t->level[d] + (width >> d);
-    memcpy(t->level[0], leaf, count * sizeof *leaf);
+    memcpy(t->level[0], leaf, count * sizeof(*leaf));
     if (count < width)
         tree_pad(&t->level[0][count], kind, dom);
     for (size_t i = count + 1; i < width; i++)
@@ -213,7 +212,7 @@ enum status tree_build(struct tree *t, enum tree_kind kind, const uint8_t dom[32
 void tree_fini(struct tree *t)
 {
     mem_free(t->level[0]);
-    memset(t, 0, sizeof *t);
+    memset(t, 0, sizeof(*t));
 }
 
 const struct tree_node *tree_root(const struct tree *t)

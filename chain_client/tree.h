@@ -11,11 +11,11 @@
 #ifndef RS_CHAIN_TREE_H
 #define RS_CHAIN_TREE_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 #define TREE_LEAVES_MAX (1u << 17)
 #define TREE_DEPTH_MAX  17

@@ -12,11 +12,11 @@
 #ifndef RS_KERNELS_ARGS_H
 #define RS_KERNELS_ARGS_H
 
+#include "server/base/status.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/status.h"
 
 /* A function for host and device code alike. */
 #ifdef __CUDACC__

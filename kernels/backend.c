@@ -3,13 +3,12 @@
  * "cpu:PATH" forces a path (tests, benches, and replaying a log that another machine wrote). "cuda"
  * is never anything else. Everything else goes through the backend's own table. */
 #include "kernels/backend.h"
-
-#include <stdio.h>
-#include <string.h>
-
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/ref/ref.h"
+
+#include <stdio.h>
+#include <string.h>
 
 static enum status create_auto(struct backend **out, const struct backend_options *opt,
                                struct errtext *err)

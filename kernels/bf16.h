@@ -4,11 +4,11 @@
 #ifndef RS_KERNELS_BF16_H
 #define RS_KERNELS_BF16_H
 
+#include "kernels/args.h"
+
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-
-#include "kernels/args.h"
 
 KERNEL_FN float bf16_to_f32(uint16_t h)
 {

@@ -1,8 +1,7 @@
 #include "kernels/host.h"
+#include "server/base/mem.h"
 
 #include <string.h>
-
-#include "server/base/mem.h"
 
 void *host_mem_alloc(struct backend *b, size_t bytes)
 {

@@ -309,7 +309,7 @@ static enum status set_from_json(struct config *c, const struct key *k, json_t *
                    : err_param(err, STATUS_INVALID, k->name, "%s: found a boolean, expected %s",
                                k->name, k->unit);
     if (json_is_integer(v) && is_number(k)) {
-        snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        snprintf(number, sizeof(number), "%" JSON_INTEGER_FORMAT, json_integer_value(v));
         return set_value(c, k, number, err);
     }
     if (json_is_string(v) && k->kind != KIND_SWITCH && k->kind != KIND_BOOL)
@@ -423,11 +423,11 @@ static void default_data_dir(struct config *c)
     if (c->data_dir)
         return;
     if (state && state[0] == '/')
-        snprintf(path, sizeof path, "%s/residual", state);
+        snprintf(path, sizeof(path), "%s/residual", state);
     else if (home && home[0] == '/')
-        snprintf(path, sizeof path, "%s/.local/state/residual", home);
+        snprintf(path, sizeof(path), "%s/.local/state/residual", home);
     else
-        snprintf(path, sizeof path, "residual-data");
+        snprintf(path, sizeof(path), "residual-data");
     c->data_dir = mem_strdup(path);
 }
 

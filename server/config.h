@@ -4,12 +4,12 @@
 #ifndef RS_SERVER_CONFIG_H
 #define RS_SERVER_CONFIG_H
 
+#include "server/base/errtext.h"
+#include "server/base/hex.h"
+
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
-#include "server/base/hex.h"
 
 #define CONFIG_LIST_MAX 4096
 

@@ -81,9 +81,9 @@ static enum status parse_key(struct http_key *k, size_t i, json_t *v, struct err
     const char *digest = json_string_value(json_object_get(v, "digest"));
     json_t *account = json_object_get(v, "account"),
            *quota = json_object_get(v, "publish_bytes_max");
-    if (!name || !*name || strlen(name) >= sizeof k->name)
+    if (!name || !*name || strlen(name) >= sizeof(k->name))
         return bad(err, i, "name", "1 to 63 characters");
-    snprintf(k->name, sizeof k->name, "%s", name);
+    snprintf(k->name, sizeof(k->name), "%s", name);
     if (!digest || !hex_decode(k->digest, 32, digest))
         return bad(err, i, "digest", "64 hex digits: BLAKE2b-256 of the key (residual key hash)");
     if (account &&
@@ -102,7 +102,7 @@ static enum status check_unique(const struct http_key *all, size_t i, struct err
     for (size_t k = 0; k < i; k++) {
         if (strcmp(all[k].name, all[i].name) == 0)
             return bad(err, i, "name", "a name that no other key has");
-        if (memcmp(all[k].digest, all[i].digest, sizeof all[i].digest) == 0)
+        if (memcmp(all[k].digest, all[i].digest, sizeof(all[i].digest)) == 0)
             return bad(err, i, "digest", "a digest that no other key has");
     }
     return STATUS_OK;
@@ -115,7 +115,7 @@ static enum status parse_array(struct http_key **keys, uint32_t *count, json_t *
     if (!json_is_array(array) || n > HTTP_KEYS_MAX)
         return err_param(err, STATUS_INVALID, "api_keys",
                          "api_keys: expected a JSON array of at most %d keys", HTTP_KEYS_MAX);
-    struct http_key *all = mem_array(n ? n : 1, sizeof *all);
+    struct http_key *all = mem_array(n ? n : 1, sizeof(*all));
     for (size_t i = 0; i < n; i++) {
         enum status st = parse_key(&all[i], i, json_array_get(array, i), err);
         if (!st)

@@ -9,12 +9,11 @@
  *           main        waits for signals
  * They talk by messages in bounded mailboxes (base/mailbox.h). Stop order: readiness off, drain,
  * engine, recorder, http. */
-#include "server/config.h"
-#include "server/start.h"
-
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
+#include "server/config.h"
+#include "server/start.h"
 
 #include <pthread.h>
 #include <signal.h>

@@ -90,7 +90,7 @@ static enum status lock_data_dir(struct server *s, struct errtext *err)
     enum status st = file_mkdirs(s->config->data_dir, 0700, err);
     if (st)
         return st;
-    snprintf(path, sizeof path, "%s/lock", s->config->data_dir);
+    snprintf(path, sizeof(path), "%s/lock", s->config->data_dir);
     s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (s->lock_fd < 0)
         return err_set(err, STATUS_IO, "data_dir %s: cannot create its lock file",
@@ -177,7 +177,7 @@ static enum status load_named_adapters(struct server *s, struct errtext *err)
         if (!eq || eq == item || (size_t)(eq - item) > CATALOG_NAME_MAX || !eq[1])
             return err_param(err, STATUS_INVALID, "adapter",
                              "adapter: found '%s', expected NAME=DIR", item);
-        snprintf(name, sizeof name, "%.*s", (int)(eq - item), item);
+        snprintf(name, sizeof(name), "%.*s", (int)(eq - item), item);
         enum status st = publisher_load_dir(s->publisher, name, eq + 1, true, false, err);
         if (st)
             return st;
@@ -191,7 +191,7 @@ static enum status make_adapters(struct server *s, struct errtext *err)
     uint32_t count = 0;
     s->catalog = catalog_create((uint32_t)c->adapters_registered_max);
     catalog_reserve_name(s->catalog, c->model_name);
-    snprintf(s->adapters_dir, sizeof s->adapters_dir, "%s/adapters", c->data_dir);
+    snprintf(s->adapters_dir, sizeof(s->adapters_dir), "%s/adapters", c->data_dir);
     struct publish_options opt = {.model = &s->model->config,
                                   .dtype = s->model->dtype,
                                   .form = s->backend->ops->adapters,
@@ -322,13 +322,13 @@ static enum status parse_listen(struct http_options *opt, const char *text, stru
     unsigned long port = colon ? strtoul(colon + 1, &end, 10) : 0;
     size_t host_len = colon ? (size_t)(colon - text) : 0;
     if (!colon || end == colon + 1 || *end || port > 65535 || host_len == 0 ||
-        host_len >= sizeof opt->host)
+        host_len >= sizeof(opt->host))
         return err_param(err, STATUS_INVALID, "listen",
                          "listen: found '%s', expected HOST:PORT such as 127.0.0.1:8080", text);
     if (text[0] == '[' && text[host_len - 1] == ']')
-        snprintf(opt->host, sizeof opt->host, "%.*s", (int)host_len - 2, text + 1);
+        snprintf(opt->host, sizeof(opt->host), "%.*s", (int)host_len - 2, text + 1);
     else
-        snprintf(opt->host, sizeof opt->host, "%.*s", (int)host_len, text);
+        snprintf(opt->host, sizeof(opt->host), "%.*s", (int)host_len, text);
     opt->port = (uint16_t)port;
     return STATUS_OK;
 }
@@ -356,7 +356,7 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .catalog = s->catalog,
                              .publisher = s->publisher,
                              .recorder = s->recorder};
-    snprintf(opt.model_name, sizeof opt.model_name, "%s", c->model_name);
+    snprintf(opt.model_name, sizeof(opt.model_name), "%s", c->model_name);
     enum status st = parse_listen(&opt, c->listen, err);
     if (!st)
         st = http_start(&s->http, &opt, &deps, err);
@@ -387,7 +387,7 @@ static void destroy(struct server *s)
 
 enum status server_start(struct server **out, const struct config *c, struct errtext *err)
 {
-    struct server *s = mem_alloc(sizeof *s);
+    struct server *s = mem_alloc(sizeof(*s));
     *out = NULL;
     s->config = c;
     s->lock_fd = -1;
@@ -441,7 +441,7 @@ void server_stop(struct server *s)
 
 enum status server_print_plan(const struct config *c)
 {
-    struct server *s = mem_alloc(sizeof *s);
+    struct server *s = mem_alloc(sizeof(*s));
     struct errtext err = ERRTEXT_INIT;
     struct buf text;
     buf_init(&text, 1 << 20);

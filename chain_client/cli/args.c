@@ -2,14 +2,13 @@
  * value follows as the next word or after "=". "--" ends the options, "-" alone is an operand. An
  * unknown option is refused with the verb's own list, so that a typing error never runs. */
 #include "chain_client/cli/cli.h"
+#include "server/base/check.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "server/base/check.h"
 
 static const struct {
     const char *name, *unit, *help; /* unit NULL: a flag */
@@ -47,7 +46,7 @@ static const struct {
 const char *args_option_name(enum cli_option o)
 {
     static char text[OPT_COUNT][32];
-    snprintf(text[o], sizeof text[o], "--%s", options[o].name);
+    snprintf(text[o], sizeof(text[o]), "--%s", options[o].name);
     return text[o];
 }
 
@@ -197,7 +196,7 @@ void args_print_all(const struct cli_verb *table, size_t count)
     puts("residual VERB [options]      residual VERB --help shows a verb's options\n");
     for (size_t i = 0; i < count; i++) {
         char usage[64];
-        snprintf(usage, sizeof usage, "%s %s", table[i].words,
+        snprintf(usage, sizeof(usage), "%s %s", table[i].words,
                  table[i].operand ? table[i].operand : "");
         printf("  %-28s %s\n", usage, table[i].line);
     }

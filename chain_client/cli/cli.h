@@ -6,13 +6,13 @@
 #ifndef RS_CLI_CLI_H
 #define RS_CLI_CLI_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 enum cli_exit {
     CLI_FINE = 0,

@@ -1,13 +1,12 @@
 #include "chain_client/cli/facts.h"
-
-#include <limits.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "server/adapter/peft/peft.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/model/config.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
 
 #define BASE_BYTES_MAX    (16u << 20)
 #define ADAPTER_BYTES_MAX (64ull << 30)
@@ -16,7 +15,7 @@ static enum status read_base(struct model_config *base, const char *model_dir, s
 {
     char path[PATH_MAX], *text;
     size_t len;
-    snprintf(path, sizeof path, "%s/config.json", model_dir);
+    snprintf(path, sizeof(path), "%s/config.json", model_dir);
     enum status st = file_read(path, BASE_BYTES_MAX, &text, &len, err);
     if (st)
         return st;
@@ -31,7 +30,7 @@ enum status facts_read(struct facts *f, const char *adapter_dir, const char *mod
                        bool *base_is_bad, struct errtext *err)
 {
     struct peft_adapter a;
-    struct model_config *base = mem_alloc(sizeof *base);
+    struct model_config *base = mem_alloc(sizeof(*base));
     *f = (struct facts){0};
     enum status st = read_base(base, model_dir, err);
     *base_is_bad = st != STATUS_OK;
@@ -42,8 +41,8 @@ enum status facts_read(struct facts *f, const char *adapter_dir, const char *mod
             f->rank_max = a.rank_max;
             f->module_count = a.module_count;
             f->file_bytes = a.tensor_file_bytes;
-            snprintf(f->base_name, sizeof f->base_name, "%s", a.base_name ? a.base_name : "");
-            snprintf(f->warning, sizeof f->warning, "%s", a.warning);
+            snprintf(f->base_name, sizeof(f->base_name), "%s", a.base_name ? a.base_name : "");
+            snprintf(f->warning, sizeof(f->warning), "%s", a.warning);
             st = peft_check_values(&a, err);
             peft_fini(&a);
         }

@@ -1,4 +1,7 @@
 #include "chain_client/cli/http.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
 
 #include <curl/curl.h>
 #include <errno.h>
@@ -6,10 +9,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
-
-#include "server/base/check.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define KEY_BYTES_MAX    4096
 #define ANSWER_BYTES_MAX (64u << 20)
@@ -41,12 +40,12 @@ static enum status add_key(struct http *h, const char *path, struct errtext *err
     enum status st = file_read_secret(path, KEY_BYTES_MAX, &key, &len, err);
     if (st)
         return st;
-    snprintf(line, sizeof line, "Authorization: Bearer %s", key);
+    snprintf(line, sizeof(line), "Authorization: Bearer %s", key);
     if (len == 0 || strpbrk(key, "\r\n"))
         st = err_set(err, STATUS_INVALID, "%s: expected one API key on one line", path);
     else if (!(h->headers = curl_slist_append(h->headers, line)))
         st = err_set(err, STATUS_NO_MEMORY, "no memory for HTTP headers");
-    mem_wipe(line, sizeof line);
+    mem_wipe(line, sizeof(line));
     mem_wipe(key, len);
     mem_free(key);
     return st;
@@ -77,7 +76,7 @@ enum status http_open(struct http **out, const char *base_url, const char *api_k
     if (strncmp(base_url, "http://", 7) != 0 && strncmp(base_url, "https://", 8) != 0)
         return err_set(err, STATUS_INVALID, "%s: found '%s', expected http://... or https://...",
                        what, base_url);
-    struct http *h = mem_alloc(sizeof *h);
+    struct http *h = mem_alloc(sizeof(*h));
     buf_init(&h->answer, ANSWER_BYTES_MAX);
     h->what = what;
     h->base = mem_strdup(base_url);
@@ -184,9 +183,9 @@ static enum status set_request(struct http *h, const char *method, const char *p
 {
     char url[2048];
     CURL *c = h->curl;
-    int n = snprintf(url, sizeof url, "%s%s", h->base, path);
-    if (n < 0 || (size_t)n >= sizeof url)
-        return err_set(err, STATUS_INVALID, "the URL is longer than %zu bytes", sizeof url - 1);
+    int n = snprintf(url, sizeof(url), "%s%s", h->base, path);
+    if (n < 0 || (size_t)n >= sizeof(url))
+        return err_set(err, STATUS_INVALID, "the URL is longer than %zu bytes", sizeof(url) - 1);
     CURLcode e = curl_easy_setopt(c, CURLOPT_URL, url);
     e = e ? e : curl_easy_setopt(c, CURLOPT_UPLOAD, 0L);
     e = e ? e : curl_easy_setopt(c, CURLOPT_HTTPGET, 1L);

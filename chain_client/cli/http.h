@@ -4,9 +4,9 @@
 #ifndef RS_CLI_HTTP_H
 #define RS_CLI_HTTP_H
 
-#include <jansson.h>
-
 #include "chain_client/cli/cli.h"
+
+#include <jansson.h>
 
 struct http;
 /* base_url without a trailing slash; api_key_file NULL: no key. what: "server" or "settlement

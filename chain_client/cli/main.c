@@ -1,13 +1,13 @@
 /* residual: the command line of publishers, contributors, operators and auditors. The table of
  * verbs; each file verb*.c holds the verbs of one thing. */
+#include "chain_client/cli/cli.h"
+#include "server/base/check.h"
+
 #include <curl/curl.h>
 #include <signal.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/cli/cli.h"
-#include "server/base/check.h"
 
 #define B(o)    CLI_BIT(OPT_##o)
 #define CHAIN   (B(RPC) | B(DEPLOYMENT))

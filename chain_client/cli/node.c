@@ -2,17 +2,16 @@
  * The fee allows for the base fee to double while it waits. It is sent once; whoever repeats the
  * command repeats a call of absolute state, which changes nothing the second time. */
 #include "chain_client/cli/node.h"
-
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/rpc.h"
 #include "chain_client/eth/tx.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 #define WAIT_S_STANDARD 180
 #define POLL_MS         250
@@ -74,7 +73,7 @@ static enum status explain(struct node *n, const struct node_tx *tx, struct errt
     const struct rpc_fault *f = rpc_last_fault(n->rpc);
     err_clear(err);
     addr_format(from, tx->from->address);
-    if (reverts_explain(why, sizeof why, f->data, f->data_len))
+    if (reverts_explain(why, sizeof(why), f->data, f->data_len))
         return err_set(err, STATUS_DENIED, "%s: the contract refuses: %s", tx->what, why);
     return err_set(err, STATUS_DENIED, "%s from %s: %s", tx->what, from, f->message);
 }

@@ -1,14 +1,13 @@
 #include "chain_client/cli/proof.h"
+#include "chain_client/cli/http.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/settle/archive.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/cli/http.h"
-#include "chain_client/settle/archive.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 /* Is the account's leaf where p says, below the root that the chain has for p->epoch? */
 static enum status check(const struct proof *p, const struct node *n, const struct view_epoch *e,
@@ -34,7 +33,7 @@ static enum status build_tree(struct tree *t, const struct node *n,
                               const struct archive_accounts *a, struct errtext *err)
 {
     uint8_t dom[32];
-    struct tree_node *leaf = mem_try_array(a->count ? a->count : 1, sizeof *leaf);
+    struct tree_node *leaf = mem_try_array(a->count ? a->count : 1, sizeof(*leaf));
     if (!leaf)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu accounts", a->count);
     tree_reward_domain(dom, n->d.chain_id, n->d.vault, n->d.token);
@@ -125,7 +124,7 @@ static enum status from_settle(struct proof *p, const struct cli *c, const uint8
     char path[64 + ADDR_TEXT_BYTES], text[ADDR_TEXT_BYTES];
     json_t *answer = NULL;
     addr_format(text, account);
-    snprintf(path, sizeof path, "/v1/rewards/%s", text);
+    snprintf(path, sizeof(path), "/v1/rewards/%s", text);
     enum status st = http_open(&h, c->value[OPT_SETTLE], NULL, "settlement worker", err);
     if (!st)
         st = http_call(h, "GET", path, NULL, &answer, err);

@@ -1,17 +1,16 @@
 /* The salt of a commitment is derived from a signature that only the owner can make and nobody has
  * seen: it is secret until `register` reveals it, and a repeated command finds its commitment. */
 #include "chain_client/cli/registry.h"
-
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 #define CALL_BYTES_MAX  (1u << 14)
 #define PUBLISH_ABI     "(bytes32,bytes32,bytes32,address,uint128,uint128,uint64)"
@@ -220,13 +219,13 @@ static enum status make_salt(struct registry_job *j, uint8_t salt[32], const uin
     uint8_t digest[32], signature[SECP_SIGNATURE_BYTES];
     struct keccak k;
     keccak_init(&k);
-    keccak_update(&k, COMMITMENT_SALT, sizeof COMMITMENT_SALT - 1);
+    keccak_update(&k, COMMITMENT_SALT, sizeof(COMMITMENT_SALT) - 1);
     keccak_update(&k, id, 32);
     keccak_update(&k, j->node->d.registry, 20);
     keccak_final(&k, digest);
     enum status st = secp_sign(j->secp, signature, j->owner, digest, err);
-    keccak_256(salt, signature, sizeof signature);
-    mem_wipe(signature, sizeof signature);
+    keccak_256(salt, signature, sizeof(signature));
+    mem_wipe(signature, sizeof(signature));
     return st;
 }
 

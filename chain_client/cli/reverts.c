@@ -1,12 +1,12 @@
 /* The contracts' custom errors in words. Arguments are single words; %s in a sentence is the first
  * one as a number. */
+#include "chain_client/cli/node.h"
+#include "chain_client/eth/abi.h"
+#include "server/base/check.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/eth/abi.h"
-#include "chain_client/cli/node.h"
-#include "server/base/check.h"
 
 static const struct {
     const char *signature, *sentence;

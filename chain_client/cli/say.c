@@ -1,13 +1,12 @@
 /* How verbs speak: facts on stdout, progress and errors on stderr; with --json also an error is an
  * object on stdout, so that a script reads one stream. */
 #include "chain_client/cli/cli.h"
+#include "chain_client/eth/addr.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/eth/addr.h"
 
 int cli_exit_code(enum status st)
 {
@@ -76,7 +75,7 @@ void cli_amount(char out[CLI_AMOUNT_BYTES], u128 v)
     char whole[40], units[40], fraction[24];
     u128_format(whole, v / one);
     u128_format(units, v);
-    snprintf(fraction, sizeof fraction, "%018" PRIu64, (uint64_t)(v % one));
+    snprintf(fraction, sizeof(fraction), "%018" PRIu64, (uint64_t)(v % one));
     size_t len = strlen(fraction);
     while (len > 1 && fraction[len - 1] == '0')
         len--;

@@ -1,6 +1,12 @@
 /* The salt of a datanet's id is the Keccak-256 of its name under a label, so that the same owner
  * and name find the same datanet again. A "salt" in datanet.json wins. */
 #include "chain_client/cli/sign.h"
+#include "chain_client/cli/cli.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -9,13 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/cli/cli.h"
-#include "chain_client/eth/keccak.h"
-#include "server/base/check.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define TEXT_BYTES_MAX (256u << 20)
 #define KEY_PREFIX     "ed25519:"
@@ -34,7 +33,7 @@ enum status sign_publisher_new(const char *path, struct sign_publisher *key, str
 {
     uint8_t seed[32];
     char text[KEY_PREFIX_LEN + 64 + 2] = KEY_PREFIX;
-    randombytes_buf(seed, sizeof seed);
+    randombytes_buf(seed, sizeof(seed));
     from_seed(key, seed);
     hex_encode(text + KEY_PREFIX_LEN, seed, 32);
     text[KEY_PREFIX_LEN + 64] = '\n';
@@ -42,8 +41,8 @@ enum status sign_publisher_new(const char *path, struct sign_publisher *key, str
         file_exists(path)
             ? err_set(err, STATUS_EXISTS, "%s exists; a key is never overwritten", path)
             : file_write_atomic(path, text, KEY_PREFIX_LEN + 65, 0600, err);
-    mem_wipe(seed, sizeof seed);
-    mem_wipe(text, sizeof text);
+    mem_wipe(seed, sizeof(seed));
+    mem_wipe(text, sizeof(text));
     return st;
 }
 
@@ -63,7 +62,7 @@ enum status sign_publisher_load(const char *path, struct sign_publisher *key, st
                      path);
     else
         from_seed(key, seed);
-    mem_wipe(seed, sizeof seed);
+    mem_wipe(seed, sizeof(seed));
     mem_wipe(text, len);
     mem_free(text);
     return st;
@@ -71,7 +70,7 @@ enum status sign_publisher_load(const char *path, struct sign_publisher *key, st
 
 void sign_publisher_fini(struct sign_publisher *key)
 {
-    mem_wipe(key, sizeof *key);
+    mem_wipe(key, sizeof(*key));
 }
 
 /* ---- what the owner declares ---- */
@@ -141,7 +140,7 @@ static enum status read_datanet(struct sign_source *s, const char *path, struct 
         return err_set(err, STATUS_INVALID, "%s: name: expected a text (or give a salt)", path);
     struct keccak k;
     keccak_init(&k);
-    keccak_update(&k, DATANET_SALT, sizeof DATANET_SALT - 1);
+    keccak_update(&k, DATANET_SALT, sizeof(DATANET_SALT) - 1);
     keccak_update(&k, name, strlen(name));
     keccak_final(&k, s->salt);
     return STATUS_OK;
@@ -164,7 +163,7 @@ static enum status find_datanet(struct sign_source *s, const char *path, struct 
 
 enum status sign_source_load(struct sign_source *s, const char *path, struct errtext *err)
 {
-    memset(s, 0, sizeof *s);
+    memset(s, 0, sizeof(*s));
     enum status st = read_json(path, &s->publish, err);
     if (!st)
         s->is_signed = json_object_get(s->publish, "ownerSignature") &&
@@ -266,7 +265,7 @@ static enum status sign_document(json_t *doc, const struct manifest *m,
     manifest_licence_digest(digest, &l, m->chain_id, m->registry);
     enum status st = secp_sign(keys->secp, signature, keys->owner, digest, err);
     if (!st)
-        json_object_set_new(doc, "ownerSignature", hex_json(signature, sizeof signature));
+        json_object_set_new(doc, "ownerSignature", hex_json(signature, sizeof(signature)));
     return st;
 }
 
@@ -313,9 +312,9 @@ enum status sign_manifest(json_t **out, const struct sign_source *s, const struc
     if (!st && s->datanet)
         st = put_documents(root, s, keys, err);
     if (!st) {
-        crypto_sign_detached(publisher, NULL, digest, sizeof digest, keys->publisher->secret);
+        crypto_sign_detached(publisher, NULL, digest, sizeof(digest), keys->publisher->secret);
         json_object_set_new(root, "publisherKey", hex_json(keys->publisher->public, 32));
-        json_object_set_new(root, "publisherSignature", hex_json(publisher, sizeof publisher));
+        json_object_set_new(root, "publisherSignature", hex_json(publisher, sizeof(publisher)));
         json_object_set_new(root, "ownerSignature",
                             hex_json(owner_signature, SECP_SIGNATURE_BYTES));
         *out = root;

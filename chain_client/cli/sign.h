@@ -4,12 +4,12 @@
 #ifndef RS_CLI_SIGN_H
 #define RS_CLI_SIGN_H
 
-#include <jansson.h>
-
-#include "chain_client/manifest.h"
 #include "chain_client/eth/secp.h"
+#include "chain_client/manifest.h"
 #include "chain_client/settle/deployment.h"
 #include "server/adapter/manifest.h"
+
+#include <jansson.h>
 
 struct sign_publisher {
     uint8_t secret[64], public[32];

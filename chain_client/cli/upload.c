@@ -1,13 +1,12 @@
 #include "chain_client/cli/upload.h"
+#include "server/adapter/catalog.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-
-#include "server/adapter/catalog.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 static const char *const part[] = {"adapter_config.json", "adapter_model.safetensors"};
 
@@ -30,8 +29,8 @@ enum status upload_files(struct http *h, const char *name, const char *dir, stru
         char path[PATH_MAX], url[512];
         json_t *answer;
         struct stat s;
-        snprintf(path, sizeof path, "%s/%s", dir, part[i]);
-        snprintf(url, sizeof url, "/v1/uploads/%s/%s", name, part[i]);
+        snprintf(path, sizeof(path), "%s/%s", dir, part[i]);
+        snprintf(url, sizeof(url), "/v1/uploads/%s/%s", name, part[i]);
         if (lstat(path, &s) != 0)
             return err_set(err, STATUS_INVALID,
                            "%s is missing: expected a folder as peft's save_pretrained writes it",

@@ -1,12 +1,12 @@
 /* residual audit epoch N, audit batch N: rs_audit with a voice. */
+#include "chain_client/cli/node.h"
+#include "chain_client/settle/audit.h"
+#include "server/base/check.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "chain_client/cli/node.h"
-#include "chain_client/settle/audit.h"
-#include "server/base/check.h"
 
 #define REPORT_BYTES_MAX (256u << 20)
 

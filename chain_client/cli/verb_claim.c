@@ -1,14 +1,14 @@
 /* residual claim and residual rewards. */
+#include "chain_client/cli/proof.h"
+#include "chain_client/epoch.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keystore.h"
+#include "server/base/check.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/eth/abi.h"
-#include "chain_client/eth/addr.h"
-#include "chain_client/cli/proof.h"
-#include "chain_client/epoch.h"
-#include "chain_client/eth/keystore.h"
-#include "server/base/check.h"
 
 /* A view of one address that answers one word. */
 static enum status ask_account(struct node *n, const uint8_t to[20], const char *signature,

@@ -1,5 +1,9 @@
 /* residual lane show DATA_DIR: lane.json of every lane in a server's data folder. Keys are not
  * opened. */
+#include "chain_client/cli/cli.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
@@ -7,10 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "chain_client/cli/cli.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define FACTS_BYTES_MAX 65536
 
@@ -23,7 +23,7 @@ static enum status read_facts(const char *dir, json_t **out, struct errtext *err
 {
     char path[PATH_MAX], *text;
     size_t len;
-    snprintf(path, sizeof path, "%s/lane.json", dir);
+    snprintf(path, sizeof(path), "%s/lane.json", dir);
     enum status st = file_read(path, FACTS_BYTES_MAX, &text, &len, err);
     if (st)
         return st;
@@ -44,21 +44,21 @@ static enum status read_all(const char *data_dir, json_t *list, struct errtext *
     struct dirent **entry;
     json_t *one;
     enum status st = STATUS_OK;
-    snprintf(dir, sizeof dir, "%s/lane.json", data_dir);
+    snprintf(dir, sizeof(dir), "%s/lane.json", data_dir);
     if (file_exists(dir)) { /* a lane's own folder */
         st = read_facts(data_dir, &one, err);
         if (!st)
             json_array_append_new(list, one);
         return st;
     }
-    snprintf(dir, sizeof dir, "%s/lanes", data_dir);
+    snprintf(dir, sizeof(dir), "%s/lanes", data_dir);
     int n = scandir(dir, &entry, is_shown, alphasort);
     if (n < 0)
         return err_set(err, errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO,
                        "%s: %s; expected the data_dir of a server that has run once", dir,
                        strerror(errno));
     for (int i = 0; i < n; i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, entry[i]->d_name);
+        snprintf(path, sizeof(path), "%s/%s", dir, entry[i]->d_name);
         if (!st)
             st = read_facts(path, &one, err);
         if (!st)

@@ -1,17 +1,17 @@
 /* residual adapter publish: facts -> signatures -> registration -> upload. With a chain the id is
  * computed here, and nothing leaves this machine before the registration is in a block: who saw the
  * files could otherwise register them first. */
-#include <limits.h>
-#include <stdio.h>
-#include <string.h>
-
-#include "chain_client/eth/addr.h"
 #include "chain_client/cli/facts.h"
 #include "chain_client/cli/registry.h"
 #include "chain_client/cli/upload.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
 
 struct publish {
     struct cli *c;
@@ -51,7 +51,7 @@ static enum status load_source(struct publish *p, struct errtext *err)
 {
     char path[PATH_MAX];
     const char *given = p->c->value[OPT_MANIFEST];
-    snprintf(path, sizeof path, "%s/publish.json", p->c->operand[0]);
+    snprintf(path, sizeof(path), "%s/publish.json", p->c->operand[0]);
     if (!given && !file_exists(path)) {
         if (p->on_chain)
             return err_set(err, STATUS_NOT_FOUND,
@@ -260,7 +260,7 @@ static int print_done(struct publish *p)
 int verb_adapter_publish(struct cli *c)
 {
     struct errtext err = ERRTEXT_INIT;
-    struct publish *p = mem_alloc(sizeof *p);
+    struct publish *p = mem_alloc(sizeof(*p));
     p->c = c;
     enum status st = check_options(p, &err);
     if (!st)

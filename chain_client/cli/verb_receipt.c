@@ -1,19 +1,19 @@
 /* residual receipt verify: does the record say what the receipt says, is the signature the signer's
  * and, with a chain, is the signer the lane's key? Each check is one line; the first failure makes
  * the whole verdict. What was not checked is said too. */
+#include "chain_client/canon.h"
+#include "chain_client/cli/http.h"
+#include "chain_client/cli/node.h"
+#include "chain_client/eth/addr.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/canon.h"
-#include "chain_client/cli/http.h"
-#include "chain_client/cli/node.h"
-#include "server/base/check.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define INPUT_BYTES_MAX (64u << 20)
 #define CHECKS_MAX      12
@@ -53,7 +53,7 @@ static bool note(struct receipt *r, const char *name, bool ok, const char *fmt, 
     k->name = name;
     k->ok = ok;
     va_start(ap, fmt);
-    vsnprintf(k->text, sizeof k->text, fmt, ap);
+    vsnprintf(k->text, sizeof(k->text), fmt, ap);
     va_end(ap);
     return ok;
 }
@@ -67,7 +67,7 @@ static enum status read_stdin(char **text, size_t *len, struct errtext *err)
     char block[65536];
     size_t n;
     buf_init(&all, INPUT_BYTES_MAX);
-    while ((n = fread(block, 1, sizeof block, stdin)) > 0)
+    while ((n = fread(block, 1, sizeof(block), stdin)) > 0)
         buf_put(&all, block, n);
     bool failed = all.failed || ferror(stdin);
     *text = failed ? NULL : buf_steal(&all, len);
@@ -158,7 +158,7 @@ static enum status fetch(struct receipt *r, struct errtext *err)
     const char *id = json_string_value(json_object_get(r->object, "request_id"));
     if (!id || strspn(id, "0123456789abcdefABCDEF") != strlen(id) || strlen(id) > 128)
         return missing(err, "request_id", "hex digits");
-    snprintf(path, sizeof path, "/v1/receipts/%s", id);
+    snprintf(path, sizeof(path), "/v1/receipts/%s", id);
     enum status st =
         http_open(&h, r->c->value[OPT_SERVER], r->c->value[OPT_API_KEY_FILE], "server", err);
     if (!st)
@@ -338,7 +338,7 @@ static int print(const struct receipt *r)
 
 int verb_receipt_verify(struct cli *c)
 {
-    struct receipt *r = mem_alloc(sizeof *r);
+    struct receipt *r = mem_alloc(sizeof(*r));
     struct errtext err = ERRTEXT_INIT;
     r->c = c;
     enum status st = STATUS_OK;

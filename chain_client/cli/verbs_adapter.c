@@ -1,11 +1,11 @@
 /* residual adapter check, list, show, delete. */
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "chain_client/cli/facts.h"
 #include "chain_client/cli/upload.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 /* ---- check ---- */
 
@@ -117,7 +117,7 @@ static int check_there(struct cli *c)
                             .replace = true,
                             .dry_run = true};
     char name[256];
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(u.name, cli_has(c, OPT_NAME) ? "" : "/"),
+    snprintf(name, sizeof(name), "%.*s", (int)strcspn(u.name, cli_has(c, OPT_NAME) ? "" : "/"),
              u.name);
     u.name = name;
     enum status st =
@@ -226,7 +226,7 @@ static int one(struct cli *c, const char *method, void (*show)(struct buf *, con
     enum status st = upload_check_name(c->operand[0], &err);
     if (st)
         return cli_fail(c, st, &err, NULL);
-    snprintf(path, sizeof path, "/v1/adapters/%s", c->operand[0]);
+    snprintf(path, sizeof(path), "/v1/adapters/%s", c->operand[0]);
     return remote(c, method, path, show);
 }
 

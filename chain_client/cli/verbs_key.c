@@ -1,17 +1,17 @@
 /* residual key new, address, hash. A private key is never printed. */
+#include "chain_client/cli/cli.h"
+#include "chain_client/cli/sign.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keystore.h"
+#include "chain_client/ids.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+
 #include <fcntl.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/cli/sign.h"
-#include "chain_client/cli/cli.h"
-#include "chain_client/ids.h"
-#include "chain_client/eth/keystore.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define API_KEY_BYTES 24
 #define FILE_BYTES    4096
@@ -80,8 +80,8 @@ static int new_api(const struct cli *c)
     struct errtext err = ERRTEXT_INIT;
     uint8_t random[API_KEY_BYTES], digest[32];
     char text[3 + 2 * API_KEY_BYTES + 2] = "rs-";
-    randombytes_buf(random, sizeof random);
-    hex_encode(text + 3, random, sizeof random);
+    randombytes_buf(random, sizeof(random));
+    hex_encode(text + 3, random, sizeof(random));
     size_t len = strlen(text);
     ids_hash(digest, text, len);
     text[len] = '\n';
@@ -89,8 +89,8 @@ static int new_api(const struct cli *c)
         file_exists(c->operand[0])
             ? err_set(&err, STATUS_EXISTS, "%s exists; a key is never overwritten", c->operand[0])
             : file_write_atomic(c->operand[0], text, len + 1, 0600, &err);
-    mem_wipe(random, sizeof random);
-    mem_wipe(text, sizeof text);
+    mem_wipe(random, sizeof(random));
+    mem_wipe(text, sizeof(text));
     return st ? cli_fail(c, st, &err, NULL) : print_hex(c, "api", "digest", digest);
 }
 

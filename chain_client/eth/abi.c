@@ -3,11 +3,10 @@
  * The reader never trusts an offset or a count: each is bounded by what lies behind it before it is
  * used, so hostile return data ends in INVALID. */
 #include "chain_client/eth/abi.h"
-
-#include <string.h>
-
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
+
+#include <string.h>
 
 static const uint8_t zero_word[ABI_WORD_BYTES];
 
@@ -15,7 +14,7 @@ void abi_begin(struct abi_tuple *t, struct buf *out, size_t word_count)
 {
     *t = (struct abi_tuple){.out = out, .start = out->len, .word_count = word_count};
     for (size_t i = 0; i < word_count && !out->failed; i++)
-        buf_put(out, zero_word, sizeof zero_word);
+        buf_put(out, zero_word, sizeof(zero_word));
 }
 
 void abi_end(const struct abi_tuple *t)
@@ -65,8 +64,8 @@ void abi_dynamic(struct abi_tuple *t)
 void abi_count(struct buf *out, size_t count)
 {
     uint8_t word[ABI_WORD_BYTES];
-    be_put(word, count, sizeof word);
-    buf_put(out, word, sizeof word);
+    be_put(word, count, sizeof(word));
+    buf_put(out, word, sizeof(word));
 }
 
 void abi_bytes_tail(struct buf *out, const void *data, size_t len)
@@ -94,7 +93,7 @@ void abi_put_selector(struct buf *out, const char *signature)
 {
     uint8_t selector[4];
     abi_selector(selector, signature);
-    buf_put(out, selector, sizeof selector);
+    buf_put(out, selector, sizeof(selector));
 }
 
 static enum status word_at(const struct abi_reader *r, size_t word_idx, const uint8_t **word,

@@ -16,13 +16,13 @@
 #ifndef RS_CHAIN_ETH_ABI_H
 #define RS_CHAIN_ETH_ABI_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #define ABI_WORD_BYTES 32
 

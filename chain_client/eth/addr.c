@@ -2,12 +2,11 @@
  * that lower-case text (without 0x) is 8 or more. A mistyped address with mixed case is thus caught
  * with probability 0.9998. */
 #include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
+#include "server/base/hex.h"
 
 #include <ctype.h>
 #include <string.h>
-
-#include "chain_client/eth/keccak.h"
-#include "server/base/hex.h"
 
 void addr_format(char out[ADDR_TEXT_BYTES], const uint8_t address[20])
 {

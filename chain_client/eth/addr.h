@@ -2,10 +2,10 @@
 #ifndef RS_CHAIN_ETH_ADDR_H
 #define RS_CHAIN_ETH_ADDR_H
 
+#include "server/base/errtext.h"
+
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define ADDR_TEXT_BYTES 43 /* 0x, 40 digits, NUL */
 

@@ -9,14 +9,14 @@ void eip712_begin(struct eip712_hasher *h, const char *type)
     uint8_t type_hash[32];
     keccak_256(type_hash, type, strlen(type));
     keccak_init(&h->k);
-    keccak_update(&h->k, type_hash, sizeof type_hash);
+    keccak_update(&h->k, type_hash, sizeof(type_hash));
 }
 
 void eip712_uint(struct eip712_hasher *h, u128 v)
 {
     uint8_t word[32];
-    be_put(word, v, sizeof word);
-    keccak_update(&h->k, word, sizeof word);
+    be_put(word, v, sizeof(word));
+    keccak_update(&h->k, word, sizeof(word));
 }
 
 void eip712_bytes32(struct eip712_hasher *h, const uint8_t v[32])
@@ -28,14 +28,14 @@ void eip712_address(struct eip712_hasher *h, const uint8_t v[20])
 {
     uint8_t word[32] = {0};
     memcpy(word + 12, v, 20);
-    keccak_update(&h->k, word, sizeof word);
+    keccak_update(&h->k, word, sizeof(word));
 }
 
 void eip712_bytes(struct eip712_hasher *h, const void *data, size_t len)
 {
     uint8_t hash[32];
     keccak_256(hash, data, len);
-    keccak_update(&h->k, hash, sizeof hash);
+    keccak_update(&h->k, hash, sizeof(hash));
 }
 
 void eip712_end(struct eip712_hasher *h, uint8_t out[32])
@@ -61,7 +61,7 @@ void eip712_digest(uint8_t out[32], const uint8_t domain[32], const uint8_t stru
     static const uint8_t prefix[2] = {0x19, 0x01};
     struct keccak k;
     keccak_init(&k);
-    keccak_update(&k, prefix, sizeof prefix);
+    keccak_update(&k, prefix, sizeof(prefix));
     keccak_update(&k, domain, 32);
     keccak_update(&k, struct_hash, 32);
     keccak_final(&k, out);

@@ -10,11 +10,11 @@
 #ifndef RS_CHAIN_ETH_EIP712_H
 #define RS_CHAIN_ETH_EIP712_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/keccak.h"
 #include "server/base/hex.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 struct eip712_hasher {
     struct keccak k;

@@ -50,7 +50,7 @@ static inline void chi(uint64_t *a)
 {
     for (size_t y = 0; y < 25; y += 5) {
         uint64_t row[5];
-        memcpy(row, a + y, sizeof row);
+        memcpy(row, a + y, sizeof(row));
         for (size_t x = 0; x < 5; x++)
             a[y + x] = row[x] ^ (~row[(x + 1) % 5] & row[(x + 2) % 5]);
     }
@@ -73,7 +73,7 @@ void keccak_permute(uint64_t lane[25])
 
 void keccak_init(struct keccak *k)
 {
-    memset(k, 0, sizeof *k);
+    memset(k, 0, sizeof(*k));
 }
 
 static void absorb_byte(struct keccak *k, uint8_t byte)

@@ -3,6 +3,11 @@
  * key of the secret. The MAC is compared in constant time before anything is decrypted. Costs are
  * bounded, since the file names them: without a bound a hostile file takes all memory. */
 #include "chain_client/eth/keystore.h"
+#include "chain_client/eth/keccak.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/hex.h"
+#include "server/base/mem.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,12 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "chain_client/eth/keccak.h"
-#include "server/base/check.h"
-#include "server/base/file.h"
-#include "server/base/hex.h"
-#include "server/base/mem.h"
 
 #define FILE_BYTES_MAX    16384
 #define SALT_BYTES_MAX    256
@@ -111,8 +110,8 @@ static enum status open_sealed(uint8_t secret[32], const struct sealed *s, const
     int len = 0;
     memcpy(bytes, key + 16, 16);
     memcpy(bytes + 16, s->cipher, 32);
-    keccak_256(mac, bytes, sizeof bytes);
-    mem_wipe(bytes, sizeof bytes);
+    keccak_256(mac, bytes, sizeof(bytes));
+    mem_wipe(bytes, sizeof(bytes));
     if (sodium_memcmp(mac, s->mac, 32) != 0)
         return err_set(err, STATUS_DENIED, "key file: the passphrase is wrong");
     EVP_CIPHER_CTX *aes = EVP_CIPHER_CTX_new();
@@ -149,7 +148,7 @@ enum status keystore_decrypt(uint8_t secret[32], const char *json, size_t json_l
         st = err_param(err, STATUS_UNSUPPORTED, "kdf", "key file: kdf: expected scrypt or pbkdf2");
     if (!st)
         st = open_sealed(secret, &sealed, key, err);
-    mem_wipe(key, sizeof key);
+    mem_wipe(key, sizeof(key));
     json_decref(all);
     return st;
 }
@@ -197,12 +196,12 @@ enum status keystore_load(const struct secp *c, struct secp_key *key, const char
                           const char *passphrase_path, struct errtext *err)
 {
     uint8_t secret[32] = {0};
-    memset(key, 0, sizeof *key);
+    memset(key, 0, sizeof(*key));
     enum status st =
         passphrase_path ? load_v3(secret, path, passphrase_path, err) : load_raw(secret, path, err);
     if (!st)
         st = secp_key_init(c, key, secret, err);
-    mem_wipe(secret, sizeof secret);
+    mem_wipe(secret, sizeof(secret));
     return st;
 }
 
@@ -233,7 +232,7 @@ enum status keystore_create(const struct secp *c, struct secp_key *key, const ch
     hex_encode(text, key->secret, 32);
     text[64] = '\n';
     st = write_new(path, text, 65, err);
-    mem_wipe(text, sizeof text);
+    mem_wipe(text, sizeof(text));
     if (st)
         secp_key_fini(key);
     return st;

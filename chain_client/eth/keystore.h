@@ -4,11 +4,11 @@
 #ifndef RS_CHAIN_ETH_KEYSTORE_H
 #define RS_CHAIN_ETH_KEYSTORE_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/secp.h"
 #include "server/base/errtext.h"
+
+#include <stddef.h>
+#include <stdint.h>
 
 /* keystore_load - the key in path.
  *

@@ -5,10 +5,9 @@
  * bytes or more; a single byte below 0x80 never has a head. The decoder refuses the rest, so a
  * value has one encoding and a hash of encoded bytes is an identity. */
 #include "chain_client/eth/rlp.h"
+#include "server/base/check.h"
 
 #include <string.h>
-
-#include "server/base/check.h"
 
 #define SHORT_MAX 55
 
@@ -49,8 +48,8 @@ void rlp_put_uint_bytes(struct buf *out, const uint8_t *data, size_t len)
 void rlp_put_uint(struct buf *out, u128 v)
 {
     uint8_t word[16];
-    be_put(word, v, sizeof word);
-    rlp_put_uint_bytes(out, word, sizeof word);
+    be_put(word, v, sizeof(word));
+    rlp_put_uint_bytes(out, word, sizeof(word));
 }
 
 size_t rlp_list_begin(struct buf *out)

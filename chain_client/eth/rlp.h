@@ -11,13 +11,13 @@
 #ifndef RS_CHAIN_ETH_RLP_H
 #define RS_CHAIN_ETH_RLP_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 void rlp_put_bytes(struct buf *out, const void *data, size_t len);
 /* Big-endian without leading zeros; 0 is the empty string (0x80). */

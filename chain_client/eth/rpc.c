@@ -2,15 +2,14 @@
  * quantities are 0x-hex without leading zeros; byte strings have an even number of digits. Every
  * other shape is CORRUPT: money is never decided on a guess about what a node meant. */
 #include "chain_client/eth/rpc.h"
+#include "chain_client/eth/rpc_transport.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "chain_client/eth/rpc_transport.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 const struct rpc_fault *rpc_last_fault(const struct rpc *r)
 {
@@ -105,9 +104,9 @@ static void keep_fault(struct rpc *r, const json_t *error)
     const char *message = json_string_value(json_object_get(error, "message"));
     struct rpc_fault *f = &r->fault;
     struct buf bytes;
-    memset(f, 0, sizeof *f);
+    memset(f, 0, sizeof(*f));
     f->code = json_integer_value(json_object_get(error, "code"));
-    snprintf(f->message, sizeof f->message, "%s", message ? message : "");
+    snprintf(f->message, sizeof(f->message), "%s", message ? message : "");
     for (char *c = f->message; *c; c++)
         *c = (unsigned char)*c < 0x20 ? ' ' : *c;
     if (json_is_object(data))
@@ -160,7 +159,7 @@ static enum status request(struct rpc *r, const char *method, json_t **result, s
     uint64_t id = ++r->next_id;
     long http_code = 0;
     *result = NULL;
-    memset(&r->fault, 0, sizeof r->fault);
+    memset(&r->fault, 0, sizeof(r->fault));
     buf_clear(&r->request);
     buf_printf(&r->request, "{\"jsonrpc\":\"2.0\",\"id\":%" PRIu64 ",\"method\":", id);
     buf_put_json_string(&r->request, method, strlen(method));
@@ -249,7 +248,7 @@ enum status rpc_block_number(struct rpc *r, uint64_t *number, struct errtext *er
 enum status rpc_block(struct rpc *r, const char *tag, struct rpc_block *block, struct errtext *err)
 {
     json_t *b;
-    memset(block, 0, sizeof *block);
+    memset(block, 0, sizeof(*block));
     buf_clear(&r->params);
     put_tag(&r->params, tag);
     buf_puts(&r->params, ",false");
@@ -366,7 +365,7 @@ enum status rpc_receipt(struct rpc *r, const uint8_t hash[32], struct rpc_receip
 {
     uint64_t status = 0;
     json_t *v;
-    memset(receipt, 0, sizeof *receipt);
+    memset(receipt, 0, sizeof(*receipt));
     buf_clear(&r->params);
     put_hex(&r->params, hash, 32);
     enum status st = request(r, "eth_getTransactionReceipt", &v, err);
@@ -446,7 +445,7 @@ static bool matches(const struct rpc_log *log, const struct rpc_log_filter *f)
 static bool read_log(const json_t *v, struct rpc_log *log, struct buf *data)
 {
     const json_t *removed = json_object_get(v, "removed");
-    memset(log, 0, sizeof *log);
+    memset(log, 0, sizeof(*log));
     buf_clear(data);
     bool ok = !json_is_true(removed) && read_topics(v, log) &&
               read_fixed(json_object_get(v, "address"), log->address, 20) &&

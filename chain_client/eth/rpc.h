@@ -14,13 +14,13 @@
 #ifndef RS_CHAIN_ETH_RPC_H
 #define RS_CHAIN_ETH_RPC_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #define RPC_FAULT_DATA_MAX 1024
 #define RPC_LOGS_MAX       10000

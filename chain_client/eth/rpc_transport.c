@@ -2,13 +2,12 @@
  * told to stop, so a hostile node costs no more memory than configured. Nothing is taken from the
  * environment, and only the scheme of the configured URL is ever used. */
 #include "chain_client/eth/rpc_transport.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 #define TIMEOUT_MS_DEFAULT     10000
 #define RESPONSE_BYTES_DEFAULT (16u << 20)
@@ -34,12 +33,12 @@ static enum status set_headers(struct rpc *r, const struct rpc_config *config, s
     struct curl_slist *list = curl_slist_append(NULL, "Content-Type: application/json");
     r->headers = list;
     if (list && config->authorization) {
-        int n = snprintf(line, sizeof line, "Authorization: %s", config->authorization);
-        if (n < 0 || (size_t)n >= sizeof line || strpbrk(line, "\r\n"))
+        int n = snprintf(line, sizeof(line), "Authorization: %s", config->authorization);
+        if (n < 0 || (size_t)n >= sizeof(line) || strpbrk(line, "\r\n"))
             return err_param(err, STATUS_INVALID, "authorization",
                              "authorization: too long, or holds a line break");
         list = curl_slist_append(r->headers, line);
-        mem_wipe(line, sizeof line);
+        mem_wipe(line, sizeof(line));
     }
     if (!list)
         return err_set(err, STATUS_NO_MEMORY, "no memory for HTTP headers");
@@ -73,7 +72,7 @@ enum status rpc_open(struct rpc **out, const struct rpc_config *config, struct e
         return err_param(err, STATUS_INVALID, "url",
                          "chain URL: expected http://... or https://...");
     pthread_once(&curl_once, curl_start);
-    struct rpc *r = mem_alloc(sizeof *r);
+    struct rpc *r = mem_alloc(sizeof(*r));
     buf_init(&r->request, REQUEST_BYTES_MAX);
     buf_init(&r->params, REQUEST_BYTES_MAX);
     buf_init(&r->response,

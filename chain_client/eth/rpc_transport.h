@@ -2,9 +2,9 @@
 #ifndef RS_CHAIN_ETH_RPC_TRANSPORT_H
 #define RS_CHAIN_ETH_RPC_TRANSPORT_H
 
-#include <curl/curl.h>
-
 #include "chain_client/eth/rpc.h"
+
+#include <curl/curl.h>
 
 struct rpc {
     CURL *curl;

@@ -2,16 +2,15 @@
  * (the library's signer never makes another), and a high s is refused when reading: each signed
  * digest has one valid encoding, so a digest of signed bytes is an identity. */
 #include "chain_client/eth/secp.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <secp256k1.h>
 #include <secp256k1_recovery.h>
 #include <sodium.h>
 #include <string.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/eth/keccak.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 struct secp {
     secp256k1_context *ctx;
@@ -23,15 +22,15 @@ enum status secp_create(struct secp **out, struct errtext *err)
     *out = NULL;
     if (sodium_init() < 0)
         return err_set(err, STATUS_IO, "the system gives no random bytes (libsodium)");
-    struct secp *c = mem_alloc(sizeof *c);
+    struct secp *c = mem_alloc(sizeof(*c));
     c->ctx = secp256k1_context_create(SECP256K1_CONTEXT_SIGN | SECP256K1_CONTEXT_VERIFY);
     if (!c->ctx) {
         mem_free(c);
         return err_set(err, STATUS_NO_MEMORY, "libsecp256k1 gives no context");
     }
-    randombytes_buf(seed, sizeof seed);
+    randombytes_buf(seed, sizeof(seed));
     int randomised = secp256k1_context_randomize(c->ctx, seed);
-    mem_wipe(seed, sizeof seed);
+    mem_wipe(seed, sizeof(seed));
     CHECK(randomised == 1);
     *out = c;
     return STATUS_OK;
@@ -48,9 +47,9 @@ void secp_destroy(struct secp *c)
 static void address_of(const struct secp *c, uint8_t address[20], const secp256k1_pubkey *pub)
 {
     uint8_t point[65], hash[32];
-    size_t len = sizeof point;
+    size_t len = sizeof(point);
     secp256k1_ec_pubkey_serialize(c->ctx, point, &len, pub, SECP256K1_EC_UNCOMPRESSED);
-    CHECK(len == sizeof point);
+    CHECK(len == sizeof(point));
     keccak_256(hash, point + 1, 64); /* without the 0x04 prefix */
     memcpy(address, hash + 12, 20);
 }
@@ -59,7 +58,7 @@ enum status secp_key_init(const struct secp *c, struct secp_key *key, const uint
                           struct errtext *err)
 {
     secp256k1_pubkey pub;
-    memset(key, 0, sizeof *key);
+    memset(key, 0, sizeof(*key));
     if (!secp256k1_ec_seckey_verify(c->ctx, secret))
         return err_set(err, STATUS_INVALID,
                        "private key is not a secp256k1 scalar (expected 1 .. n-1)");
@@ -73,16 +72,16 @@ enum status secp_key_random(const struct secp *c, struct secp_key *key, struct e
 {
     uint8_t secret[32];
     do { /* a draw outside 1 .. n-1 happens once in 2^127 */
-        randombytes_buf(secret, sizeof secret);
+        randombytes_buf(secret, sizeof(secret));
     } while (!secp256k1_ec_seckey_verify(c->ctx, secret));
     enum status st = secp_key_init(c, key, secret, err);
-    mem_wipe(secret, sizeof secret);
+    mem_wipe(secret, sizeof(secret));
     return st;
 }
 
 void secp_key_fini(struct secp_key *key)
 {
-    mem_wipe(key, sizeof *key);
+    mem_wipe(key, sizeof(*key));
 }
 
 enum status secp_sign(const struct secp *c, uint8_t sig[SECP_SIGNATURE_BYTES],

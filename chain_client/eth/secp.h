@@ -12,9 +12,9 @@
 #ifndef RS_CHAIN_ETH_SECP_H
 #define RS_CHAIN_ETH_SECP_H
 
-#include <stdint.h>
-
 #include "server/base/errtext.h"
+
+#include <stdint.h>
 
 #define SECP_SIGNATURE_BYTES 65
 

@@ -3,11 +3,10 @@
  * transaction is decoded again before it leaves: the store keeps raw bytes and resends them for
  * days, so a wrong field must be found here. */
 #include "chain_client/eth/tx.h"
-
-#include <string.h>
-
 #include "chain_client/eth/keccak.h"
 #include "chain_client/eth/rlp.h"
+
+#include <string.h>
 
 #define TX_TYPE 0x02
 
@@ -185,7 +184,7 @@ enum status tx_decode(const struct secp *c, struct tx *tx, uint8_t sender[20], c
 {
     struct rlp_reader r = {.data = raw + 1, .len = len ? len - 1 : 0}, list;
     uint8_t sig[SECP_SIGNATURE_BYTES], digest[32];
-    memset(tx, 0, sizeof *tx);
+    memset(tx, 0, sizeof(*tx));
     if (!len || raw[0] != TX_TYPE)
         return err_param(err, STATUS_UNSUPPORTED, "type", "type: found %d, expected 2 (EIP-1559)",
                          len ? raw[0] : -1);

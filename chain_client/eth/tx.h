@@ -3,13 +3,13 @@
 #ifndef RS_CHAIN_ETH_TX_H
 #define RS_CHAIN_ETH_TX_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/secp.h"
 #include "server/base/buf.h"
 #include "server/base/hex.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #define TX_DATA_BYTES_MAX (96u * 1024) /* below the pools' 128 KiB for a whole transaction */
 #define TX_RAW_BYTES_MAX  (TX_DATA_BYTES_MAX + 512)

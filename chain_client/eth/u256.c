@@ -6,10 +6,9 @@
  * is set; then a digit guessed from the top two digits of the remainder is at most two too high,
  * and the two corrections are the loop over rhat and the add-back. */
 #include "chain_client/eth/u256.h"
+#include "server/base/check.h"
 
 #include <string.h>
-
-#include "server/base/check.h"
 
 #define PRODUCT_DIGITS 12 /* 384 bits */
 #define DIVISOR_DIGITS 8  /* 256 bits */
@@ -74,7 +73,7 @@ static struct u256 join_digits(const uint32_t *in)
 
 static void multiply_digits(uint32_t *out, u128 x, const uint32_t *w)
 {
-    memset(out, 0, PRODUCT_DIGITS * sizeof *out);
+    memset(out, 0, PRODUCT_DIGITS * sizeof(*out));
     for (size_t i = 0; i < 4; i++) {
         uint64_t digit = (uint32_t)(x >> (32 * i));
         uint64_t carry = 0;
@@ -166,8 +165,8 @@ void u256_muldiv(u128 *quotient, struct u256 *remainder, u128 x, const struct u2
         n--;
     if (n == 1) {
         uint32_t rest = divide_short(u, v[0]);
-        memcpy(q, u, sizeof q);
-        memset(u, 0, sizeof u);
+        memcpy(q, u, sizeof(q));
+        memset(u, 0, sizeof(u));
         u[0] = rest;
     } else {
         unsigned bits = (unsigned)__builtin_clz(v[n - 1]);
@@ -176,7 +175,7 @@ void u256_muldiv(u128 *quotient, struct u256 *remainder, u128 x, const struct u2
         for (size_t i = PRODUCT_DIGITS - n + 1; i-- > 0;)
             q[i] = divide_step(u + i, v, n);
         shift_right(u, n, bits);
-        memset(u + n, 0, (PRODUCT_DIGITS + 1 - n) * sizeof *u);
+        memset(u + n, 0, (PRODUCT_DIGITS + 1 - n) * sizeof(*u));
     }
     *remainder = join_digits(u);
     *quotient = 0;

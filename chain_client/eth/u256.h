@@ -3,10 +3,10 @@
 #ifndef RS_CHAIN_ETH_U256_H
 #define RS_CHAIN_ETH_U256_H
 
+#include "server/base/hex.h"
+
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/hex.h"
 
 struct u256 {
     uint64_t w[4]; /* w[0] is the lowest */

@@ -1,5 +1,9 @@
 /* Writing and reading the archive's folders and files; texts are in archive_text.c. */
 #include "chain_client/settle/archive.h"
+#include "chain_client/eth/keccak.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -9,11 +13,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "chain_client/eth/keccak.h"
-#include "server/base/check.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 void archive_batch_name(char out[ARCHIVE_NAME_BYTES], uint64_t seq)
 {
@@ -74,7 +73,7 @@ static enum status write_folder(const struct archive_folder *f, const char *path
     enum status st = file_mkdirs(path, 0755, err);
     for (size_t i = 0; i < f->file_count && !st; i++) {
         char file[PATH_MAX];
-        snprintf(file, sizeof file, "%s/%s", path, f->file[i].name);
+        snprintf(file, sizeof(file), "%s/%s", path, f->file[i].name);
         st = file_write_atomic(file, f->file[i].data, f->file[i].len, 0644, err);
     }
     return st ? st : sync_folder(path, err);
@@ -83,9 +82,9 @@ static enum status write_folder(const struct archive_folder *f, const char *path
 enum status archive_publish(const struct archive_folder *f, struct errtext *err)
 {
     char fresh[PATH_MAX], old[PATH_MAX], final[PATH_MAX];
-    snprintf(fresh, sizeof fresh, "%s/.new-%s", f->dir, f->name);
-    snprintf(old, sizeof old, "%s/.old-%s", f->dir, f->name);
-    snprintf(final, sizeof final, "%s/%s", f->dir, f->name);
+    snprintf(fresh, sizeof(fresh), "%s/.new-%s", f->dir, f->name);
+    snprintf(old, sizeof(old), "%s/.old-%s", f->dir, f->name);
+    snprintf(final, sizeof(final), "%s/%s", f->dir, f->name);
     if (file_exists(final)) {
         if (compare(f, NULL) == STATUS_OK)
             return STATUS_OK;
@@ -112,7 +111,7 @@ enum status archive_read(const char *dir, const char *folder, const char *file, 
                          struct canon_bytes *out, struct errtext *err)
 {
     char path[PATH_MAX], *data = NULL;
-    snprintf(path, sizeof path, "%s/%s/%s", dir, folder, file);
+    snprintf(path, sizeof(path), "%s/%s/%s", dir, folder, file);
     *out = (struct canon_bytes){NULL, 0};
     enum status st = file_read(path, bytes_max, &data, &out->len, err);
     out->data = (uint8_t *)data;

@@ -15,14 +15,14 @@
 #ifndef RS_SETTLE_ARCHIVE_H
 #define RS_SETTLE_ARCHIVE_H
 
-#include <limits.h>
-
 #include "chain_client/batch.h"
 #include "chain_client/canon.h"
 #include "chain_client/epoch.h"
 #include "chain_client/reward.h"
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
+
+#include <limits.h>
 
 #define ARCHIVE_FILES_MAX         4
 #define ARCHIVE_RECORDS_BYTES_MAX (1024u << 20)

@@ -1,15 +1,14 @@
 /* The archive's texts: one renderer per file, and readers for the two that a recomputation starts
  * from. A reader parses with jansson, takes what it needs, renders it again and compares. */
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/archive.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/eth/keccak.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 void archive_put_hex(struct buf *out, const uint8_t *data, size_t len)
 {
@@ -113,7 +112,7 @@ static enum status take_lanes(struct archive_batch *b, const json_t *list, struc
     if (!b->lane_count || b->lane_count > BATCH_LANES_MAX)
         return err_set(err, STATUS_CORRUPT, "lanes: %zu, expected 1 to %d", b->lane_count,
                        BATCH_LANES_MAX);
-    b->lane = mem_try_array(b->lane_count, sizeof *b->lane);
+    b->lane = mem_try_array(b->lane_count, sizeof(*b->lane));
     if (!b->lane)
         return err_set(err, STATUS_NO_MEMORY, "no memory for lanes");
     for (size_t i = 0; i < b->lane_count; i++) {
@@ -213,7 +212,7 @@ static enum status take_accounts(struct archive_accounts *a, const json_t *root,
     const json_t *list = json_object_get(root, "accounts");
     a->epoch = take_u64(root, "epoch");
     a->count = json_array_size(list);
-    a->account = mem_try_array(a->count ? a->count : 1, sizeof *a->account);
+    a->account = mem_try_array(a->count ? a->count : 1, sizeof(*a->account));
     if (!a->account)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu accounts", a->count);
     for (size_t i = 0; i < a->count; i++) {

@@ -1,19 +1,18 @@
 /* The order of an audit: the deployment, batches 1 to E, then each epoch's money from the very
  * files that were just checked. */
 #include "chain_client/settle/audit.h"
-
-#include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "chain_client/canon.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/audit_impl.h"
 #include "chain_client/settle/compute.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 void audit_finding(struct audit *a, const char *fmt, ...)
 {
@@ -56,7 +55,7 @@ static void progress(struct audit *a, const char *fmt, ...)
     if (!a->opt->progress)
         return;
     va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
+    vsnprintf(text, sizeof(text), fmt, args);
     va_end(args);
     a->opt->progress(a->opt->arg, text);
 }
@@ -197,7 +196,7 @@ static enum status take_missing(struct audit *a, const struct epoch_work *w, str
     for (size_t i = 0; i < w->result.missing_count; i++) {
         const struct archive_missing *m = &w->result.missing[i];
         if (!audit_grow((void **)&r->missing, r->missing_count, &r->missing_cap,
-                        sizeof *r->missing))
+                        sizeof(*r->missing)))
             return err_set(err, STATUS_NO_MEMORY, "no memory for missing answers");
         r->missing[r->missing_count++] = (struct audit_missing){w->epoch, m->lane, m->seq, m->fee};
     }

@@ -15,14 +15,14 @@
 #ifndef RS_SETTLE_AUDIT_H
 #define RS_SETTLE_AUDIT_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "chain_client/eth/rpc.h"
 #include "chain_client/settle/deployment.h"
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #define AUDIT_FINDINGS_MAX 64
 #define AUDIT_TEXT_BYTES   512

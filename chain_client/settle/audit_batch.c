@@ -1,15 +1,14 @@
 /* One batch: its header against the chain and the batch before, its files by digest, and every
  * record by its own rules, its signature, its leaf and what it points at. */
-#include "chain_client/settle/audit_impl.h"
-
-#include <inttypes.h>
-#include <string.h>
-
-#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/settle/audit_impl.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <string.h>
 
 /* ---- lanes ---- */
 
@@ -18,7 +17,7 @@ static struct audit_lane *find_lane(struct audit *a, uint32_t lane)
     for (size_t i = 0; i < a->lane_count; i++)
         if (a->lane[i].lane == lane)
             return &a->lane[i];
-    if (!audit_grow((void **)&a->lane, a->lane_count, &a->lane_cap, sizeof *a->lane))
+    if (!audit_grow((void **)&a->lane, a->lane_count, &a->lane_cap, sizeof(*a->lane)))
         return NULL;
     a->lane[a->lane_count] = (struct audit_lane){.lane = lane, .next = 1, .base = 1};
     return &a->lane[a->lane_count++];
@@ -138,7 +137,7 @@ static enum status remember(struct walk *w, const union record *r, const uint8_t
         check_pair(a, l, &r->attribution);
         st = check_method(a, &r->attribution, err);
     }
-    good = good && audit_grow((void **)&l->item, l->next - l->base, &l->item_cap, sizeof *l->item);
+    good = good && audit_grow((void **)&l->item, l->next - l->base, &l->item_cap, sizeof(*l->item));
     if (good) {
         struct audit_item *item = &l->item[l->next++ - l->base];
         *item = (struct audit_item){.type = r->prefix.type};

@@ -9,10 +9,6 @@
  *   included   the ledger has its hash at `latest`
  *   final      the ledger has its hash at `finalized`: never looked at again
  */
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/lane_keys.h"
@@ -23,6 +19,10 @@
 #include "server/base/log.h"
 #include "server/base/mem.h"
 
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
 #define NOT_FINAL_MAX 4 /* batches on their way at once */
 
 /* ---- rows ---- */
@@ -30,7 +30,7 @@
 static enum status load_lanes(struct worker *w, struct archive_batch *b, struct errtext *err)
 {
     struct db_rows q;
-    b->lane = mem_array(BATCH_LANES_MAX, sizeof *b->lane);
+    b->lane = mem_array(BATCH_LANES_MAX, sizeof(*b->lane));
     enum status st = db_query(
         &w->db, &q, err, "SELECT lane, first, last FROM batch_lanes WHERE seq = ? ORDER BY lane",
         "u", b->header.seq);
@@ -183,7 +183,7 @@ static enum status verify_all(struct worker *w, const struct closing *c, bool *g
         if (st || !bad)
             continue;
         *good = false;
-        snprintf(why, sizeof why, "record %" PRIu64 " is not signed by the key the ledger names",
+        snprintf(why, sizeof(why), "record %" PRIu64 " is not signed by the key the ledger names",
                  bad);
         st = lanes_stop(w, worker_lane(w, c->lane[i].lane), why, err);
     }
@@ -419,7 +419,7 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
         return st;
     st = db_run(&w->db, err,
                 "UPDATE batches SET state = 'final', tx = ?, final_at = ? WHERE seq = ?", "buu", tx,
-                sizeof tx, clock_wall_ms() / 1000, seq);
+                sizeof(tx), clock_wall_ms() / 1000, seq);
     for (size_t i = 0; i < b->lane_count && !st; i++)
         st = db_run(&w->db, err, "UPDATE lanes SET final = ? WHERE lane = ?", "uu", b->lane[i].last,
                     (uint64_t)b->lane[i].lane);
@@ -500,7 +500,7 @@ static enum status forget_bodies(struct worker *w, struct errtext *err)
     if (st || !seq)
         return st;
     char text[24];
-    snprintf(text, sizeof text, "%" PRIu64, seq);
+    snprintf(text, sizeof(text), "%" PRIu64, seq);
     st = db_begin(&w->db, err);
     if (st)
         return st;
@@ -527,7 +527,7 @@ enum status build_step(struct worker *w, struct errtext *err)
         return st;
     while (count < NOT_FINAL_MAX && (st = db_next(&q, err)) == STATUS_OK) {
         seqs[count] = db_u64(&q, 0);
-        snprintf(states[count++], sizeof states[0], "%s", db_text(&q, 1));
+        snprintf(states[count++], sizeof(states[0]), "%s", db_text(&q, 1));
     }
     db_done(&q);
     st = st == STATUS_NOT_FOUND ? STATUS_OK : st;

@@ -1,15 +1,14 @@
 /* Records are decoded once; every array of Reward points into the batch files, which stay in memory
  * until compute_fini. Offsets come from the table of fields (canon.h). */
 #include "chain_client/settle/compute.h"
+#include "chain_client/commit.h"
+#include "chain_client/eth/addr.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "chain_client/eth/addr.h"
-#include "chain_client/commit.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 static size_t offset_of(uint8_t type, const char *name)
 {
@@ -58,9 +57,9 @@ static enum status take_inference(struct loading *l, const struct record_inferen
     if (n == REWARD_RECORDS_MAX)
         return err_set(err, STATUS_TOO_LARGE, "more than %u records in one epoch",
                        REWARD_RECORDS_MAX);
-    if (!grow((void **)&c->record, n, &c->record_cap, sizeof *c->record) ||
+    if (!grow((void **)&c->record, n, &c->record_cap, sizeof(*c->record)) ||
         !grow((void **)&c->digest, n, &l->digest_cap, 32) ||
-        !grow((void **)&c->record_batch, n, &l->batch_cap, sizeof *c->record_batch))
+        !grow((void **)&c->record_batch, n, &l->batch_cap, sizeof(*c->record_batch)))
         return too_much(err);
     memcpy(c->digest[n], digest, 32);
     reward_record_from(&c->record[n], inf, NULL);
@@ -75,7 +74,7 @@ static enum status take_evidence(struct loading *l, const struct record_attribut
 {
     struct compute *c = l->c;
     size_t n = c->evidence_count;
-    if (!grow((void **)&c->evidence, n, &c->evidence_cap, sizeof *c->evidence))
+    if (!grow((void **)&c->evidence, n, &c->evidence_cap, sizeof(*c->evidence)))
         return too_much(err);
     reward_evidence_from(&c->evidence[n], att);
     c->evidence[n].inf_digest = body->data + l->inf_digest_offset;
@@ -137,9 +136,9 @@ static void settle_arrays(struct compute *c)
         c->record[i].rate_ppb = (uint32_t)(c->record_batch[i] - c->range.paid_from - 1);
     }
     if (c->record_count)
-        qsort(c->record, c->record_count, sizeof *c->record, order_records);
+        qsort(c->record, c->record_count, sizeof(*c->record), order_records);
     if (c->evidence_count)
-        qsort(c->evidence, c->evidence_count, sizeof *c->evidence, order_evidence);
+        qsort(c->evidence, c->evidence_count, sizeof(*c->evidence), order_evidence);
     for (size_t i = 0; i < c->record_count; i++)
         c->record_batch[i] = c->record[i].rate_ppb;
 }
@@ -164,7 +163,7 @@ enum status compute_load(struct compute *c, const struct compute_range *range, s
     CHECK(range->paid > range->paid_from && range->evidence >= range->paid);
     canon_domain(l.domain, range->place.chain_id, range->place.ledger);
     size_t count = range->evidence - range->paid_from;
-    c->batch = mem_try_array(count, sizeof *c->batch);
+    c->batch = mem_try_array(count, sizeof(*c->batch));
     if (!c->batch)
         return too_much(err);
     for (size_t i = 0; i < count && !st; i++) {
@@ -227,9 +226,9 @@ static bool is_zero(const uint8_t *id, size_t len)
 /* What is not registered stays out: TREASURY earns for it. */
 static enum status fill_tables(struct tables *t, const struct snapshot *s, struct errtext *err)
 {
-    *t = (struct tables){.lane = mem_try_array(s->lane_count + 1, sizeof *t->lane),
-                         .base = mem_try_array(s->base_count + 1, sizeof *t->base),
-                         .adapter = mem_try_array(s->adapter_count + 1, sizeof *t->adapter)};
+    *t = (struct tables){.lane = mem_try_array(s->lane_count + 1, sizeof(*t->lane)),
+                         .base = mem_try_array(s->base_count + 1, sizeof(*t->base)),
+                         .adapter = mem_try_array(s->adapter_count + 1, sizeof(*t->adapter))};
     if (!t->lane || !t->base || !t->adapter)
         return too_much(err);
     for (size_t i = 0; i < s->lane_count; i++) {
@@ -269,7 +268,7 @@ static bool is_missing(const struct reward_record *r, const struct tables *t)
     uint32_t count = (uint32_t)(r->set.len / 36);
     const struct reward_adapter *only =
         count == 1
-            ? bsearch(r->set.data, t->adapter, t->adapter_count, sizeof *t->adapter, order_adapter)
+            ? bsearch(r->set.data, t->adapter, t->adapter_count, sizeof(*t->adapter), order_adapter)
             : NULL;
     struct commit_sample sample = {.fee = r->fee,
                                    .adapter_count = count,
@@ -283,7 +282,7 @@ static enum status list_missing(struct compute_result *out, const struct compute
                                 const struct tables *t, struct errtext *err)
 {
     size_t room = (size_t)out->reward.stats.missing;
-    out->missing = mem_try_array(room + 1, sizeof *out->missing);
+    out->missing = mem_try_array(room + 1, sizeof(*out->missing));
     if (!out->missing)
         return too_much(err);
     for (size_t i = 0; i < c->record_count; i++) {

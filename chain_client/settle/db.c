@@ -1,6 +1,8 @@
 /* The schema, and statements bound by type letters. They are prepared per use: what bounds this
  * worker is the fsync of each transaction, and a read of records is one transaction. */
 #include "chain_client/settle/db.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,9 +12,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
-
-#include "server/base/check.h"
-#include "server/base/file.h"
 
 #define BUSY_MS 15000
 
@@ -73,7 +72,7 @@ static enum status exec(struct db *db, const char *sql, struct errtext *err)
 static enum status lock(struct db *db, const char *dir, struct errtext *err)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/lock", dir);
+    snprintf(path, sizeof(path), "%s/lock", dir);
     db->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (db->lock_fd < 0)
         return err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
@@ -101,7 +100,7 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
     enum status st = file_mkdirs(dir, 0700, err);
     if (!st)
         st = lock(db, dir, err);
-    snprintf(path, sizeof path, "%s/settle.db", dir);
+    snprintf(path, sizeof(path), "%s/settle.db", dir);
     if (!st && sqlite3_open_v2(path, &db->h, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL) !=
                    SQLITE_OK)
         st = fault(db, err);
@@ -125,7 +124,7 @@ enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
     char path[PATH_MAX];
     uint64_t tables = 0;
     *db = (struct db){.lock_fd = -1};
-    snprintf(path, sizeof path, "%s/settle.db", dir);
+    snprintf(path, sizeof(path), "%s/settle.db", dir);
     if (!file_exists(path))
         return err_set(err, STATUS_NOT_FOUND, "%s: no such file; name the worker's --state-dir",
                        path);

@@ -4,13 +4,13 @@
 #ifndef RS_SETTLE_DB_H
 #define RS_SETTLE_DB_H
 
+#include "server/base/errtext.h"
+#include "server/base/hex.h"
+
 #include <sqlite3.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
-#include "server/base/hex.h"
 
 struct db {
     sqlite3 *h;

@@ -1,15 +1,14 @@
 /* Strict reading of the deployment file, and the three comparisons every program makes before it
  * believes a node. */
 #include "chain_client/settle/deployment.h"
-
-#include <jansson.h>
-#include <string.h>
-
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+
+#include <jansson.h>
+#include <string.h>
 
 #define FILE_BYTES_MAX (1u << 20)
 #define CODE_BYTES_MAX (1u << 17)

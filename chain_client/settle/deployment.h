@@ -3,11 +3,11 @@
 #ifndef RS_SETTLE_DEPLOYMENT_H
 #define RS_SETTLE_DEPLOYMENT_H
 
-#include <stdbool.h>
-#include <stdint.h>
-
 #include "chain_client/eth/rpc.h"
 #include "server/base/errtext.h"
+
+#include <stdbool.h>
+#include <stdint.h>
 
 struct deployment {
     uint64_t chain_id;

@@ -8,10 +8,6 @@
  *   vetoed     disabled by the guardian: the next epoch starts again from the one before it
  *
  * A planned or computed epoch whose e' is vetoed meanwhile is dropped and planned anew. */
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/compute.h"
@@ -20,6 +16,10 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 #define NOTE_NS 60000000000ull
 
@@ -65,7 +65,7 @@ static enum status load_newest(struct worker *w, struct plan *p, struct errtext 
     db_bytes(&q, 7, p->manifest, 32);
     p->total = db_amount(&q, 8);
     p->leaves = (uint32_t)db_u64(&q, 9);
-    snprintf(p->state, sizeof p->state, "%s", db_text(&q, 10));
+    snprintf(p->state, sizeof(p->state), "%s", db_text(&q, 10));
     db_done(&q);
     return STATUS_OK;
 }
@@ -295,7 +295,7 @@ static enum status publish(struct worker *w, struct plan *p, struct work *k, str
                               .header = &h,
                               .stats = &r->reward.stats};
     memcpy(e.vault, w->dep.vault, 20);
-    memcpy(e.file, file, sizeof e.file);
+    memcpy(e.file, file, sizeof(e.file));
     archive_put_epoch_manifest(&k->manifest_text, &e);
     if (k->snapshot_text.failed || k->manifest_text.failed)
         return err_set(err, STATUS_NO_MEMORY, "epoch %" PRIu64 ": no memory for its files",
@@ -442,7 +442,7 @@ static enum status finish(struct worker *w, const struct plan *p, const struct v
     enum status st = sender_hash(w, "propose", p->epoch, tx, err);
     if (!st)
         st = db_run(&w->db, err, "UPDATE epochs SET tx = ?, active_at = ? WHERE epoch = ?", "buu",
-                    tx, sizeof tx, found->active_at, p->epoch);
+                    tx, sizeof(tx), found->active_at, p->epoch);
     return st ? st : set_state(w, p->epoch, "final", err);
 }
 

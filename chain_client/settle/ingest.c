@@ -7,18 +7,18 @@
  *              made again from the start, and what we have is skipped by number
  *   taken back the server removes entries it did not sign from the end, and uses their ids again:
  *              a group that is past the end goes back to what we have */
-#include <hiredis/hiredis.h>
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "chain_client/settle/worker.h"
 #include "server/base/buf.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+
+#include <hiredis/hiredis.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define GROUP          "settle"
 #define CONSUMER       "settle-1"
@@ -43,12 +43,12 @@ static enum status parse_url(struct redis *r, const char *url, struct errtext *e
     static const char scheme[] = "redis://";
     char *end = NULL;
     if (strncmp(url, "unix:", 5) == 0) {
-        snprintf(r->host, sizeof r->host, "%s", url + 5);
+        snprintf(r->host, sizeof(r->host), "%s", url + 5);
         return STATUS_OK;
     }
     r->port = 6379;
-    if (strncmp(url, scheme, sizeof scheme - 1) == 0)
-        snprintf(r->host, sizeof r->host, "%s", url + sizeof scheme - 1);
+    if (strncmp(url, scheme, sizeof(scheme) - 1) == 0)
+        snprintf(r->host, sizeof(r->host), "%s", url + sizeof(scheme) - 1);
     char *colon = strrchr(r->host, ':');
     if (colon) {
         *colon = '\0';
@@ -62,7 +62,7 @@ static enum status parse_url(struct redis *r, const char *url, struct errtext *e
 
 enum status ingest_open(struct worker *w, struct errtext *err)
 {
-    struct redis *r = mem_alloc(sizeof *r);
+    struct redis *r = mem_alloc(sizeof(*r));
     size_t len;
     w->redis = r;
     r->backoff_ms = BACKOFF_MS_MIN;

@@ -1,10 +1,9 @@
 /* A stretch's end is found by asking at the far end first, which mostly settles it, then by
  * bisection. */
 #include "chain_client/settle/lane_keys.h"
+#include "server/base/mem.h"
 
 #include <string.h>
-
-#include "server/base/mem.h"
 
 static enum status find_end(struct lane_key *k, struct view *v, const char *tag, uint64_t last,
                             struct errtext *err)
@@ -37,7 +36,7 @@ enum status lane_keys_read(struct lane_keys *k, struct view *v, const char *tag,
             return st;
         if (k->count == k->cap) {
             size_t cap = k->cap ? 2 * k->cap : 16;
-            void *more = mem_try_realloc(k->item, cap * sizeof *k->item);
+            void *more = mem_try_realloc(k->item, cap * sizeof(*k->item));
             if (!more)
                 return err_set(err, STATUS_NO_MEMORY, "no memory for lane keys");
             k->item = more;

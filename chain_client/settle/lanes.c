@@ -9,16 +9,16 @@
  *
  * Numbers may arrive out of order: `ingested` is the end of what is contiguous, and only that is
  * ever put into a batch. */
-#include <inttypes.h>
-#include <sodium.h>
-#include <string.h>
-
 #include "chain_client/eth/addr.h"
 #include "chain_client/ids.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
+
+#include <inttypes.h>
+#include <sodium.h>
+#include <string.h>
 
 #define AHEAD_MAX      (1u << 20) /* records past a gap */
 #define QUARANTINE_MAX 1024       /* entries kept of a lane, newest */
@@ -142,7 +142,7 @@ static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, co
         db_run(&w->db, err,
                "INSERT OR IGNORE INTO quarantine (lane, seq, reason, digest, body, at)"
                " VALUES (?, ?, ?, ?, ?, ?)",
-               "uutbbu", (uint64_t)l->id, seq, reason, digest, sizeof digest,
+               "uutbbu", (uint64_t)l->id, seq, reason, digest, sizeof(digest),
                (const void *)(kept ? entry->data : digest), kept, clock_wall_ms() / 1000);
     if (!st && db_changes(&w->db)) {
         log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s; quarantined", l->id, seq,
@@ -165,9 +165,9 @@ static bool has_tag(const struct lane *l, const struct canon_bytes *entry)
     uint8_t tag[LANE_TAG_BYTES];
     if (entry->len <= LANE_TAG_BYTES || entry->len > CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES)
         return false;
-    crypto_generichash(tag, sizeof tag, entry->data, entry->len - LANE_TAG_BYTES, l->transport_key,
-                       sizeof l->transport_key);
-    return sodium_memcmp(tag, entry->data + entry->len - LANE_TAG_BYTES, sizeof tag) == 0;
+    crypto_generichash(tag, sizeof(tag), entry->data, entry->len - LANE_TAG_BYTES, l->transport_key,
+                       sizeof(l->transport_key));
+    return sodium_memcmp(tag, entry->data + entry->len - LANE_TAG_BYTES, sizeof(tag)) == 0;
 }
 
 /* OK, DENIED (another key signed), or the node's failure. The ledger is asked only when the key we

@@ -4,13 +4,6 @@
  * Away    Redis: the loop goes on without it. Node: its part of the loop waits, longer each time.
  * Stop    a broken database ends the worker (a restart continues from disk); a chain that
  * contradicts what was settled ends it for a person to look */
-#include <inttypes.h>
-#include <signal.h>
-#include <sodium.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
 #include "chain_client/settle/serve.h"
@@ -21,6 +14,13 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define INGEST_WAIT_MS 200
 #define BACKOFF_MS_MAX 30000
@@ -47,7 +47,7 @@ static enum status open_lanes(struct worker *w, struct errtext *err)
 {
     const struct settings *s = w->set;
     enum status st = STATUS_OK;
-    w->lane = mem_array(s->lane_key.count, sizeof *w->lane);
+    w->lane = mem_array(s->lane_key.count, sizeof(*w->lane));
     for (uint32_t i = 0; i < s->lane_key.count && !st; i++) {
         struct lane l = {.id = s->lane_key.item[i].lane};
         char *text;
@@ -92,9 +92,9 @@ static enum status find_sources(struct worker *w, struct errtext *err)
     enum status st = file_read_secret(s->refetch_key_file, 512, &text, &len, err);
     if (st)
         return st;
-    snprintf(line, sizeof line, "Authorization: Bearer %s", text);
+    snprintf(line, sizeof(line), "Authorization: Bearer %s", text);
     w->refetch_authorization = mem_strdup(line);
-    mem_wipe(line, sizeof line);
+    mem_wipe(line, sizeof(line));
     mem_wipe(text, len);
     mem_free(text);
     return STATUS_OK;
@@ -149,9 +149,9 @@ static enum status check_meta(struct worker *w, struct errtext *err)
     addr_format(ledger, w->dep.ledger);
     addr_format(vault, w->dep.vault);
     hex_encode(genesis, w->dep.genesis_hash, 32);
-    snprintf(ours, sizeof ours, "spec 1 chain %" PRIu64 " genesis %s ledger %s vault %s",
+    snprintf(ours, sizeof(ours), "spec 1 chain %" PRIu64 " genesis %s ledger %s vault %s",
              w->dep.chain_id, genesis, ledger, vault);
-    enum status st = db_meta_get(&w->db, "deployment", stored, sizeof stored, err);
+    enum status st = db_meta_get(&w->db, "deployment", stored, sizeof(stored), err);
     if (!st && !stored[0])
         return db_meta_set(&w->db, "deployment", ours, err);
     if (!st && strcmp(stored, ours) != 0)
@@ -244,7 +244,7 @@ static void worker_fini(struct worker *w)
     secp_key_fini(&w->key);
     secp_destroy(w->secp);
     for (uint32_t i = 0; i < w->lane_count; i++)
-        mem_wipe(w->lane[i].transport_key, sizeof w->lane[i].transport_key);
+        mem_wipe(w->lane[i].transport_key, sizeof(w->lane[i].transport_key));
     mem_free(w->lane);
     if (w->refetch_authorization)
         mem_wipe(w->refetch_authorization, strlen(w->refetch_authorization));

@@ -1,14 +1,6 @@
 /* Records that Redis did not bring: read again from the lane's spool folder (read only: the server
  * owns it) or from its server, in the spool's frames, and judged like any other. One attempt per
  * lane, then a pause that doubles. */
-#include <curl/curl.h>
-#include <dirent.h>
-#include <inttypes.h>
-#include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "chain_client/settle/worker.h"
 #include "server/base/buf.h"
 #include "server/base/check.h"
@@ -17,6 +9,14 @@
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/spool/spool.h"
+
+#include <curl/curl.h>
+#include <dirent.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define SEGMENT_BYTES_MAX (1u << 30)
 #define ANSWER_BYTES_MAX  (16u << 20)
@@ -63,7 +63,7 @@ static enum status from_segment(struct worker *w, struct lane *l, const struct r
     char path[PATH_MAX], *data;
     size_t len;
     struct errtext why = ERRTEXT_INIT;
-    snprintf(path, sizeof path, "%s/%s", l->spool_dir, name);
+    snprintf(path, sizeof(path), "%s/%s", l->spool_dir, name);
     enum status st = file_read(path, SEGMENT_BYTES_MAX, &data, &len, &why);
     if (st == STATUS_CORRUPT || st == STATUS_NOT_FOUND) /* it grew, or was trimmed, while read */
         return STATUS_OK;
@@ -93,16 +93,16 @@ static enum status from_spool(struct worker *w, struct lane *l, const struct ran
             continue;
         if (count == cap) {
             cap = cap ? 2 * cap : 64;
-            void *more = mem_try_realloc(name, cap * sizeof *name);
+            void *more = mem_try_realloc(name, cap * sizeof(*name));
             if (!more)
                 break;
             name = more;
         }
-        snprintf(name[count++], sizeof *name, "%s", e->d_name);
+        snprintf(name[count++], sizeof(*name), "%s", e->d_name);
     }
     closedir(d);
     if (count)
-        qsort(name, count, sizeof *name, order_names);
+        qsort(name, count, sizeof(*name), order_names);
     enum status st = STATUS_OK;
     for (size_t i = 0; i < count && !st; i++) {
         uint64_t first = strtoull(name[i] + 4, NULL, 10);
@@ -145,7 +145,7 @@ static enum status from_server(struct worker *w, struct lane *l, const struct ra
     CURL *c = curl_easy_init();
     CURLcode e = CURLE_OUT_OF_MEMORY;
     enum status st = STATUS_OK;
-    snprintf(url, sizeof url, "%s/v1/lane/range?first=%" PRIu64 "&last=%" PRIu64, l->refetch_url,
+    snprintf(url, sizeof(url), "%s/v1/lane/range?first=%" PRIu64 "&last=%" PRIu64, l->refetch_url,
              gap->first, gap->last);
     buf_init(&answer, ANSWER_BYTES_MAX);
     if (w->refetch_authorization)

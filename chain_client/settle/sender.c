@@ -12,17 +12,17 @@
  * advice; the verdict is a receipt in a finalized block. A call that would revert now gets no
  * nonce: its row goes, and is raised again when the chain is ready for it. Every call sets absolute
  * state, so a repeat does nothing. */
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
-#include "chain_client/settle/worker.h"
 #include "chain_client/eth/tx.h"
+#include "chain_client/settle/worker.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 #define IN_FLIGHT_MAX  4
 #define ATTEMPTS_MAX   64
@@ -97,7 +97,7 @@ static enum status load_intent(struct worker *w, struct intent *t, const char *s
     if (st)
         return st;
     t->id = db_u64(&q, 0);
-    snprintf(t->kind, sizeof t->kind, "%s", db_text(&q, 1));
+    snprintf(t->kind, sizeof(t->kind), "%s", db_text(&q, 1));
     t->key = db_u64(&q, 2);
     db_bytes(&q, 3, t->to, 20);
     const uint8_t *data = db_blob(&q, 4, &len);

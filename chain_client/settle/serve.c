@@ -1,15 +1,6 @@
 /* Every answer opens its own reader: SQLite in WAL mode shows it one consistent state while the
  * worker goes on. */
 #include "chain_client/settle/serve.h"
-
-#include <arpa/inet.h>
-#include <inttypes.h>
-#include <microhttpd.h>
-#include <netinet/in.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/db.h"
@@ -20,6 +11,14 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+
+#include <arpa/inet.h>
+#include <inttypes.h>
+#include <microhttpd.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define BODY_BYTES_MAX  (4u << 20)
 #define CONNECTIONS_MAX 64
@@ -239,7 +238,7 @@ static enum status load_tree(struct serve *s, struct db *db, uint64_t epoch, str
                      epoch);
     if (st)
         return st;
-    struct tree_node *leaf = mem_try_array(count, sizeof *leaf);
+    struct tree_node *leaf = mem_try_array(count, sizeof(*leaf));
     if (!leaf)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the tree of epoch %" PRIu64, epoch);
     tree_reward_domain(dom, s->d->chain_id, s->d->vault, s->d->token);
@@ -377,8 +376,8 @@ static enum status answer(struct serve *s, const char *path, struct buf *out, st
         buf_puts(out, "{\"ok\":true}");
         return STATUS_OK;
     }
-    bool is_reward = strncmp(path, rewards, sizeof rewards - 1) == 0;
-    enum status st = is_reward ? addr_parse(account, path + sizeof rewards - 1, err) : STATUS_OK;
+    bool is_reward = strncmp(path, rewards, sizeof(rewards) - 1) == 0;
+    enum status st = is_reward ? addr_parse(account, path + sizeof(rewards) - 1, err) : STATUS_OK;
     if (!st)
         st = db_open_reader(&db, s->set->state_dir, err);
     if (st)
@@ -449,7 +448,7 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
 static enum status parse_listen(const char *text, struct sockaddr_in *at, struct errtext *err)
 {
     char host[64], *end = NULL;
-    snprintf(host, sizeof host, "%s", text);
+    snprintf(host, sizeof(host), "%s", text);
     char *colon = strrchr(host, ':');
     long port = colon ? strtol(colon + 1, &end, 10) : 0;
     if (colon)
@@ -473,7 +472,7 @@ enum status serve_start(struct serve **out, const struct settings *set, const st
         st = file_read_secret(set->rpc_authorization_file, 4096, &authorization, &len, err);
     if (st)
         return st;
-    struct serve *s = mem_alloc(sizeof *s);
+    struct serve *s = mem_alloc(sizeof(*s));
     *s = (struct serve){.set = set, .d = d};
     config.authorization = authorization;
     st = rpc_open(&s->rpc, &config, err);

@@ -1,5 +1,8 @@
 /* One row per key: name, kind, place, range, default, unit, meaning. */
 #include "chain_client/settle/settings.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -8,10 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define FILE_BYTES_MAX (1u << 20)
 
@@ -130,7 +129,7 @@ static enum status add_lane(struct settings_lanes *list, const struct key *k, co
         return err_param(err, STATUS_TOO_LARGE, k->name, "%s: more than %d lanes", k->name,
                          SETTINGS_LANES_MAX);
     if (!list->item)
-        list->item = mem_array(SETTINGS_LANES_MAX, sizeof *list->item);
+        list->item = mem_array(SETTINGS_LANES_MAX, sizeof(*list->item));
     list->item[list->count++] = (struct settings_lane){(uint32_t)lane, mem_strdup(end + 1)};
     return STATUS_OK;
 }
@@ -163,7 +162,7 @@ static enum status set_json(struct settings *s, const struct key *k, const json_
     if (json_is_string(v) && k->kind != KIND_SWITCH)
         return set_value(s, k, json_string_value(v), err);
     if (json_is_integer(v) && k->kind == KIND_NUMBER) {
-        snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        snprintf(number, sizeof(number), "%" JSON_INTEGER_FORMAT, json_integer_value(v));
         return set_value(s, k, number, err);
     }
     enum status st = STATUS_OK;

@@ -4,10 +4,10 @@
 #ifndef RS_SETTLE_SETTINGS_H
 #define RS_SETTLE_SETTINGS_H
 
+#include "server/base/errtext.h"
+
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define SETTINGS_LANES_MAX 64
 

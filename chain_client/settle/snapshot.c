@@ -1,17 +1,16 @@
 /* Reads and renders what the chain says at T; the views are in view.c. */
 #include "chain_client/settle/snapshot.h"
+#include "chain_client/commit.h"
+#include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/settle/compute.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "chain_client/eth/abi.h"
-#include "chain_client/eth/addr.h"
-#include "chain_client/commit.h"
-#include "chain_client/settle/compute.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 #define IDS_MAX (1u << 20) /* lanes, bases or adapters that one epoch names */
 
@@ -104,7 +103,7 @@ static enum status commit_block(struct view *v, uint64_t seq, uint64_t last, uin
     struct committed found = {0};
     abi_topic(topic, "BatchCommitted(uint64,bytes32,(uint64,uint8,bytes32,bytes32,bytes32,uint32,"
                      "uint32,uint128,uint128,uint64),(uint32,uint64,uint64)[])");
-    be_put(number, seq, sizeof number);
+    be_put(number, seq, sizeof(number));
     rpc_tag(from_tag, v->d->start_block);
     rpc_tag(to_tag, last);
     struct rpc_log_filter filter = {
@@ -164,7 +163,7 @@ static enum status read_lanes(struct snapshot *s, const struct ids *ids, struct 
 {
     enum status st = STATUS_OK;
     s->lane_count = ids->count;
-    s->lane = mem_try_array(ids->count + 1, sizeof *s->lane);
+    s->lane = mem_try_array(ids->count + 1, sizeof(*s->lane));
     if (!s->lane)
         return err_set(err, STATUS_NO_MEMORY, "no memory for lanes");
     for (size_t i = 0; i < ids->count && !st; i++) {
@@ -182,7 +181,7 @@ static enum status read_entries(struct snapshot_entry **out, size_t *count, cons
 {
     enum status st = STATUS_OK;
     *count = ids->count;
-    *out = mem_try_array(ids->count + 1, sizeof **out);
+    *out = mem_try_array(ids->count + 1, sizeof(**out));
     if (!*out)
         return err_set(err, STATUS_NO_MEMORY, "no memory for splits");
     for (size_t i = 0; i < ids->count && !st; i++) {
@@ -197,7 +196,7 @@ static enum status read_batches(struct snapshot *s, const struct compute *c, str
 {
     enum status st = STATUS_OK;
     s->batch_count = c->range.paid - c->range.paid_from;
-    s->batch = mem_try_array(s->batch_count + 1, sizeof *s->batch);
+    s->batch = mem_try_array(s->batch_count + 1, sizeof(*s->batch));
     if (!s->batch)
         return err_set(err, STATUS_NO_MEMORY, "no memory for batches");
     for (size_t i = 0; i < s->batch_count && !st; i++) {

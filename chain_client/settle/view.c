@@ -1,12 +1,11 @@
 /* Each view is one eth_call: selector, argument words, and the words of the answer. */
 #include "chain_client/settle/view.h"
-
-#include <inttypes.h>
-#include <string.h>
-
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
 #include "server/base/check.h"
+
+#include <inttypes.h>
+#include <string.h>
 
 #define ANSWER_BYTES_MAX (1u << 16)
 #define LOG_BLOCKS       10000 /* asked for at once where a node refuses the whole range */
@@ -35,15 +34,15 @@ static void begin(struct view *v, const char *signature)
 static void put_uint(struct view *v, u128 value)
 {
     uint8_t word[ABI_WORD_BYTES];
-    be_put(word, value, sizeof word);
-    buf_put(&v->data, word, sizeof word);
+    be_put(word, value, sizeof(word));
+    buf_put(&v->data, word, sizeof(word));
 }
 
 static void put_address(struct view *v, const uint8_t address[20])
 {
     uint8_t word[ABI_WORD_BYTES] = {0};
     memcpy(word + 12, address, 20);
-    buf_put(&v->data, word, sizeof word);
+    buf_put(&v->data, word, sizeof(word));
 }
 
 static enum status ask(struct view *v, const uint8_t to[20], const char *tag, struct abi_reader *r,
@@ -250,7 +249,7 @@ enum status view_allowance(struct view *v, const char *tag, const uint8_t owner[
     put_address(v, owner);
     put_address(v, v->d->vault);
     enum status st = ask(v, v->d->token, tag, &r, err);
-    if (st || r.len < ABI_WORD_BYTES || memcmp(r.data, zero, sizeof zero) == 0)
+    if (st || r.len < ABI_WORD_BYTES || memcmp(r.data, zero, sizeof(zero)) == 0)
         return st ? st : abi_read_uint(&r, 0, 16, amount, "allowance", err);
     *amount = (u128)-1; /* an unlimited allowance is above 128 bits */
     return STATUS_OK;
@@ -276,7 +275,7 @@ static enum status find_proposed(struct view *v, uint64_t epoch, uint64_t from, 
     uint8_t topic[32], number[32];
     char from_tag[RPC_TAG_BYTES], to_tag[RPC_TAG_BYTES];
     abi_topic(topic, "Proposed(uint64,bytes32,uint128,uint32,uint64,uint64,bytes32,uint64)");
-    be_put(number, epoch, sizeof number);
+    be_put(number, epoch, sizeof(number));
     rpc_tag(from_tag, from);
     rpc_tag(to_tag, to);
     struct rpc_log_filter filter = {

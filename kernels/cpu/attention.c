@@ -4,9 +4,9 @@
  * time. What a (row, head) computes is the same whatever else the run holds: blocks outside its
  * range are skipped, positions outside are masked, and the order is fixed. */
 #include "kernels/bf16.h"
+#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/vec.h"
-#include "kernels/cpu/cpu.h"
 #include "server/base/check.h"
 
 #define BLOCK      16

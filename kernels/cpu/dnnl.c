@@ -1,7 +1,6 @@
 /* oneDNN, API 2.6 and 3.x: see dnnl.h. Weights are handed over as they are mapped, [d_out, d_in]
  * row-major, i.e. a transposed [K, N]. */
 #include "kernels/cpu/dnnl.h"
-
 #include "server/base/mem.h"
 
 #if !RS_DNNL

@@ -3,7 +3,6 @@
  * once for each block of rows that fits in L2 beside them; while the first rows of a tile run, the
  * next tile's weights are prefetched, so that memory and arithmetic overlap at any row count. */
 #include "kernels/cpu/dot.h"
-
 #include "kernels/bf16.h"
 #include "kernels/cpu/vec.h"
 

@@ -1,7 +1,6 @@
 /* The expand of expand.h: B rows are streamed once for up to four rows of x, columns in blocks of
  * four vectors held in registers. */
 #include "kernels/cpu/expand.h"
-
 #include "kernels/bf16.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"

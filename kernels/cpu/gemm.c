@@ -1,11 +1,11 @@
 /* gemm: rows converted once, then output tiles split over the workers. Rows beyond what the
  * conversion buffer holds are done in further passes. */
-#include <stdatomic.h>
-
 #include "kernels/cpu/dnnl.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/ops.h"
 #include "server/base/check.h"
+
+#include <stdatomic.h>
 
 #define TILE_OUT    4
 #define PIECE_TILES 32 /* of outputs taken at a time */

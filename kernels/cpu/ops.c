@@ -1,6 +1,5 @@
 /* The table of one instruction path. */
 #include "kernels/cpu/ops.h"
-
 #include "kernels/cpu/cpu.h"
 #include "kernels/host.h"
 

@@ -7,6 +7,9 @@
  * the state and then reads `parked`; likewise `caller_waits` and `pending`. All four are
  * sequentially consistent, so one of the two sides always sees the other. */
 #include "kernels/cpu/pool.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/mem.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -14,10 +17,6 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/clock.h"
-#include "server/base/mem.h"
 
 #define SPIN_NS    50000
 #define SPIN_BATCH 64

@@ -7,9 +7,9 @@
 #ifndef RS_KERNELS_CPU_POOL_H
 #define RS_KERNELS_CPU_POOL_H
 
-#include <stdint.h>
-
 #include "server/base/errtext.h"
+
+#include <stdint.h>
 
 struct pool;
 

@@ -32,7 +32,6 @@
  * nvcc 13.0, no spills: 94, 128, 146, 128, 212 registers for d_head 64, 80, 96, 128, 256. Not yet
  * run on a GPU. */
 #include "kernels/cuda/attention.cuh"
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
@@ -99,8 +98,8 @@ DEVICE void split_begin(const struct attn_job *j, const struct attn_walk *w,
     attn_sums_clear(&s->chunk);
     attn_sums_clear(&s->total);
     struct attn_item item = attn_walk_item(j, w);
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         uint32_t row = (lane_id() / 4 + 8 * r) / item.n_head;
         s->hi[r] = item.pos + (row < item.n_row ? row : 0);
     }
@@ -111,8 +110,8 @@ template <int D>
 DEVICE void split_maxima(const struct attn_sums<2 * split_plan<D>::slices> *chunk, const char *smem,
                          float max[2])
 {
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         float4 m = ((const float4 *)(smem + split_plan<D>::maxima))[lane_id() / 4 + 8 * r];
         float tile = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
         max[r] = fmaxf(chunk->max[r], tile);
@@ -127,25 +126,30 @@ DEVICE void split_add_tile(struct split_state<D> *s, const char *v_tile, const c
     const uint4 *weights = (const uint4 *)(smem + P::weights);
     const float2 *adds = (const float2 *)(smem + P::adds);
     float decay[2], add[2];
-    UNROLL for (int r = 0; r < 2; r++) decay[r] = attn_decay(s->chunk.max[r], max[r], scale);
-    UNROLL for (int i = 0; i < 2 * P::slices; i++) UNROLL for (int e = 0; e < 4; e++)
+    UNROLL
+    for (int r = 0; r < 2; r++)
+        decay[r] = attn_decay(s->chunk.max[r], max[r], scale);
+    UNROLL
+    for (int i = 0; i < 2 * P::slices; i++)
+        UNROLL
+    for (int e = 0; e < 4; e++)
         s->chunk.o[i][e] *= decay[e / 2];
-    UNROLL for (int w = 0; w < SPLIT_WARPS; w++)
-    {
+    UNROLL
+    for (int w = 0; w < SPLIT_WARPS; w++) {
         float2 a = adds[w * LANES + lane_id()];
         add[0] = w ? add[0] + a.x : a.x;
         add[1] = w ? add[1] + a.y : a.y;
         uint4 p4 = weights[w * LANES + lane_id()];
         uint32_t p[4] = {p4.x, p4.y, p4.z, p4.w};
-        UNROLL for (int i = 0; i < P::slices; i++)
-        {
+        UNROLL
+        for (int i = 0; i < P::slices; i++) {
             uint32_t slice = warp_id() + i * SPLIT_WARPS;
             if (slice < D / 16)
                 attn_values<D, P::padded>(&s->chunk.o[2 * i], p, v_tile, w * ATTN_PAGE, slice);
         }
     }
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         s->chunk.sum[r] = fmaf(s->chunk.sum[r], decay[r], add[r]);
         s->chunk.max[r] = max[r];
     }
@@ -162,11 +166,12 @@ DEVICE void split_tile(const struct attn_job *j, const struct attn_walk *w,
     char *tile = smem + stage * P::stage;
     uint32_t pos = w->tile * ATTN_TILE + warp_id() * ATTN_PAGE;
     struct attn_scores sc = {};
-    UNROLL for (uint32_t k = 0; k < D / 16; k++)
+    UNROLL
+    for (uint32_t k = 0; k < D / 16; k++)
         attn_score<D, P::padded>(&sc, s->q[k], tile, warp_id() * ATTN_PAGE, k);
     attn_mask(&sc, pos, s->hi, j->window);
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         float m = attn_quad_max(attn_score_max(&sc, r));
         if (lane_id() % 4 == 0)
             ((float *)(smem + P::maxima))[(lane_id() / 4 + 8 * r) * SPLIT_WARPS + warp_id()] = m;
@@ -215,8 +220,8 @@ DEVICE void split_store(const struct attn_job *j, const struct attn_item *item, 
     size_t to =
         is_whole ? attn_pair(j, item, head, pair) : split_slot(j, item, head, item->part, pair);
     float inv = 1.0f / s->total.sum[r];
-    UNROLL for (int i = 0; i < 2 * P::slices; i++)
-    {
+    UNROLL
+    for (int i = 0; i < 2 * P::slices; i++) {
         uint32_t dim = (warp_id() + i / 2 * SPLIT_WARPS) * 16 + i % 2 * 8 + 2 * t;
         if (dim >= j->d_head)
             continue;
@@ -243,8 +248,8 @@ DEVICE void split_merge(const struct attn_job *j, const struct attn_item *item, 
     for (uint32_t at = threadIdx.x; at < pairs * quads; at += SPLIT_THREADS) {
         uint32_t pair = at / quads, dim = at % quads * 4;
         float max = -INFINITY, sum = 0, o[4] = {0, 0, 0, 0};
-        UNROLL for (uint32_t i = first; i < item->n_part; i++)
-        {
+        UNROLL
+        for (uint32_t i = first; i < item->n_part; i++) {
             size_t slot = split_slot(j, item, head, i, pair);
             float2 stat = *(const float2 *)(j->part_stat + 2 * slot);
             float4 v = *(const float4 *)(j->part + slot * j->d_head + dim);
@@ -275,7 +280,9 @@ DEVICE void split_end(const struct attn_job *j, const struct attn_walk *w,
 {
     struct attn_item item = attn_walk_item(j, w);
     uint32_t first, parts = split_parts(w, &item, &first);
-    UNROLL for (int r = 0; r < 2; r++) split_store<D>(j, &item, w->head, s, r, parts == 1);
+    UNROLL
+    for (int r = 0; r < 2; r++)
+        split_store<D>(j, &item, w->head, s, r, parts == 1);
     if (parts == 1)
         return;
     uint32_t *flag = (uint32_t *)(smem + split_plan<D>::flag);
@@ -310,16 +317,19 @@ static KERNEL(SPLIT_THREADS, split_plan<D>::blocks) void attn_split(struct attn_
     pdl_trigger();
     if (!l.any)
         return;
-    NO_UNROLL for (int i = 0; i < P::stages - 1; i++) split_load_next<D>(&j, &l, smem);
+    NO_UNROLL
+    for (int i = 0; i < P::stages - 1; i++)
+        split_load_next<D>(&j, &l, smem);
     cp_async_wait<2 * P::stages - 3>();
     block_sync();
     uint32_t stage = 0;
     while (attn_walk_next(&j, &w)) {
         split_begin<D>(&j, &w, &s);
-        UNROLL for (uint32_t k = 0; k < D / 16; k++)
+        UNROLL
+        for (uint32_t k = 0; k < D / 16; k++)
             attn_load_q<D, P::padded>(s.q[k], smem + stage * P::stage + 2 * P::tile, k);
-        NO_UNROLL for (; w.tile < w.tile_end; w.tile++)
-        {
+        NO_UNROLL
+        for (; w.tile < w.tile_end; w.tile++) {
             split_tile<D>(&j, &w, &s, &l, smem, stage);
             stage = stage + 1 == P::stages ? 0 : stage + 1;
             if ((w.tile + 1) % (ATTN_CHUNK / ATTN_TILE) == 0 || w.tile + 1 == w.tile_end)

@@ -37,16 +37,16 @@ DEVICE void attn_copy_page(const struct attn_job *j, const struct attn_walk *w, 
         j->kv + page * j->stride_page + is_v * j->stride_kv + w->head * j->stride_head;
     dst += part * ATTN_PAGE * attn_row_bytes<D, padded>();
     if (pos >= w->lo && pos + ATTN_PAGE - 1 <= w->hi && j->d_head == D) {
-        UNROLL for (uint32_t i = 0; i < turns; i++)
-        {
+        UNROLL
+        for (uint32_t i = 0; i < turns; i++) {
             attn_unit<D>(i, &tok, &unit);
             cp_async_16(dst + attn_at<D, padded>(tok, unit), src + tok * j->stride_tok + unit * 8,
                         true);
         }
         return;
     }
-    NO_UNROLL for (uint32_t i = 0; i < turns; i++)
-    {
+    NO_UNROLL
+    for (uint32_t i = 0; i < turns; i++) {
         attn_unit<D>(i, &tok, &unit);
         bool valid = pos + tok >= w->lo && pos + tok <= w->hi && unit * 8 < j->d_head;
         cp_async_16(dst + attn_at<D, padded>(tok, unit), src + tok * j->stride_tok + unit * 8,
@@ -74,8 +74,8 @@ DEVICE void attn_copy_q(const struct attn_job *j, const struct attn_walk *w, cha
     const uint32_t units = D / 8;
     struct attn_item item = attn_walk_item(j, w);
     uint32_t used = attn_pairs(&item);
-    NO_UNROLL for (uint32_t i = 0; i < (pairs * units + threads - 1) / threads; i++)
-    {
+    NO_UNROLL
+    for (uint32_t i = 0; i < (pairs * units + threads - 1) / threads; i++) {
         uint32_t at = i * threads + threadIdx.x, pair = at / units, unit = at % units;
         bool valid = pair < used && unit * 8 < j->d_head;
         if (at < pairs * units)

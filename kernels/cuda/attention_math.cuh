@@ -17,9 +17,13 @@ template <int n_out> struct attn_sums {
 
 template <int n_out> DEVICE void attn_sums_clear(struct attn_sums<n_out> *a)
 {
-    UNROLL for (int i = 0; i < n_out; i++) UNROLL for (int e = 0; e < 4; e++) a->o[i][e] = 0;
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int i = 0; i < n_out; i++)
+        UNROLL
+    for (int e = 0; e < 4; e++)
+        a->o[i][e] = 0;
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         a->max[r] = -INFINITY;
         a->sum[r] = 0;
     }
@@ -58,8 +62,10 @@ DEVICE void attn_values(float o[2][4], const uint32_t p[4], const char *v_tile, 
 /* What pair r, at position hi[r], does not see: later positions, and those before the window. */
 DEVICE void attn_mask(struct attn_scores *s, uint32_t pos, const uint32_t hi[2], uint32_t window)
 {
-    UNROLL for (int n = 0; n < 2; n++) UNROLL for (int i = 0; i < 4; i++)
-    {
+    UNROLL
+    for (int n = 0; n < 2; n++)
+        UNROLL
+    for (int i = 0; i < 4; i++) {
         uint32_t at = pos + n * 8 + lane_id() % 4 * 2 + i % 2;
         if (at > hi[i / 2] || (window && at + window <= hi[i / 2]))
             s->s[n][i] = -INFINITY;
@@ -95,10 +101,13 @@ DEVICE float attn_decay(float from, float max, float scale)
 DEVICE void attn_weights(struct attn_scores *s, const float max[2], float scale, uint32_t p[4],
                          float add[2])
 {
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         float shift = max[r] == -INFINITY ? 0 : -max[r] * scale;
-        UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 2 * r; e < 2 * r + 2; e++)
+        UNROLL
+        for (int n = 0; n < 2; n++)
+            UNROLL
+        for (int e = 2 * r; e < 2 * r + 2; e++)
             s->s[n][e] = fast_exp2(fmaf(s->s[n][e], scale, shift));
         add[r] = (s->s[0][2 * r] + s->s[0][2 * r + 1]) + (s->s[1][2 * r] + s->s[1][2 * r + 1]);
         p[r] = bf16x2_pack(s->s[0][2 * r], s->s[0][2 * r + 1]);
@@ -116,16 +125,19 @@ template <int n_out>
 DEVICE void attn_fold(struct attn_sums<n_out> *total, struct attn_sums<n_out> *chunk, float scale)
 {
     float a[2], b[2];
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         float max = fmaxf(total->max[r], chunk->max[r]);
         a[r] = attn_decay(total->max[r], max, scale);
         b[r] = attn_decay(chunk->max[r], max, scale);
         total->max[r] = max;
         total->sum[r] = attn_blend(total->sum[r], a[r], attn_quad_sum(chunk->sum[r]), b[r]);
     }
-    UNROLL for (int i = 0; i < n_out; i++) UNROLL for (int e = 0; e < 4; e++) total->o[i][e] =
-        attn_blend(total->o[i][e], a[e / 2], chunk->o[i][e], b[e / 2]);
+    UNROLL
+    for (int i = 0; i < n_out; i++)
+        UNROLL
+    for (int e = 0; e < 4; e++)
+        total->o[i][e] = attn_blend(total->o[i][e], a[e / 2], chunk->o[i][e], b[e / 2]);
     attn_sums_clear(chunk);
 }
 

@@ -3,7 +3,6 @@
  * to write each item at its place: a counting sort by length, longest first, so that what is left
  * to the end is small. Everything is a function of the rows and the shape; no array is needed. */
 #include "kernels/cuda/attention_plan.h"
-
 #include "server/base/check.h"
 
 #define CHUNK_TILES    (ATTN_CHUNK / ATTN_TILE)

@@ -89,8 +89,8 @@ DEVICE void full_begin(const struct attn_job *j, const struct attn_walk *w, stru
         s->hi_least = 1;
         s->hi_most = 0;
     }
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         uint32_t pair = full_pair<D>(r);
         s->hi[r] = item.pos + (pair < pairs ? pair / item.n_head : 0);
     }
@@ -115,21 +115,24 @@ DEVICE void full_tile(struct full_state<D> *s, uint32_t pos, const char *k_tile,
 {
     typedef full_plan<D> P;
     struct attn_scores sc[4] = {};
-    UNROLL for (uint32_t k = 0; k < D / 16; k++)
-    {
+    UNROLL
+    for (uint32_t k = 0; k < D / 16; k++) {
         uint32_t q[4];
         if (!P::keep_q)
             attn_load_q<D, true>(q, q_rows, k);
-        UNROLL for (uint32_t i = 0; i < 4; i++) attn_score<D, true>(
-            &sc[i], P::keep_q ? s->q[P::keep_q ? k : 0] : q, k_tile, i * ATTN_PAGE, k);
+        UNROLL
+        for (uint32_t i = 0; i < 4; i++)
+            attn_score<D, true>(&sc[i], P::keep_q ? s->q[P::keep_q ? k : 0] : q, k_tile,
+                                i * ATTN_PAGE, k);
     }
     if (full_is_masked(s, pos, j->window)) {
-        UNROLL for (uint32_t i = 0; i < 4; i++)
+        UNROLL
+        for (uint32_t i = 0; i < 4; i++)
             attn_mask(&sc[i], pos + i * ATTN_PAGE, s->hi, j->window);
     }
     float max[2], decay[2], sum[2];
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         float m = fmaxf(fmaxf(attn_score_max(&sc[0], r), attn_score_max(&sc[1], r)),
                         fmaxf(attn_score_max(&sc[2], r), attn_score_max(&sc[3], r)));
         max[r] = fmaxf(s->chunk.max[r], attn_quad_max(m));
@@ -138,19 +141,28 @@ DEVICE void full_tile(struct full_state<D> *s, uint32_t pos, const char *k_tile,
     }
     /* a maximum that stays decays by exactly 1 */
     if (warp_ballot(decay[0] != 1.0f || decay[1] != 1.0f)) {
-        UNROLL for (int i = 0; i < 2 * P::slices; i++) UNROLL for (int e = 0; e < 4; e++)
+        UNROLL
+        for (int i = 0; i < 2 * P::slices; i++)
+            UNROLL
+        for (int e = 0; e < 4; e++)
             s->chunk.o[i][e] *= decay[e / 2];
     }
-    UNROLL for (uint32_t i = 0; i < 4; i++)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < 4; i++) {
         uint32_t p[4];
         float add[2];
         attn_weights(&sc[i], max, j->scale, p, add);
-        UNROLL for (int r = 0; r < 2; r++) sum[r] = i ? sum[r] + add[r] : add[r];
-        UNROLL for (uint32_t o = 0; o < P::slices; o++) attn_values<D, true>(
-            &s->chunk.o[2 * o], p, v_tile, i * ATTN_PAGE, warp_id() % P::halves * P::slices + o);
+        UNROLL
+        for (int r = 0; r < 2; r++)
+            sum[r] = i ? sum[r] + add[r] : add[r];
+        UNROLL
+        for (uint32_t o = 0; o < P::slices; o++)
+            attn_values<D, true>(&s->chunk.o[2 * o], p, v_tile, i * ATTN_PAGE,
+                                 warp_id() % P::halves * P::slices + o);
     }
-    UNROLL for (int r = 0; r < 2; r++) s->chunk.sum[r] = fmaf(s->chunk.sum[r], decay[r], sum[r]);
+    UNROLL
+    for (int r = 0; r < 2; r++)
+        s->chunk.sum[r] = fmaf(s->chunk.sum[r], decay[r], sum[r]);
 }
 
 template <int D>
@@ -159,15 +171,15 @@ DEVICE void full_store(const struct attn_job *j, const struct attn_walk *w,
 {
     typedef full_plan<D> P;
     struct attn_item item = attn_walk_item(j, w);
-    UNROLL for (int r = 0; r < 2; r++)
-    {
+    UNROLL
+    for (int r = 0; r < 2; r++) {
         uint32_t pair = full_pair<D>(r), half = warp_id() % P::halves;
         if (pair >= attn_pairs(&item))
             continue;
         size_t to = attn_pair(j, &item, w->head, pair);
         float inv = 1.0f / s->total.sum[r];
-        UNROLL for (int i = 0; i < 2 * P::slices; i++)
-        {
+        UNROLL
+        for (int i = 0; i < 2 * P::slices; i++) {
             uint32_t dim = half * P::slices * 16 + i * 8 + lane_id() % 4 * 2;
             if (dim < j->d_head)
                 *(uint32_t *)(j->out + to * j->d_head + dim) =
@@ -197,19 +209,22 @@ template <int D> static KERNEL(FULL_THREADS, 1) void attn_full(struct attn_job j
     pdl_trigger();
     if (!l.any)
         return;
-    NO_UNROLL for (int i = 0; i < P::stages - 1; i++) full_load_next<D>(&j, &l, smem);
+    NO_UNROLL
+    for (int i = 0; i < P::stages - 1; i++)
+        full_load_next<D>(&j, &l, smem);
     uint32_t stage = 0, q_stage = 0;
     while (attn_walk_next(&j, &w)) {
         full_begin<D>(&j, &w, &s);
         const char *q_rows = smem + P::q_all + q_stage * P::q + warp_id() / P::halves * 16 * P::row;
         bool fresh = true;
-        NO_UNROLL for (; w.tile < w.tile_end; w.tile++)
-        {
+        NO_UNROLL
+        for (; w.tile < w.tile_end; w.tile++) {
             cp_async_wait<P::stages - 2>();
             block_sync();
             full_load_next<D>(&j, &l, smem);
             if (P::keep_q && fresh) {
-                UNROLL for (uint32_t k = 0; k < D / 16; k++)
+                UNROLL
+                for (uint32_t k = 0; k < D / 16; k++)
                     attn_load_q<D, true>(s.q[P::keep_q ? k : 0], q_rows, k);
                 fresh = false;
             }

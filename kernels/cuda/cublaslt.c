@@ -1,13 +1,12 @@
 /* The loader and the calls of cublaslt.h. */
 #include "kernels/cuda/cublaslt.h"
+#include "server/base/check.h"
+#include "server/base/log.h"
 
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/log.h"
 
 #if defined(__has_include)
 #if __has_include(<cublasLt.h>)
@@ -242,7 +241,7 @@ SAME(sizeof(int), sizeof(cublasStatus_t));
 SAME(sizeof(int), sizeof(cudaDataType_t));
 SAME(sizeof(int), sizeof(cublasComputeType_t));
 
-/* Calls through the real prototypes with what we pass compile; sizeof does not make them. */
+/* Calls through the real prototypes with what we pass compile; sizeof(does) not make them. */
 #define P              ((void *)0)
 #define CALLABLE(call) _Static_assert(sizeof(call) == sizeof(int), #call)
 CALLABLE(cublasLtMatmul(P, P, P, P, P, P, P, P, P, P, P, P, P, P, (size_t)0, P));

@@ -11,10 +11,10 @@
 #ifndef RS_KERNELS_CUDA_CUBLASLT_H
 #define RS_KERNELS_CUDA_CUBLASLT_H
 
+#include "server/base/errtext.h"
+
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,13 +1,12 @@
 /* The CUDA backend's table, its creation, and its memory. "cuda:eager" records no passes. */
 #include "kernels/cuda/cuda.h"
-
-#include <stdio.h>
-#include <string.h>
-
 #include "kernels/cuda/gemm_plan.h"
 #include "kernels/cuda/tables.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
 
 static void *cuda_mem_alloc(struct backend *b, size_t bytes)
 {

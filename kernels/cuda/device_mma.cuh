@@ -52,12 +52,16 @@ DEVICE uint32_t movmatrix_trans(uint32_t v)
 /* Every lane gets the result, with the same bits: a butterfly over 16, 8, 4, 2, 1. */
 DEVICE float warp_sum(float v)
 {
-    UNROLL for (uint32_t m = LANES / 2; m; m /= 2) v += warp_shfl_xor(v, m);
+    UNROLL
+    for (uint32_t m = LANES / 2; m; m /= 2)
+        v += warp_shfl_xor(v, m);
     return v;
 }
 DEVICE float warp_max(float v)
 {
-    UNROLL for (uint32_t m = LANES / 2; m; m /= 2) v = fmaxf(v, warp_shfl_xor(v, m));
+    UNROLL
+    for (uint32_t m = LANES / 2; m; m /= 2)
+        v = fmaxf(v, warp_shfl_xor(v, m));
     return v;
 }
 

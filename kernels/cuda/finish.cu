@@ -165,8 +165,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void residual_lora(struct residua
     struct module_ref *ref = (struct module_ref *)(sv + sv_elems(NT));
     const uint32_t blocks = (j.d_model + COLS - 1) / COLS, units = *j.lora.v.item_count * blocks;
     pdl_trigger();
-    NO_UNROLL for (uint32_t u = blockIdx.x; u < units; u += gridDim.x)
-    {
+    NO_UNROLL
+    for (uint32_t u = blockIdx.x; u < units; u += gridDim.x) {
         const struct cuda_item item = j.lora.v.item[u / blocks];
         const uint32_t n0 = u % blocks * COLS, row = threadIdx.x / OCTETS;
         const uint32_t col = threadIdx.x % OCTETS * 8, n = n0 + col;
@@ -180,7 +180,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void residual_lora(struct residua
         if (adapted)
             b_load<MT, PF>(b, &e, 0);
         pdl_wait();
-        UNROLL for (uint32_t i = 0; i < EARLY / 2; i++)
+        UNROLL
+        for (uint32_t i = 0; i < EARLY / 2; i++)
             residual_fetch(early + i * 2 * EARLY_BYTES, &j, item.begin + row + i * ROWS, n,
                            row + i * ROWS < item.count && n < j.d_model);
         if (adapted) {
@@ -191,8 +192,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void residual_lora(struct residua
         block_sync();
         cp_async_wait<0>();
         struct residual_io io = {early_take(early), early_take(early + EARLY_BYTES)}, next;
-        NO_UNROLL for (uint32_t r = row, i = 0; r < item.count; r += ROWS, i += 2)
-        {
+        NO_UNROLL
+        for (uint32_t r = row, i = 0; r < item.count; r += ROWS, i += 2) {
             if (NT != 1)
                 residual_load(&next, &j, item.begin + r + ROWS, n,
                               r + ROWS < item.count && n < j.d_model);
@@ -279,7 +280,9 @@ DEVICE void mlp_octet(const struct mlp_job *j, struct mlp_io *io, uint32_t t, ui
             octet_store(j->keep_gate + at, &io->gate);
         if (j->keep_up)
             octet_store(j->keep_up + at, &io->up);
-        UNROLL for (uint32_t i = 0; i < 8; i++) io->up.v[i] *= silu(io->gate.v[i]);
+        UNROLL
+        for (uint32_t i = 0; i < 8; i++)
+            io->up.v[i] *= silu(io->gate.v[i]);
         octet_store_bf16(j->out + at, &io->up);
     }
     double *slot = live ? norm_slot(&j->lora, t, n / NORM_COLS) : NULL;
@@ -317,8 +320,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void mlp_lora(struct mlp_job j)
     struct module_ref *ref = (struct module_ref *)(sv[1] + sv_elems(NT));
     const uint32_t blocks = (j.d_ff + COLS - 1) / COLS, units = *j.lora.v.item_count * blocks;
     pdl_trigger();
-    NO_UNROLL for (uint32_t u = blockIdx.x; u < units; u += gridDim.x)
-    {
+    NO_UNROLL
+    for (uint32_t u = blockIdx.x; u < units; u += gridDim.x) {
         const struct cuda_item item = j.lora.v.item[u / blocks];
         const uint32_t n0 = u % blocks * COLS, row = threadIdx.x / OCTETS;
         const uint32_t col = threadIdx.x % OCTETS * 8, n = n0 + col;
@@ -328,8 +331,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void mlp_lora(struct mlp_job j)
         if (warp_id() == 0)
             table_fill(ref, &j.lora.v, &j.lora.v.seg[item.seg], 0, 2);
         block_sync();
-        UNROLL for (uint32_t m = 0; m < 2; m++)
-        {
+        UNROLL
+        for (uint32_t m = 0; m < 2; m++) {
             e[m] = {&j.lora.v,          &ref[m],
                     item.begin,         item.count,
                     n0 / LORA_TILE_OUT, lora_out_tiles(j.d_ff)};
@@ -339,8 +342,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void mlp_lora(struct mlp_job j)
         }
         pdl_wait();
         mlp_fetch(early, &j, item.begin + row, n, row < item.count && n < j.d_ff);
-        UNROLL for (uint32_t m = 0; m < 2; m++)
-        {
+        UNROLL
+        for (uint32_t m = 0; m < 2; m++) {
             if (adapted[m]) {
                 float acc[MT][NT][4];
                 expand_run<MT, NT, PF>(acc, b[m], &e[m], sv[m]);
@@ -351,8 +354,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void mlp_lora(struct mlp_job j)
         cp_async_wait<0>();
         struct mlp_io io = {early_take(early), early_take(early + EARLY_BYTES)}, next;
         /* a warp may hold two rows, and stays together */
-        NO_UNROLL for (uint32_t r = row; r - row % WARP_ROWS < item.count; r += ROWS)
-        {
+        NO_UNROLL
+        for (uint32_t r = row; r - row % WARP_ROWS < item.count; r += ROWS) {
             const float *const delta[2] = {adapted[0] ? out[0] + r * PITCH + col : NULL,
                                            adapted[1] ? out[1] + r * PITCH + col : NULL};
             if (NT != 1) /* otherwise the first was all */
@@ -443,16 +446,16 @@ struct pairs {
 
 DEVICE void pairs_norm(struct pairs *p, const float *gain, uint32_t i, uint32_t half, float rstd)
 {
-    UNROLL for (uint32_t e = 0; e < 2; e++)
-    {
+    UNROLL
+    for (uint32_t e = 0; e < 2; e++) {
         p->lo[e] = p->lo[e] * rstd * gain[i + e];
         p->hi[e] = p->hi[e] * rstd * gain[i + e + half];
     }
 }
 DEVICE void pairs_turn(struct pairs *p, const float *cos, const float *sin)
 {
-    UNROLL for (uint32_t e = 0; e < 2; e++)
-    {
+    UNROLL
+    for (uint32_t e = 0; e < 2; e++) {
         const float lo = p->lo[e], hi = p->hi[e];
         p->lo[e] = fmaf(-hi, sin[e], lo * cos[e]);
         p->hi[e] = fmaf(lo, sin[e], hi * cos[e]);
@@ -510,8 +513,8 @@ static KERNEL(EXPAND_THREADS, 4) void qkv_base(struct qkv_job j)
     const uint32_t units = (n_tok + BASE_ROWS - 1) / BASE_ROWS * blocks;
     pdl_trigger();
     pdl_wait();
-    NO_UNROLL for (uint32_t u = blockIdx.x; u < units; u += gridDim.x)
-    {
+    NO_UNROLL
+    for (uint32_t u = blockIdx.x; u < units; u += gridDim.x) {
         const struct qkv_block k = qkv_block_at(&j, u % blocks);
         struct cuda_item item = {0, u / blocks * BASE_ROWS, BASE_ROWS};
         if (item.count > n_tok - item.begin)
@@ -533,8 +536,8 @@ static KERNEL(EXPAND_THREADS, NT == 1 ? 3 : 2) void qkv_lora(struct qkv_job j)
     struct module_ref *ref = (struct module_ref *)(sv + sv_elems(NT));
     const uint32_t blocks = j.block_begin[3], units = *j.lora.v.item_count * blocks;
     pdl_trigger();
-    NO_UNROLL for (uint32_t u = blockIdx.x; u < units; u += gridDim.x)
-    {
+    NO_UNROLL
+    for (uint32_t u = blockIdx.x; u < units; u += gridDim.x) {
         const struct cuda_item item = j.lora.v.item[u / blocks];
         const struct qkv_block k = qkv_block_at(&j, u % blocks);
         const struct expand e = {&j.lora.v,
@@ -588,8 +591,8 @@ static KERNEL(EXPAND_THREADS, 4) void norm_fold(struct fold_job j)
                 slot[e] = 0;
             }
         }
-        UNROLL for (uint32_t m = LANES / 2; m; m /= 2)
-        {
+        UNROLL
+        for (uint32_t m = LANES / 2; m; m /= 2) {
             for (uint32_t e = 0; e < 2; e++)
                 sum[e] += warp_shfl_xor_f64(sum[e], m);
         }

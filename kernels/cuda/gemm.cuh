@@ -66,8 +66,8 @@ DEVICE struct gemm_rows gemm_weights(const struct gemm_job *j, uint32_t i, uint3
                                      uint32_t *col)
 {
     struct gemm_part p = j->part[0];
-    UNROLL for (uint32_t q = 1; q < GEMM_PARTS_MAX; q++)
-    {
+    UNROLL
+    for (uint32_t q = 1; q < GEMM_PARTS_MAX; q++) {
         uint32_t tiles = (p.d_out + rows - 1) / rows;
         if (q >= j->part_count || i < tiles)
             break;
@@ -117,8 +117,8 @@ DEVICE void gemm_copy(char *smem, const struct gemm_job *j, struct gemm_rows m, 
     const uint32_t at = s * j->slice_k + k + c * 8;
     const bf16_t *from = m.at + (size_t)r * m.stride + at;
     char *to = smem + (line * WORDS + (c ^ (r & 1) << 2)) * 16;
-    UNROLL for (uint32_t i = 0; i < ALL; i += EACH)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < ALL; i += EACH) {
         const uint32_t slice_at = i / ROWS * j->slice_k;
         const bool valid = r + i % ROWS < m.count && at + slice_at < j->d_in;
         if (ALL % EACH == 0 || line + i < ALL)
@@ -139,22 +139,25 @@ template <uint32_t MT, uint32_t NT, uint32_t STEP>
 DEVICE void gemm_multiply(float acc[MT][NT][4], const char *w, const char *x)
 {
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    UNROLL for (uint32_t u = 0; u < STEP / GEMM_UNIT; u++)
-    {
+    UNROLL
+    for (uint32_t u = 0; u < STEP / GEMM_UNIT; u++) {
         uint4 b[NT];
-        UNROLL for (uint32_t n = 0; n < NT; n++) b[n] = gemm_word(x, STEP, n * 8 + g, u * 4 + t);
-        UNROLL for (uint32_t m = 0; m < MT; m++)
-        {
+        UNROLL
+        for (uint32_t n = 0; n < NT; n++)
+            b[n] = gemm_word(x, STEP, n * 8 + g, u * 4 + t);
+        UNROLL
+        for (uint32_t m = 0; m < MT; m++) {
             uint4 lo = gemm_word(w, STEP, m * 16 + g, u * 4 + t);
             uint4 hi = gemm_word(w, STEP, m * 16 + 8 + g, u * 4 + t);
             const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y}, a1[4] = {lo.z, hi.z, lo.w, hi.w};
-            UNROLL for (uint32_t n = 0; n < NT; n++)
-            {
+            UNROLL
+            for (uint32_t n = 0; n < NT; n++) {
                 const uint32_t b0[2] = {b[n].x, b[n].y};
                 mma_16816(acc[m][n], a0, b0);
             }
-            UNROLL for (uint32_t n = 0; n < NT; n++)
-            { /* apart from the first: each waits for the other's result */
+            UNROLL
+            for (uint32_t n = 0; n < NT;
+                 n++) { /* apart from the first: each waits for the other's result */
                 const uint32_t b1[2] = {b[n].z, b[n].w};
                 mma_16816(acc[m][n], a1, b1);
             }

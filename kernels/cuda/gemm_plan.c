@@ -1,11 +1,10 @@
 /* The table of gemm_plan.h, and the timing that fills it. */
 #include "kernels/cuda/gemm_plan.h"
-
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 #define SHAPES_MAX     10
 #define CANDIDATES_MAX 16

@@ -67,23 +67,23 @@ DEVICE void skinny_finish(const struct gemm_job *j, const struct skinny_at *at, 
 {
     const uint32_t g = lane_id() / 4, t = lane_id() % 4, slice = warp_id() % GEMM_SLICES;
     float *mine = red + slice * NT * 8 * PITCH + warp_id() / GEMM_SLICES * 16;
-    UNROLL for (uint32_t n = 0; n < NT; n++)
-    {
-        UNROLL for (uint32_t e = 0; e < 4; e++)
-        {
+    UNROLL
+    for (uint32_t n = 0; n < NT; n++) {
+        UNROLL
+        for (uint32_t e = 0; e < 4; e++) {
             mine[(n * 8 + t * 2 + e % 2) * PITCH + g + e / 2 * 8] = acc[0][n][e];
             acc[0][n][e] = 0;
         }
     }
     block_sync();
-    UNROLL for (uint32_t i = threadIdx.x; i < NT * 8 * M; i += GEMM_THREADS)
-    {
+    UNROLL
+    for (uint32_t i = threadIdx.x; i < NT * 8 * M; i += GEMM_THREADS) {
         const uint32_t row = i / M, m = i % M;
         if (row >= j->n_row || m >= at->w.count)
             continue;
         float sum = red[row * PITCH + m];
-        UNROLL for (uint32_t s = 1; s < GEMM_SLICES; s++)
-        {
+        UNROLL
+        for (uint32_t s = 1; s < GEMM_SLICES; s++) {
             if (s < j->slice_count)
                 sum += red[(s * NT * 8 + row) * PITCH + m];
         }
@@ -106,8 +106,9 @@ template <uint32_t NT> KERNEL(GEMM_THREADS, 1) void gemm_skinny(const struct gem
     load.tile = blockIdx.x;
     skinny_open(&load, &j);
     now = load;
-    UNROLL for (uint32_t i = 0; i < STAGES - 1; i++)
-    { /* two steps of W, then what the predecessor wrote */
+    UNROLL
+    for (uint32_t i = 0; i < STAGES - 1;
+         i++) { /* two steps of W, then what the predecessor wrote */
         if (i < EARLY && i < steps) {
             gemm_copy<GEMM_SLICES, M, STEP>(smem + i * STAGE, &j, load.w, 0, load.k);
             skinny_next(&load, &j);
@@ -116,8 +117,8 @@ template <uint32_t NT> KERNEL(GEMM_THREADS, 1) void gemm_skinny(const struct gem
     pdl_wait();
     pdl_trigger();
     load = now;
-    UNROLL for (uint32_t i = 0; i < STAGES - 1; i++)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < STAGES - 1; i++) {
         if (i < steps) {
             if (i >= EARLY)
                 gemm_copy<GEMM_SLICES, M, STEP>(smem + i * STAGE, &j, load.w, 0, load.k);
@@ -128,8 +129,8 @@ template <uint32_t NT> KERNEL(GEMM_THREADS, 1) void gemm_skinny(const struct gem
     }
     float acc[1][NT][4] = {};
     char *read = smem, *fill = smem + (STAGES - 1) * STAGE, *const end = smem + STAGES * STAGE;
-    NO_UNROLL for (uint32_t i = 0; i < steps; i++)
-    {
+    NO_UNROLL
+    for (uint32_t i = 0; i < steps; i++) {
         cp_async_wait<STAGES - 2>();
         block_sync(); /* step i is here, and nobody reads step i-1, which `fill` overwrites */
         if (i + STAGES - 1 < steps) {

@@ -94,13 +94,13 @@ DEVICE void tile_store(const struct gemm_job *j, const struct tile_at *at, uint3
 {
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     float *out = j->out + (j->split ? at->slice * j->out_slice : 0) + at->col;
-    UNROLL for (uint32_t n = 0; n < NT; n++)
-    {
-        UNROLL for (uint32_t e = 0; e < 4; e++)
-        {
+    UNROLL
+    for (uint32_t n = 0; n < NT; n++) {
+        UNROLL
+        for (uint32_t e = 0; e < 4; e++) {
             const uint32_t row = n0 + n * 8 + t * 2 + e % 2;
-            UNROLL for (uint32_t i = 0; i < MT; i++)
-            {
+            UNROLL
+            for (uint32_t i = 0; i < MT; i++) {
                 const uint32_t m = m0 + i * 16 + g + e / 2 * 8;
                 if (row < at->x.count && m < at->w.count)
                     out[(size_t)(at->row + row) * j->out_stride + m] = v[i][n][e];
@@ -113,12 +113,12 @@ DEVICE void tile_store(const struct gemm_job *j, const struct tile_at *at, uint3
 template <uint32_t MT, uint32_t NT>
 DEVICE void tile_add(float sum[MT][NT][4], float acc[MT][NT][4], bool first)
 {
-    UNROLL for (uint32_t i = 0; i < MT; i++)
-    {
-        UNROLL for (uint32_t n = 0; n < NT; n++)
-        {
-            UNROLL for (uint32_t e = 0; e < 4; e++)
-            {
+    UNROLL
+    for (uint32_t i = 0; i < MT; i++) {
+        UNROLL
+        for (uint32_t n = 0; n < NT; n++) {
+            UNROLL
+            for (uint32_t e = 0; e < 4; e++) {
                 sum[i][n][e] = first ? acc[i][n][e] : sum[i][n][e] + acc[i][n][e];
                 acc[i][n][e] = 0;
             }
@@ -148,8 +148,8 @@ void gemm_tile(const struct gemm_job j)
     load.item = blockIdx.x;
     tile_open<N>(&load, &j);
     now = load;
-    UNROLL for (uint32_t i = 0; i < EARLY; i++)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < EARLY; i++) {
         if (i < steps) {
             gemm_copy<1, M, STEP>(smem + i * STAGE, &j, load.w, load.slice, load.k);
             tile_next<N>(&load, &j);
@@ -158,8 +158,8 @@ void gemm_tile(const struct gemm_job j)
     pdl_wait();
     pdl_trigger();
     load = now;
-    NO_UNROLL for (uint32_t i = 0; i < STAGES - 1; i++)
-    {
+    NO_UNROLL
+    for (uint32_t i = 0; i < STAGES - 1; i++) {
         if (i < EARLY && i < steps) {
             gemm_copy<1, N, STEP>(smem + i * STAGE + W_STEP, &j, load.x, load.slice, load.k);
             tile_next<N>(&load, &j);
@@ -170,8 +170,8 @@ void gemm_tile(const struct gemm_job j)
     }
     float acc[MT][NT][4] = {}, sum[MT][NT][4] = {};
     char *read = smem, *fill = smem + (STAGES - 1) * STAGE, *const end = smem + STAGES * STAGE;
-    NO_UNROLL for (uint32_t i = 0; i < steps; i++)
-    {
+    NO_UNROLL
+    for (uint32_t i = 0; i < steps; i++) {
         cp_async_wait<STAGES - 2>();
         block_sync(); /* step i is here, and nobody reads step i-1, which `fill` overwrites */
         if (i + STAGES - 1 < steps)
@@ -198,8 +198,8 @@ KERNEL(GEMM_THREADS, 4) void gemm_reduce(const struct gemm_sum s)
         return;
     const float *p = s.partials + (size_t)t * s.width + n;
     float sum = p[0];
-    UNROLL for (uint32_t i = 1; i < GEMM_SLICES; i++)
-    {
+    UNROLL
+    for (uint32_t i = 1; i < GEMM_SLICES; i++) {
         if (i < s.slice_count)
             sum += p[(size_t)i * s.n_row * s.width];
     }

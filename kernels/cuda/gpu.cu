@@ -3,10 +3,9 @@
  * hundred in all. Under emulation runs keep a gap between them that the sanitizer guards. */
 #include "kernels/cuda/gpu.h"
 
+#include <cuda_runtime.h>
 #include <stdio.h>
 #include <string.h>
-
-#include <cuda_runtime.h>
 
 extern "C" {
 #include "server/base/mem.h"

@@ -145,14 +145,15 @@ DEVICE void read_eight(double v[8], const bf16_t *x, uint32_t g, uint32_t n)
     if (((uintptr_t)x & 15u) == 0 && 8 * g + 8 <= n) {
         uint4 u = ldg_16(x + 8 * g);
         uint32_t word[4] = {u.x, u.y, u.z, u.w};
-        UNROLL for (uint32_t i = 0; i < 4; i++)
-        {
+        UNROLL
+        for (uint32_t i = 0; i < 4; i++) {
             v[2 * i] = (double)bf16x2_lo(word[i]);
             v[2 * i + 1] = (double)bf16x2_hi(word[i]);
         }
     } else {
-        UNROLL for (uint32_t i = 0; i < 8; i++) v[i] =
-            8 * g + i < n ? (double)bf16_to_f32(x[8 * g + i]) : 0;
+        UNROLL
+        for (uint32_t i = 0; i < 8; i++)
+            v[i] = 8 * g + i < n ? (double)bf16_to_f32(x[8 * g + i]) : 0;
     }
 }
 
@@ -164,18 +165,20 @@ static KERNEL(SKETCH_THREADS, 2) void sketch(struct sketch_job j)
     uint32_t row_bytes = (j.d_model + 7) / 8;
     const bf16_t *x = j.x + (size_t)blockIdx.x * j.d_model;
     const uint8_t *bits = j.sign_bits + (size_t)warp_id() * SKETCH_ROWS * row_bytes;
-    NO_UNROLL for (uint32_t g = lane_id(); g < row_bytes; g += LANES)
-    {
+    NO_UNROLL
+    for (uint32_t g = lane_id(); g < row_bytes; g += LANES) {
         double v[8];
         read_eight(v, x, g, j.d_model);
-        UNROLL for (uint32_t k = 0; k < SKETCH_ROWS; k++)
-        {
+        UNROLL
+        for (uint32_t k = 0; k < SKETCH_ROWS; k++) {
             uint32_t byte = bits[(size_t)k * row_bytes + g];
-            UNROLL for (uint32_t i = 0; i < 8; i++) sum[k] += byte >> i & 1 ? v[i] : -v[i];
+            UNROLL
+            for (uint32_t i = 0; i < 8; i++)
+                sum[k] += byte >> i & 1 ? v[i] : -v[i];
         }
     }
-    UNROLL for (uint32_t k = 0; k < SKETCH_ROWS; k++)
-    {
+    UNROLL
+    for (uint32_t k = 0; k < SKETCH_ROWS; k++) {
         double whole = warp_sum_f64(sum[k]);
         if (lane_id() == 0)
             z[warp_id() * SKETCH_ROWS + k] = whole;
@@ -183,7 +186,9 @@ static KERNEL(SKETCH_THREADS, 2) void sketch(struct sketch_job j)
     block_sync();
     if (threadIdx.x >= SKETCH_DIM)
         return;
-    NO_UNROLL for (uint32_t k = 0; k < SKETCH_DIM; k++) norm2 = fma(z[k], z[k], norm2);
+    NO_UNROLL
+    for (uint32_t k = 0; k < SKETCH_DIM; k++)
+        norm2 = fma(z[k], z[k], norm2);
     double scale = norm2 > 0 ? 127.0 / sqrt(norm2) : 0;
     j.out[(size_t)blockIdx.x * SKETCH_DIM + threadIdx.x] =
         (int8_t)nearbyint(z[threadIdx.x] * scale);

@@ -60,8 +60,8 @@ DEVICE uint32_t item_tiles(const struct lora_view *v, uint32_t i)
 {
     const struct lora_seg *seg = &v->seg[v->item[i].seg];
     uint32_t n = 0;
-    UNROLL for (uint32_t p = 0; p < LORA_PARTS_MAX; p++)
-    {
+    UNROLL
+    for (uint32_t p = 0; p < LORA_PARTS_MAX; p++) {
         if (p < seg->part_count) {
             const struct lora_entry *e = lora_entries(v, &seg->part[p]);
             for (uint32_t m = 0; m < v->module_count; m++)
@@ -94,8 +94,8 @@ DEVICE uint32_t plan_fill(struct shrink_plan *plan, const struct lora_view *v, u
 DEVICE uint32_t plan_find(const struct shrink_plan *plan, uint32_t q)
 {
     uint32_t i = 0;
-    UNROLL for (uint32_t step = PLAN_ITEMS / 2; step; step /= 2)
-    {
+    UNROLL
+    for (uint32_t step = PLAN_ITEMS / 2; step; step /= 2) {
         if (plan->prefix[i + step] <= q)
             i += step;
     }
@@ -130,8 +130,8 @@ DEVICE void x_load(uint4 x[LORA_SLICE_UNITS], const struct shrink_job *j, uint32
 {
     const uint32_t k = unit * LORA_TILE_K + lane_id() % 4 * 8;
     const bf16_t *p = j->x + (size_t)row * j->x_stride + k;
-    UNROLL for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++)
-    {
+    UNROLL
+    for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++) {
         x[u] = make_uint4(0, 0, 0, 0);
         if (live && k + u * LORA_TILE_K < j->v.d_in)
             x[u] = ldg_16(p + u * LORA_TILE_K);
@@ -153,16 +153,18 @@ DEVICE void slice_tile(float d[4], const char *tile, const uint4 x[LORA_SLICE_UN
 {
     const char *p = tile + lane_id() * 16;
     uint4 a[LORA_SLICE_UNITS][2];
-    UNROLL for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++)
-    {
-        UNROLL for (uint32_t h = 0; h < 2; h++)
-        {
+    UNROLL
+    for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++) {
+        UNROLL
+        for (uint32_t h = 0; h < 2; h++) {
             a[u][h] = make_uint4(0, 0, 0, 0);
             if (u < units)
                 a[u][h] = ldg_stream_16(p + u * LORA_TILE_A_BYTES + h * (LORA_TILE_A_BYTES / 2));
         }
     }
-    UNROLL for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++) unit_mma(d, a[u][0], a[u][1], x[u]);
+    UNROLL
+    for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++)
+        unit_mma(d, a[u][0], a[u][1], x[u]);
 }
 
 /* Units that exist from unit on, of one slice. */
@@ -187,8 +189,9 @@ DEVICE void tile_write(const struct shrink_job *j, const struct shrink_at *at, f
     if (row >= at->count)
         return;
     float v = 0;
-    UNROLL for (uint32_t w = 0; w < LORA_CHUNK_WARPS; w++) v +=
-        red[w * RED_FLOATS + row * RED_PITCH + r];
+    UNROLL
+    for (uint32_t w = 0; w < LORA_CHUNK_WARPS; w++)
+        v += red[w * RED_FLOATS + row * RED_PITCH + r];
     j->v.s[at->chunk * j->v.chunk_step + (size_t)(at->begin + row) * j->v.s_stride +
            (at->q - at->q_begin) * LORA_TILE_RANKS + r] = v;
 }
@@ -202,8 +205,8 @@ DEVICE void decode_run(const struct shrink_job *j, const struct shrink_plan *pla
     uint4 x[LORA_SLICE_UNITS];
     at.q = lo % total;
     at.chunk = lo / total;
-    NO_UNROLL for (uint32_t e = lo; e < hi; e++)
-    {
+    NO_UNROLL
+    for (uint32_t e = lo; e < hi; e++) {
         const uint32_t unit = at.chunk * LORA_CHUNK_UNITS + warp_id() * LORA_SLICE_UNITS;
         if (at.q >= at.q_end) {
             at_item(&at, j, plan, base);
@@ -230,8 +233,8 @@ static KERNEL(SHRINK_THREADS, 4) void shrink_decode(struct shrink_job j)
     struct shrink_plan *plan = (struct shrink_plan *)smem;
     float *red = (float *)(smem + sizeof(*plan));
     pdl_trigger();
-    NO_UNROLL for (uint32_t base = 0; base < *j.v.item_count; base += PLAN_ITEMS)
-    {
+    NO_UNROLL
+    for (uint32_t base = 0; base < *j.v.item_count; base += PLAN_ITEMS) {
         uint64_t work = (uint64_t)plan_fill(plan, &j.v, base, 1) * j.v.chunk_count;
         pdl_wait(); /* the tables are older than the predecessor; x and the readers of s are not */
         uint32_t lo = (uint32_t)(work * blockIdx.x / gridDim.x);
@@ -261,8 +264,8 @@ DEVICE void group_find(struct group_at *at, const struct shrink_job *j,
     const struct lora_lane l = lora_lookup(&j->v, &j->v.seg[item.seg]);
     const uint32_t all = warp_shfl(l.before + l.tiles, LANES - 1);
     const uint32_t left = j->unit_count - chunk * LORA_CHUNK_UNITS;
-    UNROLL for (uint32_t k = 0; k < GROUP_TILES; k++)
-    {
+    UNROLL
+    for (uint32_t k = 0; k < GROUP_TILES; k++) {
         const uint32_t own = lora_owner(&l, tile + k) % LANES;
         const char *a = warp_shfl_ptr(l.a, own);
         const size_t at_tile = tile + k - warp_shfl(l.before, own);
@@ -287,8 +290,8 @@ DEVICE void ring_fetch(const struct group_at *at, char *ring, uint32_t n)
     if (slice * LORA_SLICE_UNITS < at->units) {
         const char *from = at->tile[n % at->n_tile];
         char *to = ring + n % RING_STAGES * RING_STAGE_BYTES;
-        UNROLL for (uint32_t b = threadIdx.x * 16; b < RING_STAGE_BYTES; b += SHRINK_THREADS * 16)
-        {
+        UNROLL
+        for (uint32_t b = threadIdx.x * 16; b < RING_STAGE_BYTES; b += SHRINK_THREADS * 16) {
             uint32_t unit = slice * LORA_SLICE_UNITS + b / LORA_TILE_A_BYTES;
             bool valid = unit < at->units;
             cp_async_16(to + b, valid ? from + slice * RING_STAGE_BYTES + b : from, valid);
@@ -302,15 +305,17 @@ DEVICE void stage_mma(float sum[2][4], const char *stage, const uint4 x[2][LORA_
                       bool second)
 {
     float d[2][4] = {};
-    UNROLL for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++)
-    {
+    UNROLL
+    for (uint32_t u = 0; u < LORA_SLICE_UNITS; u++) {
         const char *a = stage + u * LORA_TILE_A_BYTES + lane_id() * 16;
         uint4 a0 = *(const uint4 *)a, a1 = *(const uint4 *)(a + LORA_TILE_A_BYTES / 2);
         unit_mma(d[0], a0, a1, x[0][u]);
         if (second)
             unit_mma(d[1], a0, a1, x[1][u]);
     }
-    UNROLL for (uint32_t i = 0; i < 8; i++) sum[i / 4][i % 4] += d[i / 4][i % 4];
+    UNROLL
+    for (uint32_t i = 0; i < 8; i++)
+        sum[i / 4][i % 4] += d[i / 4][i % 4];
 }
 
 DEVICE void group_write(const struct shrink_job *j, const struct group_at *at,
@@ -318,10 +323,10 @@ DEVICE void group_write(const struct shrink_job *j, const struct group_at *at,
 {
     const uint32_t g = lane_id() / 4, t = lane_id() % 4, row0 = warp_id() * 16 + 2 * t;
     float *s = j->v.s + at->chunk * j->v.chunk_step + at->column + g;
-    UNROLL for (uint32_t k = 0; k < GROUP_TILES; k++)
-    {
-        UNROLL for (uint32_t i = 0; i < 8;
-                    i++) /* two rows of 8, then (g, 2t) (g, 2t+1) (g+8, ..) */
+    UNROLL
+    for (uint32_t k = 0; k < GROUP_TILES; k++) {
+        UNROLL
+        for (uint32_t i = 0; i < 8; i++) /* two rows of 8, then (g, 2t) (g, 2t+1) (g+8, ..) */
         {
             uint32_t row = row0 + i / 4 * 8 + i % 2;
             if (k < at->n_tile && row < at->count)
@@ -341,14 +346,14 @@ DEVICE void group_run(const struct shrink_job *j, const struct group_at *at, cha
     for (; n < RING_STAGES - 1; n++)
         ring_fetch(at, ring, n);
     n = 0;
-    NO_UNROLL for (uint32_t slice = 0; slice < slices; slice++)
-    {
+    NO_UNROLL
+    for (uint32_t slice = 0; slice < slices; slice++) {
         const uint32_t unit = at->chunk * LORA_CHUNK_UNITS + slice * LORA_SLICE_UNITS;
         uint4 x[2][LORA_SLICE_UNITS];
         x_load(x[0], j, at->begin + row, unit, row < at->count);
         x_load(x[1], j, at->begin + row + 8, unit, row + 8 < at->count);
-        UNROLL for (uint32_t k = 0; k < GROUP_TILES; k++)
-        {
+        UNROLL
+        for (uint32_t k = 0; k < GROUP_TILES; k++) {
             if (k < at->n_tile) {
                 cp_async_wait<RING_STAGES - 2>();
                 block_sync(); /* the stage is there, and all have left the one before it */
@@ -369,12 +374,12 @@ static KERNEL(SHRINK_THREADS, 3) void shrink_prefill(struct shrink_job j)
     struct group_at *at = (struct group_at *)(smem + RING_STAGES * RING_STAGE_BYTES);
     struct shrink_plan *plan = (struct shrink_plan *)(at + 1);
     pdl_trigger();
-    NO_UNROLL for (uint32_t base = 0; base < *j.v.item_count; base += PLAN_ITEMS)
-    {
+    NO_UNROLL
+    for (uint32_t base = 0; base < *j.v.item_count; base += PLAN_ITEMS) {
         uint32_t work = plan_fill(plan, &j.v, base, GROUP_TILES) * j.v.chunk_count;
         pdl_wait();
-        NO_UNROLL for (uint32_t e = blockIdx.x; e < work; e += gridDim.x)
-        {
+        NO_UNROLL
+        for (uint32_t e = blockIdx.x; e < work; e += gridDim.x) {
             if (warp_id() == 0)
                 group_find(at, &j, plan, base, e);
             block_sync();

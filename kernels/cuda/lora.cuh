@@ -84,8 +84,8 @@ DEVICE uint32_t bit_count(uint32_t v)
 /* Sum over the lanes up to this one. */
 DEVICE uint32_t warp_scan(uint32_t v)
 {
-    UNROLL for (uint32_t d = 1; d < LANES; d *= 2)
-    {
+    UNROLL
+    for (uint32_t d = 1; d < LANES; d *= 2) {
         uint32_t up = warp_shfl(v, (lane_id() - d) % LANES);
         v += lane_id() >= d ? up : 0;
     }
@@ -151,12 +151,15 @@ DEVICE uint32_t lora_owner(const struct lora_lane *l, uint32_t q)
 DEVICE float chunk_sum(const struct lora_view *v, const float *s)
 {
     float sum = 0;
-    NO_UNROLL for (uint32_t c = 0; c < v->chunk_count; c += 4)
-    {
+    NO_UNROLL
+    for (uint32_t c = 0; c < v->chunk_count; c += 4) {
         float part[4];
-        UNROLL for (uint32_t i = 0; i < 4; i++) part[i] =
-            c + i < v->chunk_count ? s[(c + i) * v->chunk_step] : 0;
-        UNROLL for (uint32_t i = 0; i < 4; i++) sum += part[i];
+        UNROLL
+        for (uint32_t i = 0; i < 4; i++)
+            part[i] = c + i < v->chunk_count ? s[(c + i) * v->chunk_step] : 0;
+        UNROLL
+        for (uint32_t i = 0; i < 4; i++)
+            sum += part[i];
     }
     return sum;
 }

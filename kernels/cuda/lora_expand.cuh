@@ -74,12 +74,12 @@ struct expand {
 template <uint32_t MT, uint32_t PF>
 DEVICE void b_load(uint4 b[PF][MT], const struct expand *e, uint32_t q)
 {
-    UNROLL for (uint32_t i = 0; i < PF; i++)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < PF; i++) {
         const bool some = q + i < e->ref->tile_count;
         const struct tile_ref tile = e->ref->tile[some ? q + i : 0];
-        UNROLL for (uint32_t k = 0; k < MT; k++)
-        {
+        UNROLL
+        for (uint32_t k = 0; k < MT; k++) {
             const uint32_t out = e->out_tile + warp_id() * MT + k;
             b[i][k] = make_uint4(0, 0, 0, 0);
             if (some && out < e->out_count)
@@ -111,14 +111,14 @@ template <uint32_t MT, uint32_t NT>
 DEVICE void tile_mma(float acc[MT][NT][4], const uint4 b[MT], const bf16_t *sv, uint32_t count)
 {
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-    UNROLL for (uint32_t n = 0; n < NT; n++)
-    {
+    UNROLL
+    for (uint32_t n = 0; n < NT; n++) {
         if (n * 8 >= count)
             continue;
         const uint32_t *s = (const uint32_t *)(sv + (n * 8 + g) * s_pitch(NT)) + t;
         const uint32_t rows[2] = {s[0], s[4]};
-        UNROLL for (uint32_t k = 0; k < MT; k++)
-        {
+        UNROLL
+        for (uint32_t k = 0; k < MT; k++) {
             const uint32_t w[4] = {b[k].x, b[k].y, b[k].z, b[k].w};
             mma_16816(acc[k][n], w, rows);
         }
@@ -131,9 +131,11 @@ DEVICE void expand_run(float acc[MT][NT][4], uint4 b[PF][MT], const struct expan
 {
     const uint32_t tiles = e->ref->tile_count;
     static_assert(s_tiles(NT) % PF == 0, "s is refilled between steps");
-    UNROLL for (uint32_t i = 0; i < MT * NT * 4; i++) acc[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
-    NO_UNROLL for (uint32_t q = 0; q < tiles; q += PF)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < MT * NT * 4; i++)
+        acc[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
+    NO_UNROLL
+    for (uint32_t q = 0; q < tiles; q += PF) {
         if (q)
             b_load<MT, PF>(b, e, q);
         if (q % s_tiles(NT) == 0) {
@@ -142,8 +144,8 @@ DEVICE void expand_run(float acc[MT][NT][4], uint4 b[PF][MT], const struct expan
             s_fill<NT>(sv, e, q);
             block_sync();
         }
-        UNROLL for (uint32_t i = 0; i < PF; i++)
-        {
+        UNROLL
+        for (uint32_t i = 0; i < PF; i++) {
             if (q + i < tiles)
                 tile_mma<MT, NT>(acc, b[i], sv + (q % s_tiles(NT) + i) * LORA_TILE_RANKS, e->count);
         }
@@ -156,11 +158,12 @@ DEVICE void delta_store(float *out, uint32_t pitch, const float acc[MT][NT][4])
 {
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     float *mine = out + 2 * t * pitch + warp_id() * MT * LORA_TILE_OUT + g;
-    UNROLL for (uint32_t n = 0; n < NT; n++)
-    {
-        UNROLL for (uint32_t k = 0; k < MT; k++)
-        {
-            UNROLL for (uint32_t i = 0; i < 4; i++)
+    UNROLL
+    for (uint32_t n = 0; n < NT; n++) {
+        UNROLL
+        for (uint32_t k = 0; k < MT; k++) {
+            UNROLL
+            for (uint32_t i = 0; i < 4; i++)
                 mine[(n * 8 + i % 2) * pitch + k * LORA_TILE_OUT + i / 2 * 8] = acc[k][n][i];
         }
     }

@@ -31,7 +31,9 @@ DEVICE void octet_store_bf16(bf16_t *p, const struct octet *o)
 }
 DEVICE void octet_add(struct octet *o, const struct octet *b)
 {
-    UNROLL for (uint32_t i = 0; i < 8; i++) o->v[i] += b->v[i];
+    UNROLL
+    for (uint32_t i = 0; i < 8; i++)
+        o->v[i] += b->v[i];
 }
 /* y + bias; bias NULL: y. */
 DEVICE void octet_bias(struct octet *y, const float *bias, uint32_t n)
@@ -44,7 +46,9 @@ DEVICE void octet_bias(struct octet *y, const float *bias, uint32_t n)
 DEVICE float octet_norm2(const struct octet *o)
 {
     float sum = 0;
-    UNROLL for (uint32_t i = 0; i < 8; i++) sum = fmaf(o->v[i], o->v[i], sum);
+    UNROLL
+    for (uint32_t i = 0; i < 8; i++)
+        sum = fmaf(o->v[i], o->v[i], sum);
     return sum;
 }
 
@@ -85,8 +89,8 @@ DEVICE double warp_shfl_xor_f64(double v, uint32_t mask)
  * launches are in order, so its sum has one order. The whole warp calls. */
 DEVICE void norm_add(double *slot, float delta2, float base2)
 {
-    UNROLL for (uint32_t m = 8; m; m /= 2)
-    {
+    UNROLL
+    for (uint32_t m = 8; m; m /= 2) {
         delta2 += warp_shfl_xor(delta2, m);
         base2 += warp_shfl_xor(base2, m);
     }

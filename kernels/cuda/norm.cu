@@ -37,7 +37,9 @@ static KERNEL(THREADS, 4) void norm_rows(struct norm_rows a)
         part[warp_id()] = sum;
     block_sync();
     sum = 0;
-    UNROLL for (uint32_t w = 0; w < WARPS; w++) sum += part[w];
+    UNROLL
+    for (uint32_t w = 0; w < WARPS; w++)
+        sum += part[w];
     float rstd = 1.0f / sqrtf(sum / (float)a.d + a.eps);
     for (uint32_t i = threadIdx.x * 4; i < a.d; i += THREADS * 4) {
         float4 v = *(const float4 *)(x + i), g = *(const float4 *)(a.gain + i);

@@ -3,11 +3,10 @@
  * as they come, which also lets libraries choose their algorithms, the second records them, and
  * from then on one call replays the record. Padding is the same in all three, so bits are. */
 #include "kernels/cuda/tables.h"
-
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 #define GRAPHS_MAX 128
 

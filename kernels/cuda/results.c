@@ -1,11 +1,11 @@
 /* Results on their way to the host: page-locked buffers, each with the event that its copy has come
  * by. As many as the engine can have under way: it gives the next pass before it takes what the one
  * before it found, and an op that waits takes one more. */
-#include <string.h>
-
 #include "kernels/cuda/tables.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 struct result {
     char *pinned;

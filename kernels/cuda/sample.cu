@@ -145,8 +145,10 @@ DEVICE void keep_tokens(const struct sample_job *j, const struct pick_row *r)
 
 DEVICE void store_lanes(float *x, const float v[LANE_LOGITS], uint32_t n)
 {
-    UNROLL for (uint32_t i = 0; i < LANE_LOGITS; i++) if (lane_element(i) < n) x[lane_element(i)] =
-        v[i];
+    UNROLL
+    for (uint32_t i = 0; i < LANE_LOGITS; i++)
+        if (lane_element(i) < n)
+            x[lane_element(i)] = v[i];
 }
 
 /* Shared memory: the block's logits f32 and counts u32, STAT_SPAN each (adjusted rows). */
@@ -165,11 +167,14 @@ static KERNEL(STAT_THREADS, 3) void stats(struct sample_job j)
         float max = -INFINITY;
         adjust(&j, r, v);
         store_lanes(j.adjusted + at, v, n);
-        UNROLL for (uint32_t i = 0; i < LANE_LOGITS; i++) max = fmaxf(max, v[i]);
+        UNROLL
+        for (uint32_t i = 0; i < LANE_LOGITS; i++)
+            max = fmaxf(max, v[i]);
         s.pick_key = logit_key(warp_max(max));
     }
-    UNROLL for (uint32_t i = 0; i < LANE_LOGITS; i++) low =
-        v[i] > -INFINITY ? fminf(low, v[i]) : low;
+    UNROLL
+    for (uint32_t i = 0; i < LANE_LOGITS; i++)
+        low = v[i] > -INFINITY ? fminf(low, v[i]) : low;
     s.low = -warp_max(-low);
     if (lane_id() == 0 && n > 0)
         j.stat[(size_t)row * j.n_tile + tile] = s;
@@ -262,12 +267,12 @@ static KERNEL(STAT_THREADS, 4) void weigh(struct sample_job j)
     bool aligned = is_aligned_16(x);
     uint64_t tail_weight = 0, tail_count = 0;
     uint32_t end = first + STAT_SPAN < j.n_vocab ? first + STAT_SPAN : j.n_vocab;
-    NO_UNROLL for (uint32_t i = first + 4 * threadIdx.x; i < end; i += 4 * STAT_THREADS)
-    {
+    NO_UNROLL
+    for (uint32_t i = first + 4 * threadIdx.x; i < end; i += 4 * STAT_THREADS) {
         float v[4];
         read_quad(v, x, i, end, aligned);
-        UNROLL for (uint32_t c = 0; c < 4; c++)
-        {
+        UNROLL
+        for (uint32_t c = 0; c < 4; c++) {
             uint64_t w;
             uint32_t b = bucket_of(&u, v[c]);
             bool candidate = weigh_logit(&u, v[c], &w) && i + c < end;
@@ -346,8 +351,8 @@ DEVICE bool reached(const struct goal *g, uint32_t count, uint64_t sum)
 /* Inclusive sums over the threads of the block. */
 DEVICE void block_scan(struct pick_smem *s, uint32_t *count, uint64_t *sum)
 {
-    UNROLL for (uint32_t d = 1; d < LANES; d *= 2)
-    {
+    UNROLL
+    for (uint32_t d = 1; d < LANES; d *= 2) {
         uint32_t from = (lane_id() - d) % LANES, c = warp_shfl(*count, from);
         uint64_t v = warp_shfl_u64(*sum, from);
         *count += lane_id() >= d ? c : 0;
@@ -358,8 +363,8 @@ DEVICE void block_scan(struct pick_smem *s, uint32_t *count, uint64_t *sum)
         s->warp_sum[warp_id()] = *sum;
     }
     block_sync();
-    NO_UNROLL for (uint32_t w = 0; w < warp_id(); w++)
-    {
+    NO_UNROLL
+    for (uint32_t w = 0; w < warp_id(); w++) {
         *count += s->warp_count[w];
         *sum += s->warp_sum[w];
     }
@@ -374,8 +379,8 @@ DEVICE uint32_t bucket_edge(const struct ruler *u, uint32_t b)
         return lo;
     if (b == BUCKETS)
         return hi;
-    NO_UNROLL while (lo < hi)
-    {
+    NO_UNROLL
+    while (lo < hi) {
         uint32_t mid = lo + (hi - lo) / 2;
         if (bucket_of(u, key_logit(mid)) >= b)
             hi = mid;
@@ -393,8 +398,8 @@ DEVICE bool read_keys(const struct picker *p, uint32_t i, const struct span *in,
     if (p->tile[i / SCORE_TILE].pick_key > in->hi)
         return false;
     read_quad(v, p->x, i, p->n_vocab, is_aligned_16(p->x));
-    UNROLL for (uint32_t c = 0; c < 4; c++)
-    {
+    UNROLL
+    for (uint32_t c = 0; c < 4; c++) {
         key[c] = logit_key(v[c]);
         if (i + c >= p->n_vocab || key[c] < in->lo || key[c] > in->hi)
             key[c] = KEY_NONE;
@@ -408,15 +413,16 @@ DEVICE void narrow(const struct picker *p, struct span *in)
 {
     struct pick_smem *s = p->s;
     uint32_t lo = KEY_NONE, hi = 0, key[4];
-    NO_UNROLL for (uint32_t i = 4 * threadIdx.x; i < p->n_vocab; i += 4 * PICK_THREADS)
-    {
+    NO_UNROLL
+    for (uint32_t i = 4 * threadIdx.x; i < p->n_vocab; i += 4 * PICK_THREADS) {
         if (!read_keys(p, i, in, key))
             continue;
-        UNROLL for (uint32_t c = 0; c < 4; c++) if (key[c] != KEY_NONE)
-        {
-            lo = key[c] < lo ? key[c] : lo;
-            hi = key[c] > hi ? key[c] : hi;
-        }
+        UNROLL
+        for (uint32_t c = 0; c < 4; c++)
+            if (key[c] != KEY_NONE) {
+                lo = key[c] < lo ? key[c] : lo;
+                hi = key[c] > hi ? key[c] : hi;
+            }
     }
     uint64_t both = (uint64_t)warp_min_u32(lo) << 32 | warp_min_u32(~hi);
     if (lane_id() == 0)
@@ -441,13 +447,13 @@ DEVICE void split(const struct picker *p, const struct goal *g, struct span *in)
     if (threadIdx.x == 0)
         s->have.count = 0; /* its weights were there */
     block_sync();
-    NO_UNROLL for (uint32_t i = 4 * threadIdx.x; i < p->n_vocab; i += 4 * PICK_THREADS)
-    {
+    NO_UNROLL
+    for (uint32_t i = 4 * threadIdx.x; i < p->n_vocab; i += 4 * PICK_THREADS) {
         uint64_t w;
         if (!read_keys(p, i, in, key))
             continue;
-        NO_UNROLL for (uint32_t c = 0; c < 4; c++)
-        {
+        NO_UNROLL
+        for (uint32_t c = 0; c < 4; c++) {
             if (key[c] == KEY_NONE || !weigh_logit(&p->u, key_logit(key[c]), &w))
                 continue;
             atomic_add_u32(&count[(key[c] - in->lo) >> shift], 1);
@@ -485,8 +491,8 @@ DEVICE void place_among_ties(const struct picker *p, const struct goal *g, const
     }
     for (uint32_t t = warp_id(); t < p->n_tile; t += PICK_THREADS / LANES) {
         uint32_t n = 0;
-        NO_UNROLL for (uint32_t i = lane_id(); i < SCORE_TILE; i += LANES)
-        {
+        NO_UNROLL
+        for (uint32_t i = lane_id(); i < SCORE_TILE; i += LANES) {
             uint32_t id = t * SCORE_TILE + i;
             n += id < p->n_vocab && logit_key(p->x[id]) == in->lo;
         }
@@ -499,8 +505,8 @@ DEVICE void place_among_ties(const struct picker *p, const struct goal *g, const
         return;
     while (before + s->ties[tile] <= lo)
         before += s->ties[tile++];
-    NO_UNROLL for (uint32_t i = lane_id(); i < SCORE_TILE; i += LANES)
-    {
+    NO_UNROLL
+    for (uint32_t i = lane_id(); i < SCORE_TILE; i += LANES) {
         uint32_t id = tile * SCORE_TILE + i;
         bool match = id < p->n_vocab && logit_key(p->x[id]) == in->lo;
         uint32_t mask = warp_ballot(match), below = mask & ((1u << lane_id()) - 1);
@@ -522,13 +528,13 @@ DEVICE void gather(const struct picker *p, const struct span *in)
     if (threadIdx.x == 0)
         s->filled = 0;
     block_sync();
-    NO_UNROLL for (uint32_t i = 4 * threadIdx.x; i < p->n_vocab; i += 4 * PICK_THREADS)
-    {
+    NO_UNROLL
+    for (uint32_t i = 4 * threadIdx.x; i < p->n_vocab; i += 4 * PICK_THREADS) {
         uint64_t w;
         if (!read_keys(p, i, in, key))
             continue;
-        NO_UNROLL for (uint32_t c = 0; c < 4; c++)
-        {
+        NO_UNROLL
+        for (uint32_t c = 0; c < 4; c++) {
             if (key[c] == KEY_NONE || !weigh_logit(&p->u, key_logit(key[c]), &w))
                 continue;
             uint32_t at = atomic_add_u32(&s->filled, 1);
@@ -537,10 +543,10 @@ DEVICE void gather(const struct picker *p, const struct span *in)
         }
     }
     block_sync();
-    NO_UNROLL for (uint32_t width = 2; width <= room; width *= 2)
-    {
-        NO_UNROLL for (uint32_t step = width / 2; step > 0; step /= 2)
-        {
+    NO_UNROLL
+    for (uint32_t width = 2; width <= room; width *= 2) {
+        NO_UNROLL
+        for (uint32_t step = width / 2; step > 0; step /= 2) {
             uint32_t t = threadIdx.x, i = 2 * t - (t & (step - 1));
             if (i + step < room) {
                 uint64_t a = s->candidate[i], b = s->candidate[i + step];
@@ -554,8 +560,10 @@ DEVICE void gather(const struct picker *p, const struct span *in)
     }
     uint32_t i0 = 2 * threadIdx.x, count = 0;
     uint64_t w[2] = {0, 0}, sum;
-    UNROLL for (uint32_t c = 0; c < 2; c++) if (i0 + c < in->count)
-        weigh_logit(&p->u, key_logit((uint32_t)(s->candidate[i0 + c] >> 32)), &w[c]);
+    UNROLL
+    for (uint32_t c = 0; c < 2; c++)
+        if (i0 + c < in->count)
+            weigh_logit(&p->u, key_logit((uint32_t)(s->candidate[i0 + c] >> 32)), &w[c]);
     sum = w[0] + w[1];
     block_scan(s, &count, &sum);
     if (i0 < in->count)
@@ -596,8 +604,8 @@ DEVICE void find_place(const struct picker *p, struct goal g)
     if (in.count > PICK_MAX && b > 0)
         in = {s->sum[b - 1], s->count[b - 1], in.count - s->count[b - 1], s->edge[0], in.hi};
     bool held = have.count > 0 && have.lo <= s->edge[0] && in.hi <= have.hi;
-    NO_UNROLL while (!held && in.count > PICK_MAX)
-    {
+    NO_UNROLL
+    while (!held && in.count > PICK_MAX) {
         narrow(p, &in);
         if (in.lo == in.hi)
             break;
@@ -619,8 +627,8 @@ DEVICE void draw(const struct picker *p, const struct pick_row *r)
     struct pick_smem *s = p->s;
     uint64_t total = s->sum[BUCKETS - 1];
     uint32_t count = s->count[BUCKETS - 1], limit = r->limit < count ? r->limit : count;
-    NO_UNROLL for (uint32_t stage = 0; stage < 3; stage++)
-    {
+    NO_UNROLL
+    for (uint32_t stage = 0; stage < 3; stage++) {
         struct goal g = {INFINITY, limit, stage == 2};
         if (stage == 0 ? limit == count : stage == 1 && r->top_p >= 1)
             continue;
@@ -644,8 +652,8 @@ DEVICE void tile_next(uint64_t next[2], const float *x, uint32_t n_vocab, uint32
     uint64_t first = ~0ull, second = ~0ull;
     float v[LANE_LOGITS];
     tile_read(v, x + n0, n_vocab - n0 < SCORE_TILE ? n_vocab - n0 : SCORE_TILE);
-    UNROLL for (uint32_t i = 0; i < LANE_LOGITS; i++)
-    {
+    UNROLL
+    for (uint32_t i = 0; i < LANE_LOGITS; i++) {
         uint32_t id = n0 + lane_element(i);
         uint64_t at = (uint64_t)logit_key(v[i]) << 32 | id;
         if (id >= n_vocab || at <= after)
@@ -672,8 +680,8 @@ DEVICE void fill_out(const struct sample_job *j, uint32_t row, int32_t id, uint3
     }
     for (uint32_t i = lane_id(); i < j->n_tile && top_count; i += LANES)
         best[i] = (uint64_t)t[i].key << 32 | i * SCORE_TILE; /* the id is not known yet */
-    NO_UNROLL for (uint32_t k = 0; k < top_count; k++)
-    {
+    NO_UNROLL
+    for (uint32_t k = 0; k < top_count; k++) {
         uint64_t first = ~0ull;
         for (uint32_t i = lane_id(); i < j->n_tile; i += LANES)
             first = best[i] < first ? best[i] : first;

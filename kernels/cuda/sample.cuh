@@ -71,8 +71,8 @@ DEVICE uint64_t warp_shfl_u64(uint64_t v, uint32_t lane)
 }
 DEVICE uint32_t warp_min_u32(uint32_t v)
 {
-    UNROLL for (uint32_t m = LANES / 2; m; m /= 2)
-    {
+    UNROLL
+    for (uint32_t m = LANES / 2; m; m /= 2) {
         uint32_t other = warp_shfl_xor(v, m);
         v = other < v ? other : v;
     }
@@ -85,8 +85,8 @@ DEVICE uint64_t warp_xor_u64(uint64_t v, uint32_t mask)
 }
 DEVICE uint64_t warp_min_u64(uint64_t v)
 {
-    UNROLL for (uint32_t m = LANES / 2; m; m /= 2)
-    {
+    UNROLL
+    for (uint32_t m = LANES / 2; m; m /= 2) {
         uint64_t other = warp_xor_u64(v, m);
         v = other < v ? other : v;
     }
@@ -94,13 +94,15 @@ DEVICE uint64_t warp_min_u64(uint64_t v)
 }
 DEVICE uint64_t warp_sum_u64(uint64_t v)
 {
-    UNROLL for (uint32_t m = LANES / 2; m; m /= 2) v += warp_xor_u64(v, m);
+    UNROLL
+    for (uint32_t m = LANES / 2; m; m /= 2)
+        v += warp_xor_u64(v, m);
     return v;
 }
 DEVICE double warp_sum_f64(double v)
 {
-    UNROLL for (uint32_t m = LANES / 2; m; m /= 2)
-    {
+    UNROLL
+    for (uint32_t m = LANES / 2; m; m /= 2) {
         uint64_t u;
         double other;
         memcpy(&u, &v, sizeof(u));
@@ -123,7 +125,9 @@ DEVICE void read_quad(float v[4], const float *x, uint32_t i, uint32_t n, bool a
         v[2] = float_of(u.z);
         v[3] = float_of(u.w);
     } else {
-        UNROLL for (uint32_t c = 0; c < 4; c++) v[c] = i + c < n ? x[i + c] : -INFINITY;
+        UNROLL
+        for (uint32_t c = 0; c < 4; c++)
+            v[c] = i + c < n ? x[i + c] : -INFINITY;
     }
 }
 DEVICE bool is_aligned_16(const float *x)
@@ -133,7 +137,8 @@ DEVICE bool is_aligned_16(const float *x)
 DEVICE void tile_read(float v[LANE_LOGITS], const float *x, uint32_t n)
 {
     bool aligned = is_aligned_16(x);
-    UNROLL for (uint32_t q = 0; q < TILE_QUADS; q++)
+    UNROLL
+    for (uint32_t q = 0; q < TILE_QUADS; q++)
         read_quad(v + 4 * q, x, 4 * (q * LANES + lane_id()), n, aligned);
 }
 
@@ -141,11 +146,14 @@ DEVICE void tile_read(float v[LANE_LOGITS], const float *x, uint32_t n)
 DEVICE void tile_lse(const float v[LANE_LOGITS], uint32_t *key, float *sum)
 {
     float max = -INFINITY, s[4] = {0, 0, 0, 0};
-    UNROLL for (uint32_t i = 0; i < LANE_LOGITS; i++) max = fmaxf(max, v[i]);
+    UNROLL
+    for (uint32_t i = 0; i < LANE_LOGITS; i++)
+        max = fmaxf(max, v[i]);
     max = warp_max(max);
     if (max > -INFINITY)
-        UNROLL for (uint32_t i = 0; i < LANE_LOGITS; i++) s[i % 4] +=
-            fast_exp2((v[i] - max) * (float)LOG2E);
+        UNROLL
+    for (uint32_t i = 0; i < LANE_LOGITS; i++)
+        s[i % 4] += fast_exp2((v[i] - max) * (float)LOG2E);
     *key = logit_key(max);
     *sum = warp_sum((s[0] + s[1]) + (s[2] + s[3]));
 }

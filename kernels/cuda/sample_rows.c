@@ -4,12 +4,11 @@
  * step sends a row, its biases, and usually no token. An upload is bounded; what does not fit
  * together goes in several passes. */
 #include "kernels/cuda/head.h"
+#include "server/base/check.h"
+#include "server/base/philox.h"
 
 #include <math.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/philox.h"
 
 static bool is_penalised(const struct sample_row *r)
 {

@@ -4,13 +4,12 @@
  * bytes moves everything. Three host buffers take turns: a buffer is filled again only when its
  * copy is known to be done. Adapter layouts change rarely and are copied when they differ from what
  * the device has. */
-#include "kernels/cuda/tables.h"
-
-#include <string.h>
-
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/tables.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 #define RING         3
 #define ALIGN(bytes) (((bytes) + 255) / 256 * 256)

@@ -1,10 +1,10 @@
 /* attention: one row and head at a time, three passes over the scores (recomputed, so nothing is
  * stored): maximum, sum, weighted values. */
-#include <math.h>
-
 #include "kernels/bf16.h"
 #include "kernels/ref/ref.h"
 #include "server/base/check.h"
+
+#include <math.h>
 
 #define REF_HEAD_MAX 1024
 

@@ -1,11 +1,11 @@
 /* The three finishes. Each element is y = (base + bias) + delta, then what follows the projection:
  * qk-norm, RoPE and the cache write; the residual sum; SiLU(gate) * up. Columns of one row are
  * finished in order, so the telemetry sums have one order too. */
-#include <math.h>
-
 #include "kernels/bf16.h"
 #include "kernels/ref/ref.h"
 #include "server/base/check.h"
+
+#include <math.h>
 
 /* One row's view of one module of a group. */
 struct finish_row {

@@ -1,9 +1,9 @@
 /* logits, score and sketch. score walks the vocabulary in SCORE_TILE tiles with the same running
  * log-sum-exp as sample, so their log-probabilities are equal bit for bit. */
-#include <math.h>
-
 #include "kernels/ref/ref.h"
 #include "server/base/check.h"
+
+#include <math.h>
 
 enum status ref_logits(struct backend *b, const struct logits_args *a)
 {

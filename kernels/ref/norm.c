@@ -1,8 +1,8 @@
 /* norm: RMSNorm, optionally of a selection of rows. Rows ascend, so out may be x when the selection
  * does too. */
-#include <math.h>
-
 #include "kernels/ref/ref.h"
+
+#include <math.h>
 
 enum status ref_norm(struct backend *b, const struct norm_args *a)
 {

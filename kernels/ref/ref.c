@@ -1,10 +1,9 @@
 /* The reference backend's table and its creation. */
 #include "kernels/ref/ref.h"
-
-#include <stdio.h>
-
 #include "kernels/host.h"
 #include "server/base/mem.h"
+
+#include <stdio.h>
 
 static void ref_destroy(struct backend *b)
 {

@@ -1,12 +1,12 @@
 /* sample and top_logprobs, in the plainest form: adjust a copy of the row, sort the whole
  * vocabulary by (logit descending, id ascending), cut prefixes, draw. A NaN logit sorts as -inf.
  * Scratch per row: raw copy f32 [V], order u32 [V], weight f64 [V], counts u32 [V]. */
-#include <math.h>
-#include <string.h>
-
 #include "kernels/ref/ref.h"
 #include "server/base/check.h"
 #include "server/base/philox.h"
+
+#include <math.h>
+#include <string.h>
 
 struct sample_work {
     double *weight;  /* of the sorted candidates */

@@ -22,12 +22,12 @@ struct blob_pool {
 
 struct blob_pool *blob_pool_create(void *base, uint64_t bytes, uint64_t granule, uint32_t blobs_max)
 {
-    struct blob_pool *p = mem_alloc(sizeof *p);
+    struct blob_pool *p = mem_alloc(sizeof(*p));
     p->base = base;
     p->granule = granule;
     p->count = bytes / granule;
     p->runs_max = 2 * blobs_max + 1;
-    p->run = mem_array(p->runs_max, sizeof *p->run);
+    p->run = mem_array(p->runs_max, sizeof(*p->run));
     if (p->count > 0)
         p->run[p->run_count++] = (struct run){.count = p->count, .owner = NOBODY};
     return p;
@@ -68,7 +68,7 @@ void *blob_pool_take(struct blob_pool *p, uint64_t bytes, uint32_t owner)
     struct run *r = &p->run[i];
     if (r->count > count) {
         CHECK(p->run_count < p->runs_max);
-        memmove(r + 2, r + 1, (p->run_count - i - 1) * sizeof *r);
+        memmove(r + 2, r + 1, (p->run_count - i - 1) * sizeof(*r));
         r[1] = (struct run){.at = r->at + count, .count = r->count - count, .owner = NOBODY};
         p->run_count++;
     }
@@ -81,7 +81,7 @@ void *blob_pool_take(struct blob_pool *p, uint64_t bytes, uint32_t owner)
 static void run_remove(struct blob_pool *p, uint32_t i)
 {
     p->run_count--;
-    memmove(&p->run[i], &p->run[i + 1], (p->run_count - i) * sizeof *p->run);
+    memmove(&p->run[i], &p->run[i + 1], (p->run_count - i) * sizeof(*p->run));
 }
 
 void blob_pool_give(struct blob_pool *p, void *blob)

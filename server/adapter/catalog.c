@@ -30,7 +30,7 @@ const char *adapter_state_name(enum adapter_state s)
 
 struct catalog *catalog_create(uint32_t adapters_max)
 {
-    struct catalog *c = mem_alloc(sizeof *c);
+    struct catalog *c = mem_alloc(sizeof(*c));
     c->entry = mem_array(adapters_max ? adapters_max : 1, sizeof(struct adapter_entry *));
     c->count_max = adapters_max;
     CHECK(pthread_mutex_init(&c->lock, NULL) == 0);
@@ -50,7 +50,7 @@ void catalog_destroy(struct catalog *c)
 
 struct adapter_entry *catalog_entry_new(void)
 {
-    struct adapter_entry *e = mem_alloc(sizeof *e);
+    struct adapter_entry *e = mem_alloc(sizeof(*e));
     atomic_init(&e->refs, 1);
     return e;
 }

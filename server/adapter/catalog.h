@@ -6,12 +6,12 @@
 #ifndef RS_ADAPTER_CATALOG_H
 #define RS_ADAPTER_CATALOG_H
 
-#include <stdatomic.h>
-
 #include "kernels/args.h"
 #include "server/adapter/peft/seal.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
+
+#include <stdatomic.h>
 
 #define CATALOG_NAME_MAX    128
 #define CATALOG_SPLIT_MAX   64

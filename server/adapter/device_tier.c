@@ -46,12 +46,12 @@ enum status device_tier_create(struct device_tier **out, struct backend *b, uint
                          "left; lower adapters_device_bytes_max or raise device_bytes",
                          (double)bytes_max / 1048576.0, (double)left / 1048576.0,
                          (double)total / 1048576.0);
-    struct device_tier *t = mem_alloc(sizeof *t);
+    struct device_tier *t = mem_alloc(sizeof(*t));
     t->backend = b;
     t->base = base;
     t->bytes_max = bytes_max;
     t->slots_max = slots_max;
-    t->place = mem_array(slots_max, sizeof *t->place);
+    t->place = mem_array(slots_max, sizeof(*t->place));
     t->pool = blob_pool_create(base, bytes_max, BLOB_POOL_DEVICE_GRANULE, slots_max);
     for (uint32_t i = 0; i < BACKEND_UPLOAD_LANES; i++)
         t->lane[i] = NO_SLOT;

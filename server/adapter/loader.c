@@ -188,7 +188,7 @@ static void *loader_main(void *arg)
 
 struct loader *loader_create(const struct store_options *opt, uint32_t jobs_max)
 {
-    struct loader *l = mem_alloc(sizeof *l);
+    struct loader *l = mem_alloc(sizeof(*l));
     l->opt = *opt;
     l->piece = mem_alloc_aligned(PEFT_PIECE_BYTES);
     if (opt->backend && opt->backend->is_device) {

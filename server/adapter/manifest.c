@@ -27,7 +27,7 @@ static enum status get_hex(uint8_t *out, size_t n, const json_t *json, const cha
 {
     const char *text = json_string_value(json_object_get(json, field));
     char expected[48];
-    snprintf(expected, sizeof expected, "0x and %zu hex digits", 2 * n);
+    snprintf(expected, sizeof(expected), "0x and %zu hex digits", 2 * n);
     return text && hex_decode(out, n, text) ? STATUS_OK : field_error(err, field, expected);
 }
 
@@ -103,7 +103,7 @@ static enum status get_split(struct manifest *m, const json_t *split, struct err
         return err_param(err, STATUS_INVALID, "manifest",
                          "manifest.split: the bps sum to %u, expected 10000", sum);
     m->split_count = (uint32_t)n;
-    qsort(m->split, n, sizeof m->split[0], compare_split);
+    qsort(m->split, n, sizeof(m->split[0]), compare_split);
     for (size_t i = 1; i < n; i++) {
         if (compare_split(&m->split[i - 1], &m->split[i]) == 0)
             return field_error(err, "split", "each payee once per role");
@@ -129,7 +129,7 @@ static enum status count_document(struct manifest *m, const json_t *doc, struct 
     if (m->contributor_count == CATALOG_CONTRIB_MAX)
         return field_error(err, "documents", "at most 64 distinct owners");
     memmove(m->contributor + at + 1, m->contributor + at,
-            (m->contributor_count - at) * sizeof m->contributor[0]);
+            (m->contributor_count - at) * sizeof(m->contributor[0]));
     memcpy(m->contributor[at].payee, owner, 20);
     m->contributor[at].document_count = 1;
     m->contributor_count++;
@@ -163,7 +163,7 @@ enum status manifest_documents_root(uint8_t out[32], const json_t *documents, st
     size_t n = json_array_size(documents), i;
     const json_t *doc;
     enum status st = STATUS_OK;
-    uint8_t(*row)[52] = mem_try_array(n ? n : 1, sizeof *row);
+    uint8_t(*row)[52] = mem_try_array(n ? n : 1, sizeof(*row));
     if (!row)
         return err_set(err, STATUS_NO_MEMORY, "manifest: %zu documents", n);
     json_array_foreach(documents, i, doc)
@@ -173,9 +173,9 @@ enum status manifest_documents_root(uint8_t out[32], const json_t *documents, st
         if (!st)
             st = get_address(row[i] + 32, doc, "owner", err);
     }
-    qsort(row, n, sizeof *row, compare_52);
+    qsort(row, n, sizeof(*row), compare_52);
     if (!st)
-        keccak_256(out, row, n * sizeof *row);
+        keccak_256(out, row, n * sizeof(*row));
     mem_free(row);
     return st;
 }
@@ -266,7 +266,7 @@ static enum status check_expected(const struct manifest *m, const struct manifes
 enum status manifest_parse_signed(struct manifest *out, const json_t *json,
                                   const struct manifest_expect *expect, struct errtext *err)
 {
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     if (!json_is_object(json))
         return err_param(err, STATUS_INVALID, "manifest", "manifest: expected a JSON object");
     enum status st = get_u64(&out->version, json, "version", err);
@@ -296,7 +296,7 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
 enum status manifest_parse_local(struct manifest *out, const json_t *publish, const json_t *datanet,
                                  struct errtext *err)
 {
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     const json_t *prices = json_object_get(publish, "prices");
     enum status st = get_u64(&out->version, publish, "version", err);
     if (!st)

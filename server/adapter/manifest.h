@@ -12,9 +12,9 @@
 #ifndef RS_ADAPTER_MANIFEST_H
 #define RS_ADAPTER_MANIFEST_H
 
-#include <jansson.h>
-
 #include "server/adapter/catalog.h"
+
+#include <jansson.h>
 
 #define MANIFEST_DOCUMENTS_MAX 1000000
 

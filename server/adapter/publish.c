@@ -4,8 +4,8 @@
  * the catalog needs after a restart. The entry is written last and removed first: a folder without
  * one is unfinished or forgotten, and is swept at the next start. */
 #include "server/adapter/publish.h"
-#include "server/adapter/device_form.h"
 #include "chain_client/eth/addr.h"
+#include "server/adapter/device_form.h"
 #include "server/adapter/manifest.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -41,7 +41,7 @@ enum status publisher_create(struct publisher **out, const struct publish_option
     enum status st = file_mkdirs(opt->adapters_dir, 0700, err);
     if (st)
         return st;
-    struct publisher *p = mem_alloc(sizeof *p);
+    struct publisher *p = mem_alloc(sizeof(*p));
     p->opt = *opt;
     p->catalog = c;
     p->adapters_dir = mem_strdup(opt->adapters_dir);
@@ -95,8 +95,8 @@ static void fill_entry(const struct publisher *p, struct adapter_entry *e, const
                        const char *dir, const struct peft_adapter *a)
 {
     struct lora_entry *layout =
-        mem_array((size_t)p->opt.model->n_layer * LORA_MODULE_COUNT, sizeof *layout);
-    snprintf(e->name, sizeof e->name, "%s", name);
+        mem_array((size_t)p->opt.model->n_layer * LORA_MODULE_COUNT, sizeof(*layout));
+    snprintf(e->name, sizeof(e->name), "%s", name);
     memcpy(e->id, a->id, 32);
     e->seal = a->seal;
     mem_free(e->dir);
@@ -106,7 +106,7 @@ static void fill_entry(const struct publisher *p, struct adapter_entry *e, const
     if (p->opt.form)
         e->blob_bytes = device_form_layout(p->opt.form, p->opt.model, layout, layout);
     mem_free(layout);
-    snprintf(e->warning, sizeof e->warning, "%s", a->warning);
+    snprintf(e->warning, sizeof(e->warning), "%s", a->warning);
     e->created_unix = (int64_t)(clock_wall_ms() / 1000);
 }
 
@@ -117,10 +117,10 @@ static void apply_manifest(struct adapter_entry *e, const struct manifest *m, bo
     manifest_digest(e->manifest_digest, m);
     e->tariff = m->tariff;
     memcpy(e->owner, m->owner, 20);
-    memcpy(e->split, m->split, sizeof e->split);
+    memcpy(e->split, m->split, sizeof(e->split));
     e->split_count = m->split_count;
     memcpy(e->datanet_root, m->datanet_id, 32);
-    memcpy(e->contributor, m->contributor, sizeof e->contributor);
+    memcpy(e->contributor, m->contributor, sizeof(e->contributor));
     e->contributor_count = m->contributor_count;
 }
 
@@ -132,7 +132,7 @@ static enum status read_json(json_t **out, const char *dir, const char *name, st
     json_error_t je;
     int fd = -1, dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     *out = NULL;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
     if (dir_fd < 0)
         return err_set(err, STATUS_IO, "%s: %s", dir, strerror(errno));
     enum status st = file_open_beneath(dir_fd, name, O_RDONLY, 0, &fd, err);
@@ -158,7 +158,7 @@ static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
                                        struct errtext *err)
 {
     json_t *publish = NULL, *datanet = NULL;
-    struct manifest *m = mem_alloc(sizeof *m);
+    struct manifest *m = mem_alloc(sizeof(*m));
     enum status st = read_json(&publish, dir, "publish.json", err);
     if (!st && publish)
         st = read_json(&datanet, dir, "datanet.json", err);
@@ -260,9 +260,9 @@ enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *c
                          strerror(errno));
     enum status st = STATUS_OK;
     for (int i = 0; i < n; i++) {
-        snprintf(path, sizeof path, "%s/%s/adapter_config.json", dir, list[i]->d_name);
+        snprintf(path, sizeof(path), "%s/%s/adapter_config.json", dir, list[i]->d_name);
         if (!st && list[i]->d_name[0] != '.' && file_exists(path)) {
-            snprintf(path, sizeof path, "%s/%s", dir, list[i]->d_name);
+            snprintf(path, sizeof(path), "%s/%s", dir, list[i]->d_name);
             st = publisher_load_dir(p, list[i]->d_name, path, true, false, err);
             *count += !st;
         }
@@ -286,8 +286,8 @@ static void entry_file(const char *name, char file[64])
 {
     uint8_t digest[16];
     char hex[33];
-    crypto_generichash(digest, sizeof digest, (const uint8_t *)name, strlen(name), NULL, 0);
-    hex_encode(hex, digest, sizeof digest);
+    crypto_generichash(digest, sizeof(digest), (const uint8_t *)name, strlen(name), NULL, 0);
+    hex_encode(hex, digest, sizeof(digest));
     snprintf(file, 64, "entry-%s.json", hex);
 }
 
@@ -312,7 +312,7 @@ static void sweep_dir(const char *dir)
     if (n != 0)
         return;
     for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
-        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        snprintf(path, sizeof(path), "%s/%s", dir, files[i]);
         (void)unlink(path);
     }
     (void)rmdir(dir);
@@ -323,7 +323,7 @@ static void forget_name(const struct publisher *p, const uint8_t id[32], const c
     char dir[PATH_MAX], path[PATH_MAX + 72], file[64];
     kept_dir(p, id, dir);
     entry_file(name, file);
-    snprintf(path, sizeof path, "%s/%s", dir, file);
+    snprintf(path, sizeof(path), "%s/%s", dir, file);
     (void)unlink(path);
     sweep_dir(dir);
 }
@@ -340,7 +340,7 @@ static bool add_bytes(void *arg, struct adapter_entry *e)
     char path[PATH_MAX];
     if (q->publisher[0] && strcmp(e->publisher, q->publisher) == 0 &&
         strcmp(e->name, q->except) != 0) {
-        snprintf(path, sizeof path, "%s/adapter_model.safetensors", e->dir);
+        snprintf(path, sizeof(path), "%s/adapter_model.safetensors", e->dir);
         q->bytes += stat(path, &sb) == 0 ? (uint64_t)sb.st_size : 0;
     }
     return true;
@@ -417,7 +417,7 @@ static enum status write_part(const char *dir, const char *name, const void *dat
                               struct errtext *err)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
     return file_write_atomic(path, data, len, 0600, err);
 }
 
@@ -506,7 +506,7 @@ static enum status take_manifest(const struct publisher *p, const struct publish
                                 .registry = p->opt.registry};
     if (!u->manifest)
         return STATUS_OK;
-    struct manifest *m = mem_alloc(sizeof *m);
+    struct manifest *m = mem_alloc(sizeof(*m));
     enum status st = manifest_parse_signed(m, u->manifest, &x, err);
     if (!st)
         apply_manifest(e, m, true);
@@ -551,7 +551,7 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
     st = admit(p, &a, err);
     if (!st) {
         fill_entry(p, e, u->name, dir, &a);
-        snprintf(e->publisher, sizeof e->publisher, "%s", u->key_name);
+        snprintf(e->publisher, sizeof(e->publisher), "%s", u->key_name);
         st = take_manifest(p, u, &a, e, err);
     }
     if (!st)
@@ -623,7 +623,7 @@ static enum status recover_name(struct publisher *p, const char *dir, const char
                                    .key_name = publisher,
                                    .manifest = json_is_object(manifest) ? manifest : NULL};
         fill_entry(p, e, name, dir, a);
-        snprintf(e->publisher, sizeof e->publisher, "%s", publisher);
+        snprintf(e->publisher, sizeof(e->publisher), "%s", publisher);
         e->created_unix = json_integer_value(json_object_get(kept, "created"));
         st = take_manifest(p, &u, a, e, err);
         if (!st)
@@ -671,7 +671,7 @@ enum status publisher_recover(struct publisher *p, uint32_t *count, struct errte
         return err_set(err, STATUS_IO, "%s: %s", p->adapters_dir, strerror(errno));
     for (int i = 0; i < n; i++) {
         if (strlen(list[i]->d_name) == 64) {
-            snprintf(dir, sizeof dir, "%s/%s", p->adapters_dir, list[i]->d_name);
+            snprintf(dir, sizeof(dir), "%s/%s", p->adapters_dir, list[i]->d_name);
             recover_dir(p, dir, count);
         }
         free(list[i]); /* lint: waive banned - scandir's memory */

@@ -6,12 +6,12 @@
 #ifndef RS_ADAPTER_PUBLISH_H
 #define RS_ADAPTER_PUBLISH_H
 
-#include <jansson.h>
-
 #include "kernels/backend.h"
 #include "server/adapter/catalog.h"
 #include "server/adapter/peft/peft.h"
 #include "server/base/buf.h"
+
+#include <jansson.h>
 
 #define PUBLISH_ROOTS_MAX 16
 

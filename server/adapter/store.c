@@ -76,7 +76,7 @@ static size_t entries_per_layout(const struct store *s)
 static uint32_t hash_id(const struct store *s, const uint8_t id[32])
 {
     uint32_t h;
-    memcpy(&h, id, sizeof h); /* ids are digests */
+    memcpy(&h, id, sizeof(h)); /* ids are digests */
     return h & s->index_mask;
 }
 
@@ -125,11 +125,11 @@ static void create_tables(struct store *s)
 {
     const struct store_options *o = &s->opt;
     size_t per = entries_per_layout(s);
-    s->slot = mem_array(o->slots_max, sizeof *s->slot);
-    s->table_slot = mem_array(o->slots_max, sizeof *s->table_slot);
-    s->layout = mem_array(o->layouts_max, sizeof *s->layout);
-    s->layout_entry = mem_array(o->layouts_max * per, sizeof *s->layout_entry);
-    s->layout_refs = mem_array(o->layouts_max, sizeof *s->layout_refs);
+    s->slot = mem_array(o->slots_max, sizeof(*s->slot));
+    s->table_slot = mem_array(o->slots_max, sizeof(*s->table_slot));
+    s->layout = mem_array(o->layouts_max, sizeof(*s->layout));
+    s->layout_entry = mem_array(o->layouts_max * per, sizeof(*s->layout_entry));
+    s->layout_refs = mem_array(o->layouts_max, sizeof(*s->layout_refs));
     for (uint32_t i = 0; i < o->layouts_max; i++)
         s->layout[i].entry = s->layout_entry + i * per;
     s->table = (struct lora_table){.slot = s->table_slot,
@@ -141,7 +141,7 @@ static void create_tables(struct store *s)
     uint32_t index_count = 4;
     while (index_count < 2 * o->slots_max)
         index_count *= 2;
-    s->index = mem_array(index_count, sizeof *s->index);
+    s->index = mem_array(index_count, sizeof(*s->index));
     s->index_mask = index_count - 1;
 }
 
@@ -181,13 +181,13 @@ enum status store_create(struct store **out, const struct store_options *opt, st
         return err_param(err, STATUS_INVALID, "adapters_resident_max",
                          "adapters_resident_max %u, layouts %u: expected at least 1 of each",
                          opt->slots_max, opt->layouts_max);
-    struct store *s = mem_alloc(sizeof *s);
+    struct store *s = mem_alloc(sizeof(*s));
     s->opt = *opt;
     create_tables(s);
     s->jobs_max = MIN(opt->slots_max, 64u) + 64u;
-    s->job = mem_array(s->jobs_max, sizeof *s->job);
-    s->free_job = mem_array(s->jobs_max, sizeof *s->free_job);
-    s->job_layout = mem_array(s->jobs_max * entries_per_layout(s), sizeof *s->job_layout);
+    s->job = mem_array(s->jobs_max, sizeof(*s->job));
+    s->free_job = mem_array(s->jobs_max, sizeof(*s->free_job));
+    s->job_layout = mem_array(s->jobs_max * entries_per_layout(s), sizeof(*s->job_layout));
     for (uint32_t i = 0; i < s->jobs_max; i++) {
         s->job[i].layout = s->job_layout + i * entries_per_layout(s);
         s->free_job[s->free_jobs++] = &s->job[i];
@@ -248,13 +248,13 @@ static uint32_t layout_take(struct store *s, const struct lora_entry *entry, uin
             continue;
         }
         if (s->layout[i].blob_bytes == blob_bytes &&
-            memcmp(s->layout[i].entry, entry, per * sizeof *entry) == 0) {
+            memcmp(s->layout[i].entry, entry, per * sizeof(*entry)) == 0) {
             s->layout_refs[i]++;
             return i;
         }
     }
     if (free_idx != UINT32_MAX) {
-        memcpy(s->layout_entry + free_idx * per, entry, per * sizeof *entry);
+        memcpy(s->layout_entry + free_idx * per, entry, per * sizeof(*entry));
         s->layout[free_idx].blob_bytes = blob_bytes;
         s->layout_refs[free_idx] = 1;
     }

@@ -39,7 +39,7 @@ static struct arena_chunk *chunk_add(struct arena *a, size_t need)
         bytes = need;
     if (bytes > a->bytes_max - a->used)
         return NULL;
-    struct arena_chunk *c = mem_try_alloc(sizeof *c + bytes);
+    struct arena_chunk *c = mem_try_alloc(sizeof(*c) + bytes);
     if (!c)
         return NULL;
     c->bytes = bytes;

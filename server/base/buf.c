@@ -109,7 +109,7 @@ static void put_json_ascii(struct buf *b, unsigned char c)
     if (c == '"' || c == '\\') {
         buf_putc(b, '\\');
         buf_putc(b, (char)c);
-    } else if (c < sizeof shorts && shorts[c]) {
+    } else if (c < sizeof(shorts) && shorts[c]) {
         buf_putc(b, '\\');
         buf_putc(b, shorts[c]);
     } else if (c < 0x20 || c == 0x7F) {

@@ -8,8 +8,8 @@ static void set_text(struct errtext *err, const char *param, const char *fmt, va
 {
     if (!err || err->text[0])
         return;
-    vsnprintf(err->text, sizeof err->text, fmt, ap);
-    snprintf(err->param, sizeof err->param, "%s", param);
+    vsnprintf(err->text, sizeof(err->text), fmt, ap);
+    snprintf(err->param, sizeof(err->param), "%s", param);
 }
 
 enum status err_set(struct errtext *err, enum status st, const char *fmt, ...)
@@ -34,16 +34,16 @@ void err_prefix(struct errtext *err, const char *fmt, ...)
 {
     if (!err)
         return;
-    char head[sizeof err->text];
+    char head[sizeof(err->text)];
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(head, sizeof head, fmt, ap);
+    int n = vsnprintf(head, sizeof(head), fmt, ap);
     va_end(ap);
     if (n < 0)
         return;
     size_t used = strlen(head);
-    snprintf(head + used, sizeof head - used, "%s%s", err->text[0] ? ": " : "", err->text);
-    memcpy(err->text, head, sizeof head);
+    snprintf(head + used, sizeof(head) - used, "%s%s", err->text[0] ? ": " : "", err->text);
+    memcpy(err->text, head, sizeof(head));
 }
 
 void err_clear(struct errtext *err)

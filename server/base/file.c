@@ -131,12 +131,12 @@ static enum status write_all(int fd, const char *name, const char *data, size_t 
 static enum status sync_folder_of(const char *path, struct errtext *err)
 {
     char dir[PATH_MAX];
-    snprintf(dir, sizeof dir, "%s", path);
+    snprintf(dir, sizeof(dir), "%s", path);
     char *slash = strrchr(dir, '/');
     if (slash)
         slash[slash == dir ? 1 : 0] = '\0';
     else
-        snprintf(dir, sizeof dir, ".");
+        snprintf(dir, sizeof(dir), ".");
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return fail_errno(dir, "open", err);
@@ -149,7 +149,7 @@ enum status file_write_atomic(const char *path, const void *data, size_t len, un
                               struct errtext *err)
 {
     char tmp[PATH_MAX];
-    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp-%ld", path, (long)getpid()) >= sizeof tmp)
+    if ((size_t)snprintf(tmp, sizeof(tmp), "%s.tmp-%ld", path, (long)getpid()) >= sizeof(tmp))
         return err_set(err, STATUS_INVALID, "%s: path too long", path);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode);
     if (fd < 0)
@@ -207,7 +207,7 @@ enum status file_open_beneath(int root_fd, const char *relative, int flags, unsi
 enum status file_mkdirs(const char *path, unsigned mode, struct errtext *err)
 {
     char tmp[PATH_MAX];
-    if ((size_t)snprintf(tmp, sizeof tmp, "%s", path) >= sizeof tmp)
+    if ((size_t)snprintf(tmp, sizeof(tmp), "%s", path) >= sizeof(tmp))
         return err_set(err, STATUS_INVALID, "%s: path too long", path);
     for (char *p = tmp + 1;; p++) {
         if (*p != '/' && *p != '\0')

@@ -4,11 +4,11 @@
 #ifndef RS_BASE_FILE_H
 #define RS_BASE_FILE_H
 
+#include "server/base/errtext.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 /* Read all of path (a regular file) into a fresh NUL-terminated block owned by the caller
  * (mem_free). Errors: NOT_FOUND, IO, TOO_LARGE past bytes_max, NO_MEMORY, CORRUPT if the size

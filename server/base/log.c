@@ -23,15 +23,15 @@ void log_line(enum log_level level, const char *area, const char *fmt, ...)
     struct tm tm;
     clock_gettime(CLOCK_REALTIME, &ts);
     gmtime_r(&ts.tv_sec, &tm);
-    size_t n = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &tm);
-    n += (size_t)snprintf(line + n, sizeof line - n, ".%03ldZ %s %s: ", ts.tv_nsec / 1000000,
+    size_t n = strftime(line, sizeof(line), "%Y-%m-%dT%H:%M:%S", &tm);
+    n += (size_t)snprintf(line + n, sizeof(line) - n, ".%03ldZ %s %s: ", ts.tv_nsec / 1000000,
                           names[level], area);
     va_list ap;
     va_start(ap, fmt);
-    int body = vsnprintf(line + n, sizeof line - n - 1, fmt, ap);
+    int body = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);
     va_end(ap);
     if (body > 0)
-        n += (size_t)body < sizeof line - n - 1 ? (size_t)body : sizeof line - n - 2;
+        n += (size_t)body < sizeof(line) - n - 1 ? (size_t)body : sizeof(line) - n - 2;
     for (char *p = line; p < line + n; p++) {
         if (*p == '\n')
             *p = ' ';

@@ -4,12 +4,12 @@
 #ifndef RS_BASE_MAILBOX_H
 #define RS_BASE_MAILBOX_H
 
+#include "server/base/status.h"
+
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/status.h"
 
 struct mailbox {
     pthread_mutex_t lock;

@@ -8,8 +8,8 @@
  *
  * So what is resident is served first and nobody starves. Each choice of a prompt after the first
  * waits until the first has computed the prompt, then shares its pages. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 enum verdict { ADMITTED, PASSED_OVER, NOBODY_ELSE, GONE };
 

@@ -2,8 +2,8 @@
  * ends a sequence is looked for, in this order: end-of-text and stop ids, stop strings, the token
  * limit. A sequence that has left its slot since is passed over. A token is visible to readers when
  * n_out has been stored, so everything else of it is written before. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 /* The sequence whose rows these were, NULL: gone. */
 static struct seq *seq_of(struct engine *e, const struct flight *f, uint32_t slot)

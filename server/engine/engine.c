@@ -4,11 +4,11 @@
  * readers get their tokens. On a device they get those of the step before, while it works: see
  * state.h. Nothing here waits except for the device and, when nothing can run, the mailbox. Who
  * else talks to the engine: mail.c. How it is made: setup.c. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/engine/steps.h"
 
 static void clock_read(struct engine *e)
 {

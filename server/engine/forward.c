@@ -166,7 +166,7 @@ enum status forward_create(struct forward **out, const struct model *model, stru
     if (st)
         return st;
     struct backend_limits lim = forward_limits(&model->config, opt);
-    struct forward *f = mem_alloc(sizeof *f);
+    struct forward *f = mem_alloc(sizeof(*f));
     f->model = model;
     f->backend = backend;
     f->opt = *opt;

@@ -2,9 +2,9 @@
  * how many sequences run and how many are unfinished; every way to end a sequence (a stop, a
  * cancel, an error, the drain) goes through job_finish_seq, so slots, pages and pins are given back
  * in one place. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
+#include "server/engine/steps.h"
 
 #include <string.h>
 

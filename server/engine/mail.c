@@ -2,9 +2,9 @@
  * an unload also waits for its answer. A request that could never run is refused here, on the
  * caller's thread, with the numbers. `waiting` counts requests without a running sequence wherever
  * they are, so that the mailbox and the jobs behind it have one maximum. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
+#include "server/engine/steps.h"
 
 #include <errno.h>
 #include <string.h>

@@ -5,10 +5,10 @@
 #ifndef RS_ENGINE_MEMPLAN_H
 #define RS_ENGINE_MEMPLAN_H
 
-#include <stdint.h>
-
 #include "kernels/backend.h"
 #include "server/base/buf.h"
+
+#include <stdint.h>
 
 #define MEMPLAN_LINES_MAX 56
 

@@ -1,8 +1,8 @@
 /* Pins: an adapter's bytes stay where they are while rows of a running sequence use them. One
  * store reference per adapter and composition in use; the table counts them, which also gives the
  * number of distinct adapters of the batch. Nothing here waits: BUSY and FULL mean "ask again". */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 #include <string.h>
 

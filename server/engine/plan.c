@@ -2,8 +2,8 @@
  * the sequence that the policy gives up first loses its pages: scoring before users, then lowest
  * priority, then newest. A sequence never preempts one that ranks above it: it takes what pages
  * there are and waits. So the first in rank always moves, and with it everybody in turn. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 static struct sched_rank rank_of(const struct engine *e, const struct seq *s)
 {

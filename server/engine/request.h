@@ -12,11 +12,11 @@
 #ifndef RS_ENGINE_REQUEST_H
 #define RS_ENGINE_REQUEST_H
 
-#include <stdatomic.h>
-
 #include "kernels/head.h"
 #include "server/adapter/catalog.h"
 #include "server/adapter/composition.h"
+
+#include <stdatomic.h>
 
 #define REQUEST_PROMPTS_MAX    128
 #define REQUEST_SEQS_MAX       128 /* prompts x n */

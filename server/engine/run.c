@@ -3,8 +3,8 @@
  * is to be judged, and scoring rows. What a device finds comes when it is collected; judging prompt
  * rows waits. Logits exist for `tile` rows at a time. Every op here computes each row for itself,
  * so tiles and company do not show in the bits. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 #include <math.h>
 #include <string.h>

@@ -3,8 +3,8 @@
  * and its adapters are unpinned when a request finds the budget full; then it starts over later,
  * with the same results, since bits depend on tokens and composition only. Scoring neither reads
  * nor feeds the prefix cache: its prompts belong to requests whose salt it does not know. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 static void run_done(struct engine *e, struct score_run *run, enum status st)
 {

@@ -2,8 +2,8 @@
  * planned and given back at the end, deepest first, so that of a cached chain the end is forgotten
  * before its beginning. Only full pages are ever shared, and rows start at a page's begin after a
  * hit, so a shared page is never written. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 #include <string.h>
 

@@ -1,9 +1,9 @@
 /* Making and unmaking the engine: options checked by name, every byte planned and taken before the
  * thread starts, nothing afterwards. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
+#include "server/engine/steps.h"
 
 #include <sodium.h>
 #include <string.h>

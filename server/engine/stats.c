@@ -1,7 +1,7 @@
 /* The snapshot others read, and in checking builds the walk over the whole state. The lock is held
  * for one copy of a few KiB. */
-#include "server/engine/steps.h"
 #include "server/base/check.h"
+#include "server/engine/steps.h"
 
 #include <string.h>
 

@@ -50,7 +50,7 @@ static void put_manifest(struct buf *out, const struct adapter_entry *e)
     put_amount(out, "in", e->tariff.in);
     buf_putc(out, ',');
     put_amount(out, "out", e->tariff.out);
-    hex_encode(hex, e->datanet_root, sizeof e->datanet_root);
+    hex_encode(hex, e->datanet_root, sizeof(e->datanet_root));
     buf_printf(out, "},\"datanet_root\":\"%s\",\"contributors\":[", hex);
     for (uint32_t i = 0; i < e->contributor_count; i++) {
         buf_puts(out, i ? ",{\"payee\":" : "{\"payee\":");
@@ -70,7 +70,7 @@ static void put_entry(struct buf *out, const struct adapter_entry *e)
 {
     char id[65];
     uint32_t state = atomic_load_explicit(&e->state, memory_order_relaxed);
-    hex_encode(id, e->id, sizeof e->id);
+    hex_encode(id, e->id, sizeof(e->id));
     buf_puts(out, "{\"name\":");
     buf_put_json_string(out, e->name, strlen(e->name));
     buf_printf(out,
@@ -143,7 +143,7 @@ static struct adapter_entry *find(struct exchange *x, const char *name)
     uint8_t id[32];
     struct catalog *c = x->server->deps.catalog;
     struct adapter_entry *e = catalog_find(c, name);
-    if (!e && hex_decode(id, sizeof id, name))
+    if (!e && hex_decode(id, sizeof(id), name))
         e = catalog_find_id(c, id);
     if (e && !auth_allows_adapter(x->key, e->name)) {
         catalog_release(e);
@@ -204,7 +204,7 @@ void handle_adapter_delete(struct exchange *x)
     }
     bool mine = x->key && e->publisher[0] && strcmp(e->publisher, x->key->name) == 0;
     char name[CATALOG_NAME_MAX + 1];
-    snprintf(name, sizeof name, "%s", e->name);
+    snprintf(name, sizeof(name), "%s", e->name);
     catalog_release(e);
     if (!mine && !(x->roles & HTTP_ROLE_ADMIN)) {
         (void)err_param(&err, STATUS_DENIED, "name",

@@ -32,9 +32,9 @@ enum status auth_check(const struct http_options *opt, const char *authorization
     size_t len = strlen(text);
     while (len > 0 && (text[len - 1] == ' ' || text[len - 1] == '\t'))
         len--;
-    crypto_generichash(digest, sizeof digest, (const uint8_t *)text, len, NULL, 0);
+    crypto_generichash(digest, sizeof(digest), (const uint8_t *)text, len, NULL, 0);
     for (uint32_t i = 0; i < opt->key_count; i++) {
-        if (sodium_memcmp(digest, opt->key[i].digest, sizeof digest) == 0)
+        if (sodium_memcmp(digest, opt->key[i].digest, sizeof(digest)) == 0)
             found = &opt->key[i];
     }
     if (!found)
@@ -60,7 +60,7 @@ static bool is_local_authority(const struct http_options *opt, const char *text,
         const char *colon = memchr(text, ':', len);
         n = colon ? (size_t)(colon - text) : len;
     }
-    if (n == 0 || n >= sizeof host)
+    if (n == 0 || n >= sizeof(host))
         return false;
     memcpy(host, text, n);
     host[n] = '\0';
@@ -113,7 +113,7 @@ uint64_t auth_fair_key(const struct http_key *key)
 {
     uint64_t id = 0;
     if (key)
-        memcpy(&id, key->digest, sizeof id);
+        memcpy(&id, key->digest, sizeof(id));
     return key && id == 0 ? 1 : id;
 }
 

@@ -9,11 +9,11 @@
 #ifndef RS_HTTP_EXCHANGE_H
 #define RS_HTTP_EXCHANGE_H
 
-#include <pthread.h>
-#include <stdatomic.h>
-
 #include "server/base/buf.h"
 #include "server/http/server.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
 
 #define EXCHANGE_ID_BYTES_MAX   128
 #define EXCHANGE_IDEM_BYTES_MAX 255

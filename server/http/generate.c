@@ -42,11 +42,11 @@ static void on_wake(void *arg)
 static void fill_request(struct generation *g, struct request *r)
 {
     struct exchange *x = g->x;
-    randombytes_buf(r->id, sizeof r->id);
-    hex_encode(r->id_hex, r->id, sizeof r->id);
+    randombytes_buf(r->id, sizeof(r->id));
+    hex_encode(r->id_hex, r->id, sizeof(r->id));
     r->params.fair_key = x->fair_key;
     if (x->key)
-        memcpy(r->payer, x->key->account, sizeof r->payer);
+        memcpy(r->payer, x->key->account, sizeof(r->payer));
     r->arrive_ns = x->arrive_ns;
     r->arrive_wall_ms = x->arrive_wall_ms;
     r->wake = on_wake;
@@ -83,7 +83,7 @@ static bool claim_key(struct generation *g)
         exchange_fail_code(x, 429, NULL, &err);
         return false;
     }
-    hex_encode(hex, first, sizeof first);
+    hex_encode(hex, first, sizeof(first));
     if (st == STATUS_EXISTS)
         (void)err_set(&err, st,
                       "this Idempotency-Key was already used for request %s within the "

@@ -32,7 +32,7 @@ static void digest_key(uint8_t out[16], uint64_t fair_key, const char *key)
 {
     crypto_generichash_state st;
     crypto_generichash_init(&st, NULL, 0, 16);
-    crypto_generichash_update(&st, (const uint8_t *)&fair_key, sizeof fair_key);
+    crypto_generichash_update(&st, (const uint8_t *)&fair_key, sizeof(fair_key));
     crypto_generichash_update(&st, (const uint8_t *)key, strlen(key));
     crypto_generichash_final(&st, out, 16);
 }
@@ -40,7 +40,7 @@ static void digest_key(uint8_t out[16], uint64_t fair_key, const char *key)
 static uint32_t bucket_of(const struct idempotency *t, const uint8_t key[16])
 {
     uint32_t h;
-    memcpy(&h, key, sizeof h);
+    memcpy(&h, key, sizeof(h));
     return h % t->count_max;
 }
 
@@ -90,7 +90,7 @@ enum status idempotency_put(struct idempotency *t, const struct idempotency_ask 
     uint8_t key[16], body[16];
     enum status st = STATUS_OK;
     digest_key(key, ask->fair_key, ask->key);
-    crypto_generichash(body, sizeof body, (const uint8_t *)ask->body, ask->body_bytes, NULL, 0);
+    crypto_generichash(body, sizeof(body), (const uint8_t *)ask->body, ask->body_bytes, NULL, 0);
     pthread_mutex_lock(&t->lock);
     struct idempotency_entry *e = find(t, key, ask->now_ms);
     if (e) {

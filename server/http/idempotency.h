@@ -5,10 +5,10 @@
 #ifndef RS_HTTP_IDEMPOTENCY_H
 #define RS_HTTP_IDEMPOTENCY_H
 
+#include "server/base/errtext.h"
+
 #include <pthread.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define IDEMPOTENCY_COUNT_MAX (1u << 16)
 #define IDEMPOTENCY_TTL_MS    (24ull * 3600 * 1000)

@@ -50,8 +50,8 @@ void handle_version(struct exchange *x)
     uint8_t id[32];
     char engine[65], model[65];
     engine_get_id(x->server->deps.engine, id);
-    hex_encode(engine, id, sizeof id);
-    hex_encode(model, x->server->deps.model->id, sizeof x->server->deps.model->id);
+    hex_encode(engine, id, sizeof(id));
+    hex_encode(model, x->server->deps.model->id, sizeof(x->server->deps.model->id));
     buf_printf(&x->out, "{\"version\":\"%s\",\"model_id\":\"%s\",\"engine_id\":\"%s\"}", RS_VERSION,
                model, engine);
     exchange_json(x, 200);

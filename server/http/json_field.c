@@ -108,7 +108,7 @@ enum status json_field_double(const json_t *obj, const char *key, double min, do
         return STATUS_OK;
     double d = json_number_value(v);
     if (!json_is_number(v) || !isfinite(d) || d < min || d > max) {
-        json_picture(v, found, sizeof found);
+        json_picture(v, found, sizeof(found));
         return err_param(err, STATUS_INVALID, key,
                          "'%s' must be a number between %g and %g, found %s", key, min, max, found);
     }
@@ -131,7 +131,7 @@ enum status json_field_int(const json_t *obj, const char *key, int64_t min, int6
         i = whole ? (int64_t)d : 0;
     }
     if (!whole || i < min || i > max) {
-        json_picture(v, found, sizeof found);
+        json_picture(v, found, sizeof(found));
         return err_param(err, STATUS_INVALID, key,
                          "'%s' must be an integer between %lld and %lld, found %s", key,
                          (long long)min, (long long)max, found);
@@ -147,7 +147,7 @@ enum status json_field_bool(const json_t *obj, const char *key, bool *out, struc
     if (!v)
         return STATUS_OK;
     if (!json_is_boolean(v)) {
-        json_picture(v, found, sizeof found);
+        json_picture(v, found, sizeof(found));
         return err_param(err, STATUS_INVALID, key, "'%s' must be true or false, found %s", key,
                          found);
     }
@@ -163,7 +163,7 @@ enum status json_field_string(const json_t *obj, const char *key, const char **o
     if (!v)
         return STATUS_OK;
     if (!json_is_string(v)) {
-        json_picture(v, found, sizeof found);
+        json_picture(v, found, sizeof(found));
         return err_param(err, STATUS_INVALID, key, "'%s' must be a string, found %s", key, found);
     }
     if (strlen(json_string_value(v)) != json_string_length(v))

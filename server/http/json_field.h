@@ -4,11 +4,11 @@
 #ifndef RS_HTTP_JSON_FIELD_H
 #define RS_HTTP_JSON_FIELD_H
 
+#include "server/base/errtext.h"
+
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define JSON_BODY_DEPTH_MAX 64u
 

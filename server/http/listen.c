@@ -74,9 +74,9 @@ static void add_retry(struct exchange *x, struct MHD_Response *r)
         add_header(r, "x-should-retry", x->retry == EXCHANGE_RETRY_YES ? "true" : "false");
     if (x->retry_after_ms == 0)
         return;
-    snprintf(text, sizeof text, "%u", (x->retry_after_ms + 999) / 1000);
+    snprintf(text, sizeof(text), "%u", (x->retry_after_ms + 999) / 1000);
     add_header(r, "Retry-After", text);
-    snprintf(text, sizeof text, "%u", x->retry_after_ms);
+    snprintf(text, sizeof(text), "%u", x->retry_after_ms);
     add_header(r, "retry-after-ms", text);
 }
 
@@ -85,7 +85,7 @@ static void add_headers(struct exchange *x, struct MHD_Response *r)
     char text[32];
     uint64_t ms = (x->server->clock_ns() - x->arrive_ns) / 1000000;
     add_header(r, "x-request-id", x->request_id);
-    snprintf(text, sizeof text, "%llu", (unsigned long long)ms);
+    snprintf(text, sizeof(text), "%llu", (unsigned long long)ms);
     add_header(r, "openai-processing-ms", text);
     add_retry(x, r);
     if (x->allow)
@@ -345,7 +345,7 @@ static void on_log(void *cls, const char *fmt, va_list ap)
 {
     char text[256];
     (void)cls;
-    vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     text[strcspn(text, "\r\n")] = '\0';
     log_debug("http", "%s", text);
 }
@@ -367,8 +367,8 @@ static enum status resolve(const struct http_options *opt, struct addrinfo **out
                              .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     size_t n = strlen(opt->host);
     bool bracket = n >= 2 && opt->host[0] == '[' && opt->host[n - 1] == ']';
-    snprintf(host, sizeof host, "%.*s", (int)(bracket ? n - 2 : n), opt->host + (bracket ? 1 : 0));
-    snprintf(port, sizeof port, "%u", opt->port);
+    snprintf(host, sizeof(host), "%.*s", (int)(bracket ? n - 2 : n), opt->host + (bracket ? 1 : 0));
+    snprintf(port, sizeof(port), "%u", opt->port);
     int rc = getaddrinfo(host[0] ? host : "127.0.0.1", port, &hints, out);
     if (rc)
         return err_param(err, STATUS_INVALID, "listen", "cannot listen on the host '%s': %s", host,
@@ -389,11 +389,11 @@ static enum status open_socket(struct listener *l, const struct http_options *op
 {
     int one = 1;
     struct sockaddr_storage addr;
-    socklen_t len = sizeof addr;
+    socklen_t len = sizeof(addr);
     l->fd = socket(at->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (l->fd < 0)
         return err_set(err, STATUS_IO, "cannot make a socket: %s", strerror(errno));
-    (void)setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    (void)setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (bind(l->fd, at->ai_addr, at->ai_addrlen) != 0 || listen(l->fd, LISTEN_BACKLOG) != 0) {
         if (errno == EADDRINUSE)
             return err_param(err, STATUS_IO, "listen",

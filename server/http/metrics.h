@@ -5,10 +5,10 @@
 #ifndef RS_HTTP_METRICS_H
 #define RS_HTTP_METRICS_H
 
+#include "server/engine/request.h"
+
 #include <stdatomic.h>
 #include <stdint.h>
-
-#include "server/engine/request.h"
 
 #define METRICS_BUCKETS_MAX 32
 #define METRICS_ROUTES_MAX  48

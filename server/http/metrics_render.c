@@ -127,7 +127,7 @@ static void keep_top(struct adapters *a, const struct adapter_entry *e)
         a->other_tokens += a->top[METRICS_TOP - 1].tokens;
     }
     memmove(&a->top[at + 1], &a->top[at], (a->top_count - at) * sizeof(a->top[0]));
-    snprintf(mine.name, sizeof mine.name, "%s", e->name);
+    snprintf(mine.name, sizeof(mine.name), "%s", e->name);
     a->top[at] = mine;
     a->top_count++;
 }
@@ -369,9 +369,9 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     struct engine_stats e;
     struct page p = {.out = out, .s = s, .openmetrics = openmetrics};
     struct buf name;
-    buf_init(&name, sizeof p.labels - 32);
+    buf_init(&name, sizeof(p.labels) - 32);
     put_label(&name, s->opt.model_name);
-    snprintf(p.labels, sizeof p.labels, "model_name=\"%s\",engine=\"0\"",
+    snprintf(p.labels, sizeof(p.labels), "model_name=\"%s\",engine=\"0\"",
              name.data ? name.data : "");
     buf_fini(&name);
     engine_get_stats(s->deps.engine, &e);

@@ -38,7 +38,7 @@ static void put_base(struct exchange *x)
 static void put_adapter(struct exchange *x, const struct adapter_entry *e)
 {
     char root[80] = "blake2b:";
-    hex_encode(root + 8, e->id, sizeof e->id);
+    hex_encode(root + 8, e->id, sizeof(e->id));
     put_model(x, e->name, e->dir ? e->dir : root, true, e->created_unix);
 }
 

@@ -301,9 +301,9 @@ static enum status ban_word(struct parse_state *p, const char *word, bool with_s
 {
     char text[128];
     struct token_list ids = {.n_max = 8};
-    int n = snprintf(text, sizeof text, "%s%s", with_space ? " " : "", word);
+    int n = snprintf(text, sizeof(text), "%s%s", with_space ? " " : "", word);
     enum status st = STATUS_OK;
-    if (n <= 0 || (size_t)n >= sizeof text ||
+    if (n <= 0 || (size_t)n >= sizeof(text) ||
         tokenizer_encode(p->env->model->tokenizer, text, (size_t)n, 0, &ids, NULL) || ids.n != 1)
         st = err_param(p->err, STATUS_UNSUPPORTED, "bad_words",
                        "the bad word \"%.40s\" is not one token of this model; only words of one "
@@ -410,7 +410,7 @@ static enum status parse_salt(struct parse_state *p)
         return err_param(p->err, STATUS_INVALID, "cache_salt",
                          "'cache_salt' has %zu bytes; 1 to %d are accepted", len,
                          REQUEST_SALT_BYTES_MAX);
-    crypto_generichash(p->params.cache_salt, sizeof p->params.cache_salt, (const uint8_t *)salt,
+    crypto_generichash(p->params.cache_salt, sizeof(p->params.cache_salt), (const uint8_t *)salt,
                        len, NULL, 0);
     return STATUS_OK;
 }

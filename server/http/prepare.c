@@ -46,18 +46,18 @@ static bool copy_token(char *out, size_t out_bytes, const char *text)
 static void set_request_id(struct exchange *x, const char *inbound)
 {
     uint8_t random[16];
-    if (copy_token(x->request_id, sizeof x->request_id, inbound))
+    if (copy_token(x->request_id, sizeof(x->request_id), inbound))
         return;
-    randombytes_buf(random, sizeof random);
-    hex_encode(x->request_id, random, sizeof random);
+    randombytes_buf(random, sizeof(random));
+    hex_encode(x->request_id, random, sizeof(random));
 }
 
 static void preflight(struct exchange *x, const char *asked)
 {
     static const char base[] = "authorization, content-type, x-request-id, idempotency-key";
     x->code = 204;
-    if (!copy_token(x->cors_headers, sizeof x->cors_headers, asked))
-        snprintf(x->cors_headers, sizeof x->cors_headers, "%s", base);
+    if (!copy_token(x->cors_headers, sizeof(x->cors_headers), asked))
+        snprintf(x->cors_headers, sizeof(x->cors_headers), "%s", base);
 }
 
 static bool find_route(struct exchange *x, const struct prepare_headers *h)
@@ -101,8 +101,8 @@ static bool check_key(struct exchange *x, const struct prepare_headers *h)
     x->fair_key = auth_fair_key(x->key);
     if (x->roles & x->route->roles)
         return true;
-    auth_roles_text(x->route->roles, wanted, sizeof wanted);
-    auth_roles_text(x->roles, had, sizeof had);
+    auth_roles_text(x->route->roles, wanted, sizeof(wanted));
+    auth_roles_text(x->roles, had, sizeof(had));
     (void)err_set(&err, STATUS_DENIED, "%s %s needs a key with the role %s; this key has: %s",
                   route_method_name(x->route->method), x->route->path, wanted, had);
     exchange_fail_code(x, 403, NULL, &err);
@@ -150,15 +150,15 @@ void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
         !check_length(x, h->content_length))
         return;
     if (h->idempotency_key && *h->idempotency_key &&
-        !copy_token(x->idempotency_key, sizeof x->idempotency_key, h->idempotency_key)) {
+        !copy_token(x->idempotency_key, sizeof(x->idempotency_key), h->idempotency_key)) {
         (void)err_set(&err, STATUS_INVALID,
                       "the Idempotency-Key header must have 1 to %d printable characters",
                       EXCHANGE_IDEM_BYTES_MAX);
         exchange_fail_code(x, 400, NULL, &err);
         return;
     }
-    (void)copy_token(x->query_first, sizeof x->query_first, h->query_first);
-    (void)copy_token(x->query_last, sizeof x->query_last, h->query_last);
+    (void)copy_token(x->query_first, sizeof(x->query_first), h->query_first);
+    (void)copy_token(x->query_last, sizeof(x->query_last), h->query_last);
     buf_init(&x->body, (size_t)prepare_body_max(x));
     if (x->route->body == ROUTE_BODY_UPLOAD)
         upload_begin(x);

@@ -70,7 +70,7 @@ static enum status add_ids(struct parse_state *p, const json_t *list)
         int64_t id = (int64_t)json_integer_value(item);
         if (!json_is_integer(item) || id < 0 || id >= n_vocab) {
             char found[96];
-            json_picture(item, found, sizeof found);
+            json_picture(item, found, sizeof(found));
             return err_param(p->err, STATUS_INVALID, "prompt",
                              "'prompt' has %s where a token id from 0 to %lld is expected", found,
                              (long long)n_vocab - 1);
@@ -161,7 +161,7 @@ static enum status refuse_part(const json_t *part, size_t idx, struct errtext *e
 {
     char param[64];
     const char *type = json_string_value(json_object_get(part, "type"));
-    snprintf(param, sizeof param, "messages[%zu].content", idx);
+    snprintf(param, sizeof(param), "messages[%zu].content", idx);
     if (!type)
         return err_param(err, STATUS_INVALID, param,
                          "each part of '%s' must be an object with a string 'type'", param);
@@ -214,7 +214,7 @@ static enum status check_content(json_t *copy, size_t idx, const char *role, str
     const json_t *v = json_object_get(copy, "content");
     json_t *text = NULL;
     char param[64];
-    snprintf(param, sizeof param, "messages[%zu].content", idx);
+    snprintf(param, sizeof(param), "messages[%zu].content", idx);
     if (json_is_string(v))
         return STATUS_OK;
     if (json_is_array(v)) {
@@ -238,7 +238,7 @@ static enum status normalize_message(const json_t *message, size_t idx, json_t *
     static const char *const roles[] = {"system", "user", "assistant", "tool", "function"};
     char param[64];
     bool known = false;
-    snprintf(param, sizeof param, "messages[%zu].role", idx);
+    snprintf(param, sizeof(param), "messages[%zu].role", idx);
     const char *role = json_string_value(json_object_get(message, "role"));
     if (!json_is_object(message))
         return err_param(err, STATUS_INVALID, "messages", "messages[%zu] must be an object", idx);
@@ -343,7 +343,7 @@ enum status prompt_render_chat(const struct parse_env *env, const json_t *root, 
         if (st) {
             err_prefix(err, "the chat template refused the messages");
             if (err && !err->param[0])
-                snprintf(err->param, sizeof err->param, "messages");
+                snprintf(err->param, sizeof(err->param), "messages");
             st = st == STATUS_NO_MEMORY ? st : STATUS_INVALID;
         }
     }

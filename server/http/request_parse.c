@@ -90,7 +90,7 @@ static bool add_prompt_logprobs(struct request *r)
 static void fill_seeds(struct request *r)
 {
     if (!r->params.has_seed)
-        randombytes_buf(&r->params.seed, sizeof r->params.seed);
+        randombytes_buf(&r->params.seed, sizeof(r->params.seed));
     for (uint32_t i = 0; i < r->seq_count; i++)
         r->seq[i].seed = r->params.seed + (r->params.has_seed ? r->seq[i].choice_idx : i);
 }
@@ -105,15 +105,15 @@ static enum status build(struct parse_state *p, struct request **out)
     p->params.stop = NULL;
     p->params.bias = NULL;
     r->comp = p->comp;
-    memcpy(r->entry, p->entry, sizeof r->entry);
-    memset(p->entry, 0, sizeof p->entry);
+    memcpy(r->entry, p->entry, sizeof(r->entry));
+    memset(p->entry, 0, sizeof(p->entry));
     for (uint32_t i = 0; i < p->prompt_count; i++) {
         r->prompt[i].ids = p->prompt[i].ids;
         r->prompt[i].n_ids = (uint32_t)p->prompt[i].n;
         p->prompt[i].ids = NULL;
     }
     if (p->env->chat && p->env->chat_digest)
-        memcpy(r->template_digest, p->env->chat_digest, sizeof r->template_digest);
+        memcpy(r->template_digest, p->env->chat_digest, sizeof(r->template_digest));
     fill_seeds(r);
     if (!add_prompt_logprobs(r)) {
         request_discard(r);

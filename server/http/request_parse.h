@@ -5,10 +5,10 @@
 #ifndef RS_HTTP_REQUEST_PARSE_H
 #define RS_HTTP_REQUEST_PARSE_H
 
-#include <jansson.h>
-
 #include "server/engine/request.h"
 #include "server/http/server.h"
+
+#include <jansson.h>
 
 #define REQUEST_MESSAGES_MAX              2048
 #define REQUEST_TEXT_BYTES_MAX            (16u << 20) /* one prompt, or a rendered chat */

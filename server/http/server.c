@@ -85,7 +85,7 @@ static void set_defaults(struct http_server *s)
     s->context_max = o->context_max ? o->context_max : s->deps.model->config.pos_max;
     s->start_wall_ms = clock_wall_ms();
     if (s->deps.model->chat_text)
-        crypto_generichash(s->chat_digest, sizeof s->chat_digest,
+        crypto_generichash(s->chat_digest, sizeof(s->chat_digest),
                            (const uint8_t *)s->deps.model->chat_text,
                            strlen(s->deps.model->chat_text), NULL, 0);
 }

@@ -6,8 +6,8 @@
 
 #include "server/adapter/publish.h"
 #include "server/engine/engine.h"
-#include "server/record/recorder.h"
 #include "server/model/model.h"
+#include "server/record/recorder.h"
 
 #define HTTP_KEYS_MAX         1024
 #define HTTP_KEY_ADAPTERS_MAX 64

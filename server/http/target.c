@@ -25,7 +25,7 @@ static enum status add_part(struct parse_state *p, const char *name, const char 
                          name);
     struct composition_part *part = &p->comp.part[p->comp.n];
     CHECK(p->comp.n < LORA_PARTS_MAX);
-    memcpy(part->adapter, e->id, sizeof part->adapter);
+    memcpy(part->adapter, e->id, sizeof(part->adapter));
     part->weight_q16 = weight_q16;
     p->entry[p->comp.n++] = e;
     return STATUS_OK;
@@ -47,7 +47,7 @@ static enum status parse_weight(struct parse_state *p, const json_t *item, size_
 {
     double w = 1.0;
     char param[48];
-    snprintf(param, sizeof param, "adapters[%zu].weight", idx);
+    snprintf(param, sizeof(param), "adapters[%zu].weight", idx);
     struct errtext inner = ERRTEXT_INIT;
     if (json_field_double(item, "weight", -REQUEST_WEIGHT_MAX, REQUEST_WEIGHT_MAX, &w, &inner))
         return err_param(p->err, STATUS_INVALID, param, "adapters[%zu]: %s", idx, inner.text);
@@ -77,7 +77,7 @@ static enum status parse_adapters(struct parse_state *p, const json_t *list)
         char param[48];
         int32_t weight_q16 = 0;
         struct errtext inner = ERRTEXT_INIT;
-        snprintf(param, sizeof param, "adapters[%zu].model", idx);
+        snprintf(param, sizeof(param), "adapters[%zu].model", idx);
         if (!json_is_object(item))
             return err_param(p->err, STATUS_INVALID, "adapters",
                              "adapters[%zu] must be an object {\"model\", \"weight\"}", idx);
@@ -107,7 +107,7 @@ static void reorder_entries(struct parse_state *p)
         }
         CHECK(sorted[i]);
     }
-    memcpy(p->entry, sorted, sizeof sorted);
+    memcpy(p->entry, sorted, sizeof(sorted));
 }
 
 /* One adapter by `model` or by another server's field. */
@@ -142,10 +142,10 @@ enum status parse_target(struct parse_state *p)
         return err_param(p->err, STATUS_INVALID, "model",
                          "'model' is missing: name the base '%s' or an adapter",
                          p->env->model_name);
-    if (strlen(model) >= sizeof p->spec->model)
+    if (strlen(model) >= sizeof(p->spec->model))
         return err_param(p->err, STATUS_NOT_FOUND, "model",
                          "'model' is longer than any name on this server");
-    snprintf(p->spec->model, sizeof p->spec->model, "%s", model);
+    snprintf(p->spec->model, sizeof(p->spec->model), "%s", model);
     st = parse_single(p, model, &name);
     if (st)
         return st;
@@ -156,7 +156,7 @@ enum status parse_target(struct parse_state *p)
                          p->env->model_name, name);
     if (name) {
         st = add_part(p, name, "model", COMPOSITION_WEIGHT_ONE);
-        snprintf(p->spec->adapter, sizeof p->spec->adapter, "%s", name);
+        snprintf(p->spec->adapter, sizeof(p->spec->adapter), "%s", name);
     } else if (list) {
         st = parse_adapters(p, list);
     }

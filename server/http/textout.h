@@ -5,8 +5,8 @@
 #define RS_HTTP_TEXTOUT_H
 
 #include "server/engine/stop.h"
-#include "server/text/tokenizer.h"
 #include "server/model/model.h"
+#include "server/text/tokenizer.h"
 
 #define TEXTOUT_BYTES_MAX (64u << 20)
 

@@ -22,7 +22,7 @@ static const char *const part_name[UPLOAD_PART_COUNT] = {"adapter_config.json",
 void uploads_init(struct uploads *u)
 {
     CHECK(pthread_mutex_init(&u->lock, NULL) == 0);
-    memset(u->slot, 0, sizeof u->slot);
+    memset(u->slot, 0, sizeof(u->slot));
 }
 
 static void slot_clear(struct upload_slot *s)
@@ -79,7 +79,7 @@ static bool split_tail(const char *tail, struct upload *up)
     const char *slash = strrchr(tail, '/');
     if (!slash || slash == tail || (size_t)(slash - tail) > CATALOG_NAME_MAX)
         return false;
-    snprintf(up->name, sizeof up->name, "%.*s", (int)(slash - tail), tail);
+    snprintf(up->name, sizeof(up->name), "%.*s", (int)(slash - tail), tail);
     for (int p = 0; p < UPLOAD_PART_COUNT; p++) {
         if (strcmp(slash + 1, part_name[p]) == 0) {
             up->part = (enum upload_part)p;
@@ -195,7 +195,7 @@ static enum status store(struct exchange *x, struct errtext *err)
         if (!s)
             return err_set(err, STATUS_FULL, "too many uploads wait to be published; retry later");
         *s = (struct upload_slot){.used = true, .fair_key = x->fair_key, .fd = {-1, -1}};
-        snprintf(s->name, sizeof s->name, "%s", up->name);
+        snprintf(s->name, sizeof(s->name), "%s", up->name);
     }
     if (s->fd[up->part] >= 0)
         close(s->fd[up->part]);

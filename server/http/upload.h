@@ -11,9 +11,9 @@
 #ifndef RS_HTTP_UPLOAD_H
 #define RS_HTTP_UPLOAD_H
 
-#include <pthread.h>
-
 #include "server/http/exchange.h"
+
+#include <pthread.h>
 
 #define UPLOADS_MAX             128
 #define UPLOADS_PER_KEY_MAX     16

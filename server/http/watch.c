@@ -74,7 +74,7 @@ void watch_wake(struct watch *w, struct exchange *x)
                                                     memory_order_relaxed));
     if (!head) {
         uint64_t one = 1;
-        ssize_t n = write(w->wake_fd, &one, sizeof one);
+        ssize_t n = write(w->wake_fd, &one, sizeof(one));
         (void)n; /* a full counter still wakes */
     }
 }
@@ -294,7 +294,7 @@ static void *watch_main(void *arg)
         for (int i = 0; i < n; i++) {
             if (event[i].data.u64 == WAKE_EVENT) {
                 uint64_t drop;
-                ssize_t got = read(w->wake_fd, &drop, sizeof drop);
+                ssize_t got = read(w->wake_fd, &drop, sizeof(drop));
                 (void)got;
             } else {
                 hangup(w, event[i].data.u64);
@@ -353,7 +353,7 @@ void watch_destroy(struct watch *w)
     if (w->thread) {
         uint64_t one = 1;
         atomic_store(&w->stopping, true);
-        ssize_t n = write(w->wake_fd, &one, sizeof one);
+        ssize_t n = write(w->wake_fd, &one, sizeof(one));
         (void)n;
         pthread_join(w->thread, NULL);
     }

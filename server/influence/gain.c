@@ -84,7 +84,7 @@ static void split_shares(struct tail_credit *credit, const struct job_adapter *a
 
 void gain_compute(struct gain_result *out, const struct job *j, const struct gain_seq *seq)
 {
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     out->influence.count = j->adapter_count;
     out->moved_q8 = total_move(j, seq);
     for (uint32_t k = 0; k < j->adapter_count; k++)

@@ -35,13 +35,13 @@ static void copy_adapters(struct job *j, const struct request *r)
         memcpy(a->datanet_root, e->datanet_root, 32);
         a->weight_q16 = r->comp.part[i].weight_q16;
         a->contributor_count = e->contributor_count;
-        memcpy(a->contributor, e->contributor, sizeof a->contributor);
+        memcpy(a->contributor, e->contributor, sizeof(a->contributor));
     }
 }
 
 static bool copy_prompts(struct job *j, const struct request *r)
 {
-    j->prompt = mem_try_array(r->prompt_count, sizeof *j->prompt);
+    j->prompt = mem_try_array(r->prompt_count, sizeof(*j->prompt));
     if (!j->prompt)
         return false;
     j->prompt_count = r->prompt_count;
@@ -70,7 +70,7 @@ static bool copy_seq(struct job_seq *to, const struct request_seq *from, uint32_
 
 static bool copy_seqs(struct job *j, const struct request *r)
 {
-    j->seq = mem_try_array(r->seq_count, sizeof *j->seq);
+    j->seq = mem_try_array(r->seq_count, sizeof(*j->seq));
     if (!j->seq)
         return false;
     j->seq_count = r->seq_count;
@@ -84,7 +84,7 @@ static bool copy_seqs(struct job *j, const struct request *r)
 
 struct job *job_from_request(const struct request *r)
 {
-    struct job *j = mem_try_alloc(sizeof *j);
+    struct job *j = mem_try_alloc(sizeof(*j));
     if (!j)
         return NULL;
     memcpy(j->request_id, r->id, 32);
@@ -111,7 +111,7 @@ void job_free(struct job *j)
     }
     mem_free(j->prompt);
     mem_free(j->seq);
-    mem_wipe(j, sizeof *j);
+    mem_wipe(j, sizeof(*j));
     mem_free(j);
 }
 
@@ -199,7 +199,7 @@ static int32_t *take_ids(struct reader *r, uint32_t n)
         r->bad = true;
         return NULL;
     }
-    int32_t *ids = mem_try_array(n, sizeof *ids);
+    int32_t *ids = mem_try_array(n, sizeof(*ids));
     for (uint32_t i = 0; ids && i < n; i++)
         ids[i] = (int32_t)take_int(r, 4);
     r->bad |= !ids;
@@ -230,7 +230,7 @@ static void decode_prompts(struct reader *r, struct job *j)
         r->bad = true;
         return;
     }
-    j->prompt = mem_array(count, sizeof *j->prompt);
+    j->prompt = mem_array(count, sizeof(*j->prompt));
     j->prompt_count = count;
     for (uint32_t i = 0; i < count && !r->bad; i++) {
         uint32_t n = (uint32_t)take_int(r, 4);
@@ -246,7 +246,7 @@ static void decode_seqs(struct reader *r, struct job *j)
         r->bad = true;
         return;
     }
-    j->seq = mem_array(count, sizeof *j->seq);
+    j->seq = mem_array(count, sizeof(*j->seq));
     j->seq_count = count;
     for (uint32_t i = 0; i < count && !r->bad; i++) {
         struct job_seq *s = &j->seq[i];
@@ -262,7 +262,7 @@ static void decode_seqs(struct reader *r, struct job *j)
 enum status job_decode(struct job **out, const uint8_t *data, size_t len, struct errtext *err)
 {
     struct reader r = {.p = data, .left = len};
-    struct job *j = mem_alloc(sizeof *j);
+    struct job *j = mem_alloc(sizeof(*j));
     *out = NULL;
     r.bad = take_int(&r, 1) != JOB_VERSION;
     j->inf_seq = take_int(&r, 8);

@@ -53,7 +53,7 @@ static void zero_range(const char *path, uint64_t offset, uint32_t n)
     if (fd < 0)
         return;
     for (uint32_t done = 0; done < n;) {
-        uint32_t part = MIN(n - done, (uint32_t)sizeof zeros);
+        uint32_t part = MIN(n - done, (uint32_t)sizeof(zeros));
         ssize_t wrote = pwrite(fd, zeros, part, (off_t)(offset + done));
         if (wrote <= 0)
             break;
@@ -72,7 +72,7 @@ static void push_place(struct jobstore *s, struct place p)
 {
     if (s->place_count == s->place_cap) {
         size_t cap = s->place_cap ? 2 * s->place_cap : 256;
-        struct place *grown = mem_try_realloc(s->place, cap * sizeof *grown);
+        struct place *grown = mem_try_realloc(s->place, cap * sizeof(*grown));
         CHECK(grown);
         s->place = grown;
         s->place_cap = cap;
@@ -90,7 +90,7 @@ static void compact(struct jobstore *s)
     if (s->place_first < 1024 || s->place_first * 2 < s->place_count)
         return;
     s->place_count -= s->place_first;
-    memmove(s->place, s->place + s->place_first, s->place_count * sizeof *s->place);
+    memmove(s->place, s->place + s->place_first, s->place_count * sizeof(*s->place));
     s->place_first = 0;
 }
 
@@ -173,7 +173,7 @@ static int compare_u64(const void *a, const void *b)
 
 static enum status open_files(const struct opening *o, struct errtext *err)
 {
-    uint64_t *file = mem_array(65536, sizeof *file);
+    uint64_t *file = mem_array(65536, sizeof(*file));
     size_t count = 0;
     enum status st = STATUS_OK;
     DIR *d = opendir(o->s->dir);
@@ -187,7 +187,7 @@ static enum status open_files(const struct opening *o, struct errtext *err)
     }
     if (d)
         closedir(d);
-    qsort(file, count, sizeof *file, compare_u64);
+    qsort(file, count, sizeof(*file), compare_u64);
     for (size_t i = 0; !st && i < count; i++)
         st = open_file(o, file[i], err);
     mem_free(file);
@@ -197,13 +197,13 @@ static enum status open_files(const struct opening *o, struct errtext *err)
 enum status jobstore_open(struct jobstore **out, const char *dir, const uint8_t key[32],
                           uint64_t bytes_max, jobstore_visit visit, void *arg, struct errtext *err)
 {
-    struct jobstore *s = mem_alloc(sizeof *s);
+    struct jobstore *s = mem_alloc(sizeof(*s));
     struct opening o = {.s = s, .visit = visit, .arg = arg};
     *out = NULL;
     s->fd = -1;
     s->bytes_max = bytes_max;
     memcpy(s->key, key, 32);
-    snprintf(s->dir, sizeof s->dir, "%s", dir);
+    snprintf(s->dir, sizeof(s->dir), "%s", dir);
     enum status st = file_mkdirs(dir, 0700, err);
     if (!st)
         st = open_files(&o, err);
@@ -221,7 +221,7 @@ void jobstore_close(struct jobstore *s)
     if (s->fd >= 0)
         close(s->fd);
     mem_free(s->place);
-    mem_wipe(s, sizeof *s);
+    mem_wipe(s, sizeof(*s));
     mem_free(s);
 }
 

@@ -39,7 +39,7 @@ static void on_done(struct score_job *j, void *arg)
 struct scorer *scorer_create(struct engine *e, struct catalog *c, uint32_t rows_max,
                              void (*wake)(void *arg), void *arg)
 {
-    struct scorer *s = mem_alloc(sizeof *s);
+    struct scorer *s = mem_alloc(sizeof(*s));
     *s = (struct scorer){
         .engine = e, .catalog = c, .rows_max = rows_max, .wake = wake, .wake_arg = arg};
     mailbox_init(&s->done, rows_max);
@@ -75,10 +75,10 @@ static int32_t *join_ids(const struct job *j, uint32_t seq_idx)
 {
     const struct job_seq *seq = &j->seq[seq_idx];
     const struct job_prompt *p = &j->prompt[seq->prompt_idx];
-    int32_t *ids = mem_try_array(p->n_ids + seq->n_out, sizeof *ids);
+    int32_t *ids = mem_try_array(p->n_ids + seq->n_out, sizeof(*ids));
     if (ids) {
-        memcpy(ids, p->ids, p->n_ids * sizeof *ids);
-        memcpy(ids + p->n_ids, seq->ids, seq->n_out * sizeof *ids);
+        memcpy(ids, p->ids, p->n_ids * sizeof(*ids));
+        memcpy(ids + p->n_ids, seq->ids, seq->n_out * sizeof(*ids));
     }
     return ids;
 }
@@ -129,12 +129,12 @@ static void make_rows(struct scorer *s, struct score_task *t)
 {
     const struct job *j = t->job;
     uint32_t kinds = gain_row_count(j);
-    t->row = mem_array(j->seq_count * kinds, sizeof *t->row);
-    t->q8 = mem_array(j->seq_count * kinds, sizeof *t->q8);
+    t->row = mem_array(j->seq_count * kinds, sizeof(*t->row));
+    t->q8 = mem_array(j->seq_count * kinds, sizeof(*t->q8));
     for (uint32_t i = 0; i < j->seq_count; i++) {
         int32_t *ids = NULL;
         for (uint32_t k = 0; k < kinds; k++) {
-            int32_t *q8 = mem_try_array(j->seq[i].n_out, sizeof *q8);
+            int32_t *q8 = mem_try_array(j->seq[i].n_out, sizeof(*q8));
             t->q8[i * kinds + k] = q8;
             if (!q8 && !t->outcome)
                 t->outcome = RECORD_OUTCOME_SCORER_FAILED;
@@ -149,7 +149,7 @@ static void make_rows(struct scorer *s, struct score_task *t)
 
 void scorer_add(struct scorer *s, struct job *job, bool preview)
 {
-    struct score_task *t = mem_alloc(sizeof *t);
+    struct score_task *t = mem_alloc(sizeof(*t));
     t->job = job;
     t->preview = preview;
     make_rows(s, t);
@@ -210,7 +210,7 @@ static void collect_rows(struct scorer *s)
 static void compute(struct score_task *t)
 {
     uint32_t kinds = gain_row_count(t->job);
-    struct gain_seq *seq = mem_array(t->job->seq_count, sizeof *seq);
+    struct gain_seq *seq = mem_array(t->job->seq_count, sizeof(*seq));
     for (uint32_t i = 0; i < t->job->seq_count; i++) {
         for (uint32_t k = 0; k < kinds; k++)
             seq[i].row[k] = t->q8[i * kinds + k];

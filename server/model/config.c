@@ -108,7 +108,7 @@ static void parse_family(struct cfg_reader *r, struct model_config *c)
         if (strcmp(families[i].name, type))
             continue;
         c->family = (enum model_family)i;
-        snprintf(c->family_name, sizeof c->family_name, "%s", type);
+        snprintf(c->family_name, sizeof(c->family_name), "%s", type);
     }
     if (type && c->family_name[0] == '\0')
         cfg_fail(r, STATUS_UNSUPPORTED, "model_type",
@@ -306,7 +306,7 @@ enum status model_config_parse(struct model_config *out, const char *json, size_
 {
     struct cfg_reader r = {.where = "config.json", .err = err};
     json_t *root;
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     out->bos_id = -1;
     out->default_temperature = out->default_top_p = NAN;
     out->default_min_p = out->default_repetition = NAN;

@@ -3,12 +3,12 @@
 #ifndef RS_MODEL_CONFIG_H
 #define RS_MODEL_CONFIG_H
 
+#include "kernels/args.h"
+#include "server/base/errtext.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "kernels/args.h"
-#include "server/base/errtext.h"
 
 enum model_family { MODEL_LLAMA, MODEL_MISTRAL, MODEL_QWEN2, MODEL_QWEN3 };
 enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN };

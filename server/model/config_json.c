@@ -13,19 +13,19 @@ const char *cfg_shown(const json_t *v)
     static _Thread_local char text[96];
     switch (v ? json_typeof(v) : JSON_NULL) {
     case JSON_STRING:
-        snprintf(text, sizeof text, "\"%.80s\"", json_string_value(v));
+        snprintf(text, sizeof(text), "\"%.80s\"", json_string_value(v));
         break;
     case JSON_INTEGER:
-        snprintf(text, sizeof text, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        snprintf(text, sizeof(text), "%" JSON_INTEGER_FORMAT, json_integer_value(v));
         break;
     case JSON_REAL:
-        snprintf(text, sizeof text, "%.9g", json_real_value(v));
+        snprintf(text, sizeof(text), "%.9g", json_real_value(v));
         break;
     case JSON_OBJECT:
-        snprintf(text, sizeof text, "an object");
+        snprintf(text, sizeof(text), "an object");
         break;
     case JSON_ARRAY:
-        snprintf(text, sizeof text, "a list of %zu", json_array_size(v));
+        snprintf(text, sizeof(text), "a list of %zu", json_array_size(v));
         break;
     case JSON_TRUE:
         return "true";
@@ -44,7 +44,7 @@ void cfg_fail(struct cfg_reader *r, enum status st, const char *key, const char 
     if (r->st)
         return;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     r->st = err_param(r->err, st, key, "%s: %s: %s", r->where, key, text);
 }

@@ -4,11 +4,11 @@
 #ifndef RS_MODEL_CONFIG_JSON_H
 #define RS_MODEL_CONFIG_JSON_H
 
+#include "server/base/errtext.h"
+
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 struct cfg_reader {
     const json_t *obj;

@@ -8,7 +8,7 @@
 static inline float bits_to_f32(uint32_t bits)
 {
     float v;
-    memcpy(&v, &bits, sizeof v);
+    memcpy(&v, &bits, sizeof(v));
     return v;
 }
 
@@ -21,7 +21,7 @@ static inline float f16_to_f32(uint16_t h)
     int32_t infinite = -(rest >= 31 << 23), tiny = -(rest < 1 << 23); /* or NaN; or zero */
     float scaled = (float)(h & 1023) * (1.0f / 16777216.0f);          /* mantissa * 2^-24, exact */
     int32_t scaled_bits;
-    memcpy(&scaled_bits, &scaled, sizeof scaled_bits);
+    memcpy(&scaled_bits, &scaled, sizeof(scaled_bits));
     int32_t bits = (rest + (112 << 23)) | (infinite & 0x7f800000);
     return bits_to_f32(sign | (uint32_t)((bits & ~tiny) | (scaled_bits & tiny)));
 }
@@ -29,14 +29,14 @@ static inline float f16_to_f32(uint16_t h)
 static inline float load_f32(const uint8_t *in, size_t i)
 {
     uint32_t word;
-    memcpy(&word, in + 4 * i, sizeof word);
+    memcpy(&word, in + 4 * i, sizeof(word));
     return bits_to_f32(word);
 }
 
 static inline uint16_t load_u16(const uint8_t *in, size_t i)
 {
     uint16_t half;
-    memcpy(&half, in + 2 * i, sizeof half);
+    memcpy(&half, in + 2 * i, sizeof(half));
     return half;
 }
 
@@ -107,7 +107,7 @@ static uint32_t magnitude_max32(const uint8_t *in, size_t n)
     uint32_t most = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t m;
-        memcpy(&m, in + 4 * i, sizeof m);
+        memcpy(&m, in + 4 * i, sizeof(m));
         m &= 0x7fffffff;
         most = m > most ? m : most;
     }

@@ -45,7 +45,7 @@ static void *own_block(struct model_store *s, size_t bytes)
 {
     if (s->block_count == s->block_cap) {
         size_t cap = s->block_cap ? 2 * s->block_cap : 64;
-        struct owned_block *grown = mem_try_realloc(s->block, cap * sizeof *grown);
+        struct owned_block *grown = mem_try_realloc(s->block, cap * sizeof(*grown));
         if (!grown)
             return NULL;
         s->block = grown;
@@ -72,15 +72,15 @@ static enum status find_tensor(struct load *l, const char *name, uint32_t rank, 
     if (!t)
         return err_set(l->err, STATUS_INVALID, "tensor '%s' is missing from the weights", name);
     if (rank == 1)
-        snprintf(want, sizeof want, "[%" PRIu64 "]", dim[0]);
+        snprintf(want, sizeof(want), "[%" PRIu64 "]", dim[0]);
     else
-        snprintf(want, sizeof want, "[%" PRIu64 ", %" PRIu64 "]", dim[0], dim[1]);
+        snprintf(want, sizeof(want), "[%" PRIu64 ", %" PRIu64 "]", dim[0], dim[1]);
     bool same = t->t->rank == rank;
     for (uint32_t i = 0, at = 0; i < t->t->rank; i++) {
         same = same && t->t->dim[i] == dim[i];
-        at += (uint32_t)snprintf(found + at, sizeof found - at, "%s%" PRIu64, i ? ", " : "",
+        at += (uint32_t)snprintf(found + at, sizeof(found) - at, "%s%" PRIu64, i ? ", " : "",
                                  t->t->dim[i]);
-        if (at >= sizeof found)
+        if (at >= sizeof(found))
             break;
     }
     if (!same)
@@ -158,13 +158,13 @@ static enum status load_linear(struct load *l, uint32_t layer, enum lora_module 
 {
     char path[96], name[112];
     uint32_t d_out, d_in;
-    model_module_path(layer, module, path, sizeof path);
+    model_module_path(layer, module, path, sizeof(path));
     model_module_shape(&l->m->config, module, &d_out, &d_in);
-    snprintf(name, sizeof name, "%s.weight", path);
+    snprintf(name, sizeof(name), "%s.weight", path);
     enum status st = load_matrix(l, name, d_out, d_in, w);
     if (st || !bias)
         return st;
-    snprintf(name, sizeof name, "%s.bias", path);
+    snprintf(name, sizeof(name), "%s.bias", path);
     return load_vector(l, name, d_out, bias);
 }
 
@@ -172,7 +172,7 @@ static enum status load_layer_vector(struct load *l, uint32_t layer, const char 
                                      const float **out)
 {
     char name[112];
-    snprintf(name, sizeof name, "model.layers.%u.%s.weight", layer, leaf);
+    snprintf(name, sizeof(name), "model.layers.%u.%s.weight", layer, leaf);
     return load_vector(l, name, n, out);
 }
 
@@ -254,7 +254,7 @@ static enum status check_all_used(struct load *l)
     struct shard_set *s = &l->m->store->shards;
     for (size_t i = 0; i < s->tensor_count; i++) {
         const char *name = s->tensor[i].t->name;
-        size_t n = strlen(name), k = sizeof inert - 1;
+        size_t n = strlen(name), k = sizeof(inert) - 1;
         if (s->tensor[i].used || (n > k && !strcmp(name + n - k, inert)))
             continue;
         return err_set(
@@ -313,7 +313,7 @@ static enum status load_weights(struct load *l)
     struct shard_set *s = &m->store->shards;
     m->config.stored_dtype = stored_dtype(s, m->config.stored_dtype);
     m->dtype = choose_dtype(m->config.stored_dtype, l->opt);
-    m->layer = mem_try_array(m->config.n_layer, sizeof *m->layer);
+    m->layer = mem_try_array(m->config.n_layer, sizeof(*m->layer));
     if (!m->layer)
         return err_set(l->err, STATUS_NO_MEMORY, "no memory for %u layers", m->config.n_layer);
     for (size_t i = 0; i < s->tensor_count; i++)
@@ -337,9 +337,9 @@ static enum status load_config(struct model *m, struct config_text *text, const 
                                struct errtext *err)
 {
     char path[PATH_MAX], generation[PATH_MAX];
-    if ((size_t)snprintf(path, sizeof path, "%s/config.json", dir) >= sizeof path ||
-        (size_t)snprintf(generation, sizeof generation, "%s/generation_config.json", dir) >=
-            sizeof generation)
+    if ((size_t)snprintf(path, sizeof(path), "%s/config.json", dir) >= sizeof(path) ||
+        (size_t)snprintf(generation, sizeof(generation), "%s/generation_config.json", dir) >=
+            sizeof(generation))
         return err_set(err, STATUS_INVALID, "%s: path too long", dir);
     enum status st = file_read(path, CONFIG_BYTES_MAX, &text->json, &text->json_bytes, err);
     if (!st && file_exists(generation))
@@ -378,8 +378,8 @@ enum status model_load(struct model **out, const char *dir, const struct model_o
     *out = NULL;
     if (sodium_init() < 0)
         return err_set(err, STATUS_IO, "libsodium does not start");
-    struct model *m = mem_alloc(sizeof *m);
-    m->store = mem_alloc(sizeof *m->store);
+    struct model *m = mem_alloc(sizeof(*m));
+    m->store = mem_alloc(sizeof(*m->store));
     struct load l = {.m = m, .opt = opt, .err = err};
     enum status st = load_config(m, &config, dir, err);
     if (!st)

@@ -38,7 +38,7 @@ void model_id_compute(uint8_t out[32], const struct model_id_parts *p)
     crypto_generichash_state h;
     uint8_t d[32];
     crypto_generichash_init(&h, NULL, 0, 32);
-    crypto_generichash_update(&h, (const uint8_t *)domain, sizeof domain - 1);
+    crypto_generichash_update(&h, (const uint8_t *)domain, sizeof(domain) - 1);
     model_bytes_digest(d, p->config_json, p->config_bytes);
     crypto_generichash_update(&h, d, 32);
     model_bytes_digest(d, p->tokenizer_json, p->tokenizer_bytes);
@@ -178,7 +178,7 @@ enum status model_tensors_digest(uint8_t out[32], const struct shard_set *s, con
                                  const struct model_options *opt, struct errtext *err)
 {
     char path[PATH_MAX];
-    bool has_path = cache_path(path, sizeof path, dir, opt);
+    bool has_path = cache_path(path, sizeof(path), dir, opt);
     if (has_path && cache_read(out, s, path))
         return shard_set_verify(s, err);
     struct digest_run run = {.opt = opt, .chunk = mem_try_alloc(CHUNK_BYTES)};

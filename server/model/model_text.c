@@ -17,7 +17,7 @@
 void model_text_fini(struct model_text *text)
 {
     mem_free(text->tokenizer_json);
-    memset(text, 0, sizeof *text);
+    memset(text, 0, sizeof(*text));
 }
 
 /* A file of the directory; NOT_FOUND leaves *data NULL and is no error when optional. */
@@ -27,7 +27,7 @@ static enum status read_member(const char *dir, const char *name, size_t bytes_m
     char path[PATH_MAX];
     *data = NULL;
     *len = 0;
-    if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path)
+    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) >= sizeof(path))
         return err_set(err, STATUS_INVALID, "%s/%s: path too long", dir, name);
     return file_read(path, bytes_max, data, len, err);
 }
@@ -161,8 +161,8 @@ static enum status load_special_tokens(struct model *m, const char *dir, const j
     if (!json_object_get(config, "bos_token") && !json_object_get(config, "eos_token"))
         st = read_json_optional(dir, "special_tokens_map.json", &map, err);
     const json_t *from = map ? map : config;
-    copy_token(m->bos_token, sizeof m->bos_token, from, "bos_token");
-    copy_token(m->eos_token, sizeof m->eos_token, from, "eos_token");
+    copy_token(m->bos_token, sizeof(m->bos_token), from, "bos_token");
+    copy_token(m->eos_token, sizeof(m->eos_token), from, "eos_token");
     json_decref(map);
     return st;
 }
@@ -203,7 +203,7 @@ enum status model_text_load(struct model *m, struct model_text *text, const char
                             struct errtext *err)
 {
     json_t *config = NULL;
-    memset(text, 0, sizeof *text);
+    memset(text, 0, sizeof(*text));
     enum status st = load_tokenizer(m, text, dir, err);
     if (!st)
         st = read_json_optional(dir, "tokenizer_config.json", &config, err);

@@ -112,7 +112,7 @@ void rope_config_parse(struct cfg_reader *r, struct model_config *c)
     json_t *none = json_object();
     const json_t *dict = has_dict ? json_object_get(r->obj, key) : none;
     char where[64];
-    snprintf(where, sizeof where, "%s: %s", r->where, key);
+    snprintf(where, sizeof(where), "%s: %s", r->where, key);
     struct cfg_reader d = {.obj = dict, .where = where, .err = r->err, .st = r->st};
     rope->attention_factor = 1;
     rope->factor = 1;

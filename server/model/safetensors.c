@@ -152,12 +152,12 @@ static enum status parse_tensor(struct st_tensor *t, const char *name, const jso
 /* Every byte of the data section belongs to exactly one tensor. */
 static enum status check_cover(const struct st_file *f, uint64_t data_bytes, struct errtext *err)
 {
-    const struct st_tensor **order = mem_try_array(f->tensor_count, sizeof *order);
+    const struct st_tensor **order = mem_try_array(f->tensor_count, sizeof(*order));
     if (!order)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu tensors", f->tensor_count);
     for (size_t i = 0; i < f->tensor_count; i++)
         order[i] = &f->tensor[i];
-    qsort(order, f->tensor_count, sizeof *order, by_offset);
+    qsort(order, f->tensor_count, sizeof(*order), by_offset);
     uint64_t at = 0;
     enum status st = STATUS_OK;
     for (size_t i = 0; !st && i < f->tensor_count; i++) {
@@ -203,7 +203,7 @@ static enum status parse_header(struct st_file *out, json_t *root, uint64_t data
     if (count > SAFETENSORS_TENSORS_MAX + 1)
         return err_set(err, STATUS_TOO_LARGE, "header: %zu tensors, at most %d are read", count,
                        SAFETENSORS_TENSORS_MAX);
-    out->tensor = mem_try_array(count, sizeof *out->tensor);
+    out->tensor = mem_try_array(count, sizeof(*out->tensor));
     if (!out->tensor)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu tensors", count);
     json_object_foreach(root, key, value)
@@ -222,14 +222,14 @@ static enum status parse_header(struct st_file *out, json_t *root, uint64_t data
         out->tensor[i].begin += out->data_begin;
         out->tensor[i].end += out->data_begin;
     }
-    qsort(out->tensor, out->tensor_count, sizeof *out->tensor, by_name);
+    qsort(out->tensor, out->tensor_count, sizeof(*out->tensor), by_name);
     return STATUS_OK;
 }
 
 enum status safetensors_parse(struct st_file *out, const void *head, size_t head_bytes,
                               uint64_t file_bytes, size_t header_bytes_max, struct errtext *err)
 {
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     if (file_bytes < 8 || head_bytes < 8)
         return err_set(err, STATUS_CORRUPT,
                        "%" PRIu64 " bytes: a safetensors file begins with an 8-byte length",
@@ -263,7 +263,7 @@ void safetensors_fini(struct st_file *f)
     for (size_t i = 0; i < f->tensor_count; i++)
         mem_free(f->tensor[i].name);
     mem_free(f->tensor);
-    memset(f, 0, sizeof *f);
+    memset(f, 0, sizeof(*f));
 }
 
 const struct st_tensor *safetensors_find(const struct st_file *f, const char *name)

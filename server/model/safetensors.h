@@ -4,10 +4,10 @@
 #ifndef RS_MODEL_SAFETENSORS_H
 #define RS_MODEL_SAFETENSORS_H
 
+#include "server/base/errtext.h"
+
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define SAFETENSORS_TENSORS_MAX 65536
 #define SAFETENSORS_RANK_MAX    8

@@ -82,7 +82,7 @@ static enum status open_shard(struct shard *s, const char *dir, const char *name
     s->name = mem_try_strndup(name, strlen(name));
     if (!s->name)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a file name");
-    if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path)
+    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) >= sizeof(path))
         return err_set(err, STATUS_INVALID, "%s/%s: path too long", dir, name);
     s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (s->fd < 0)
@@ -129,7 +129,7 @@ static enum status collect_tensors(struct shard_set *s, struct errtext *err)
     size_t count = 0;
     for (uint32_t i = 0; i < s->shard_count; i++)
         count += s->shard[i].st.tensor_count;
-    s->tensor = mem_try_array(count, sizeof *s->tensor);
+    s->tensor = mem_try_array(count, sizeof(*s->tensor));
     if (!s->tensor)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu tensors", count);
     for (uint32_t i = 0; i < s->shard_count; i++) {
@@ -138,7 +138,7 @@ static enum status collect_tensors(struct shard_set *s, struct errtext *err)
             s->tensor[s->tensor_count++] =
                 (struct shard_tensor){.t = &shard->st.tensor[k], .shard = shard};
     }
-    qsort(s->tensor, s->tensor_count, sizeof *s->tensor, by_name);
+    qsort(s->tensor, s->tensor_count, sizeof(*s->tensor), by_name);
     for (size_t i = 1; i < s->tensor_count; i++) {
         if (!by_name(&s->tensor[i - 1], &s->tensor[i]))
             return err_set(err, STATUS_CORRUPT, "tensor '%.200s' is in both %s and %s",
@@ -214,12 +214,12 @@ static enum status open_index_file(struct shard_set *s, const char *dir, const c
 enum status shard_set_open(struct shard_set *s, const char *dir, struct errtext *err)
 {
     char single[PATH_MAX], index[PATH_MAX], pickle[PATH_MAX];
-    memset(s, 0, sizeof *s);
-    if ((size_t)snprintf(single, sizeof single, "%s/%s", dir, single_name) >= sizeof single ||
-        (size_t)snprintf(index, sizeof index, "%s/%s", dir, index_name) >= sizeof index ||
-        (size_t)snprintf(pickle, sizeof pickle, "%s/pytorch_model.bin", dir) >= sizeof pickle)
+    memset(s, 0, sizeof(*s));
+    if ((size_t)snprintf(single, sizeof(single), "%s/%s", dir, single_name) >= sizeof(single) ||
+        (size_t)snprintf(index, sizeof(index), "%s/%s", dir, index_name) >= sizeof(index) ||
+        (size_t)snprintf(pickle, sizeof(pickle), "%s/pytorch_model.bin", dir) >= sizeof(pickle))
         return err_set(err, STATUS_INVALID, "%s: path too long", dir);
-    s->shard = mem_try_array(SHARDS_MAX, sizeof *s->shard);
+    s->shard = mem_try_array(SHARDS_MAX, sizeof(*s->shard));
     if (!s->shard)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the list of shards");
     enum status st;
@@ -263,14 +263,14 @@ void shard_set_fini(struct shard_set *s)
     }
     mem_free(s->tensor);
     mem_free(s->shard);
-    memset(s, 0, sizeof *s);
+    memset(s, 0, sizeof(*s));
 }
 
 struct shard_tensor *shard_set_find(struct shard_set *s, const char *name)
 {
     struct st_tensor key_tensor = {.name = (char *)(uintptr_t)name};
     struct shard_tensor key = {.t = &key_tensor};
-    return bsearch(&key, s->tensor, s->tensor_count, sizeof *s->tensor, by_name);
+    return bsearch(&key, s->tensor, s->tensor_count, sizeof(*s->tensor), by_name);
 }
 
 enum status shard_read(const struct shard_tensor *t, uint64_t offset, void *out, size_t bytes,

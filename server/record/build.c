@@ -70,11 +70,11 @@ static int compare_bias(const void *a, const void *b)
 static void bias_hash(uint8_t out[32], const struct request_params *p)
 {
     size_t n = p->bias_count;
-    struct sample_bias *sorted = mem_array(n ? n : 1, sizeof *sorted);
-    uint32_t *ids = mem_array(n ? n : 1, sizeof *ids);
-    float *bias = mem_array(n ? n : 1, sizeof *bias);
-    memcpy(sorted, p->bias ? p->bias : sorted, n * sizeof *sorted);
-    qsort(sorted, n, sizeof *sorted, compare_bias);
+    struct sample_bias *sorted = mem_array(n ? n : 1, sizeof(*sorted));
+    uint32_t *ids = mem_array(n ? n : 1, sizeof(*ids));
+    float *bias = mem_array(n ? n : 1, sizeof(*bias));
+    memcpy(sorted, p->bias ? p->bias : sorted, n * sizeof(*sorted));
+    qsort(sorted, n, sizeof(*sorted), compare_bias);
     uint32_t kept = 0;
     for (size_t i = 0; i < n; i++) {
         if (kept > 0 && ids[kept - 1] == (uint32_t)sorted[i].id) {
@@ -181,7 +181,7 @@ enum status build_inference(struct built_record *out, const struct build_context
 {
     uint8_t set[TAIL_SET_BYTES_MAX], tariff[TAIL_TARIFF_BYTES_MAX], params[TAIL_PARAMS_BYTES];
     union record rec;
-    memset(&rec, 0, sizeof rec);
+    memset(&rec, 0, sizeof(rec));
     struct record_inference *inf = &rec.inference;
     uint64_t tokens_in, tokens_out;
     build_token_counts(r, &tokens_in, &tokens_out);
@@ -207,7 +207,7 @@ enum status build_attribution(struct built_record *out, const struct build_conte
 {
     uint8_t *influence = mem_alloc(TAIL_INFLUENCE_BYTES_MAX);
     union record rec;
-    memset(&rec, 0, sizeof rec);
+    memset(&rec, 0, sizeof(rec));
     struct record_attribution *att = &rec.attribution;
     att->prefix = (struct record_prefix){CANON_SPEC, RECORD_ATTRIBUTION, c->lane->id, a->seq};
     att->inf_seq = a->job->inf_seq;

@@ -5,8 +5,8 @@
 
 #include "chain_client/canon.h"
 #include "server/influence/gain.h"
-#include "server/record/lane.h"
 #include "server/model/model.h"
+#include "server/record/lane.h"
 
 struct built_record {
     uint8_t digest[32], signature[SECP_SIGNATURE_BYTES];

@@ -57,7 +57,7 @@ static void note_failure(struct recorder *r, enum status st, const char *why)
     pthread_mutex_lock(&r->lock);
     if (st == STATUS_FULL || st == STATUS_IO || st == STATUS_NO_MEMORY) {
         r->full_until_ns = clock_mono_ns() + (uint64_t)FULL_RETRY_MS * 1000000u;
-        snprintf(r->full_text, sizeof r->full_text, "%s", why);
+        snprintf(r->full_text, sizeof(r->full_text), "%s", why);
     }
     r->stats.append_failures++;
     pthread_mutex_unlock(&r->lock);
@@ -98,7 +98,7 @@ static void fail_request(struct recorder *r, struct request *req, enum status st
 {
     req->status = st;
     req->error = *err;
-    memset(&req->receipt, 0, sizeof req->receipt);
+    memset(&req->receipt, 0, sizeof(req->receipt));
     note_failure(r, st, err->text);
     recorder_unadmit(r, req);
     end_request(req);
@@ -125,14 +125,14 @@ static enum status prepare(struct recorder *r, struct group_item *it, struct job
     enum status st = build_inference(&rec, &r->build, req, it->seq, receipt->salt, err);
     if (st)
         return st;
-    CHECK(rec.len <= sizeof it->record);
+    CHECK(rec.len <= sizeof(it->record));
     memcpy(it->record, rec.bytes, rec.len);
     it->record_len = rec.len;
     receipt->lane = r->lane.id;
     receipt->seq = it->seq;
     receipt->fee = rec.fee;
     memcpy(receipt->digest, rec.digest, 32);
-    memcpy(receipt->signature, rec.signature, sizeof receipt->signature);
+    memcpy(receipt->signature, rec.signature, sizeof(receipt->signature));
     if (!job)
         return STATUS_OK;
     job->inf_seq = it->seq;
@@ -290,7 +290,7 @@ static void release_request(struct recorder *r, const struct group_item *it)
     memcpy(e.request_id, req->id, 32);
     memcpy(e.salt, req->receipt.salt, 32);
     lookup_put(r->lookup, &e, true);
-    mem_wipe(e.salt, sizeof e.salt);
+    mem_wipe(e.salt, sizeof(e.salt));
     req->receipt.recorded = true;
     count_request(req);
     if (job)

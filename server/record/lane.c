@@ -1,8 +1,8 @@
 /* Keys are made on first use and never leave their folder. lane.json is what an operator registers
  * on the ledger. */
 #include "server/record/lane.h"
-#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
+#include "chain_client/eth/addr.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
@@ -18,7 +18,7 @@ static enum status key_file(uint8_t key[32], const struct lane *l, const char *n
 {
     char path[PATH_MAX], text[65], *data;
     size_t len;
-    snprintf(path, sizeof path, "%s/%s", l->dir, name);
+    snprintf(path, sizeof(path), "%s/%s", l->dir, name);
     if (!file_exists(path)) {
         struct secp_key fresh; /* a valid scalar serves every purpose */
         enum status st = secp_key_random(l->secp, &fresh, err);
@@ -28,7 +28,7 @@ static enum status key_file(uint8_t key[32], const struct lane *l, const char *n
         secp_key_fini(&fresh);
         hex_encode(text, key, 32);
         st = file_write_atomic(path, text, 64, 0600, err);
-        mem_wipe(text, sizeof text);
+        mem_wipe(text, sizeof(text));
         return st;
     }
     enum status st = file_read_secret(path, 256, &data, &len, err);
@@ -45,11 +45,11 @@ static enum status write_facts(const struct lane *l, struct errtext *err)
     char path[PATH_MAX], text[512], address[ADDR_TEXT_BYTES], ledger[ADDR_TEXT_BYTES];
     addr_format(address, l->key.address);
     addr_format(ledger, l->ledger);
-    int n = snprintf(text, sizeof text,
+    int n = snprintf(text, sizeof(text),
                      "{\"lane\": %" PRIu32 ", \"address\": \"%s\", \"chainId\": %" PRIu64
                      ", \"ledger\": \"%s\"}\n",
                      l->id, address, l->chain_id, ledger);
-    snprintf(path, sizeof path, "%s/lane.json", l->dir);
+    snprintf(path, sizeof(path), "%s/lane.json", l->dir);
     return file_write_atomic(path, text, (size_t)n, 0644, err);
 }
 
@@ -58,10 +58,10 @@ static void folder_name(struct lane *l, const char *data_dir)
     char ledger[41];
     hex_encode(ledger, l->ledger, 20);
     if (l->bound)
-        snprintf(l->dir, sizeof l->dir, "%s/lanes/%" PRIu64 "-%s-%" PRIu32, data_dir, l->chain_id,
+        snprintf(l->dir, sizeof(l->dir), "%s/lanes/%" PRIu64 "-%s-%" PRIu32, data_dir, l->chain_id,
                  ledger, l->id);
     else
-        snprintf(l->dir, sizeof l->dir, "%s/lanes/unbound-%" PRIu32, data_dir, l->id);
+        snprintf(l->dir, sizeof(l->dir), "%s/lanes/unbound-%" PRIu32, data_dir, l->id);
 }
 
 enum status lane_open(struct lane *out, const struct lane_options *opt, struct errtext *err)
@@ -79,7 +79,7 @@ enum status lane_open(struct lane *out, const struct lane_options *opt, struct e
         st = key_file(secret, out, "lane.key", err);
     if (!st)
         st = secp_key_init(out->secp, &out->key, secret, err);
-    mem_wipe(secret, sizeof secret);
+    mem_wipe(secret, sizeof(secret));
     if (!st)
         st = key_file(out->transport_key, out, "transport.key", err);
     if (!st)
@@ -95,14 +95,14 @@ void lane_close(struct lane *l)
 {
     secp_key_fini(&l->key);
     secp_destroy(l->secp);
-    mem_wipe(l->transport_key, sizeof l->transport_key);
-    mem_wipe(l->jobs_key, sizeof l->jobs_key);
+    mem_wipe(l->transport_key, sizeof(l->transport_key));
+    mem_wipe(l->jobs_key, sizeof(l->jobs_key));
     l->secp = NULL;
 }
 
 void lane_tag(const struct lane *l, uint8_t tag[LANE_TAG_BYTES], const void *data, size_t len)
 {
-    crypto_generichash(tag, LANE_TAG_BYTES, data, len, l->transport_key, sizeof l->transport_key);
+    crypto_generichash(tag, LANE_TAG_BYTES, data, len, l->transport_key, sizeof(l->transport_key));
 }
 
 bool lane_has_tag(const struct lane *l, const void *entry, size_t len)

@@ -6,12 +6,12 @@
 #ifndef RS_RECORD_LANE_H
 #define RS_RECORD_LANE_H
 
+#include "chain_client/eth/secp.h"
+#include "server/base/errtext.h"
+
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
-
-#include "chain_client/eth/secp.h"
-#include "server/base/errtext.h"
 
 #define LANE_TAG_BYTES 32
 

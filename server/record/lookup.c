@@ -23,7 +23,7 @@ struct lookup {
 static uint32_t hash_of(const uint8_t id[32])
 {
     uint32_t h;
-    memcpy(&h, id, sizeof h); /* ids are random */
+    memcpy(&h, id, sizeof(h)); /* ids are random */
     return h & (TABLE_SLOTS - 1);
 }
 
@@ -79,9 +79,9 @@ static void append_log(struct lookup *l, const struct lookup_entry *e)
     be_put(body + 72, e->seq, 8);
     body[80] = e->adapter_count;
     uint64_t seq = spool_next_seq(l->log);
-    if (spool_append(l->log, seq, body, sizeof body, NULL) == STATUS_OK && seq > 2 * LOOKUP_MAX)
+    if (spool_append(l->log, seq, body, sizeof(body), NULL) == STATUS_OK && seq > 2 * LOOKUP_MAX)
         spool_trim(l->log, seq - 2 * LOOKUP_MAX, 0);
-    mem_wipe(body, sizeof body);
+    mem_wipe(body, sizeof(body));
 }
 
 static void replay_log(struct lookup *l)
@@ -112,13 +112,13 @@ static void replay_log(struct lookup *l)
 
 enum status lookup_open(struct lookup **out, const char *dir, struct errtext *err)
 {
-    struct lookup *l = mem_alloc(sizeof *l);
+    struct lookup *l = mem_alloc(sizeof(*l));
     struct spool_options opt = {
         .dir = dir, .segment_bytes_max = LOG_SEG_BYTES, .bytes_max = 256u << 20};
     *out = NULL;
     CHECK(pthread_mutex_init(&l->lock, NULL) == 0);
-    l->ring = mem_array(LOOKUP_MAX, sizeof *l->ring);
-    l->table = mem_array(TABLE_SLOTS, sizeof *l->table);
+    l->ring = mem_array(LOOKUP_MAX, sizeof(*l->ring));
+    l->table = mem_array(TABLE_SLOTS, sizeof(*l->table));
     enum status st = spool_open(&l->log, &opt, err);
     if (st) {
         lookup_close(l);
@@ -135,7 +135,7 @@ void lookup_close(struct lookup *l)
         return;
     spool_close(l->log);
     pthread_mutex_destroy(&l->lock);
-    mem_wipe(l->ring, LOOKUP_MAX * sizeof *l->ring);
+    mem_wipe(l->ring, LOOKUP_MAX * sizeof(*l->ring));
     mem_free(l->ring);
     mem_free(l->table);
     mem_free(l);

@@ -82,7 +82,7 @@ void recorder_on_finish(struct request *req, void *recorder)
 static void *recorder_main(void *arg)
 {
     struct recorder *r = arg;
-    struct group *g = mem_alloc(sizeof *g);
+    struct group *g = mem_alloc(sizeof(*g));
     for (;;) {
         bool wrote = recorder_run_group(r, g);
         if (!wrote)
@@ -116,13 +116,13 @@ static enum status open_parts(struct recorder *r, struct errtext *err)
     if (st)
         return st;
     r->lane_is_open = true;
-    snprintf(dir, sizeof dir, "%s/spool", r->lane.dir);
+    snprintf(dir, sizeof(dir), "%s/spool", r->lane.dir);
     struct spool_options spool = {.dir = dir,
                                   .segment_bytes_max = RECORDER_SEGMENT_BYTES,
                                   .bytes_max = r->opt.spool_bytes_max};
     st = spool_open(&r->spool, &spool, err);
     if (!st) {
-        snprintf(dir, sizeof dir, "%s/lookup", r->lane.dir);
+        snprintf(dir, sizeof(dir), "%s/lookup", r->lane.dir);
         st = lookup_open(&r->lookup, dir, err);
     }
     return st ? st : recorder_recover(r, err);
@@ -143,7 +143,7 @@ static enum status start_shipping(struct recorder *r, struct errtext *err)
 enum status recorder_create(struct recorder **out, const struct recorder_options *opt,
                             const struct recorder_deps *deps, struct errtext *err)
 {
-    struct recorder *r = mem_alloc(sizeof *r);
+    struct recorder *r = mem_alloc(sizeof(*r));
     *out = NULL;
     r->opt = *opt;
     r->deps = *deps;

@@ -3,17 +3,17 @@
 #ifndef RS_RECORD_RECORDER_IMPL_H
 #define RS_RECORD_RECORDER_IMPL_H
 
-#include <pthread.h>
-
 #include "server/base/mailbox.h"
-#include "server/record/build.h"
 #include "server/influence/jobstore.h"
+#include "server/influence/score.h"
+#include "server/record/build.h"
 #include "server/record/lane.h"
 #include "server/record/lookup.h"
 #include "server/record/recorder.h"
-#include "server/influence/score.h"
 #include "server/spool/ship.h"
 #include "server/spool/spool.h"
+
+#include <pthread.h>
 
 #define RECORDER_FLIGHT_MAX     16384u
 #define RECORDER_SEGMENT_BYTES  (16u << 20)

@@ -31,7 +31,7 @@ static void push_open(struct recovery *v, const struct open_inference *o)
 {
     if (v->count == v->cap) {
         size_t cap = v->cap ? 2 * v->cap : 1024;
-        struct open_inference *grown = mem_try_realloc(v->open, cap * sizeof *grown);
+        struct open_inference *grown = mem_try_realloc(v->open, cap * sizeof(*grown));
         CHECK(grown);
         v->open = grown;
         v->cap = cap;
@@ -176,7 +176,7 @@ enum status recorder_recover(struct recorder *r, struct errtext *err)
     char dir[PATH_MAX];
     enum status st = scan_spool(&v, err);
     drop_closed(&v);
-    snprintf(dir, sizeof dir, "%s/jobs", r->lane.dir);
+    snprintf(dir, sizeof(dir), "%s/jobs", r->lane.dir);
     if (!st)
         st = jobstore_open(&r->jobs, dir, r->lane.jobs_key, r->opt.score_bytes_max, visit_job, &v,
                            err);

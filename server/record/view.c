@@ -225,7 +225,7 @@ static enum status put_recorded(struct recorder *r, const struct lookup_entry *e
     union record rec;
     uint8_t digest[32];
     struct buf body;
-    struct tail_influence *inf = mem_alloc(sizeof *inf);
+    struct tail_influence *inf = mem_alloc(sizeof(*inf));
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
     enum status st = read_record(r, e->att_seq, &body, &rec, err);
     if (!st && (rec.prefix.type != RECORD_ATTRIBUTION || rec.attribution.inf_seq != e->seq))
@@ -253,7 +253,7 @@ static enum status put_recorded(struct recorder *r, const struct lookup_entry *e
 static void put_preview(struct recorder *r, const struct lookup_entry *e,
                         const struct tail_set *set, struct buf *out)
 {
-    struct tail_influence *inf = mem_alloc(sizeof *inf);
+    struct tail_influence *inf = mem_alloc(sizeof(*inf));
     inf->count = e->adapter_count;
     for (uint32_t k = 0; k < inf->count; k++)
         inf->adapter[k].gain = e->gain[k];

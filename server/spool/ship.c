@@ -46,15 +46,15 @@ struct ship {
 static enum status parse_url(struct ship *s, const char *url, struct errtext *err)
 {
     if (strncmp(url, "unix:", 5) == 0) {
-        snprintf(s->host, sizeof s->host, "%s", url + 5);
+        snprintf(s->host, sizeof(s->host), "%s", url + 5);
         return STATUS_OK;
     }
     static const char scheme[] = "redis://";
     s->port = 6379;
-    if (strncmp(url, scheme, sizeof scheme - 1) != 0)
+    if (strncmp(url, scheme, sizeof(scheme) - 1) != 0)
         return err_param(err, STATUS_INVALID, "redis_url",
                          "redis_url: found '%.64s', expected redis://HOST:PORT or unix:/path", url);
-    snprintf(s->host, sizeof s->host, "%s", url + sizeof scheme - 1);
+    snprintf(s->host, sizeof(s->host), "%s", url + sizeof(scheme) - 1);
     char *colon = strrchr(s->host, ':'), *end = NULL;
     if (colon) {
         *colon = '\0';
@@ -307,7 +307,7 @@ static void *ship_main(void *arg)
 enum status ship_start(struct ship **out, const struct ship_options *opt, struct spool *spool,
                        struct errtext *err)
 {
-    struct ship *s = mem_alloc(sizeof *s);
+    struct ship *s = mem_alloc(sizeof(*s));
     pthread_condattr_t attr;
     size_t len;
     *out = NULL;

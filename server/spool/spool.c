@@ -97,7 +97,7 @@ void spool_frame_put(struct buf *out, uint64_t seq, const void *body, size_t len
 {
     uint8_t head[SPOOL_FRAME_HEAD_BYTES];
     frame_head(head, seq, body, len);
-    buf_put(out, head, sizeof head);
+    buf_put(out, head, sizeof(head));
     buf_put(out, body, len);
 }
 
@@ -124,7 +124,7 @@ static void push_segment(struct spool *s, uint64_t first_seq)
 {
     if (s->segment_count == s->segment_cap) {
         size_t cap = s->segment_cap ? 2 * s->segment_cap : 16;
-        struct segment *grown = mem_try_realloc(s->segment, cap * sizeof *grown);
+        struct segment *grown = mem_try_realloc(s->segment, cap * sizeof(*grown));
         CHECK(grown);
         s->segment = grown;
         s->segment_cap = cap;
@@ -152,7 +152,7 @@ static enum status list_segments(struct spool *s, struct errtext *err)
     }
     closedir(d);
     if (s->segment_count)
-        qsort(s->segment, s->segment_count, sizeof *s->segment, compare_segments);
+        qsort(s->segment, s->segment_count, sizeof(*s->segment), compare_segments);
     return STATUS_OK;
 }
 
@@ -220,16 +220,16 @@ static enum status open_newest(struct spool *s, struct errtext *err)
 enum status spool_open(struct spool **out, const struct spool_options *opt, struct errtext *err)
 {
     *out = NULL;
-    struct spool *s = mem_alloc(sizeof *s);
+    struct spool *s = mem_alloc(sizeof(*s));
     s->fd = -1;
     s->next_seq = 1;
     s->segment_bytes_max = opt->segment_bytes_max;
     s->bytes_max = opt->bytes_max;
     CHECK(pthread_mutex_init(&s->lock, NULL) == 0);
     enum status st = STATUS_OK;
-    if ((size_t)snprintf(s->dir, sizeof s->dir, "%s", opt->dir) >= sizeof s->dir)
+    if ((size_t)snprintf(s->dir, sizeof(s->dir), "%s", opt->dir) >= sizeof(s->dir))
         st = err_set(err, STATUS_INVALID, "spool folder: path longer than %zu bytes",
-                     sizeof s->dir - 1);
+                     sizeof(s->dir) - 1);
     if (!st)
         st = file_mkdirs(s->dir, 0700, err);
     if (!st)
@@ -420,7 +420,7 @@ void spool_trim(struct spool *s, uint64_t final_seq, uint64_t age_s_min)
         pthread_mutex_lock(&s->lock);
         s->bytes -= oldest.bytes;
         s->segment_count--;
-        memmove(s->segment, s->segment + 1, s->segment_count * sizeof *s->segment);
+        memmove(s->segment, s->segment + 1, s->segment_count * sizeof(*s->segment));
         pthread_mutex_unlock(&s->lock);
     }
 }
@@ -462,7 +462,7 @@ static enum status cursor_switch(struct spool_cursor *c, uint64_t first_seq, str
 static enum status read_frame(struct spool_cursor *c, struct buf *body, struct errtext *err)
 {
     uint8_t head[SPOOL_FRAME_HEAD_BYTES];
-    if (pread(c->fd, head, sizeof head, (off_t)c->offset) != (ssize_t)sizeof head)
+    if (pread(c->fd, head, sizeof(head), (off_t)c->offset) != (ssize_t)sizeof(head))
         return err_set(err, STATUS_CORRUPT, "spool record %" PRIu64 ": short frame", c->next_seq);
     size_t len = head_body_len(head);
     if (len == SIZE_MAX || le_get(head + 8, 8) != c->next_seq)
@@ -472,14 +472,14 @@ static enum status read_frame(struct spool_cursor *c, struct buf *body, struct e
         if (!buf_reserve(body, len))
             return err_set(err, STATUS_NO_MEMORY, "spool record %" PRIu64 ": %zu bytes",
                            c->next_seq, len);
-        if (pread(c->fd, body->data, len, (off_t)(c->offset + sizeof head)) != (ssize_t)len ||
+        if (pread(c->fd, body->data, len, (off_t)(c->offset + sizeof(head))) != (ssize_t)len ||
             frame_crc(head, body->data, len) != le_get(head + 16, 4))
             return err_set(err, STATUS_CORRUPT, "spool record %" PRIu64 ": checksum does not match",
                            c->next_seq);
         body->len = len;
         body->data[len] = '\0';
     }
-    c->offset += sizeof head + len;
+    c->offset += sizeof(head) + len;
     c->next_seq++;
     return STATUS_OK;
 }

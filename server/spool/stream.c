@@ -16,7 +16,7 @@
 void stream_init(struct stream *s, const struct ship_options *opt)
 {
     *s = (struct stream){.is_own = opt->is_own, .arg = opt->arg};
-    snprintf(s->key, sizeof s->key, "residual:lane:%" PRIu32, opt->lane);
+    snprintf(s->key, sizeof(s->key), "residual:lane:%" PRIu32, opt->lane);
     buf_init(&s->entry, SPOOL_BODY_BYTES_MAX);
     buf_init(&s->foreign, PAGE_ENTRIES * ID_BYTES);
 }
@@ -161,7 +161,7 @@ bool stream_find_end(struct stream *s, struct redisContext *redis, uint64_t refi
             end->seq = strtoull(last, NULL, 10);
             return true;
         }
-        snprintf(own, sizeof own, "%" PRIu64 "-0", end->seq);
+        snprintf(own, sizeof(own), "%" PRIu64 "-0", end->seq);
         if (end->has_record && strcmp(own, last) == 0)
             return true;
         if (count == 1 && !end->has_record)

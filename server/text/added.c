@@ -41,7 +41,7 @@ enum status added_load(struct added *a, const json_t *json, struct errtext *err)
     if (!json_is_array(json) || json_array_size(json) > ADDED_COUNT_MAX)
         return err_set(err, STATUS_INVALID, "added_tokens: expected an array of at most %u items",
                        ADDED_COUNT_MAX);
-    a->tokens = mem_try_array(json_array_size(json) + 1, sizeof *a->tokens);
+    a->tokens = mem_try_array(json_array_size(json) + 1, sizeof(*a->tokens));
     if (!a->tokens)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the added tokens");
     size_t total = 0;
@@ -62,7 +62,7 @@ static uint32_t trie_node(struct added_trie *t, unsigned char byte, uint32_t sib
 {
     if (t->n + 1 >= t->cap) {
         size_t cap = t->cap ? t->cap * 2 : 64;
-        struct added_node *nodes = mem_try_realloc(t->nodes, cap * sizeof *nodes);
+        struct added_node *nodes = mem_try_realloc(t->nodes, cap * sizeof(*nodes));
         if (!nodes)
             return 0;
         t->nodes = nodes;

@@ -43,10 +43,10 @@ struct added {
 };
 
 /* The "added_tokens" array (NULL: none). */
-enum status added_load(struct added *a, const json_t *json, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status added_load(struct added *a, const json_t *json, struct errtext *err);
 /* Build the tries, after the normalizer is known. */
-enum status added_index(struct added *a, const struct normalizer *n,
-                        struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status added_index(struct added *a, const struct normalizer *n,
+                                   struct errtext *err);
 void added_fini(struct added *a);
 
 /* Cut text into found tokens and what is between them. skip_special leaves special tokens alone. */

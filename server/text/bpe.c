@@ -23,7 +23,7 @@ enum status token_list_add(struct token_list *list, int32_t id, struct errtext *
         return err_set(err, STATUS_TOO_LARGE, "the text is more than %zu tokens", n_max);
     if (list->n == list->cap) {
         size_t cap = list->cap ? list->cap * 2 : 64;
-        int32_t *ids = mem_try_realloc(list->ids, cap * sizeof *ids);
+        int32_t *ids = mem_try_realloc(list->ids, cap * sizeof(*ids));
         if (!ids)
             return err_set(err, STATUS_NO_MEMORY, "no memory for %zu tokens", cap);
         list->ids = ids;
@@ -40,11 +40,11 @@ static bool work_reserve(struct bpe_work *w, size_t n_symbols)
     size_t cap = w->symbols_cap ? w->symbols_cap : 64;
     while (cap < n_symbols)
         cap *= 2;
-    struct bpe_symbol *symbols = mem_try_realloc(w->symbols, cap * sizeof *symbols);
+    struct bpe_symbol *symbols = mem_try_realloc(w->symbols, cap * sizeof(*symbols));
     if (!symbols)
         return false;
     w->symbols = symbols;
-    struct bpe_candidate *heap = mem_try_realloc(w->heap, 2 * cap * sizeof *heap);
+    struct bpe_candidate *heap = mem_try_realloc(w->heap, 2 * cap * sizeof(*heap));
     if (!heap)
         return false;
     w->heap = heap;

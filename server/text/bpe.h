@@ -44,14 +44,14 @@ struct bpe_work {
 };
 
 /* The "model" object. */
-enum status bpe_load(struct bpe *b, const json_t *json, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status bpe_load(struct bpe *b, const json_t *json, struct errtext *err);
 void bpe_fini(struct bpe *b);
 void bpe_work_fini(struct bpe_work *w);
 
-enum status bpe_encode(const struct bpe *b, struct bpe_work *w, const char *text, size_t len,
-                       struct token_list *out, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status bpe_encode(const struct bpe *b, struct bpe_work *w, const char *text,
+                                  size_t len, struct token_list *out, struct errtext *err);
 
 /* Append one id. */
-enum status token_list_add(struct token_list *list, int32_t id, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status token_list_add(struct token_list *list, int32_t id, struct errtext *err);
 
 #endif

@@ -153,7 +153,7 @@ static void fill_tables(struct bpe *b)
 {
     for (unsigned i = 0; i < 256; i++) {
         char name[8];
-        int len = snprintf(name, sizeof name, "<0x%02X>", i);
+        int len = snprintf(name, sizeof(name), "<0x%02X>", i);
         b->byte_ids[i] = vocab_get(&b->vocab, name, (size_t)len);
     }
     for (uint32_t cp = 0; cp < BPE_SHORT_CP_MAX; cp++) {

@@ -38,7 +38,7 @@ enum status chat_template_parse(struct chat_template **out, const char *text, si
     size_t valid = utf8_valid_prefix(text, len);
     if (valid != len)
         return err_set(err, STATUS_INVALID, "chat template: not UTF-8 at byte %zu", valid);
-    struct chat_template *t = mem_try_alloc(sizeof *t);
+    struct chat_template *t = mem_try_alloc(sizeof(*t));
     if (t)
         t->text = mem_try_strndup(text, len);
     if (!t || !t->text) {
@@ -86,7 +86,7 @@ static bool dict_of_json(struct jrun *r, const json_t *json, int depth, struct j
 {
     struct jdict *dict = jdict_new(r);
     size_t n = json_object_size(json);
-    struct jpair *pairs = dict ? jrun_alloc(r, (n + 1) * sizeof *pairs) : NULL;
+    struct jpair *pairs = dict ? jrun_alloc(r, (n + 1) * sizeof(*pairs)) : NULL;
     if (!pairs)
         return false;
     dict->pairs = pairs;

@@ -23,8 +23,8 @@ struct chat_template;
 
 /* Errors  INVALID a syntax error (with its line), UNSUPPORTED a statement we do not have,
  *         TOO_LARGE, NO_MEMORY. */
-enum status chat_template_parse(struct chat_template **out, const char *text, size_t len,
-                                struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status chat_template_parse(struct chat_template **out, const char *text, size_t len,
+                                           struct errtext *err);
 void chat_template_free(struct chat_template *t);
 
 /* chat_template_render - append the rendered text to out.
@@ -32,7 +32,7 @@ void chat_template_free(struct chat_template *t);
  *         add_generation_prompt, bos_token, eos_token and whatever else the caller allows).
  * Errors  INVALID the template raised an exception (the text is its own) or made a mistake of
  *         types; TOO_LARGE a budget was spent or out is full; NO_MEMORY. */
-enum status chat_template_render(const struct chat_template *t, const json_t *context,
-                                 struct buf *out, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status chat_template_render(const struct chat_template *t, const json_t *context,
+                                            struct buf *out, struct errtext *err);
 
 #endif

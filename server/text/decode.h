@@ -41,17 +41,17 @@ struct decoder {
     size_t fuse_idx; /* first Fuse or ByteLevel, or n: later steps see the text as one token */
 };
 
-enum status decoder_load(struct decoder *d, const json_t *json, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status decoder_load(struct decoder *d, const json_t *json, struct errtext *err);
 void decoder_fini(struct decoder *d);
 
 /* decoder_run - the whole-text decoder: tokens is a list of token texts; b is scratch. The result
  * is appended to out. */
-enum status decoder_run(const struct decoder *d, struct pieces *tokens, struct pieces *b,
-                        struct buf *out, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status decoder_run(const struct decoder *d, struct pieces *tokens, struct pieces *b,
+                                   struct buf *out, struct errtext *err);
 
 /* One token's text as bytes in a stream. */
-enum status decoder_token(const struct decoder *d, const char *text, size_t len, bool is_first,
-                          struct buf *out, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status decoder_token(const struct decoder *d, const char *text, size_t len,
+                                     bool is_first, struct buf *out, struct errtext *err);
 
 /* Append bytes as text, each maximal bad sequence as one U+FFFD. */
 void decode_put_lossy(struct buf *out, const char *bytes, size_t len);

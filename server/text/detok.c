@@ -43,7 +43,7 @@ static void emit_bad(struct detok *d, struct buf *out, size_t n)
 
 static void push_byte(struct detok *d, unsigned char byte, struct buf *out)
 {
-    CHECK(d->n_tail < sizeof d->tail);
+    CHECK(d->n_tail < sizeof(d->tail));
     d->tail[d->n_tail++] = byte;
     while (d->n_tail) {
         size_t n;

@@ -56,7 +56,7 @@ static enum status load_step(struct normalize_step *step, const json_t *json, co
                  {"NFKD", NORMALIZE_NFKD},
                  {"Lowercase", NORMALIZE_LOWERCASE},
                  {"StripAccents", NORMALIZE_STRIP_ACCENTS}};
-    for (size_t i = 0; i < sizeof plain / sizeof plain[0]; i++) {
+    for (size_t i = 0; i < sizeof(plain) / sizeof(plain[0]); i++) {
         if (strcmp(type, plain[i].name) == 0) {
             step->kind = plain[i].kind;
             return STATUS_OK;
@@ -131,7 +131,7 @@ static bool grow_cps(int32_t **cps, size_t *cap, size_t need)
     size_t bigger = *cap ? *cap : 256;
     while (bigger < need)
         bigger *= 2;
-    int32_t *p = mem_try_realloc(*cps, bigger * sizeof *p);
+    int32_t *p = mem_try_realloc(*cps, bigger * sizeof(*p));
     if (!p)
         return false;
     *cps = p;
@@ -159,7 +159,7 @@ static bool order_marks(struct normalize_work *w, size_t start, size_t end)
         at[c] += at[c - 1];
     for (size_t i = start; i < end; i++)
         w->sorted[at[combining_class(w->cps[i])]++] = w->cps[i];
-    memcpy(w->cps + start, w->sorted, n * sizeof *w->cps);
+    memcpy(w->cps + start, w->sorted, n * sizeof(*w->cps));
     return true;
 }
 

@@ -46,8 +46,8 @@ struct normalize_work {
 };
 
 /* json may be NULL or null: no steps. */
-enum status normalizer_load(struct normalizer *n, const json_t *json,
-                            struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status normalizer_load(struct normalizer *n, const json_t *json,
+                                       struct errtext *err);
 void normalizer_fini(struct normalizer *n);
 
 void normalize_work_init(struct normalize_work *w);
@@ -61,16 +61,17 @@ struct normalize_io {
     size_t len;
     bool at_start;
 };
-enum status normalizer_run(const struct normalizer *n, struct normalize_work *w,
-                           struct regex_scratch *scratch, struct normalize_io *io,
-                           struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status normalizer_run(const struct normalizer *n, struct normalize_work *w,
+                                      struct regex_scratch *scratch, struct normalize_io *io,
+                                      struct errtext *err);
 
 /* Replace every match of a step's pattern in text, into out. Used by decoders too. */
-enum status normalize_replace(const struct normalize_step *step, struct regex_scratch *scratch,
-                              const struct normalize_io *io, struct buf *out,
-                              struct errtext *err) MUST_CHECK;
-enum status normalize_replace_load(struct normalize_step *step, const json_t *json,
-                                   const char *where, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status normalize_replace(const struct normalize_step *step,
+                                         struct regex_scratch *scratch,
+                                         const struct normalize_io *io, struct buf *out,
+                                         struct errtext *err);
+MUST_CHECK enum status normalize_replace_load(struct normalize_step *step, const json_t *json,
+                                              const char *where, struct errtext *err);
 void normalize_step_fini(struct normalize_step *step);
 
 #endif

@@ -34,7 +34,7 @@ static void push(struct pieces *p, struct piece item)
         return;
     if (p->n == p->cap) {
         size_t cap = p->cap ? p->cap * 2 : 32;
-        struct piece *items = mem_try_realloc(p->items, cap * sizeof *items);
+        struct piece *items = mem_try_realloc(p->items, cap * sizeof(*items));
         if (!items) {
             p->failed = true;
             return;

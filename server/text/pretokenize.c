@@ -46,7 +46,7 @@ void byte_level_put(struct buf *out, const char *s, size_t len)
     size_t n = 0;
     for (size_t i = 0; i < len; i++) {
         n += utf8_put(byte_level_cp((unsigned char)s[i]), chunk + n);
-        if (n > sizeof chunk - 4) {
+        if (n > sizeof(chunk) - 4) {
             buf_put(out, chunk, n);
             n = 0;
         }
@@ -58,7 +58,7 @@ static bool add_span(struct pretokenize_work *w, size_t start, size_t end, bool 
 {
     if (w->n == w->cap) {
         size_t cap = w->cap ? w->cap * 2 : 64;
-        struct split_span *spans = mem_try_realloc(w->spans, cap * sizeof *spans);
+        struct split_span *spans = mem_try_realloc(w->spans, cap * sizeof(*spans));
         if (!spans)
             return false;
         w->spans = spans;
@@ -197,7 +197,7 @@ static void fold_spans(struct pretokenize_work *w, enum split_behavior behavior)
             next_is_match = is_match;
             kept = w->n - top;
         }
-        memmove(s, s + (w->n - kept), kept * sizeof *s);
+        memmove(s, s + (w->n - kept), kept * sizeof(*s));
         w->n = kept;
         return;
     }

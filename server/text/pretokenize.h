@@ -63,12 +63,12 @@ struct pretokenize_work {
     struct buf text;
 };
 
-enum status pretokenizer_load(struct pretokenizer *p, const json_t *json,
-                              struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status pretokenizer_load(struct pretokenizer *p, const json_t *json,
+                                         struct errtext *err);
 void pretokenizer_fini(struct pretokenizer *p);
 /* first|always|never and the older add_prefix_space of a Metaspace object. */
-enum status metaspace_load_scheme(const json_t *json, enum prepend_scheme *scheme,
-                                  struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status metaspace_load_scheme(const json_t *json, enum prepend_scheme *scheme,
+                                             struct errtext *err);
 
 void pretokenize_work_fini(struct pretokenize_work *w);
 
@@ -78,9 +78,9 @@ struct pretokenize_io {
     struct pieces *a, *b;
     struct pieces *result;
 };
-enum status pretokenizer_run(const struct pretokenizer *p, struct pretokenize_work *w,
-                             struct regex_scratch *scratch, struct pretokenize_io *io,
-                             struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status pretokenizer_run(const struct pretokenizer *p, struct pretokenize_work *w,
+                                        struct regex_scratch *scratch, struct pretokenize_io *io,
+                                        struct errtext *err);
 
 /* Append the byte-level spelling of bytes: each byte as one printable character. */
 void byte_level_put(struct buf *out, const char *s, size_t len);

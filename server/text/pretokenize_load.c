@@ -31,7 +31,7 @@ static enum status load_behavior(const json_t *json, const char *where, bool req
     *out = SPLIT_ISOLATED;
     if (!v && !required)
         return STATUS_OK;
-    for (size_t i = 0; json_is_string(v) && i < sizeof names / sizeof names[0]; i++) {
+    for (size_t i = 0; json_is_string(v) && i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(json_string_value(v), names[i]) == 0) {
             *out = (enum split_behavior)i;
             return STATUS_OK;
@@ -69,7 +69,7 @@ static enum status load_byte_level(struct pretokenize_step *s, const json_t *jso
     if (!st)
         st = json_get_bool(json, where, "use_regex", true, &s->cut, err);
     if (!st && s->cut)
-        st = regex_compile(&s->regex, GPT2_PATTERN, sizeof GPT2_PATTERN - 1, err);
+        st = regex_compile(&s->regex, GPT2_PATTERN, sizeof(GPT2_PATTERN) - 1, err);
     return st;
 }
 
@@ -86,7 +86,7 @@ enum status metaspace_load_scheme(const json_t *json, enum prepend_scheme *schem
     *scheme = json_is_false(old) ? PREPEND_NEVER : PREPEND_ALWAYS;
     if (!v || json_is_null(v))
         return STATUS_OK;
-    for (size_t i = 0; json_is_string(v) && i < sizeof names / sizeof names[0]; i++) {
+    for (size_t i = 0; json_is_string(v) && i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(json_string_value(v), names[i]) != 0)
             continue;
         *scheme = (enum prepend_scheme)i;

@@ -56,7 +56,7 @@ static enum status compile_translated(struct regex *r, const struct buf *pattern
         return err_set(err, STATUS_NO_MEMORY, "no memory for a regular expression");
     if (!r->code) {
         PCRE2_UCHAR why[128] = "";
-        pcre2_get_error_message(code, why, sizeof why);
+        pcre2_get_error_message(code, why, sizeof(why));
         return err_set(err, STATUS_INVALID, "regular expression '%.120s': %s", pattern->data,
                        (const char *)why);
     }
@@ -71,7 +71,7 @@ enum status regex_compile(struct regex **out, const char *pattern, size_t len, s
     buf_init(&translated, REGEX_PATTERN_BYTES_MAX * 16);
     enum status st = regex_translate(pattern, len, &translated, err);
     struct regex *r = NULL;
-    if (!st && !(r = mem_try_alloc(sizeof *r)))
+    if (!st && !(r = mem_try_alloc(sizeof(*r))))
         st = err_set(err, STATUS_NO_MEMORY, "no memory for a regular expression");
     if (!st)
         st = compile_translated(r, &translated, err);
@@ -94,7 +94,7 @@ void regex_free(struct regex *r)
 
 struct regex_scratch *regex_scratch_create(void)
 {
-    struct regex_scratch *s = mem_try_alloc(sizeof *s);
+    struct regex_scratch *s = mem_try_alloc(sizeof(*s));
     if (!s)
         return NULL;
     pcre2_general_context *general =

@@ -18,11 +18,11 @@ struct regex;
 struct regex_scratch; /* match data and JIT stack of one caller */
 
 /* Oniguruma pattern -> PCRE2 pattern. */
-enum status regex_translate(const char *pattern, size_t len, struct buf *out,
-                            struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status regex_translate(const char *pattern, size_t len, struct buf *out,
+                                       struct errtext *err);
 
-enum status regex_compile(struct regex **out, const char *pattern, size_t len,
-                          struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status regex_compile(struct regex **out, const char *pattern, size_t len,
+                                     struct errtext *err);
 void regex_free(struct regex *r);
 
 struct regex_scratch *regex_scratch_create(void); /* NULL without memory */
@@ -40,7 +40,7 @@ struct regex_iter {
 
 /* Next match in [*start, *end); *found false at the end.
  * Errors  INVALID a match limit was reached (a pattern that blows up), NO_MEMORY. */
-enum status regex_iter_next(struct regex_iter *it, size_t *start, size_t *end, bool *found,
-                            struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status regex_iter_next(struct regex_iter *it, size_t *start, size_t *end,
+                                       bool *found, struct errtext *err);
 
 #endif

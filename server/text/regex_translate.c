@@ -187,7 +187,7 @@ static enum status translate_group(struct walk *w)
         w->i++;
         return STATUS_OK;
     }
-    for (size_t k = 0; k < sizeof known / sizeof known[0]; k++) {
+    for (size_t k = 0; k < sizeof(known) / sizeof(known[0]); k++) {
         if (starts(w, known[k]) && (w->i == 0 || strcmp(known[k], "(?i)") != 0)) {
             buf_puts(w->out, known[k]);
             w->i += strlen(known[k]);

@@ -41,8 +41,8 @@ struct token_list {
 /* tokenizer_load - parse the bytes of a tokenizer.json.
  * Errors  INVALID malformed, UNSUPPORTED a component we do not implement (named), TOO_LARGE past a
  *         maximum, NO_MEMORY. On error *out is NULL. */
-enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
-                           struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
+                                      struct errtext *err);
 void tokenizer_free(struct tokenizer *t);
 
 /* Highest id + 1, added tokens included. */
@@ -53,9 +53,9 @@ uint32_t tokenizer_vocab_size(const struct tokenizer *t);
  * `tokenizer.encode_special_tokens = True` does: the safe mode for what users write.
  * Errors  INVALID text is not UTF-8, TOO_LARGE more than out->n_max ids, NO_MEMORY.
  * Cost    O(n log n) in the text. */
-enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t len,
-                             unsigned flags, struct token_list *out,
-                             struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t len,
+                                        unsigned flags, struct token_list *out,
+                                        struct errtext *err);
 
 /* The token's bytes as they appear in output text when decoded after other tokens (they may be part
  * of a character); special tokens give their text; NULL for an unknown id. Owned by t. */
@@ -66,8 +66,8 @@ int32_t tokenizer_token_to_id(const struct tokenizer *t, const char *content);
 
 /* tokenizer_decode - append the text of ids to out. Ids the tokenizer does not know are skipped.
  * Errors  NO_MEMORY, TOO_LARGE out is full. */
-enum status tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n,
-                             bool skip_special, struct buf *out, struct errtext *err) MUST_CHECK;
+MUST_CHECK enum status tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n,
+                                        bool skip_special, struct buf *out, struct errtext *err);
 
 /* Streaming: feed ids, get only complete UTF-8. The concatenation equals tokenizer_decode, except
  * inside a run of byte-fallback tokens that is not UTF-8: there the whole-text decoder replaces

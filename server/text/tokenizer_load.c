@@ -89,9 +89,9 @@ static enum status load_template(struct tokenizer *t, const json_t *json, struct
         return st;
     if (f.n_before + t->n_prefix > TEMPLATE_IDS_MAX || f.n_after + t->n_suffix > TEMPLATE_IDS_MAX)
         return err_set(err, STATUS_TOO_LARGE, "post_processor: more than %d ids", TEMPLATE_IDS_MAX);
-    memmove(t->prefix + f.n_before, t->prefix, t->n_prefix * sizeof *t->prefix);
-    memcpy(t->prefix, f.before, f.n_before * sizeof *t->prefix);
-    memcpy(t->suffix + t->n_suffix, f.after, f.n_after * sizeof *t->suffix);
+    memmove(t->prefix + f.n_before, t->prefix, t->n_prefix * sizeof(*t->prefix));
+    memcpy(t->prefix, f.before, f.n_before * sizeof(*t->prefix));
+    memcpy(t->suffix + t->n_suffix, f.after, f.n_after * sizeof(*t->suffix));
     t->n_prefix += f.n_before;
     t->n_suffix += f.n_after;
     return STATUS_OK;
@@ -165,7 +165,7 @@ static enum status fill_info(struct tokenizer *t, struct errtext *err)
     for (size_t i = 0; i < t->added.n; i++)
         id_max = t->added.tokens[i].id > id_max ? t->added.tokens[i].id : id_max;
     t->n_ids = (uint32_t)(id_max + 1);
-    t->info = mem_try_array(t->n_ids + 1, sizeof *t->info);
+    t->info = mem_try_array(t->n_ids + 1, sizeof(*t->info));
     if (!t->info)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %u tokens", t->n_ids);
     enum status st = STATUS_OK;
@@ -249,7 +249,7 @@ enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
     json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
     if (!root)
         return err_set(err, STATUS_INVALID, "tokenizer.json: line %d: %s", why.line, why.text);
-    struct tokenizer *t = mem_try_alloc(sizeof *t);
+    struct tokenizer *t = mem_try_alloc(sizeof(*t));
     enum status st = t ? STATUS_OK : STATUS_NO_MEMORY;
     if (!st && !json_is_object(root))
         st = err_set(err, STATUS_INVALID, "tokenizer.json: expected an object");

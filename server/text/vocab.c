@@ -13,7 +13,7 @@ static pthread_once_t hash_once = PTHREAD_ONCE_INIT;
 
 static void hash_key_init(void)
 {
-    if (getrandom(&hash_key, sizeof hash_key, 0) != (ssize_t)sizeof hash_key)
+    if (getrandom(&hash_key, sizeof(hash_key), 0) != (ssize_t)sizeof(hash_key))
         hash_key = (uint64_t)(uintptr_t)&hash_key;
 }
 
@@ -54,7 +54,7 @@ bool vocab_init(struct vocab *v, size_t count_max)
 {
     pthread_once(&hash_once, hash_key_init);
     size_t n = slots_for(count_max);
-    v->slots = mem_try_array(n, sizeof *v->slots);
+    v->slots = mem_try_array(n, sizeof(*v->slots));
     if (!v->slots)
         return false;
     for (size_t i = 0; i < n; i++)
@@ -100,7 +100,7 @@ bool merges_init(struct merges *m, size_t count_max)
 {
     pthread_once(&hash_once, hash_key_init);
     size_t n = slots_for(count_max);
-    m->slots = mem_try_array(n, sizeof *m->slots);
+    m->slots = mem_try_array(n, sizeof(*m->slots));
     if (!m->slots)
         return false;
     for (size_t i = 0; i < n; i++)

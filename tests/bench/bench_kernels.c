@@ -6,16 +6,16 @@
  * Weights rotate over copies larger than the last-level cache, so that decode shapes read memory.
  * Other load on the machine shows in the medians; the best time of the repeats is what the kernel
  * does when nobody interferes, and rates are computed from it. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "kernels/backend.h"
 #include "kernels/bf16.h"
 #include "kernels/cpu/pool.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define REPEATS_MAX  200
 #define ROTATE_BYTES ((size_t)192 << 20)

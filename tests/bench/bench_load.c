@@ -5,14 +5,14 @@
  * The stages are those of the loader: open (config, header, shapes), read (every byte, through the
  * piece), pack (the form for the device: the rest of a load whose seal holds), hash (the rest of a
  * load without a seal); then what admission does. Medians; the file is in the page cache. */
+#include "server/adapter/peft/reader.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#include "server/adapter/peft/reader.h"
-#include "server/base/file.h"
-#include "server/base/mem.h"
 
 #define REPEATS_MAX 1000
 
@@ -66,7 +66,7 @@ static void load_once(struct bench *b, uint32_t i)
     double opened = now_ms();
     b->file_bytes = r.seen.file.bytes;
     if (!b->layout) {
-        b->layout = mem_array((size_t)b->model.n_layer * LORA_MODULE_COUNT, sizeof *b->layout);
+        b->layout = mem_array((size_t)b->model.n_layer * LORA_MODULE_COUNT, sizeof(*b->layout));
         peft_layout(&r.a, b->model.n_layer, DTYPE_BF16, b->layout, &b->blob_bytes);
         b->blob = mem_alloc_aligned(b->blob_bytes);
     }
@@ -113,7 +113,7 @@ static void report(struct bench *b)
 {
     double m[STAGE_COUNT];
     for (int s = 0; s < STAGE_COUNT; s++) {
-        qsort(b->ms[s], b->repeats, sizeof b->ms[s][0], by_value);
+        qsort(b->ms[s], b->repeats, sizeof(b->ms[s][0]), by_value);
         m[s] = b->ms[s][b->repeats / 2];
         printf("%-12s %7.2f ms %7.1f GB/s\n", stage_name[s], m[s],
                (double)b->file_bytes / m[s] * 1e-6);
@@ -137,7 +137,7 @@ int main(int argc, char **argv)
     b.repeats = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 21;
     b.repeats = b.repeats < 1 ? 1 : b.repeats > REPEATS_MAX ? REPEATS_MAX : b.repeats;
     b.piece = mem_alloc_aligned(PEFT_PIECE_BYTES);
-    snprintf(path, sizeof path, "%s/config.json", argv[1]);
+    snprintf(path, sizeof(path), "%s/config.json", argv[1]);
     if (file_read(path, 1u << 20, &text, &len, &err) ||
         model_config_parse(&b.model, text, len, NULL, 0, &err))
         die(&err);

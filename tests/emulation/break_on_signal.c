@@ -1,9 +1,9 @@
 /* residuald_emulated only: SIGUSR2 breaks the device, as a sticky error in the middle of a step
  * would. */
+#include "tests/emulation/emu_control.h"
+
 #include <pthread.h>
 #include <signal.h>
-
-#include "tests/emulation/emu_control.h"
 
 static sigset_t usr2;
 

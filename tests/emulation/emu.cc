@@ -1,11 +1,11 @@
 /* The scheduler of emulated threads and the arithmetic of warp operations. Compiled without
  * sanitizers: it reads and writes lanes' operands while they wait, which is no race. */
+#include "tests/emulation/emu_runtime.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-
-#include "tests/emulation/emu_runtime.h"
 
 #if EMU_TSAN
 extern "C" {

@@ -10,14 +10,13 @@
 #ifndef RS_TESTS_EMULATION_EMU_H
 #define RS_TESTS_EMULATION_EMU_H
 
+#include "tests/emulation/emu_control.h"
+
+#include <functional>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-
-#include "tests/emulation/emu_control.h"
-
-#include <functional>
 #include <tuple>
 
 struct dim3 {

@@ -2,18 +2,17 @@
  * somebody waits for the stream or for an event on it: host code that forgets to wait, or that
  * changes a buffer whose copy is under way, computes nonsense here as it would there. A captured
  * graph is a list of closures with their arguments by value. One lock: host threads take turns. */
-#include "tests/emulation/emu_control.h"
 #include "tests/emulation/emu_runtime.h"
+#include "tests/emulation/emu_control.h"
 #include "tests/emulation/include/cuda_runtime.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
 #include <vector>
 
 typedef std::function<void()> work;

@@ -1,11 +1,10 @@
 /* The functions of lt_double.h. */
 #define RS_EMULATION "tests/emulation/emu.h"
+#include "tests/emulation/lt_double.h"
 #include "kernels/cuda/device.cuh"
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "tests/emulation/emu_control.h"
-#include "tests/emulation/lt_double.h"
 
 struct lt_double lt_double = {0, false, false, 0, 0, {}};
 

@@ -1,14 +1,13 @@
 /* The whole engine on the CUDA backend: every family against the goldens, and its own bits, which
  * must not depend on company, chunks, preemption, evictions, or on whether a pass is replayed. */
+#include "server/base/log.h"
+#include "tests/emulation/emu_control.h"
+#include "tests/lib/logits_case.h"
 #include "tests/unit/engine_world.h"
 
 #include <dirent.h>
 #include <limits.h>
 #include <stdlib.h>
-
-#include "server/base/log.h"
-#include "tests/emulation/emu_control.h"
-#include "tests/lib/logits_case.h"
 
 static const char cases_dir[] = RS_TEST_DATA "/logits";
 
@@ -32,7 +31,7 @@ static uint32_t check_cases(const char *backend, uint32_t chunk)
         char dir[PATH_MAX];
         struct errtext err = ERRTEXT_INIT;
         bool wanted = list[i]->d_name[0] != '.';
-        snprintf(dir, sizeof dir, "%s/%s", cases_dir, list[i]->d_name);
+        snprintf(dir, sizeof(dir), "%s/%s", cases_dir, list[i]->d_name);
         free(list[i]);
         enum status st = wanted ? logits_case_check(dir, &opt, &err) : STATUS_UNSUPPORTED;
         if (st && st != STATUS_UNSUPPORTED)
@@ -305,8 +304,8 @@ static void test_scores_equal_decoded_logprobs(void **state)
     struct request *r = subject(&w, 1);
     world_submit(&w, r);
     world_run(&w);
-    memcpy(ids, r->prompt[0].ids, 37 * sizeof ids[0]);
-    memcpy(ids + 37, r->seq[0].out_id, OUT * sizeof ids[0]);
+    memcpy(ids, r->prompt[0].ids, 37 * sizeof(ids[0]));
+    memcpy(ids + 37, r->seq[0].out_id, OUT * sizeof(ids[0]));
     struct score_job j = {.comp = r->comp,
                           .ids = ids,
                           .n_ids = 37 + OUT,
@@ -319,7 +318,7 @@ static void test_scores_equal_decoded_logprobs(void **state)
     world_run(&w);
     assert_int_equal(done, 1);
     assert_int_equal(j.status, STATUS_OK);
-    assert_memory_equal(logprob, r->seq[0].out_logprob, sizeof logprob);
+    assert_memory_equal(logprob, r->seq[0].out_logprob, sizeof(logprob));
     request_release(r);
     world_close(&w);
 }

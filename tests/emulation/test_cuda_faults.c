@@ -1,14 +1,14 @@
 /* Planted faults: each runs in a process of its own, which must fail in the way named here; without
  * the fault the same kernel must pass. What only a sanitizer can see is asked of the build that has
  * it; what the emulation itself sees, or what shows in the numbers, is asked of every build. */
+#include "tests/emulation/fixture.h"
+#include "tests/emulation/vocabulary.h"
+
 #include <errno.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include "tests/emulation/fixture.h"
-#include "tests/emulation/vocabulary.h"
 
 extern char **environ;
 

@@ -1,8 +1,8 @@
 /* score and sketch on the emulated device: against kernels/ref; a score has the bits of the
  * log-probability that sample and top_logprobs report for the same row; no row sees another. */
-#include <stdlib.h>
-
 #include "tests/emulation/fixture.h"
+
+#include <stdlib.h>
 
 struct head_case {
     uint16_t *w;

@@ -1,11 +1,11 @@
 /* Shrink and the three finishes on the emulated device: against ref over shapes, ranks, mixes and
  * segment lengths; and the promise that a row's bits are its own, whoever shares the batch, whether
  * it came in a list of 8 or of 64 rows, on however many SMs and in whatever order blocks run. */
+#include "tests/emulation/lora_world.h"
+
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include "tests/emulation/lora_world.h"
 
 /* n_head, n_kv, d_head, d_model, d_ff: heads of every kind, tails of 8 in every width, one to three
  * chunks of d_in. */

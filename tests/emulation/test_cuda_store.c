@@ -1,11 +1,10 @@
 /* Residency on a device: packed blobs in page-locked memory, copies beside the
  * steps, eviction by least use with pins, unload that frees both tiers, and
  * what does not fit is told by name. */
-#include "tests/unit/adapter_fixture.h"
-
 #include "server/adapter/device_form.h"
 #include "server/adapter/store.h"
 #include "tests/emulation/emu_control.h"
+#include "tests/unit/adapter_fixture.h"
 
 #define DEVICE_BYTES ((uint64_t)64 << 20)
 #define PIECE        ((uint64_t)2 << 20)
@@ -105,7 +104,7 @@ static void assert_blob(const struct adapter_entry *e, uint32_t slot)
     void *want = mem_alloc_aligned(want_bytes), *got = mem_alloc_aligned(want_bytes);
     device_form_pack(backend->ops->adapters, &base, want, packed, blob, plain);
     assert_int_equal(want_bytes, l->blob_bytes);
-    assert_memory_equal(l->entry, packed, sizeof packed);
+    assert_memory_equal(l->entry, packed, sizeof(packed));
     assert_int_equal(backend->ops->mem_read(backend, got, t->slot[slot].blob, want_bytes),
                      STATUS_OK);
     assert_memory_equal(got, want, want_bytes);
@@ -146,7 +145,7 @@ static void test_lru_and_pins(void **state)
     open_store(8, 1 << 20, 2 * PIECE);
     for (uint32_t i = 0; i < 4; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = device_entry(name, i, 4);
     }
     touch(e[0], 1);
@@ -190,7 +189,7 @@ static void test_the_host_tier_evicts_too(void **state)
     open_store(8, 3 * (64 << 10), 8 * PIECE);
     for (uint32_t i = 0; i < 6; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = device_entry(name, i, 4);
         touch(e[i], i + 1);
     }
@@ -307,7 +306,7 @@ static void test_churn(void **state)
     open_store(10, 8 * (64 << 10), 4 * PIECE);
     for (uint32_t i = 0; i < COUNT; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = device_entry(name, i, 2 + i % 3);
     }
     for (uint64_t step = 1; step <= 300; step++) {

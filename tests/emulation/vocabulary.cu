@@ -1,8 +1,8 @@
 /* One small kernel for each part of the device vocabulary, and for each fault that the emulation
  * must find. test_cuda_vocabulary.c and test_cuda_faults.c launch them by name. */
+#include "tests/emulation/vocabulary.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/device.cuh"
-#include "tests/emulation/vocabulary.h"
 
 /* out[16][8] = a[16][16] b[16][8] by one warp, a by ldmatrix, b as the transpose of smem rows. */
 static KERNEL(32, 1) void mma_tile(struct vocabulary v)

@@ -1,10 +1,10 @@
 /* A chat template, then (after the first zero byte) a JSON context: it renders or it is refused
  * with a sentence, inside its budgets. */
-#include <jansson.h>
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/text/chat.h"
+
+#include <jansson.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

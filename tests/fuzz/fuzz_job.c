@@ -1,9 +1,9 @@
 /* Scoring jobs are read back from disk: whatever the bytes, job_decode answers, and what it accepts
  * has one encoding. */
+#include "server/influence/job.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-#include "server/influence/job.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 

@@ -1,9 +1,9 @@
 /* Publish manifests come from strangers: whatever the JSON, signed or of a directory, parsing
  * answers, and what it accepts keeps its own rules. */
+#include "server/adapter/manifest.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-#include "server/adapter/manifest.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 

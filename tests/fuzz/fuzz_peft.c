@@ -1,10 +1,10 @@
 /* Adapters: adapter_config.json up to the first zero byte, then the safetensors file. What is
  * accepted must pack. */
-#include <string.h>
-
 #include "server/adapter/peft/peft.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -29,7 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct errtext err = ERRTEXT_INIT;
     size_t config_len = strnlen((const char *)data, size);
     size_t rest = config_len < size ? size - config_len - 1 : 0;
-    CHECK(!model_config_parse(&base, base_json, sizeof base_json - 1, NULL, 0, NULL));
+    CHECK(!model_config_parse(&base, base_json, sizeof(base_json) - 1, NULL, 0, NULL));
     char *config = mem_alloc(config_len + 1), *tensors = mem_alloc(rest + 1);
     memcpy(config, data, config_len);
     if (rest)

@@ -1,12 +1,12 @@
 /* Record decoding of arbitrary bytes. What decodes must encode to the same bytes. The tail hashes
  * are put right first, or no input would get past them. */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
 #include "chain_client/canon.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
@@ -49,7 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     static uint8_t copy[INPUT_BYTES_MAX];
     check(data, len);
-    if (len > sizeof copy)
+    if (len > sizeof(copy))
         return 0;
     if (len)
         memcpy(copy, data, len);

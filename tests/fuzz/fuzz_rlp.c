@@ -1,12 +1,12 @@
 /* RLP and transaction decoding of arbitrary bytes. What decodes as one item must encode back to the
  * same bytes: the decoder accepts canonical RLP only. */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
 #include "chain_client/eth/rlp.h"
 #include "chain_client/eth/tx.h"
 #include "server/base/check.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 

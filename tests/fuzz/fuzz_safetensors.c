@@ -1,9 +1,9 @@
 /* safetensors headers: arbitrary bytes as a file. A parsed file's tensors must lie inside it. */
-#include <stdlib.h>
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/model/safetensors.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

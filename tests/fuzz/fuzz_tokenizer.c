@@ -1,11 +1,11 @@
 /* tokenizer.json, then (after the first zero byte) a text: what loads must encode and decode
  * without a fault, and the stream must agree with the whole-text decoder where no byte-fallback
  * run is involved. */
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/text/tokenizer.h"
+
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,10 +1,9 @@
 /* See bench_cell.h. */
 #include "tests/gpu/bench_cell.h"
-
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 static uint32_t pages_of(uint32_t context)
 {

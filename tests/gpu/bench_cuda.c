@@ -13,14 +13,14 @@
  * as leave none in the cache, divided by the layers. "bytes" are those of the weights and the KV,
  * each once; "flops" are given where they can be the bound. With --eager nothing is timed: every
  * kernel runs once, for a profiler. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "tests/gpu/bench_cell.h"
 #include "tests/gpu/bench_modes.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define L2_TIMES_3 ((uint64_t)180 << 20)
 

@@ -1,14 +1,13 @@
 /* See bench_rig.h. */
 #include "tests/gpu/bench_rig.h"
+#include "kernels/bf16.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "kernels/bf16.h"
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 #define REPEATS_MAX 400
 

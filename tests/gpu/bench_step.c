@@ -5,16 +5,15 @@
  *   none      no adapter is configured            one        all rows share adapter 0
  *   idle      ADAPTERS are resident, unused       distinct   row i uses adapter i
  *   zipf      each row draws one of ADAPTERS, the k-th with weight 1/k; SEED decides the draw */
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/mem.h"
 #include "tests/gpu/bench_modes.h"
 #include "tests/gpu/bench_world.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/clock.h"
-#include "server/base/mem.h"
 
 #define STEPS_MAX 2000
 

@@ -4,15 +4,14 @@
  * there: the next step may use it. "join_us" is until a step that uses it is done.
  * "bystander_ratio" is the p99 of the batch's step times with one swap after another over that
  * without. */
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/mem.h"
 #include "tests/gpu/bench_modes.h"
 #include "tests/gpu/bench_world.h"
 
 #include <stdio.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/clock.h"
-#include "server/base/mem.h"
 
 #define SWAPS_MAX 512
 #define LANE      0

@@ -1,12 +1,11 @@
 /* See bench_world.h. */
 #include "tests/gpu/bench_world.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "server/base/check.h"
-#include "server/base/mem.h"
 
 /* ---- the model ---- */
 

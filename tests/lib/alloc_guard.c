@@ -36,7 +36,7 @@ static void check(const char *what, size_t bytes)
     char line[128];
     is_dying = true; /* backtrace may allocate */
     int n =
-        snprintf(line, sizeof line, "alloc_guard: a sealed thread calls %s(%zu)\n", what, bytes);
+        snprintf(line, sizeof(line), "alloc_guard: a sealed thread calls %s(%zu)\n", what, bytes);
     (void)!write(2, line, (size_t)n);
     backtrace_symbols_fd(frame, backtrace(frame, 48), 2);
     abort();
@@ -94,7 +94,7 @@ __attribute__((constructor)) static void begin(void)
     if (getenv("RS_ALLOC_GUARD") && !mem_thread_is_sealed) {
         static const char text[] =
             "alloc_guard: the program does not export mem_thread_is_sealed\n";
-        (void)!write(2, text, sizeof text - 1);
+        (void)!write(2, text, sizeof(text) - 1);
         _exit(125);
     }
     (void)backtrace(warm, 2); /* loads libgcc now */
@@ -107,7 +107,7 @@ __attribute__((destructor)) static void finish(void)
     int fd = path && mem_thread_is_sealed ? open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600) : -1;
     if (fd < 0)
         return;
-    int n = snprintf(line, sizeof line, "calls %lu sealed %lu\n", atomic_load(&call_count),
+    int n = snprintf(line, sizeof(line), "calls %lu sealed %lu\n", atomic_load(&call_count),
                      atomic_load(&sealed_count));
     (void)!write(fd, line, (size_t)n);
     close(fd);

@@ -30,14 +30,14 @@ static enum status case_open(struct loaded_case *c, const char *dir, struct errt
 {
     char path[PATH_MAX], *text;
     size_t len;
-    memset(c, 0, sizeof *c);
-    snprintf(path, sizeof path, "%s/expected.json", dir);
+    memset(c, 0, sizeof(*c));
+    snprintf(path, sizeof(path), "%s/expected.json", dir);
     enum status st = file_read(path, 1u << 24, &text, &len, err);
     if (st)
         return st;
     c->root = json_loadb(text, len, 0, NULL);
     mem_free(text);
-    snprintf(path, sizeof path, "%s/expected.safetensors", dir);
+    snprintf(path, sizeof(path), "%s/expected.safetensors", dir);
     st = file_read(path, 1u << 28, &c->bytes, &c->len, err);
     if (!st)
         st = safetensors_parse(&c->file, c->bytes, c->len, c->len, 1u << 20, err);
@@ -45,7 +45,7 @@ static enum status case_open(struct loaded_case *c, const char *dir, struct errt
         return st;
     const json_t *prompt = json_object_get(c->root, "prompt");
     c->n_prompt = (uint32_t)json_array_size(prompt);
-    c->prompt = mem_array(c->n_prompt + 1, sizeof *c->prompt);
+    c->prompt = mem_array(c->n_prompt + 1, sizeof(*c->prompt));
     for (uint32_t i = 0; i < c->n_prompt; i++)
         c->prompt[i] = (int32_t)json_integer_value(json_array_get(prompt, i));
     c->std = json_number_value(json_object_get(c->root, "logit_std"));
@@ -131,11 +131,11 @@ static enum status greedy_wrong(struct logits_rig *r, const struct loaded_case *
 {
     uint32_t n_vocab = r->model->config.n_vocab, n = c->n_prompt;
     uint32_t count = (uint32_t)json_array_size(s->greedy);
-    int32_t *ids = mem_array(n + count, sizeof *ids);
-    float *row = mem_array(n_vocab, sizeof *row);
+    int32_t *ids = mem_array(n + count, sizeof(*ids));
+    float *row = mem_array(n_vocab, sizeof(*row));
     enum status st = STATUS_OK;
-    memcpy(ids, c->prompt, n * sizeof *ids);
-    memcpy(row, last, n_vocab * sizeof *row);
+    memcpy(ids, c->prompt, n * sizeof(*ids));
+    memcpy(row, last, n_vocab * sizeof(*row));
     *wrong = 0;
     for (uint32_t i = 0; !st && i < count; i++) {
         ids[n + i] = (int32_t)argmax(row, n_vocab, NULL);
@@ -168,7 +168,7 @@ static enum status judge(struct logits_rig *r, const struct loaded_case *c, cons
     mem_free(want);
     if (st)
         return err_set(err, st, "forward failed");
-    snprintf(line, sizeof line, "%s %s %-5s max %.1e rms %.1e argmax wrong %u greedy wrong %u",
+    snprintf(line, sizeof(line), "%s %s %-5s max %.1e rms %.1e argmax wrong %u greedy wrong %u",
              opt->backend, is_f32 ? "f32" : "bf16", s->name, d.max, d.rms, d.argmax_wrong, wrong);
     if (opt->report)
         opt->report(opt->report_arg, line);
@@ -185,7 +185,7 @@ static enum status check_open_case(const struct loaded_case *c, const char *dir,
 {
     char model_dir[PATH_MAX], adapter[PATH_MAX];
     struct logits_rig r;
-    snprintf(model_dir, sizeof model_dir, "%s/model", dir);
+    snprintf(model_dir, sizeof(model_dir), "%s/model", dir);
     if (opt->dtype == DTYPE_CHOICE_BF16 && !json_is_true(json_object_get(c->root, "bf16")))
         return err_set(err, STATUS_UNSUPPORTED, "%s: has no bf16 bar", dir);
     struct logits_rig_options ro = {.model_dir = model_dir,
@@ -198,7 +198,7 @@ static enum status check_open_case(const struct loaded_case *c, const char *dir,
     if (st)
         return st;
     for (int i = 0; !st && i < 2; i++) {
-        snprintf(adapter, sizeof adapter, "%s/%c", dir, 'a' + i);
+        snprintf(adapter, sizeof(adapter), "%s/%c", dir, 'a' + i);
         st = logits_rig_add(&r, adapter, err);
     }
     const json_t *settings = json_object_get(c->root, "settings");

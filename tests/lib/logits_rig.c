@@ -30,7 +30,7 @@ static void make_kv(struct logits_rig *r)
     r->page_stride = (r->opt.context_max + kv->page_tok - 1) / kv->page_tok;
     r->kv_bytes = kv->stride_page * r->page_stride * dtype_bytes(kv->dtype);
     kv->base = take(r, r->kv_bytes);
-    r->page_table = mem_array(r->page_stride, sizeof *r->page_table);
+    r->page_table = mem_array(r->page_stride, sizeof(*r->page_table));
     for (uint32_t i = 0; i < r->page_stride; i++)
         r->page_table[i] = r->page_stride - 1 - i;
 }
@@ -57,7 +57,7 @@ enum status logits_rig_open(struct logits_rig *r, const struct logits_rig_option
                                  .thread_count = opt->thread_count,
                                  .deterministic = true,
                                  .device_bytes = RIG_DEVICE_BYTES};
-    memset(r, 0, sizeof *r);
+    memset(r, 0, sizeof(*r));
     r->opt = *opt;
     enum status st = backend_create(&r->backend, &bo, err);
     if (st)
@@ -78,9 +78,9 @@ enum status logits_rig_open(struct logits_rig *r, const struct logits_rig_option
         return st;
     }
     make_kv(r);
-    r->seq = mem_array(opt->chunk, sizeof *r->seq);
-    r->pos = mem_array(opt->chunk, sizeof *r->pos);
-    r->rows = mem_array(opt->chunk, sizeof *r->rows);
+    r->seq = mem_array(opt->chunk, sizeof(*r->seq));
+    r->pos = mem_array(opt->chunk, sizeof(*r->pos));
+    r->rows = mem_array(opt->chunk, sizeof(*r->rows));
     make_buffers(r);
     r->table = (struct lora_table){.slot = r->slot,
                                    .layout = r->layout,
@@ -95,7 +95,7 @@ static void move_to_device(struct logits_rig *r, uint32_t i, struct lora_entry *
     const struct model_config *c = &r->model->config;
     const struct backend_adapter_ops *ops = r->backend->ops->adapters;
     size_t count = (size_t)c->n_layer * LORA_MODULE_COUNT;
-    struct lora_entry *packed = mem_array(count, sizeof *packed);
+    struct lora_entry *packed = mem_array(count, sizeof(*packed));
     struct lora_dims dims = {.n_layer = c->n_layer};
     for (int m = 0; m < LORA_MODULE_COUNT; m++)
         model_module_shape(c, (enum lora_module)m, &dims.d_out[m], &dims.d_in[m]);
@@ -104,7 +104,7 @@ static void move_to_device(struct logits_rig *r, uint32_t i, struct lora_entry *
     void *form = mem_alloc_aligned(bytes), *there = take(r, bytes);
     ops->pack(form, packed, old, entry, &dims);
     CHECK(r->backend->ops->mem_write(r->backend, there, form, bytes) == STATUS_OK);
-    memcpy(entry, packed, count * sizeof *entry);
+    memcpy(entry, packed, count * sizeof(*entry));
     r->slot[i].blob = there;
     r->layout[i].blob_bytes = bytes;
     mem_free_aligned(old, old_bytes);
@@ -126,7 +126,7 @@ enum status logits_rig_add(struct logits_rig *r, const char *dir, struct errtext
         peft_fini(&a);
         return st;
     }
-    struct lora_entry *entry = mem_array((size_t)c->n_layer * LORA_MODULE_COUNT, sizeof *entry);
+    struct lora_entry *entry = mem_array((size_t)c->n_layer * LORA_MODULE_COUNT, sizeof(*entry));
     peft_layout(&a, c->n_layer, r->model->dtype, entry, &r->layout[i].blob_bytes);
     void *blob = mem_alloc_aligned(r->layout[i].blob_bytes);
     peft_pack(&a, c->n_layer, r->model->dtype, entry, blob);
@@ -191,7 +191,7 @@ enum status logits_rig_run(struct logits_rig *r, const struct lora_part *part, u
         st = forward_create(&r->forward, resident_model(r->resident), r->backend, &fo, NULL);
     for (uint32_t at = from; !st && at < n; at += r->opt.chunk) {
         struct lora_seg seg = {.tok_count = MIN(r->opt.chunk, n - at), .part_count = part_count};
-        memcpy(seg.part, part, part_count * sizeof *part);
+        memcpy(seg.part, part, part_count * sizeof(*part));
         struct forward_batch b = {
             .ids = ids + at,
             .n_tok = seg.tok_count,
@@ -245,5 +245,5 @@ void logits_rig_close(struct logits_rig *r)
     model_free(r->model);
     if (r->backend)
         backend_destroy(r->backend);
-    memset(r, 0, sizeof *r);
+    memset(r, 0, sizeof(*r));
 }

@@ -2,11 +2,11 @@
 #ifndef RS_TESTS_ST_BUILD_H
 #define RS_TESTS_ST_BUILD_H
 
-#include <stdio.h>
-#include <string.h>
-
 #include "server/base/buf.h"
 #include "server/base/check.h"
+
+#include <stdio.h>
+#include <string.h>
 
 struct st_build {
     struct buf header, data;

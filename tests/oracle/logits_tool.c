@@ -4,13 +4,13 @@
  * miss logits_tool dump --model DIR --ids 1,2,3 --out FILE [--adapter DIR[:WEIGHT]]... [options]
  *                                          write f32 logits [n_ids, n_vocab], little-endian
  *   options: --backend ref|cpu|cpu:PATH  --dtype f32|bf16|auto  --threads N  --chunk N */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "server/base/file.h"
 #include "server/base/mem.h"
 #include "tests/lib/logits_case.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 struct args {
     const char *model, *ids, *out, *case_dir, *adapter[RIG_ADAPTERS_MAX];
@@ -70,7 +70,7 @@ static int check(const struct args *a)
 
 static int32_t *parse_ids(const char *text, uint32_t *count)
 {
-    int32_t *ids = mem_array(strlen(text) / 2 + 1, sizeof *ids);
+    int32_t *ids = mem_array(strlen(text) / 2 + 1, sizeof(*ids));
     char *end;
     *count = 0;
     for (const char *p = text; *p; p = *end ? end + 1 : end) {
@@ -87,7 +87,7 @@ static enum status add_adapters(struct logits_rig *r, const struct args *a, stru
     enum status st = STATUS_OK;
     for (uint32_t i = 0; !st && i < a->adapter_count; i++) {
         char dir[4096];
-        snprintf(dir, sizeof dir, "%s", a->adapter[i]);
+        snprintf(dir, sizeof(dir), "%s", a->adapter[i]);
         char *colon = strrchr(dir, ':');
         double weight = colon ? strtod(colon + 1, NULL) : 1;
         if (colon)

@@ -28,7 +28,7 @@ static void print_text(const char *key, const struct buf *text)
 static int print_error(const struct errtext *err)
 {
     struct buf text;
-    buf_init(&text, sizeof err->text);
+    buf_init(&text, sizeof(err->text));
     buf_puts(&text, err->text);
     printf("{");
     print_text("error", &text);

@@ -1,10 +1,10 @@
 /* The audit library alone, for tests: audit_tool ARCHIVE RPC DEPLOYMENT epoch|batch N
  * prints the report; exits with 0 when all is right, 1 on findings, 2 when it could not be made. */
+#include "chain_client/settle/audit.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "chain_client/settle/audit.h"
 
 int main(int argc, char **argv)
 {

@@ -8,20 +8,20 @@
  * adapter 3. Its attribution follows three records later, so that some end in another batch. Of
  * every 40 one has lost its inputs and one is never scored. Adapter k is keccak("adapter k"), payee
  * k keccak("payee k")'s first 20 bytes, the base keccak("base"). */
-#include <inttypes.h>
-#include <sodium.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "chain_client/eth/addr.h"
 #include "chain_client/canon.h"
 #include "chain_client/commit.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/buf.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/spool/spool.h"
+
+#include <inttypes.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define LAG     3
 #define WAITING 64
@@ -29,7 +29,7 @@
 static void name_hash(uint8_t out[32], const char *kind, uint64_t n)
 {
     char text[64];
-    int len = snprintf(text, sizeof text, "%s %" PRIu64, kind, n);
+    int len = snprintf(text, sizeof(text), "%s %" PRIu64, kind, n);
     keccak_256(out, text, (size_t)len);
 }
 
@@ -104,7 +104,7 @@ static void infer(struct tool *t, uint64_t i, struct made *m)
     CHECK(tail_params_encode(params, &p, NULL) == 0);
     inf->set = (struct canon_bytes){set, set_len};
     inf->tariff = (struct canon_bytes){tariff, tariff_len};
-    inf->params = (struct canon_bytes){params, sizeof params};
+    inf->params = (struct canon_bytes){params, sizeof(params)};
     name_hash(inf->request_id, "request", (uint64_t)t->lane << 40 | i);
     name_hash(inf->app_commit, "app", i);
     keccak_256(inf->model_id, "base", 4);
@@ -161,7 +161,7 @@ static void score(struct tool *t, const struct made *m)
     name_hash(att->inputs_digest, "inputs", m->idx);
     att->outcome = m->idx % 40 == 13 ? RECORD_OUTCOME_INPUTS_LOST : RECORD_OUTCOME_SCORED;
     if (att->outcome == RECORD_OUTCOME_SCORED) {
-        memset(&influence, 0, sizeof influence);
+        memset(&influence, 0, sizeof(influence));
         influence.count = m->set.count;
         for (uint32_t k = 0; k < m->set.count; k++) {
             influence.adapter[k].gain =
@@ -180,7 +180,7 @@ static void write_file(const char *dir, const char *name, const void *data, size
 {
     char path[1024];
     struct errtext err = ERRTEXT_INIT;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
     if (file_write_atomic(path, data, len, 0600, &err))
         PANIC("%s", err.text);
 }
@@ -190,7 +190,7 @@ static void make_keys(struct tool *t, const char *dir)
     uint8_t secret[32];
     char hex[65], address[ADDR_TEXT_BYTES], spool[1024];
     struct errtext err = ERRTEXT_INIT;
-    snprintf(spool, sizeof spool, "%s/spool", dir);
+    snprintf(spool, sizeof(spool), "%s/spool", dir);
     CHECK(file_mkdirs(spool, 0700, &err) == 0);
     name_hash(secret, "lane key", t->lane);
     CHECK(secp_key_init(t->secp, &t->key, secret, &err) == 0);

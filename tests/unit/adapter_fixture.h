@@ -34,7 +34,7 @@ static inline int make_world(void **state)
         "\"head_dim\":6,\"vocab_size\":32}";
     (void)state;
     log_set_level((enum log_level) - 1);
-    snprintf(test_dir, sizeof test_dir, "/tmp/rs-adapter-XXXXXX");
+    snprintf(test_dir, sizeof(test_dir), "/tmp/rs-adapter-XXXXXX");
     return sodium_init() >= 0 && mkdtemp(test_dir) &&
                    model_config_parse(&base, json, strlen(json), NULL, 0, NULL) == STATUS_OK
                ? 0
@@ -45,7 +45,7 @@ static inline int drop_world(void **state)
 {
     (void)state;
     char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", test_dir);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", test_dir);
     return system(cmd);
 }
 
@@ -54,7 +54,7 @@ static inline int drop_world(void **state)
 static inline char *adapter_config(uint32_t rank)
 {
     char text[256];
-    snprintf(text, sizeof text,
+    snprintf(text, sizeof(text),
              "{\"peft_type\":\"LORA\",\"r\":%u,\"lora_alpha\":%u,\"target_modules\":[\"q_proj\"]}",
              rank, 2 * rank);
     return mem_strdup(text);
@@ -72,7 +72,7 @@ static inline char *adapter_tensors(uint32_t seed, uint32_t rank, size_t *len)
             uint32_t rows = is_b ? 24 : rank, columns = is_b ? rank : 16;
             for (uint32_t i = 0; i < rows * columns; i++)
                 v[i] = (float)((i * 7 + seed * 13 + layer) % 11) / 8 - 0.5f;
-            snprintf(name, sizeof name,
+            snprintf(name, sizeof(name),
                      "base_model.model.model.layers.%u.self_attn.q_proj.lora_%c.weight", layer,
                      is_b ? 'B' : 'A');
             st_build_add(&b, name, "F32", rows, columns, v);
@@ -87,7 +87,7 @@ static inline void write_file(const char *dir, const char *name, const char *dat
 {
     char path[512];
     struct errtext err = ERRTEXT_INIT;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
     if (file_write_atomic(path, data, len, 0600, &err))
         fail_msg("%s", err.text);
 }
@@ -108,11 +108,11 @@ static inline struct adapter_entry *entry_of(const char *name, const char *dir)
 {
     struct peft_adapter a;
     struct errtext err = ERRTEXT_INIT;
-    struct lora_entry *layout = mem_array(2 * LORA_MODULE_COUNT, sizeof *layout);
+    struct lora_entry *layout = mem_array(2 * LORA_MODULE_COUNT, sizeof(*layout));
     struct adapter_entry *e = catalog_entry_new();
     if (peft_read_dir(&a, dir, &base, 1 << 20, &err))
         fail_msg("%s", err.text);
-    snprintf(e->name, sizeof e->name, "%s", name);
+    snprintf(e->name, sizeof(e->name), "%s", name);
     memcpy(e->id, a.id, 32);
     e->dir = mem_strdup(dir);
     peft_layout(&a, 2, DTYPE_F32, layout, &e->blob_bytes);
@@ -125,7 +125,7 @@ static inline struct adapter_entry *entry_of(const char *name, const char *dir)
 static inline struct adapter_entry *make_entry(const char *name, uint32_t seed, uint32_t rank)
 {
     char dir[256];
-    snprintf(dir, sizeof dir, "%s/%s", test_dir, name);
+    snprintf(dir, sizeof(dir), "%s/%s", test_dir, name);
     write_adapter(dir, seed, rank);
     return entry_of(name, dir);
 }

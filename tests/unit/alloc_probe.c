@@ -1,10 +1,10 @@
 /* The guard's self-test, one way of allocating per run: seals its thread, then asks for memory as
  * the argument says. Under alloc_guard it must die; "none" must not. */
+#include "server/base/mem.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "server/base/mem.h"
 
 int main(int argc, char **argv)
 {

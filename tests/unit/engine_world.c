@@ -1,13 +1,12 @@
 /* See engine_world.h. */
 #include "tests/unit/engine_world.h"
-#include "tests/unit/late_backend.h"
-
-#include <stdatomic.h>
-#include <math.h>
-#include <sodium.h>
-
 #include "kernels/bf16.h"
 #include "kernels/cuda/lora_pack.h"
+#include "tests/unit/late_backend.h"
+
+#include <math.h>
+#include <sodium.h>
+#include <stdatomic.h>
 
 #define N_LAYER   2
 #define D_MODEL   32

@@ -3,13 +3,13 @@
 #ifndef RS_TESTS_GOLDEN_JSON_H
 #define RS_TESTS_GOLDEN_JSON_H
 
+#include "server/base/hex.h"
+#include "server/base/mem.h"
+
 #include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-
-#include "server/base/hex.h"
-#include "server/base/mem.h"
 
 static inline const json_t *get(const json_t *o, const char *key)
 {
@@ -59,7 +59,7 @@ static inline uint8_t *blob(const char *hex, size_t *len)
 static inline void expect_hex(const uint8_t *found, size_t len, const char *expected)
 {
     uint8_t want[256];
-    assert_true(len <= sizeof want && hex_decode(want, len, expected));
+    assert_true(len <= sizeof(want) && hex_decode(want, len, expected));
     assert_memory_equal(found, want, len);
 }
 

@@ -3,6 +3,9 @@
 #ifndef RS_TESTS_HTTP_CLIENT_H
 #define RS_TESTS_HTTP_CLIENT_H
 
+#include "server/base/buf.h"
+#include "server/base/check.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -11,9 +14,6 @@
 #include <strings.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include "server/base/buf.h"
-#include "server/base/check.h"
 
 struct reply {
     int code;
@@ -25,7 +25,7 @@ static int client_connect(uint16_t port)
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof at) != 0)
+    if (fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof(at)) != 0)
         PANIC("connect: %s", strerror(errno));
     return fd;
 }
@@ -87,7 +87,7 @@ static struct reply client_read(int fd)
     buf_init(&all, 64u << 20);
     buf_init(&r.head, 1u << 16);
     buf_init(&r.body, 64u << 20);
-    while ((n = recv(fd, part, sizeof part, 0)) > 0)
+    while ((n = recv(fd, part, sizeof(part), 0)) > 0)
         buf_put(&all, part, (size_t)n);
     close(fd);
     char *end = all.data ? strstr(all.data, "\r\n\r\n") : NULL;

@@ -6,10 +6,6 @@
 #ifndef RS_TESTS_HTTP_DOUBLE_H
 #define RS_TESTS_HTTP_DOUBLE_H
 
-#include <pthread.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
@@ -17,6 +13,10 @@
 #include "server/base/mem.h"
 #include "server/engine/stop.h"
 #include "server/http/server.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 
 #define DOUBLE_RUNNING_MAX 2048
 #define DOUBLE_EOS         "<|end|>"
@@ -75,7 +75,7 @@ static bool double_seq_step(struct engine *e, struct request *r, struct request_
     } else if (e->finish_status && n >= e->fail_after) {
         finish = FINISH_ERROR;
         r->status = e->finish_status;
-        snprintf(r->error.text, sizeof r->error.text, "the double fails");
+        snprintf(r->error.text, sizeof(r->error.text), "the double fails");
     } else {
         int32_t id = n < e->script.n ? e->script.ids[n] : c->eos_id[0];
         struct stop_match m;
@@ -287,9 +287,9 @@ static enum status double_register(struct publisher *p, const char *name, uint8_
                                    bool replace, struct errtext *err)
 {
     struct adapter_entry *e = catalog_entry_new(), *old = NULL;
-    snprintf(e->name, sizeof e->name, "%s", name);
-    memset(e->id, id_byte, sizeof e->id);
-    snprintf(e->publisher, sizeof e->publisher, "pub");
+    snprintf(e->name, sizeof(e->name), "%s", name);
+    memset(e->id, id_byte, sizeof(e->id));
+    snprintf(e->publisher, sizeof(e->publisher), "pub");
     enum status st = catalog_put(p->catalog, e, replace, &old, err);
     if (old)
         catalog_release(old);
@@ -308,7 +308,7 @@ enum status publisher_load_dir(struct publisher *p, const char *name, const char
 enum status publisher_upload(struct publisher *p, const struct publish_upload *u,
                              struct buf *report, struct errtext *err)
 {
-    snprintf(p->name, sizeof p->name, "%s", u->name);
+    snprintf(p->name, sizeof(p->name), "%s", u->name);
     p->config_bytes = u->config_bytes;
     p->tensor_bytes = u->tensor_bytes;
     p->dry_run = u->dry_run;
@@ -364,7 +364,7 @@ __attribute__((unused)) static void world_model(struct model *m)
     m->config.default_temperature = m->config.default_top_p = -1;
     m->config.default_min_p = m->config.default_repetition = -1;
     m->config.default_top_k = -1;
-    snprintf(m->eos_token, sizeof m->eos_token, DOUBLE_EOS);
+    snprintf(m->eos_token, sizeof(m->eos_token), DOUBLE_EOS);
 }
 
 __attribute__((unused)) static void world_init(struct world *w)

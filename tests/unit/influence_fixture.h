@@ -28,7 +28,7 @@ static inline int make_dir(void **state)
 {
     (void)state;
     log_set_level(LOG_LEVEL_ERROR);
-    snprintf(test_dir, sizeof test_dir, "/tmp/rs-infl-XXXXXX");
+    snprintf(test_dir, sizeof(test_dir), "/tmp/rs-infl-XXXXXX");
     return sodium_init() >= 0 && mkdtemp(test_dir) ? 0 : -1;
 }
 
@@ -36,7 +36,7 @@ static inline int drop_dir(void **state)
 {
     (void)state;
     char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", test_dir);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", test_dir);
     return system(cmd);
 }
 
@@ -44,7 +44,7 @@ static inline int drop_dir(void **state)
 static inline struct adapter_entry *make_adapter(const char *name, uint8_t byte, bool datanet)
 {
     struct adapter_entry *e = catalog_entry_new();
-    snprintf(e->name, sizeof e->name, "%s", name);
+    snprintf(e->name, sizeof(e->name), "%s", name);
     memset(e->id, byte, 32);
     e->dir = mem_strdup("/nowhere");
     e->tariff = (struct tariff){.in = 1000, .out = 2000};

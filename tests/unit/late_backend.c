@@ -1,9 +1,8 @@
 #include "tests/unit/late_backend.h"
-
-#include <string.h>
-
 #include "server/base/check.h"
 #include "server/base/mem.h"
+
+#include <string.h>
 
 #define SLOTS   64
 #define TICKETS 16

@@ -2,12 +2,12 @@
 #ifndef RS_TESTS_MANIFEST_FIXTURE_H
 #define RS_TESTS_MANIFEST_FIXTURE_H
 
-#include <jansson.h>
-
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/secp.h"
 #include "server/adapter/manifest.h"
 #include "server/base/hex.h"
+
+#include <jansson.h>
 
 struct manifest_keys {
     struct secp *secp;
@@ -58,7 +58,7 @@ static inline json_t *manifest_json(struct manifest *m, const struct manifest_ke
     u128_format(out, m->tariff.out);
     memcpy(m->owner, k->owner.address, 20);
     m->split_count = 2;
-    memset(&m->split[0], 0, 2 * sizeof m->split[0]);
+    memset(&m->split[0], 0, 2 * sizeof(m->split[0]));
     m->split[0] = (struct split_entry){.role = 1, .bps = 4000};
     memcpy(m->split[0].payee, m->owner, 20);
     m->split[1] = (struct split_entry){.role = 2, .bps = 6000};

@@ -101,11 +101,11 @@ static void test_hostile_answers(void **state)
     good[31] = 32;
     good[63] = 2; /* array of two pairs... whose words are missing in part */
     good[95] = 7;
-    for (size_t len = 0; len <= sizeof good; len++) {
+    for (size_t len = 0; len <= sizeof(good); len++) {
         uint8_t *data = mem_alloc(len ? len : 1);
         memcpy(data, good, len);
         for (size_t word = 0; word < 2 && 32 * word + 32 <= len; word++) {
-            for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++) {
+            for (size_t i = 0; i < sizeof(hostile) / sizeof(*hostile); i++) {
                 struct abi_reader r = {data, len}, inner;
                 struct abi_array array;
                 const uint8_t *bytes;
@@ -125,7 +125,7 @@ static void test_hostile_answers(void **state)
         }
         mem_free(data);
     }
-    struct abi_reader r = {good, sizeof good};
+    struct abi_reader r = {good, sizeof(good)};
     struct abi_array array;
     struct errtext err = ERRTEXT_INIT;
     assert_int_equal(abi_read_array(&r, 0, 2, &array, "pairs", &err), STATUS_INVALID);

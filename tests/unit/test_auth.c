@@ -14,8 +14,8 @@ static struct http_options opt = {.host = "127.0.0.1", .key = keys, .key_count =
 
 static void set_key(struct http_key *k, const char *name, const char *text, unsigned roles)
 {
-    snprintf(k->name, sizeof k->name, "%s", name);
-    crypto_generichash(k->digest, sizeof k->digest, (const uint8_t *)text, strlen(text), NULL, 0);
+    snprintf(k->name, sizeof(k->name), "%s", name);
+    crypto_generichash(k->digest, sizeof(k->digest), (const uint8_t *)text, strlen(text), NULL, 0);
     k->roles = roles;
 }
 
@@ -26,8 +26,8 @@ static int setup(void **state)
     set_key(&keys[1], "pub", "sk-pub", HTTP_ROLE_PUBLISH);
     set_key(&keys[2], "root", "sk-root", AUTH_ROLES_ALL);
     keys[0].adapter_count = 2;
-    snprintf(keys[0].adapter[0], sizeof keys[0].adapter[0], "alpha");
-    snprintf(keys[0].adapter[1], sizeof keys[0].adapter[1], "team/*");
+    snprintf(keys[0].adapter[0], sizeof(keys[0].adapter[0]), "alpha");
+    snprintf(keys[0].adapter[1], sizeof(keys[0].adapter[1]), "team/*");
     return sodium_init() < 0;
 }
 
@@ -56,7 +56,7 @@ static void test_wrong_keys_are_denied_and_never_repeated(void **state)
                                       "Bearer sk-ap",
                                       "Bearer sk-app x"};
     (void)state;
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         const struct http_key *key = &keys[0];
         unsigned roles = 1;
         struct errtext err = ERRTEXT_INIT;
@@ -112,9 +112,9 @@ static void test_roles_have_names(void **state)
 {
     char text[64];
     (void)state;
-    auth_roles_text(HTTP_ROLE_INFER | HTTP_ROLE_WORKER, text, sizeof text);
+    auth_roles_text(HTTP_ROLE_INFER | HTTP_ROLE_WORKER, text, sizeof(text));
     assert_string_equal(text, "infer, worker");
-    auth_roles_text(0, text, sizeof text);
+    auth_roles_text(0, text, sizeof(text));
     assert_string_equal(text, "");
 }
 

@@ -1,10 +1,9 @@
 /* Records made from requests: they decode, the lane's signature verifies, the fee is the formula,
  * and salt and ids open every commitment. */
+#include "chain_client/commit.h"
 #include "tests/unit/influence_fixture.h"
 
 #include <math.h>
-
-#include "chain_client/commit.h"
 
 static struct lane lane;
 static struct model model;
@@ -134,12 +133,12 @@ static void test_params(void **state)
     r->params.has_seed = true;
     r->params.seed = 99;
     r->params.stop_count = 1;
-    r->params.stop = mem_array(1, sizeof *r->params.stop);
+    r->params.stop = mem_array(1, sizeof(*r->params.stop));
     r->params.stop[0] = (struct request_stop){.text = "END", .len = 3};
     r->params.stop_id_count = 1;
     r->params.stop_id[0] = 7;
     r->params.bias_count = 3;
-    r->params.bias = mem_array(3, sizeof *r->params.bias);
+    r->params.bias = mem_array(3, sizeof(*r->params.bias));
     r->params.bias[0] = (struct sample_bias){.id = 9, .bias = 1};
     r->params.bias[1] = (struct sample_bias){.id = 4, .bias = -2};
     r->params.bias[2] = (struct sample_bias){.id = 9, .bias = 0.5f};
@@ -229,7 +228,7 @@ static void test_lane(void **state)
     assert_memory_equal(again.jobs_key, lane.jobs_key, 32);
     assert_memory_equal(again.transport_key, lane.transport_key, 32);
     assert_memory_not_equal(again.jobs_key, lane.transport_key, 32);
-    snprintf(path, sizeof path, "%s/lane.key", lane.dir);
+    snprintf(path, sizeof(path), "%s/lane.key", lane.dir);
     lane_close(&again);
     struct lane_options bare = {.data_dir = test_dir};
     assert_int_equal(lane_open(&unbound, &bare, NULL), STATUS_OK);
@@ -240,7 +239,7 @@ static void test_lane(void **state)
     lane_close(&unbound);
     struct errtext err = ERRTEXT_INIT;
     char cmd[PATH_MAX + 16];
-    snprintf(cmd, sizeof cmd, "chmod 644 %s", path);
+    snprintf(cmd, sizeof(cmd), "chmod 644 %s", path);
     assert_int_equal(system(cmd), 0);
     assert_int_equal(lane_open(&again, &opt, &err), STATUS_DENIED);
     assert_non_null(strstr(err.text, "lane.key"));

@@ -6,7 +6,7 @@
 static struct adapter_entry *entry(const char *name, uint8_t byte)
 {
     struct adapter_entry *e = catalog_entry_new();
-    snprintf(e->name, sizeof e->name, "%s", name);
+    snprintf(e->name, sizeof(e->name), "%s", name);
     memset(e->id, byte, 32);
     return e;
 }
@@ -52,7 +52,7 @@ static void test_names(void **state)
     for (size_t i = 0; i < ARRAY_COUNT(bad); i++)
         assert_int_equal(put(c, bad[i], 6, true, NULL), STATUS_INVALID);
     char longest[CATALOG_NAME_MAX + 2];
-    memset(longest, 'x', sizeof longest);
+    memset(longest, 'x', sizeof(longest));
     longest[CATALOG_NAME_MAX + 1] = '\0';
     assert_int_equal(catalog_check_name(c, longest, NULL), STATUS_INVALID);
     longest[CATALOG_NAME_MAX] = '\0';
@@ -95,7 +95,7 @@ static void *hammer(void *arg)
     struct catalog *c = arg;
     for (int i = 0; i < 2000; i++) {
         char name[16];
-        snprintf(name, sizeof name, "n%d", i % 17);
+        snprintf(name, sizeof(name), "n%d", i % 17);
         if (i % 3 == 0)
             (void)!put(c, name, (uint8_t)i, true, NULL);
         else if (i % 31 == 1)

@@ -65,7 +65,7 @@ static void test_goldens(void **state)
         char *text = NULL;
         size_t len = 0, idx = (size_t)json_integer_value(json_object_get(row, "context"));
         struct errtext err = ERRTEXT_INIT;
-        snprintf(path, sizeof path, "%s/text/chat/%s.jinja", RS_TEST_DATA,
+        snprintf(path, sizeof(path), "%s/text/chat/%s.jinja", RS_TEST_DATA,
                  json_string_value(json_object_get(row, "name")));
         if (file_read(path, CHAT_TEMPLATE_BYTES_MAX, &text, &len, &err))
             fail_msg("%s", err.text);

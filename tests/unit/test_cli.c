@@ -130,13 +130,13 @@ static void test_reverts(void **state)
     uint8_t data[36] = {0};
     abi_selector(data, "NothingToClaim(uint128)");
     be_put(data + 4, 77, 32);
-    assert_true(reverts_explain(text, sizeof text, data, sizeof data));
+    assert_true(reverts_explain(text, sizeof(text), data, sizeof(data)));
     assert_string_equal(text, "nothing to claim: 77 base units were paid already");
     abi_selector(data, "BadProof()");
-    assert_true(reverts_explain(text, sizeof text, data, 4));
-    assert_false(reverts_explain(text, sizeof text, data, 3));
+    assert_true(reverts_explain(text, sizeof(text), data, 4));
+    assert_false(reverts_explain(text, sizeof(text), data, 3));
     abi_selector(data, "Other()");
-    assert_false(reverts_explain(text, sizeof text, data, 36));
+    assert_false(reverts_explain(text, sizeof(text), data, 36));
 }
 
 static void test_names(void **state)
@@ -159,7 +159,7 @@ static struct sign_publisher publisher;
 static void write_file(const char *name, const char *text)
 {
     char path[128];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
     assert_int_equal(file_write_atomic(path, text, strlen(text), 0644, NULL), STATUS_OK);
 }
 
@@ -168,7 +168,7 @@ static int setup(void **state)
     char path[128];
     if (!mkdtemp(folder) || secp_create(&secp, NULL) || secp_key_random(secp, &owner, NULL))
         return 1;
-    snprintf(path, sizeof path, "%s/publisher", folder);
+    snprintf(path, sizeof(path), "%s/publisher", folder);
     return sign_publisher_new(path, &publisher, NULL) ? 1 : 0;
 }
 
@@ -177,7 +177,7 @@ static int teardown(void **state)
     static const char *const file[] = {"publisher", "publish.json", "datanet.json"};
     char path[128];
     for (size_t i = 0; i < ARRAY_COUNT(file); i++) {
-        snprintf(path, sizeof path, "%s/%s", folder, file[i]);
+        snprintf(path, sizeof(path), "%s/%s", folder, file[i]);
         unlink(path);
     }
     secp_destroy(secp);
@@ -190,13 +190,13 @@ static void write_source(void)
     static const char other[] = "0x1111111111111111111111111111111111111111";
     static const char digest[] = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
     hex_encode(mine + 2, owner.address, 20);
-    snprintf(text, sizeof text,
+    snprintf(text, sizeof(text),
              "{\"version\": 3, \"owner\": \"%s\", \"prices\": {\"in\": \"5\", \"out\": \"7\"}, "
              "\"split\": [{\"payee\": \"%s\", \"role\": \"data\", \"bps\": 4000}, {\"payee\": "
              "\"%s\", \"role\": \"owner\", \"bps\": 6000}], \"datanet\": \"datanet.json\"}",
              mine, other, mine);
     write_file("publish.json", text);
-    snprintf(text, sizeof text,
+    snprintf(text, sizeof(text),
              "{\"version\": 1, \"name\": \"tides\", \"tokenizerDigest\": \"%s\", \"documents\": "
              "[{\"docId\": 1, \"owner\": \"%s\", \"licence\": \"CC0-1.0\", \"bytes\": 3, "
              "\"digest\": \"%s\", \"file\": \"private/path.txt\"}, {\"docId\": 2, \"owner\": "
@@ -209,7 +209,7 @@ static void load(struct sign_source *s)
 {
     char path[128];
     struct errtext err = ERRTEXT_INIT;
-    snprintf(path, sizeof path, "%s/publish.json", folder);
+    snprintf(path, sizeof(path), "%s/publish.json", folder);
     write_source();
     if (sign_source_load(s, path, &err))
         fail_msg("%s", err.text);
@@ -238,7 +238,7 @@ static void test_the_server_takes_what_is_signed(void **state)
     struct reward_entry entry[REWARD_ENTRIES_MAX];
     struct manifest_publish p;
     struct errtext err = ERRTEXT_INIT;
-    struct manifest *got = calloc(1, sizeof *got);
+    struct manifest *got = calloc(1, sizeof(*got));
     json_t *root = make_signed(&s, signature);
     struct manifest_expect x = {s.m.adapter_id, s.m.model_id, 31337, s.m.registry};
     if (manifest_parse_signed(got, root, &x, &err))
@@ -264,13 +264,13 @@ static void test_any_other_manifest_is_refused(void **state)
                                         "publisherSignature", "ownerSignature"};
     struct sign_source s;
     uint8_t signature[SECP_SIGNATURE_BYTES];
-    struct manifest *got = calloc(1, sizeof *got);
+    struct manifest *got = calloc(1, sizeof(*got));
     json_t *root = make_signed(&s, signature);
     struct manifest_expect x = {s.m.adapter_id, s.m.model_id, 31337, s.m.registry};
     for (size_t i = 0; i < ARRAY_COUNT(field); i++) {
         char text[160];
         json_t *copy = json_deep_copy(root);
-        snprintf(text, sizeof text, "%s", json_string_value(json_object_get(root, field[i])));
+        snprintf(text, sizeof(text), "%s", json_string_value(json_object_get(root, field[i])));
         text[20] = text[20] == '5' ? '6' : '5';
         json_object_set_new(copy, field[i], json_string(text));
         assert_int_not_equal(manifest_parse_signed(got, copy, &x, NULL), STATUS_OK);
@@ -294,7 +294,7 @@ static void test_documents(void **state)
     assert_null(json_object_get(mine, "file"));
     assert_null(json_object_get(other, "ownerSignature")); /* only the owner can sign */
     assert_true(
-        hex_decode(sig, sizeof sig, json_string_value(json_object_get(mine, "ownerSignature"))));
+        hex_decode(sig, sizeof(sig), json_string_value(json_object_get(mine, "ownerSignature"))));
     memset(l.datanet_id, 0xc3, 32);
     assert_true(hex_decode(l.digest, 32, json_string_value(json_object_get(mine, "digest"))));
     manifest_licence_digest(digest, &l, 31337, s.m.registry);
@@ -313,7 +313,7 @@ static void refused(const char *publish, const char *datanet, const char *says)
         write_file("publish.json", publish);
     if (datanet)
         write_file("datanet.json", datanet);
-    snprintf(path, sizeof path, "%s/publish.json", folder);
+    snprintf(path, sizeof(path), "%s/publish.json", folder);
     assert_int_not_equal(sign_source_load(&s, path, &err), STATUS_OK);
     if (!strstr(err.text, says))
         fail_msg("'%s' does not say '%s'", err.text, says);
@@ -333,7 +333,7 @@ static void test_publisher_keys(void **state)
 {
     struct sign_publisher again;
     char path[128];
-    snprintf(path, sizeof path, "%s/publisher", folder);
+    snprintf(path, sizeof(path), "%s/publisher", folder);
     assert_int_equal(sign_publisher_load(path, &again, NULL), STATUS_OK);
     assert_memory_equal(again.public, publisher.public, 32);
     assert_int_equal(sign_publisher_new(path, &again, NULL), STATUS_EXISTS);

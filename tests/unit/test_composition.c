@@ -1,8 +1,7 @@
 /* Compositions: golden ids, canonical order, refusals. */
+#include "server/adapter/composition.h"
 #include "tests/unit/adapter_fixture.h"
 #include "tests/unit/golden_json.h"
-
-#include "server/adapter/composition.h"
 
 static json_t *golden(void)
 {

@@ -19,7 +19,7 @@ static enum status parse(struct model_config *c, const char *family, const char 
                          const char *generation, struct errtext *err)
 {
     char text[4096];
-    snprintf(text, sizeof text, "{\"model_type\":\"%s\"," DIMS "%s%s}", family, *extra ? "," : "",
+    snprintf(text, sizeof(text), "{\"model_type\":\"%s\"," DIMS "%s%s}", family, *extra ? "," : "",
              extra);
     return model_config_parse(c, text, strlen(text), generation,
                               generation ? strlen(generation) : 0, err);
@@ -182,7 +182,7 @@ static void test_malformed(void **state)
                                         "{}",
                                         "{\"model_type\":\"llama\"}",
                                         "{\"model_type\":\"llama\",\"model_type\":\"llama\"}"};
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    for (size_t i = 0; i < sizeof(texts) / sizeof(*texts); i++) {
         struct model_config c;
         struct errtext err = ERRTEXT_INIT;
         assert_int_equal(model_config_parse(&c, texts[i], strlen(texts[i]), NULL, 0, &err),
@@ -201,7 +201,7 @@ static void test_module_shapes(void **state)
     assert_int_equal(d_in, 96);
     model_module_shape(&c, LORA_MODULE_V, &d_out, &d_in);
     assert_int_equal(d_out, 48);
-    model_module_path(3, LORA_MODULE_DOWN, path, sizeof path);
+    model_module_path(3, LORA_MODULE_DOWN, path, sizeof(path));
     assert_string_equal(path, "model.layers.3.mlp.down_proj");
 }
 

@@ -1,7 +1,6 @@
 /* Signal S0 and its shares against values worked out by hand. */
-#include "tests/unit/influence_fixture.h"
-
 #include "chain_client/commit.h"
+#include "tests/unit/influence_fixture.h"
 
 /* A job of `count` adapters and one sequence of 2 tokens, its set row given. */
 static struct job *make_job(uint32_t count, bool datanet, const int32_t set[2])
@@ -88,8 +87,8 @@ static void test_mix(void **state)
     assert_int_equal(g.influence.adapter[0].share_count, 3);
     assert_int_equal(g.influence.adapter[1].share_count, 0); /* adapter 2 has no datanet */
     assert_int_equal(g.influence.adapter[2].share_count, 1); /* earned nothing: TREASURY */
-    memcpy(two, one, sizeof two);
-    memcpy(three, one, sizeof three);
+    memcpy(two, one, sizeof(two));
+    memcpy(three, one, sizeof(three));
     gain_compute(&g, j, &seq);
     assert_int_equal(g.influence.adapter[0].gain, 333333334); /* tie: the lower id */
     assert_int_equal(g.influence.adapter[1].gain, 333333333);
@@ -167,7 +166,7 @@ static void test_digests(void **state)
     commit_opening(s4, j->salt, COMMIT_INPUTS);
     memcpy(all, s4, 32);
     memcpy(all + 32, bytes, 16);
-    keccak_256(want, all, sizeof all);
+    keccak_256(want, all, sizeof(all));
     assert_memory_equal(found, want, 32);
     gain_index_hash(found, j);
     keccak_256(want, j->adapter[0].datanet_root, 32);

@@ -253,7 +253,7 @@ static void check_proof(const struct tree *t, const json_t *v)
 static void check_tree(const json_t *v, enum tree_kind kind, const uint8_t dom[32])
 {
     uint32_t count = (uint32_t)num(v, "count");
-    struct tree_node *leaf = mem_array(count, sizeof *leaf), root;
+    struct tree_node *leaf = mem_array(count, sizeof(*leaf)), root;
     struct tree_builder b;
     struct tree t;
     size_t i;
@@ -304,7 +304,7 @@ static void test_trees(void **state)
 static size_t read_batch(struct batch_header *h, struct batch_lane *lane, const json_t *v)
 {
     const json_t *j = get(v, "header"), *lanes = get(v, "lanes");
-    memset(h, 0, sizeof *h);
+    memset(h, 0, sizeof(*h));
     h->seq = (uint64_t)num(j, "seq");
     h->spec = (uint8_t)num(j, "spec");
     bytes(h->prev_hash, 32, get(j, "prevHash"));
@@ -423,8 +423,8 @@ static void read_state(const json_t *s)
         a->has_datanet = memcmp(datanet, none, 32) != 0;
         a->split = read_split(get(v, "entries"));
     }
-    qsort(world.base, world.base_count, sizeof *world.base, by_id);
-    qsort(world.adapter, world.adapter_count, sizeof *world.adapter, by_id);
+    qsort(world.base, world.base_count, sizeof(*world.base), by_id);
+    qsort(world.adapter, world.adapter_count, sizeof(*world.adapter), by_id);
 }
 
 /* Decode every record, rebuild the log root, and keep the batch's seed. */
@@ -497,8 +497,8 @@ static void compute_epoch(struct reward_result *out, const json_t *e,
         if (r->prefix.type == RECORD_ATTRIBUTION && b < seen)
             reward_evidence_from(&evidence[m++], &r->attribution);
     }
-    qsort(record, n, sizeof *record, record_order);
-    qsort(evidence, m, sizeof *evidence, evidence_order);
+    qsort(record, n, sizeof(*record), record_order);
+    qsort(evidence, m, sizeof(*evidence), evidence_order);
     assert_int_equal(reward_match(record, n, evidence, m, NULL), STATUS_OK);
     struct reward_input in = {.policy = &world.policy,
                               .lane = world.lane,
@@ -519,7 +519,7 @@ static void compute_epoch(struct reward_result *out, const json_t *e,
 static void check_epoch(const struct reward_result *r, const json_t *e, const uint8_t dom[32])
 {
     const json_t *stats = get(e, "stats"), *cumulative = get(e, "cumulative");
-    struct tree_node *leaf = mem_array(r->account_count, sizeof *leaf);
+    struct tree_node *leaf = mem_array(r->account_count, sizeof(*leaf));
     struct tree t;
     size_t i;
     json_t *v;

@@ -34,7 +34,7 @@ static const json_t *at(const json_t *j, const char *path)
     char key[64];
     while (j && *path) {
         size_t n = strcspn(path, ".");
-        snprintf(key, sizeof key, "%.*s", (int)n, path);
+        snprintf(key, sizeof(key), "%.*s", (int)n, path);
         j = json_is_array(j) ? json_array_get(j, strtoul(key, NULL, 10)) : json_object_get(j, key);
         path += n + (path[n] == '.');
     }
@@ -294,7 +294,7 @@ static void test_a_huge_body_is_refused_without_being_kept(void **state)
     memset(body, ' ', 1u << 20);
     int fd = client_connect(http_port(w.server));
     char head[256];
-    int n = snprintf(head, sizeof head,
+    int n = snprintf(head, sizeof(head),
                      "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
                      "Content-Length: %zu\r\n\r\n",
                      len);
@@ -362,7 +362,7 @@ static void test_idempotency_key_is_answered_once(void **state)
     json_t *j = body_json(&r);
     char id[80];
     assert_int_equal(r.code, 200);
-    snprintf(id, sizeof id, "%s", text_at(j, "residual.request_id"));
+    snprintf(id, sizeof(id), "%s", text_at(j, "residual.request_id"));
     json_decref(j);
     reply_fini(&r);
     r = client_call(port, line, h, "{\"model\":\"base\",\"prompt\":\"a\"}");
@@ -382,7 +382,7 @@ static void test_a_client_that_leaves_cancels_its_request(void **state)
     for (int stream = 0; stream < 2; stream++) {
         char body[160];
         uint32_t before = atomic_load(&w.engine.cancelled);
-        snprintf(body, sizeof body,
+        snprintf(body, sizeof(body),
                  "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":400,\"ignore_eos\":true,"
                  "\"stream\":%s}",
                  stream ? "true" : "false");
@@ -593,7 +593,7 @@ static void test_waiting_is_not_idling(void **state)
     world_serve(&own);
     for (int stream = 0; stream < 2; stream++) { /* 2.5 s of computing, idle timeout 1 s */
         char body[160];
-        snprintf(body, sizeof body,
+        snprintf(body, sizeof(body),
                  "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":50,\"ignore_eos\":true,"
                  "\"stream\":%s}",
                  stream ? "true" : "false");
@@ -621,7 +621,7 @@ static void test_a_port_in_use_is_said_so(void **state)
     assert_non_null(strstr(err.text, "address already in use"));
     err_clear(&err);
     opt.port = 0;
-    snprintf(opt.host, sizeof opt.host, "0.0.0.0");
+    snprintf(opt.host, sizeof(opt.host), "0.0.0.0");
     assert_int_equal(http_start(&second, &opt, &deps, &err), STATUS_DENIED);
 }
 

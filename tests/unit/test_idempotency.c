@@ -58,7 +58,7 @@ static void test_full_refuses_and_expiry_makes_room(void **state)
     (void)state;
     idempotency_init(&t, 4);
     for (int i = 0; i < 4; i++) {
-        snprintf(key, sizeof key, "k%d", i);
+        snprintf(key, sizeof(key), "k%d", i);
         assert_int_equal(put(&t, 1, key, "b", id_a, (uint64_t)i), STATUS_OK);
     }
     assert_int_equal(put(&t, 1, "more", "b", id_b, 10), STATUS_FULL);

@@ -63,7 +63,7 @@ static void test_round_trip(void **state)
 static void test_bound(void **state)
 {
     struct adapter_entry *e[8];
-    struct job *j = mem_alloc(sizeof *j);
+    struct job *j = mem_alloc(sizeof(*j));
     struct buf out;
     for (uint32_t i = 0; i < 8; i++) {
         e[i] = make_adapter("x", (uint8_t)(i + 1), true);
@@ -73,9 +73,9 @@ static void test_bound(void **state)
     }
     j->adapter_count = 8;
     j->prompt_count = REQUEST_PROMPTS_MAX;
-    j->prompt = mem_array(j->prompt_count, sizeof *j->prompt);
+    j->prompt = mem_array(j->prompt_count, sizeof(*j->prompt));
     j->seq_count = REQUEST_SEQS_MAX;
-    j->seq = mem_array(j->seq_count, sizeof *j->seq);
+    j->seq = mem_array(j->seq_count, sizeof(*j->seq));
     for (uint32_t i = 0; i < j->prompt_count; i++) {
         j->prompt[i].n_ids = 3;
         j->prompt[i].ids = mem_array(3, sizeof(int32_t));

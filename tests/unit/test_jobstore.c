@@ -1,11 +1,10 @@
 /* The job store's promises: encrypted, whole after a crash at any byte, erased in place, bounded.
  */
+#include "server/influence/jobstore.h"
 #include "tests/unit/influence_fixture.h"
 
 #include <dirent.h>
 #include <sys/stat.h>
-
-#include "server/influence/jobstore.h"
 
 static const uint8_t key[32] = {1, 2, 3};
 
@@ -109,15 +108,15 @@ static void test_private(void **state)
     struct stat sb;
     struct jobstore *s = open_store(1 << 20, &seen);
     uint8_t plain[64];
-    for (size_t i = 0; i < sizeof plain; i++)
+    for (size_t i = 0; i < sizeof(plain); i++)
         plain[i] = (uint8_t)(31 + i);
-    assert_int_equal(jobstore_append(s, 1, plain, sizeof plain, NULL), STATUS_OK);
+    assert_int_equal(jobstore_append(s, 1, plain, sizeof(plain), NULL), STATUS_OK);
     assert_int_equal(append(s, 2, 64), STATUS_OK);
     char *before = read_only_file(path, &len);
     assert_int_equal(len, 2 * (12 + 64 + 40));
     assert_int_equal(stat(path, &sb), 0);
     assert_int_equal(sb.st_mode & 077, 0);
-    for (size_t i = 0; i + 8 <= sizeof plain; i++)
+    for (size_t i = 0; i + 8 <= sizeof(plain); i++)
         assert_false(contains(before, len, plain + i, 8));
     jobstore_erase(s, 1);
     char *after = read_only_file(path, &len);
@@ -241,7 +240,7 @@ static void test_budget(void **state)
     uint8_t plain[100] = {0};
     assert_int_equal(append(s, 1, 100), STATUS_OK);
     assert_int_equal(append(s, 2, 100), STATUS_OK);
-    assert_int_equal(jobstore_append(s, 3, plain, sizeof plain, &err), STATUS_FULL);
+    assert_int_equal(jobstore_append(s, 3, plain, sizeof(plain), &err), STATUS_FULL);
     assert_non_null(strstr(err.text, "score_bytes_max"));
     jobstore_erase(s, 1);
     assert_int_equal(append(s, 3, 100), STATUS_OK);

@@ -42,7 +42,7 @@ static void test_permutation_equals_nettle(void **state)
         }
         keccak_permute(lane);
         sha3_permute(&other);
-        assert_memory_equal(lane, other.a, sizeof lane);
+        assert_memory_equal(lane, other.a, sizeof(lane));
     }
 }
 
@@ -51,7 +51,7 @@ static void oracle_hash(uint8_t out[32], const uint8_t *data, size_t len)
 {
     struct sha3_state s;
     uint8_t *bytes = (uint8_t *)s.a;
-    memset(&s, 0, sizeof s);
+    memset(&s, 0, sizeof(s));
     for (; len >= 136; len -= 136, data += 136) {
         for (size_t i = 0; i < 136; i++)
             bytes[i] ^= data[i];
@@ -68,9 +68,9 @@ static void oracle_hash(uint8_t out[32], const uint8_t *data, size_t len)
 static void test_every_length_and_split(void **state)
 {
     uint8_t data[300], whole[32], parts[32], expected[32];
-    for (size_t i = 0; i < sizeof data; i++)
+    for (size_t i = 0; i < sizeof(data); i++)
         data[i] = (uint8_t)(i * 37 + 11);
-    for (size_t len = 0; len <= sizeof data; len++) {
+    for (size_t len = 0; len <= sizeof(data); len++) {
         oracle_hash(expected, data, len);
         keccak_256(whole, data, len);
         assert_memory_equal(whole, expected, 32);

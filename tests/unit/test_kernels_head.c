@@ -1,8 +1,8 @@
 /* logits, score, sketch and top_logprobs: every CPU path against ref; a score equals the
  * log-probability that sample reports for the same row, bit for bit, on every backend. */
-#include <stdlib.h>
-
 #include "tests/unit/kernels_fixture.h"
+
+#include <stdlib.h>
 
 struct head_case {
     char *w;

@@ -1,9 +1,8 @@
 /* The worker pool: every share runs exactly once, in back-to-back runs and after the workers have
  * parked; creation and destruction do not hang. Meant for the tsan preset as well. */
-#include "tests/unit/kernels_fixture.h"
-
 #include "kernels/cpu/pool.h"
 #include "server/base/clock.h"
+#include "tests/unit/kernels_fixture.h"
 
 struct tally {
     uint64_t done[8];

@@ -112,7 +112,7 @@ static void test_file(void **state)
     struct errtext err = ERRTEXT_INIT;
     struct config c = {.api_keys_file = path};
     close(mkstemp(path));
-    assert_int_equal(file_write_atomic(path, json, sizeof json - 1, 0600, NULL), STATUS_OK);
+    assert_int_equal(file_write_atomic(path, json, sizeof(json) - 1, 0600, NULL), STATUS_OK);
     if (keys_load(&keys, &count, &c, &err))
         fail_msg("%s", err.text);
     assert_int_equal(count, 1);

@@ -48,7 +48,7 @@ static int teardown(void **state)
 {
     char command[64];
     secp_destroy(ctx);
-    snprintf(command, sizeof command, "rm -r %s", dir);
+    snprintf(command, sizeof(command), "rm -r %s", dir);
     return system(command);
 }
 
@@ -57,7 +57,7 @@ static const char *path_of(const char *name)
     static char path[2][96];
     static unsigned turn;
     turn ^= 1;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", dir, name);
+    snprintf(path[turn], sizeof(path[turn]), "%s/%s", dir, name);
     return path[turn];
 }
 
@@ -103,7 +103,7 @@ static void expect(const char *what, const char *with, enum status st, const cha
     struct errtext err = ERRTEXT_INIT;
     const char *at = strstr(pbkdf2_file, what);
     assert_non_null(at);
-    snprintf(text, sizeof text, "%.*s%s%s", (int)(at - pbkdf2_file), pbkdf2_file, with,
+    snprintf(text, sizeof(text), "%.*s%s%s", (int)(at - pbkdf2_file), pbkdf2_file, with,
              at + strlen(what));
     assert_int_equal(decrypt(text, "testpassword", secret, &err), st);
     assert_string_equal(err.param, param);
@@ -128,7 +128,7 @@ static void test_fields_are_checked_by_name(void **state)
     assert_int_equal(decrypt("{}", "x", secret, NULL), STATUS_UNSUPPORTED);
     assert_int_equal(decrypt("", "x", secret, NULL), STATUS_INVALID);
     assert_int_equal(decrypt("{\"version\":3}", "x", secret, NULL), STATUS_UNSUPPORTED);
-    for (size_t len = 0; len < sizeof pbkdf2_file - 1; len++)
+    for (size_t len = 0; len < sizeof(pbkdf2_file) - 1; len++)
         assert_int_equal(keystore_decrypt(secret, pbkdf2_file, len, "x", NULL), STATUS_INVALID);
 }
 

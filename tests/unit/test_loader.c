@@ -1,13 +1,12 @@
 /* When a load may skip the hash, and when it must not: seals on real files, through the real loader
  * and, where something happens between two reads, through the reader itself. All adapters are
  * written before the first test, and then given the time that a seal demands. */
-#include "tests/unit/adapter_fixture.h"
-
-#include <fcntl.h>
-
 #include "server/adapter/peft/reader.h"
 #include "server/adapter/store.h"
 #include "server/base/clock.h"
+#include "tests/unit/adapter_fixture.h"
+
+#include <fcntl.h>
 
 #define RANK 4
 
@@ -21,7 +20,7 @@ static int make_settled_world(void **state)
     if (make_world(state))
         return -1;
     for (uint32_t i = 0; i < ARRAY_COUNT(names); i++) {
-        snprintf(dir, sizeof dir, "%s/%s", test_dir, names[i]);
+        snprintf(dir, sizeof(dir), "%s/%s", test_dir, names[i]);
         write_adapter(dir, i, RANK);
     }
     clock_sleep_ms(SEAL_SETTLE_MS + 100);
@@ -179,7 +178,7 @@ static void expect_refused(struct adapter_entry *e)
     char want[96], id[65];
     hex_encode(id, e->id, 32);
     assert_int_equal(load(e, 0, &err), STATUS_CORRUPT);
-    snprintf(want, sizeof want, "adapter '%s'", e->name);
+    snprintf(want, sizeof(want), "adapter '%s'", e->name);
     assert_non_null(strstr(err.text, want));
     assert_non_null(strstr(err.text, "changed since it was registered"));
     assert_non_null(strstr(err.text, id));
@@ -307,7 +306,7 @@ static void fill_begin(struct fill *f, const char *name)
 {
     struct peft_adapter a;
     char dir[128];
-    memset(f, 0, sizeof *f);
+    memset(f, 0, sizeof(*f));
     dir_of(dir, name);
     assert_int_equal(peft_read_dir(&a, dir, &base, 1 << 20, NULL), STATUS_OK);
     assert_true(a.seal.is_set);

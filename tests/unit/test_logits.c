@@ -28,7 +28,7 @@ static uint32_t check_all(const struct logits_case_options *opt)
     for (int i = 0; i < n; i++) {
         char dir[PATH_MAX];
         struct errtext err = ERRTEXT_INIT;
-        snprintf(dir, sizeof dir, "%s/%s", cases_dir, list[i]->d_name);
+        snprintf(dir, sizeof(dir), "%s/%s", cases_dir, list[i]->d_name);
         bool is_case = list[i]->d_name[0] != '.';
         free(list[i]);
         enum status st = is_case ? logits_case_check(dir, opt, &err) : STATUS_UNSUPPORTED;
@@ -67,15 +67,15 @@ static void test_judge_can_fail(void **state)
     struct errtext err = ERRTEXT_INIT;
     struct logits_case_options opt = {
         .backend = "ref", .dtype = DTYPE_CHOICE_F32, .thread_count = 1, .chunk = 16};
-    snprintf(from, sizeof from, "%s/llama_default", cases_dir);
+    snprintf(from, sizeof(from), "%s/llama_default", cases_dir);
     assert_non_null(mkdtemp(dir));
-    snprintf(command, sizeof command,
+    snprintf(command, sizeof(command),
              "cp -r %s/. %s && cd %s && sed -i 's/\"lora_alpha\": 6/\"lora_alpha\": 6.01/' "
              "a/adapter_config.json",
              from, dir, dir);
     assert_int_equal(system(command), 0);
     assert_int_equal(logits_case_check(dir, &opt, &err), STATUS_CONFLICT);
-    snprintf(command, sizeof command, "rm -r %s", dir);
+    snprintf(command, sizeof(command), "rm -r %s", dir);
     assert_int_equal(system(command), 0);
 }
 
@@ -95,12 +95,12 @@ static void run_bits(const char *backend, enum dtype_choice dtype, uint32_t thre
                                     .context_max = 64};
     for (int i = 0; i < 40; i++)
         ids[i] = (i * 97 + 5) % 256;
-    snprintf(dir, sizeof dir, "%s/qwen2_yarn_window/model", cases_dir);
+    snprintf(dir, sizeof(dir), "%s/qwen2_yarn_window/model", cases_dir);
     if (logits_rig_open(&r, &ro, &err))
         fail_msg("%s", err.text);
     for (int i = 0; i < 2; i++) {
         char adapter[PATH_MAX];
-        snprintf(adapter, sizeof adapter, "%s/qwen2_yarn_window/%c", cases_dir, 'a' + i);
+        snprintf(adapter, sizeof(adapter), "%s/qwen2_yarn_window/%c", cases_dir, 'a' + i);
         assert_int_equal(logits_rig_add(&r, adapter, &err), STATUS_OK);
     }
     assert_int_equal(logits_rig_run(&r, part, 2, ids, 0, 40, out, NULL), STATUS_OK);
@@ -111,15 +111,15 @@ static void test_bits(void **state)
 {
     static const uint32_t shapes[][2] = {{1, 1}, {1, 7}, {2, 16}, {2, 40}};
     enum { ROWS = 40, VOCAB = 272 };
-    float *first = mem_array(ROWS * VOCAB, sizeof *first);
-    float *again = mem_array(ROWS * VOCAB, sizeof *again);
+    float *first = mem_array(ROWS * VOCAB, sizeof(*first));
+    float *again = mem_array(ROWS * VOCAB, sizeof(*again));
     for (int dtype = DTYPE_CHOICE_F32; dtype <= DTYPE_CHOICE_BF16; dtype++) {
         for (int cpu = 0; cpu < 2; cpu++) {
             run_bits(cpu ? "cpu" : "ref", (enum dtype_choice)dtype, 1, 40, first);
             for (size_t i = 0; i < ARRAY_COUNT(shapes); i++) {
                 run_bits(cpu ? "cpu" : "ref", (enum dtype_choice)dtype, shapes[i][0], shapes[i][1],
                          again);
-                assert_memory_equal(first, again, ROWS * VOCAB * sizeof *first);
+                assert_memory_equal(first, again, ROWS * VOCAB * sizeof(*first));
             }
         }
     }

@@ -1,7 +1,6 @@
 /* Which record belongs to which request id: bounded, replayed after a restart, found by number. */
-#include "tests/unit/influence_fixture.h"
-
 #include "server/record/lookup.h"
+#include "tests/unit/influence_fixture.h"
 
 static struct lookup *open_lookup(void)
 {

@@ -123,7 +123,7 @@ static void test_fields(void **state)
     uint8_t other[65] = {9};
     for (size_t i = 0; i < ARRAY_COUNT(all); i++) {
         char names[64];
-        snprintf(names, sizeof names, "manifest.%s", all[i]);
+        snprintf(names, sizeof(names), "manifest.%s", all[i]);
         refused(all[i], NULL, STATUS_INVALID, names);
         refused(all[i], json_true(), STATUS_INVALID, names);
         refused(all[i], json_string("0x12"), STATUS_INVALID, names);

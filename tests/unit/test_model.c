@@ -31,7 +31,7 @@ static void run(const char *fmt, ...)
     char command[4096];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(command, sizeof command, fmt, ap);
+    vsnprintf(command, sizeof(command), fmt, ap);
     va_end(ap);
     if (system(command) != 0)
         fail_msg("command failed: %s", command);
@@ -39,7 +39,7 @@ static void run(const char *fmt, ...)
 
 static void use_case(const char *name)
 {
-    snprintf(dir, sizeof dir, "/tmp/rs-model-XXXXXX");
+    snprintf(dir, sizeof(dir), "/tmp/rs-model-XXXXXX");
     assert_non_null(mkdtemp(dir));
     run("cp -r %s/%s/model/. %s && chmod -R u+w %s", cases_dir, name, dir, dir);
 }
@@ -55,14 +55,14 @@ static int drop_case(void **state)
 static void write_file(const char *name, const void *data, size_t len)
 {
     char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
     assert_int_equal(file_write_atomic(path, data, len, 0644, NULL), STATUS_OK);
 }
 
 static char *read_file(const char *name, size_t *len)
 {
     char path[256], *data;
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
     assert_int_equal(file_read(path, 1u << 26, &data, len, NULL), STATUS_OK);
     return data;
 }
@@ -169,7 +169,7 @@ static void shard_it(bool break_index)
     for (int i = 0; i < 2; i++) {
         size_t n;
         char name[32], *file = st_build_bytes(&part[i], &n);
-        snprintf(name, sizeof name, "part-%d.safetensors", i);
+        snprintf(name, sizeof(name), "part-%d.safetensors", i);
         write_file(name, file, n);
         mem_free(file);
         st_build_fini(&part[i]);
@@ -270,7 +270,7 @@ static void test_text(void **state)
     assert_false(m->add_bos);
     memcpy(without, m->id, 32);
     model_free(m);
-    write_file("tokenizer_config.json", config, sizeof config - 1);
+    write_file("tokenizer_config.json", config, sizeof(config) - 1);
     m = load(DTYPE_CHOICE_F32, false);
     assert_string_equal(m->bos_token, "A");
     assert_string_equal(m->eos_token, "B");
@@ -332,7 +332,7 @@ static void shrink(void *arg, const char *what, uint64_t done, uint64_t total)
 {
     char path[256];
     int *at = arg;
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    snprintf(path, sizeof(path), "%s/model.safetensors", dir);
     if ((*at)-- == 0)
         assert_int_equal(truncate(path, 9000), 0);
 }
@@ -340,7 +340,7 @@ static void shrink(void *arg, const char *what, uint64_t done, uint64_t total)
 static void test_shrinks(void **state)
 {
     static const int when[] = {0, 3, 25, 40};
-    for (size_t i = 0; i < sizeof when / sizeof *when; i++) {
+    for (size_t i = 0; i < sizeof(when) / sizeof(*when); i++) {
         struct model *m;
         struct errtext err = ERRTEXT_INIT;
         int at = when[i];
@@ -356,7 +356,7 @@ static void test_shrinks(void **state)
 
 static void test_no_directory(void **state)
 {
-    snprintf(dir, sizeof dir, "/tmp/rs-model-none");
+    snprintf(dir, sizeof(dir), "/tmp/rs-model-none");
     refused(STATUS_NOT_FOUND, "/tmp/rs-model-none");
     dir[0] = '\0';
 }

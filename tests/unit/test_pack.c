@@ -40,15 +40,15 @@ static float f16_value(uint16_t h)
 static uint32_t bits_of(float f)
 {
     uint32_t u;
-    memcpy(&u, &f, sizeof u);
+    memcpy(&u, &f, sizeof(u));
     return u;
 }
 
 static void test_convert_every_16_bit_value(void **state)
 {
     enum { N = 65536 };
-    uint16_t *in = mem_array(N + 1, sizeof *in), *bf16 = mem_array(N, sizeof *bf16);
-    float *f32 = mem_array(N, sizeof *f32), *from_bf16 = mem_array(N, sizeof *from_bf16);
+    uint16_t *in = mem_array(N + 1, sizeof(*in)), *bf16 = mem_array(N, sizeof(*bf16));
+    float *f32 = mem_array(N, sizeof(*f32)), *from_bf16 = mem_array(N, sizeof(*from_bf16));
     for (uint32_t i = 0; i < N; i++)
         in[i] = (uint16_t)i;
     convert_elements(f32, DTYPE_F32, in, DTYPE_F16, N);
@@ -170,7 +170,7 @@ static void add_matrix(struct st_build *b, const char *leaf, char ab, const char
 {
     char name[128];
     size_t width = strcmp(dtype, "F32") == 0 ? 4 : 2;
-    snprintf(name, sizeof name, "base_model.model.model.layers.1.%s.lora_%c.weight", leaf, ab);
+    snprintf(name, sizeof(name), "base_model.model.model.layers.1.%s.lora_%c.weight", leaf, ab);
     st_build_add(b, name, dtype, rows, columns, NULL);
     for (size_t i = 0; i < (size_t)rows * columns * width; i++)
         buf_putc(&b->data, (char)(i * 131 + i / 199 + (uint8_t)ab));
@@ -181,10 +181,10 @@ static void sample_init(struct sample *s, const char *dtype, uint32_t rank)
     struct st_build b;
     struct errtext err = ERRTEXT_INIT;
     char config[256];
-    memset(s, 0, sizeof *s);
+    memset(s, 0, sizeof(*s));
     assert_int_equal(model_config_parse(&s->base, base_json, strlen(base_json), NULL, 0, NULL),
                      STATUS_OK);
-    snprintf(config, sizeof config,
+    snprintf(config, sizeof(config),
              "{\"peft_type\":\"LORA\",\"r\":%u,\"lora_alpha\":3,\"layers_to_transform\":1,"
              "\"target_modules\":[\"down_proj\",\"q_proj\",\"up_proj\"]}",
              rank);
@@ -248,8 +248,8 @@ static void check_pack(const char *dtype, uint32_t rank, enum dtype out)
     if (peft_pack_from(&s.a, &from, &to, &err))
         fail_msg("%s", err.text);
     assert_memory_equal(blob, want, s.blob_bytes);
-    crypto_generichash_final(&hash, id, sizeof id);
-    assert_memory_equal(id, s.a.id, sizeof id);
+    crypto_generichash_final(&hash, id, sizeof(id));
+    assert_memory_equal(id, s.a.id, sizeof(id));
     assert_int_equal(ftruncate(fileno(f), (off_t)s.tensor_bytes - 1), 0);
     assert_int_equal(peft_pack_from(&s.a, &from, &to, &err), STATUS_CORRUPT);
     assert_non_null(strstr(err.text, "shrank while it was read"));

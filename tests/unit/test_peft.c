@@ -50,17 +50,17 @@ static void add_module(struct st_build *b, const struct model_config *c, const c
     char leaf[96];
     assert_int_equal(sscanf(path, "model.layers.%u.", &layer), 1);
     for (; m < LORA_MODULE_COUNT; m++) {
-        model_module_path(layer, m, leaf, sizeof leaf);
+        model_module_path(layer, m, leaf, sizeof(leaf));
         if (!strcmp(leaf, path))
             break;
     }
     assert_true(m < LORA_MODULE_COUNT);
     model_module_shape(c, m, &d_out, &d_in);
     size_t width = strcmp(dtype, "F32") ? 2 : 4;
-    snprintf(name, sizeof name, "%s%s.lora_A.weight", prefix, path);
+    snprintf(name, sizeof(name), "%s%s.lora_A.weight", prefix, path);
     st_build_add(b, name, dtype, rank, d_in, NULL);
     put_pattern(b, path, (size_t)rank * d_in * width, false);
-    snprintf(name, sizeof name, "%s%s.lora_B.weight", prefix, path);
+    snprintf(name, sizeof(name), "%s%s.lora_B.weight", prefix, path);
     st_build_add(b, name, dtype, d_out, rank, NULL);
     put_pattern(b, path, (size_t)rank * d_out * width, true);
 }
@@ -87,7 +87,7 @@ static void check_golden(const json_t *item, const struct model_config *c, const
     assert_int_equal(a.module_count, json_object_size(modules));
     for (uint32_t i = 0; i < a.module_count; i++) {
         char found[96], id[65];
-        model_module_path(a.module[i].layer, a.module[i].module, found, sizeof found);
+        model_module_path(a.module[i].layer, a.module[i].module, found, sizeof(found));
         facts = json_object_get(modules, found);
         assert_non_null(facts);
         double want = json_number_value(json_array_get(facts, 1));
@@ -148,7 +148,7 @@ static enum status try_build(struct peft_adapter *a, const char *fields, const s
     struct model_config c = base_config();
     char config[4096];
     size_t len;
-    snprintf(config, sizeof config, "{%s}", fields);
+    snprintf(config, sizeof(config), "{%s}", fields);
     char *text = mem_strdup(config), *bytes = st_build_bytes(b, &len);
     enum status st = peft_from_bytes(a, text, strlen(text), bytes, len, &c, err);
     if (st) {
@@ -201,9 +201,9 @@ static void test_refused_fields(void **state)
         {"task_type", "\"SEQ_CLS\""},
         {"a_field_of_next_year", "3"},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         char fields[1024];
-        snprintf(fields, sizeof fields, Q_ONLY ",\"%s\":%s", cases[i].field, cases[i].value);
+        snprintf(fields, sizeof(fields), Q_ONLY ",\"%s\":%s", cases[i].field, cases[i].value);
         refused_config(fields, STATUS_UNSUPPORTED, cases[i].field);
     }
     refused_config("\"peft_type\":\"IA3\"", STATUS_UNSUPPORTED, "peft_type");
@@ -324,7 +324,7 @@ static void test_values(void **state)
     assert_int_equal(check_values(&p, Q_ONLY, &err), STATUS_INVALID);
     assert_non_null(strstr(err.text, "infinite"));
     err_clear(&err);
-    memset(p.b, 0, sizeof p.b);
+    memset(p.b, 0, sizeof(p.b));
     assert_int_equal(check_values(&p, Q_ONLY, &err), STATUS_INVALID);
     assert_non_null(strstr(err.text, "change nothing"));
     err_clear(&err);
@@ -394,16 +394,16 @@ static void test_directory(void **state)
     st_build_fini(&b);
     assert_int_equal(peft_read_dir(&a, dir, &c, 1u << 20, &err), STATUS_NOT_FOUND);
     assert_non_null(strstr(err.text, "adapter_config.json"));
-    snprintf(path, sizeof path, "%s/adapter_config.json", dir);
+    snprintf(path, sizeof(path), "%s/adapter_config.json", dir);
     assert_int_equal(file_write_atomic(path, "{" Q_ONLY "}", strlen("{" Q_ONLY "}"), 0600, NULL),
                      STATUS_OK);
-    snprintf(other, sizeof other, "%s/adapter_model.bin", dir);
+    snprintf(other, sizeof(other), "%s/adapter_model.bin", dir);
     assert_int_equal(file_write_atomic(other, "x", 1, 0600, NULL), STATUS_OK);
     err_clear(&err);
     assert_int_equal(peft_read_dir(&a, dir, &c, 1u << 20, &err), STATUS_UNSUPPORTED);
     assert_non_null(strstr(err.text, "pickled"));
     char tensors[256];
-    snprintf(tensors, sizeof tensors, "%s/adapter_model.safetensors", dir);
+    snprintf(tensors, sizeof(tensors), "%s/adapter_model.safetensors", dir);
     assert_int_equal(symlink(other, tensors), 0);
     err_clear(&err);
     assert_int_equal(peft_read_dir(&a, dir, &c, 1u << 20, &err), STATUS_DENIED);

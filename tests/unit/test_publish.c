@@ -1,9 +1,8 @@
 /* Admission from outside: what is kept, under whose name, within which bounds, and what is left of
  * it after a restart. */
+#include "server/adapter/publish.h"
 #include "tests/unit/adapter_fixture.h"
 #include "tests/unit/manifest_fixture.h"
-
-#include "server/adapter/publish.h"
 
 static struct catalog *catalog;
 static struct publisher *publisher;
@@ -30,8 +29,8 @@ static int setup(void **state)
 {
     if (make_world(state))
         return -1;
-    snprintf(adapters_dir, sizeof adapters_dir, "%s/kept", test_dir);
-    snprintf(root_dir, sizeof root_dir, "%s/root", test_dir);
+    snprintf(adapters_dir, sizeof(adapters_dir), "%s/kept", test_dir);
+    snprintf(root_dir, sizeof(root_dir), "%s/root", test_dir);
     if (file_mkdirs(root_dir, 0700, NULL))
         return -1;
     options = (struct publish_options){.model = &base,
@@ -162,9 +161,9 @@ static void is_gone(const char *name)
 static uint32_t kept_dirs(void)
 {
     char cmd[256], text[16];
-    snprintf(cmd, sizeof cmd, "ls %s | wc -l", adapters_dir);
+    snprintf(cmd, sizeof(cmd), "ls %s | wc -l", adapters_dir);
     FILE *f = popen(cmd, "r");
-    assert_non_null(fgets(text, sizeof text, f));
+    assert_non_null(fgets(text, sizeof(text), f));
     pclose(f);
     return (uint32_t)atol(text);
 }
@@ -214,7 +213,7 @@ static void test_upload(void **state)
 static void test_refused(void **state)
 {
     char longest[CATALOG_NAME_MAX + 2];
-    memset(longest, 'x', sizeof longest);
+    memset(longest, 'x', sizeof(longest));
     longest[CATALOG_NAME_MAX + 1] = '\0';
     refused((struct ask){.name = longest, .seed = 1}, STATUS_INVALID, "1 to 128");
     refused((struct ask){.name = "base", .seed = 1}, STATUS_INVALID, "base model's name");
@@ -240,7 +239,7 @@ static void test_ownership(void **state)
     assert_int_equal(kept_dirs(), 1); /* a refused upload leaves nothing */
     assert_int_equal(restart(), 1);
     serves("m", 1, "alice");
-    snprintf(dir, sizeof dir, "%s/op", root_dir);
+    snprintf(dir, sizeof(dir), "%s/op", root_dir);
     write_adapter(dir, 5, 4);
     if (publisher_load_dir(publisher, "op", dir, true, false, &err))
         fail_msg("%s", err.text);
@@ -268,11 +267,11 @@ static void test_replace(void **state)
     uint8_t id[32];
     id_of(1, 4, id);
     hex_encode(hex, id, 32);
-    snprintf(cmd, sizeof cmd, "cp -r %s/%s %s/copy", adapters_dir, hex, test_dir);
+    snprintf(cmd, sizeof(cmd), "cp -r %s/%s %s/copy", adapters_dir, hex, test_dir);
     assert_int_equal(system(cmd), 0);
     sleep(1); /* times are in seconds */
     must((struct ask){.name = "m", .seed = 2, .replace = true});
-    snprintf(cmd, sizeof cmd, "mv %s/copy %s/%s", test_dir, adapters_dir, hex);
+    snprintf(cmd, sizeof(cmd), "mv %s/copy %s/%s", test_dir, adapters_dir, hex);
     assert_int_equal(system(cmd), 0);
     (void)restart();
     serves("m", 2, "alice");
@@ -371,13 +370,13 @@ static void test_recover_damage(void **state)
     must((struct ask){.name = "swapped", .seed = 3});
     id_of(2, 4, id);
     hex_encode(hex, id, 32);
-    snprintf(cmd, sizeof cmd, "truncate -s 50 %s/%s/adapter_model.safetensors", adapters_dir, hex);
+    snprintf(cmd, sizeof(cmd), "truncate -s 50 %s/%s/adapter_model.safetensors", adapters_dir, hex);
     assert_int_equal(system(cmd), 0);
     id_of(3, 4, id);
     hex_encode(hex, id, 32);
-    snprintf(cmd, sizeof cmd, "%s/%s", adapters_dir, hex);
+    snprintf(cmd, sizeof(cmd), "%s/%s", adapters_dir, hex);
     write_adapter(cmd, 4, 4);
-    snprintf(cmd, sizeof cmd, "mkdir %s/%064d %s/other", adapters_dir, 7, adapters_dir);
+    snprintf(cmd, sizeof(cmd), "mkdir %s/%064d %s/other", adapters_dir, 7, adapters_dir);
     assert_int_equal(system(cmd), 0);
     assert_int_equal(restart(), 1);
     serves("good", 1, "alice");
@@ -396,8 +395,8 @@ static void test_roots(void **state)
 {
     char inside[256], outside[256], path[512], cmd[1024];
     struct errtext err = ERRTEXT_INIT;
-    snprintf(inside, sizeof inside, "%s/in", root_dir);
-    snprintf(outside, sizeof outside, "%s/rootless/out", test_dir); /* shares the root's prefix */
+    snprintf(inside, sizeof(inside), "%s/in", root_dir);
+    snprintf(outside, sizeof(outside), "%s/rootless/out", test_dir); /* shares the root's prefix */
     write_adapter(inside, 1, 4);
     write_adapter(outside, 2, 4);
     if (load(inside, false, &err))
@@ -406,22 +405,22 @@ static void test_roots(void **state)
     assert_non_null(strstr(err.text, "adapter_roots"));
     assert_string_equal(err.param, "lora_path");
     assert_int_equal(load(outside, true, NULL), STATUS_OK); /* the operator's own word */
-    snprintf(path, sizeof path, "%s/../rootless/out", root_dir);
+    snprintf(path, sizeof(path), "%s/../rootless/out", root_dir);
     assert_int_equal(load(path, false, NULL), STATUS_DENIED);
     assert_int_equal(load("in", false, NULL), STATUS_INVALID);
     assert_int_equal(load("/nowhere", false, NULL), STATUS_NOT_FOUND);
     /* a folder inside that is a link to outside */
-    snprintf(cmd, sizeof cmd, "ln -s %s %s/link", outside, root_dir);
+    snprintf(cmd, sizeof(cmd), "ln -s %s %s/link", outside, root_dir);
     assert_int_equal(system(cmd), 0);
-    snprintf(path, sizeof path, "%s/link", root_dir);
+    snprintf(path, sizeof(path), "%s/link", root_dir);
     assert_int_equal(load(path, false, NULL), STATUS_DENIED);
     /* files inside that are links */
     static const char *const files[] = {"adapter_model.safetensors", "adapter_config.json",
                                         "publish.json"};
     for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
-        snprintf(path, sizeof path, "%s/linked%zu", root_dir, i);
+        snprintf(path, sizeof(path), "%s/linked%zu", root_dir, i);
         write_adapter(path, 3, 4);
-        snprintf(cmd, sizeof cmd, "touch %s/publish.json; ln -sf %s/%s %s/%s", outside, outside,
+        snprintf(cmd, sizeof(cmd), "touch %s/publish.json; ln -sf %s/%s %s/%s", outside, outside,
                  files[i], path, files[i]);
         assert_int_equal(system(cmd), 0);
         err_clear(&err);
@@ -441,16 +440,16 @@ static void test_load_all(void **state)
     char path[256];
     uint32_t count;
     struct errtext err = ERRTEXT_INIT;
-    snprintf(path, sizeof path, "%s/one", root_dir);
+    snprintf(path, sizeof(path), "%s/one", root_dir);
     write_adapter(path, 1, 4);
-    snprintf(path, sizeof path, "%s/two", root_dir);
+    snprintf(path, sizeof(path), "%s/two", root_dir);
     write_adapter(path, 2, 4);
     static const char publish[] =
         "{\"version\":1,\"owner\":\"0x1111111111111111111111111111111111111111\",\"prices\":{"
         "\"in\":\"7\",\"out\":\"8\"},\"split\":[{\"payee\":"
         "\"0x2222222222222222222222222222222222222222\",\"role\":\"author\",\"bps\":10000}]}";
-    write_file(path, "publish.json", publish, sizeof publish - 1);
-    snprintf(path, sizeof path, "%s/not-an-adapter", root_dir);
+    write_file(path, "publish.json", publish, sizeof(publish) - 1);
+    snprintf(path, sizeof(path), "%s/not-an-adapter", root_dir);
     assert_int_equal(mkdir(path, 0700), 0);
     if (publisher_load_all(publisher, root_dir, &count, &err))
         fail_msg("%s", err.text);

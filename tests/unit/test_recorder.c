@@ -2,6 +2,8 @@
  * here, by formula): request -> record -> receipt -> score -> attribution, and what is left of that
  * when processes die, disks fill and budgets end. The spool is read back as a stranger would read
  * it. */
+#include "server/record/recorder.h"
+#include "server/spool/spool.h"
 #include "tests/unit/influence_fixture.h"
 
 #include <errno.h>
@@ -9,9 +11,6 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-
-#include "server/record/recorder.h"
-#include "server/spool/spool.h"
 
 /* ---- the engine's stand-in ---- */
 
@@ -261,7 +260,7 @@ static void take_record(struct ledger *l, const struct lane *lane, uint64_t seq,
 /* After the recorder is closed. */
 static struct ledger *read_ledger(void)
 {
-    struct ledger *l = mem_alloc(sizeof *l);
+    struct ledger *l = mem_alloc(sizeof(*l));
     struct lane lane;
     struct lane_options lane_opt = {.data_dir = test_dir};
     struct spool *s;
@@ -270,7 +269,7 @@ static struct ledger *read_ledger(void)
     uint64_t seq;
     char dir[PATH_MAX];
     assert_int_equal(lane_open(&lane, &lane_opt, NULL), STATUS_OK);
-    snprintf(dir, sizeof dir, "%s/spool", lane.dir);
+    snprintf(dir, sizeof(dir), "%s/spool", lane.dir);
     struct spool_options opt = {.dir = dir, .segment_bytes_max = 16u << 20, .bytes_max = 1u << 30};
     assert_int_equal(spool_open(&s, &opt, NULL), STATUS_OK);
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
@@ -597,7 +596,7 @@ static void test_lost_and_orphans(void **state)
         request_release(r);
     }
     rig_stop(&g);
-    snprintf(cmd, sizeof cmd,
+    snprintf(cmd, sizeof(cmd),
              "cp -r %s/lanes/unbound-1/jobs %s/kept && rm -r %s/lanes/unbound-1/jobs", test_dir,
              test_dir, test_dir);
     assert_int_equal(system(cmd), 0);
@@ -610,8 +609,9 @@ static void test_lost_and_orphans(void **state)
     expect_all_scored(l);
     mem_free(l);
     /* the same jobs come back: their answers are closed, so they are erased */
-    snprintf(cmd, sizeof cmd, "rm -r %s/lanes/unbound-1/jobs && mv %s/kept %s/lanes/unbound-1/jobs",
-             test_dir, test_dir, test_dir);
+    snprintf(cmd, sizeof(cmd),
+             "rm -r %s/lanes/unbound-1/jobs && mv %s/kept %s/lanes/unbound-1/jobs", test_dir,
+             test_dir, test_dir);
     assert_int_equal(system(cmd), 0);
     rig_create(&g);
     assert_int_equal(stats_of(&g).job_count, 0);
@@ -654,7 +654,7 @@ static void on_wake(void *arg)
     if (!r->receipt.recorded)
         return;
     memcpy(out.digest, r->receipt.digest, 32);
-    CHECK(write(receipt_pipe, &out, sizeof out) == (ssize_t)sizeof out); /* atomic: < PIPE_BUF */
+    CHECK(write(receipt_pipe, &out, sizeof(out)) == (ssize_t)sizeof(out)); /* atomic: < PIPE_BUF */
 }
 
 /* Serve until killed. */
@@ -692,15 +692,15 @@ static void kill_once(uint64_t delay_us, struct released *held, size_t *count)
         serve_for_ever(fd[1]);
     }
     close(fd[1]);
-    assert_int_equal(read(fd[0], &held[*count], sizeof *held), sizeof *held); /* it runs */
+    assert_int_equal(read(fd[0], &held[*count], sizeof(*held)), sizeof(*held)); /* it runs */
     (*count)++;
     uint64_t begin = clock_mono_ns();
     while (clock_mono_ns() - begin < delay_us * 1000) {
-        assert_int_equal(read(fd[0], &held[*count], sizeof *held), sizeof *held);
+        assert_int_equal(read(fd[0], &held[*count], sizeof(*held)), sizeof(*held));
         (*count)++;
     }
     assert_int_equal(kill(pid, SIGKILL), 0);
-    while (*count < LEDGER_MAX && read(fd[0], &held[*count], sizeof *held) == sizeof *held)
+    while (*count < LEDGER_MAX && read(fd[0], &held[*count], sizeof(*held)) == sizeof(*held))
         (*count)++;
     assert_true(*count < LEDGER_MAX);
     close(fd[0]);
@@ -711,7 +711,7 @@ static void kill_once(uint64_t delay_us, struct released *held, size_t *count)
 
 static void test_kill(void **state)
 {
-    struct released *held = mem_array(LEDGER_MAX, sizeof *held);
+    struct released *held = mem_array(LEDGER_MAX, sizeof(*held));
     size_t count = 0;
     uint64_t random = 88172645463325252u;
     int rounds = getenv("RS_FULL") && getenv("RS_FULL")[0] == '1' ? 50 : 12;
@@ -726,7 +726,7 @@ static void test_kill(void **state)
     wait_settled(&g);
     rig_close(&g);
     struct ledger *l = read_ledger();
-    bool *seen = mem_array(LEDGER_MAX, sizeof *seen);
+    bool *seen = mem_array(LEDGER_MAX, sizeof(*seen));
     assert_true(count >= (size_t)rounds);
     for (size_t i = 0; i < count; i++) {
         assert_in_range(held[i].seq, 1, l->count);

@@ -125,7 +125,7 @@ static void test_null_is_absent_everywhere(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(keys); i++) {
         char field[64];
-        snprintf(field, sizeof field, "\"%s\":null", keys[i]);
+        snprintf(field, sizeof(field), "\"%s\":null", keys[i]);
         good(false, field);
         good(true, field);
     }
@@ -229,7 +229,7 @@ static void test_prompt_forms(void **state)
                                         "[-1]", "[1.5]",  "[99999999]", "[[\"a\"]]"};
     for (size_t i = 0; i < ARRAY_COUNT(wrong); i++) {
         char body[96];
-        snprintf(body, sizeof body, "{\"model\":\"base\",\"prompt\":%s}", wrong[i]);
+        snprintf(body, sizeof(body), "{\"model\":\"base\",\"prompt\":%s}", wrong[i]);
         assert_null(parse(false, body));
         assert_string_equal(err.param, "prompt");
     }
@@ -260,7 +260,7 @@ static void test_message_forms(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_COUNT(wrong); i++) {
         char body[256];
-        snprintf(body, sizeof body, "{\"model\":\"base\",\"messages\":%s}", wrong[i].messages);
+        snprintf(body, sizeof(body), "{\"model\":\"base\",\"messages\":%s}", wrong[i].messages);
         assert_null(parse(true, body));
         if (strcmp(err.param, wrong[i].param) != 0)
             fail_msg("%s: %s (%s)", body, err.param, err.text);
@@ -339,7 +339,7 @@ static void test_a_key_reaches_only_its_adapters(void **state)
     struct http_key key = {.name = "app", .roles = HTTP_ROLE_INFER, .adapter_count = 1};
     struct request *r = NULL;
     (void)state;
-    snprintf(key.adapter[0], sizeof key.adapter[0], "org/*");
+    snprintf(key.adapter[0], sizeof(key.adapter[0]), "org/*");
     env.key = &key;
     env.roles = HTTP_ROLE_INFER;
     err_clear(&err);

@@ -238,7 +238,7 @@ static void make_influence(struct fake *f, struct reward_record *r, uint8_t *tai
 static void make_records(struct fake *f, size_t count)
 {
     static const uint8_t digest[32], seed[32] = {7};
-    f->record = mem_array(count, sizeof *f->record);
+    f->record = mem_array(count, sizeof(*f->record));
     f->tails = mem_array(count, TAIL_INFLUENCE_BYTES_MAX);
     f->record_count = count;
     for (size_t i = 0; i < count; i++) {
@@ -466,7 +466,7 @@ static void test_a_full_batch(void **state)
     make_records(&f, 1u << 14);
     /* The largest batch by repeating records: pointers are shared, sums are not. */
     size_t times = 8, count = f.record_count * times;
-    struct reward_record *all = mem_array(count, sizeof *all);
+    struct reward_record *all = mem_array(count, sizeof(*all));
     for (size_t i = 0; i < count; i++)
         all[i] = f.record[i % f.record_count];
     struct reward_input in = input_of(&f, NULL);

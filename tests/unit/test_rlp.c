@@ -62,7 +62,7 @@ static void test_long_forms(void **state)
     static const size_t lens[] = {55, 56, 255, 256, 65535, 65536};
     uint8_t *data = mem_alloc(65536);
     memset(data, 0xee, 65536);
-    for (size_t i = 0; i < sizeof lens / sizeof *lens; i++) {
+    for (size_t i = 0; i < sizeof(lens) / sizeof(*lens); i++) {
         struct buf out;
         struct rlp_reader inner;
         struct rlp_item item;
@@ -99,7 +99,7 @@ static void test_other_encodings_are_refused(void **state)
         "b8",                 /* length cut off */
         "f90100",             /* 256 bytes that are not there */
     };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         size_t len = strlen(bad[i]) / 2;
         uint8_t *data = mem_alloc(len ? len : 1);
         struct rlp_reader r = {data, len};

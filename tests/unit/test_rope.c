@@ -26,8 +26,8 @@ static void check_case(const json_t *item)
     if (model_config_parse(&c, text, strlen(text), NULL, 0, &err))
         fail_msg("%s: %s", name, err.text);
     uint32_t half = c.d_head / 2;
-    float *cos_out = mem_array((size_t)POS_COUNT * half, sizeof *cos_out);
-    float *sin_out = mem_array((size_t)POS_COUNT * half, sizeof *sin_out);
+    float *cos_out = mem_array((size_t)POS_COUNT * half, sizeof(*cos_out));
+    float *sin_out = mem_array((size_t)POS_COUNT * half, sizeof(*sin_out));
     model_rope_fill(&c, POS_COUNT, cos_out, sin_out);
     const json_t *positions = json_object_get(item, "positions");
     for (size_t p = 0; p < json_array_size(positions); p++) {

@@ -38,7 +38,7 @@ static void test_a_wrong_method_names_the_right_ones(void **state)
     assert_int_equal(route_method("BREW"), HTTP_METHOD_OTHER);
     for (uint32_t i = 0; i < route_count(); i++) { /* every path's methods have a text */
         char path[128];
-        snprintf(path, sizeof path, "%s%s", route_at(i)->path,
+        snprintf(path, sizeof(path), "%s%s", route_at(i)->path,
                  route_at(i)->path[strlen(route_at(i)->path) - 1] == '/' ? "x" : "");
         assert_null(route_find(HTTP_METHOD_OTHER, path, &tail, &allow));
         assert_non_null(allow);

@@ -38,7 +38,7 @@ static void read_request(int fd)
 {
     size_t used = 0;
     for (;;) {
-        ssize_t n = read(fd, node.request + used, sizeof node.request - 1 - used);
+        ssize_t n = read(fd, node.request + used, sizeof(node.request) - 1 - used);
         if (n <= 0)
             return;
         used += (size_t)n;
@@ -76,7 +76,7 @@ static void send_answer(int fd)
     } else {
         buf_puts(&body, node.body);
     }
-    int n = snprintf(head, sizeof head,
+    int n = snprintf(head, sizeof(head),
                      "HTTP/1.1 %s\r\nContent-Length: %zu\r\nConnection: close\r\n%s\r\n",
                      node.status, body.len, node.extra);
     clock_sleep_ms(node.delay_ms);
@@ -103,9 +103,9 @@ static void *serve(void *arg)
 static int setup(void **state)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
+    socklen_t len = sizeof(a);
     node.listen_fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(node.listen_fd, (struct sockaddr *)&a, sizeof a) || listen(node.listen_fd, 8) ||
+    if (bind(node.listen_fd, (struct sockaddr *)&a, sizeof(a)) || listen(node.listen_fd, 8) ||
         getsockname(node.listen_fd, (struct sockaddr *)&a, &len))
         return 1;
     node.port = ntohs(a.sin_port);
@@ -151,7 +151,7 @@ static struct rpc *client(uint32_t timeout_ms, size_t bytes_max)
 {
     char url[64];
     struct rpc *r;
-    snprintf(url, sizeof url, "http://127.0.0.1:%u/", node.port);
+    snprintf(url, sizeof(url), "http://127.0.0.1:%u/", node.port);
     struct rpc_config config = {.url = url,
                                 .authorization = "Bearer s3cret",
                                 .timeout_ms = timeout_ms,
@@ -349,7 +349,7 @@ static void test_receipts_and_sends(void **state)
     struct rpc *r = client(2000, 0);
     struct rpc_receipt receipt;
     uint8_t hash[32];
-    memset(hash, 0x11, sizeof hash);
+    memset(hash, 0x11, sizeof(hash));
     script("200 OK", RECEIPT("\"0x1\""));
     assert_int_equal(rpc_receipt(r, hash, &receipt, NULL), STATUS_OK);
     assert_true(receipt.succeeded && receipt.gas_used == 21000 && !receipt.has_contract);

@@ -86,7 +86,7 @@ static void test_length_prefix(void **state)
     /* the header may be truncated in memory although the file is long enough */
     uint8_t head[10] = {100, 0, 0, 0, 0, 0, 0, 0, '{', '}'};
     err_clear(&err);
-    assert_int_equal(safetensors_parse(&f, head, sizeof head, 1000, 1000, &err), STATUS_CORRUPT);
+    assert_int_equal(safetensors_parse(&f, head, sizeof(head), 1000, 1000, &err), STATUS_CORRUPT);
 }
 
 static void test_json(void **state)
@@ -105,7 +105,7 @@ static void test_deep_json(void **state)
 {
     char deep[40000];
     size_t n = 0;
-    n += (size_t)snprintf(deep, sizeof deep, "{\"a\":");
+    n += (size_t)snprintf(deep, sizeof(deep), "{\"a\":");
     for (int i = 0; i < 15000; i++)
         deep[n++] = '[';
     deep[n] = '\0';

@@ -98,11 +98,11 @@ static void test_random_keys_round_trip_and_tampering_shows(void **state)
         struct secp_key key;
         struct errtext err = ERRTEXT_INIT;
         uint8_t digest[32], sig[65], other[65];
-        randombytes_buf(digest, sizeof digest);
+        randombytes_buf(digest, sizeof(digest));
         assert_int_equal(secp_key_random(ctx, &key, NULL), STATUS_OK);
         assert_int_equal(secp_sign(ctx, sig, &key, digest, NULL), STATUS_OK);
         assert_int_equal(secp_verify(ctx, sig, digest, key.address, NULL), STATUS_OK);
-        memcpy(other, sig, sizeof other);
+        memcpy(other, sig, sizeof(other));
         other[randombytes_uniform(65)] ^= (uint8_t)(1u << randombytes_uniform(8));
         assert_int_not_equal(secp_verify(ctx, other, digest, key.address, NULL), STATUS_OK);
         digest[0] ^= 1;
@@ -121,7 +121,7 @@ static void test_eip55(void **state)
     uint8_t address[20];
     char text[ADDR_TEXT_BYTES];
     struct errtext err = ERRTEXT_INIT;
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+    for (size_t i = 0; i < sizeof(list) / sizeof(*list); i++) {
         assert_int_equal(addr_parse(address, list[i], NULL), STATUS_OK);
         addr_format(text, address);
         assert_string_equal(text, list[i]);

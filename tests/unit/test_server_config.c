@@ -133,7 +133,7 @@ static void set_one(const char *name, const char *value, bool dashes, struct con
 {
     char flag[128];
     struct errtext err = ERRTEXT_INIT;
-    snprintf(flag, sizeof flag, "--%s=%s", name, value);
+    snprintf(flag, sizeof(flag), "--%s=%s", name, value);
     for (char *p = flag + 2; dashes && *p != '='; p++)
         *p = *p == '_' ? '-' : *p;
     enum status st = LOAD(c, &err, "--model", "/x/base", flag);
@@ -153,18 +153,18 @@ static void test_numbers(void **state)
         char value[32];
         uint64_t ends[2] = {numbers[i].least, numbers[i].most ? numbers[i].most : UINT64_MAX};
         for (int k = 0; k < 2; k++) {
-            snprintf(value, sizeof value, "%" PRIu64, ends[k]);
+            snprintf(value, sizeof(value), "%" PRIu64, ends[k]);
             set_one(numbers[i].name, value, k, &c, STATUS_OK, "");
             assert_int_equal(number_of(&c, i), ends[k]);
             config_fini(&c);
         }
         if (numbers[i].least > 0) {
-            snprintf(value, sizeof value, "%" PRIu64, numbers[i].least - 1);
+            snprintf(value, sizeof(value), "%" PRIu64, numbers[i].least - 1);
             set_one(numbers[i].name, value, true, &c, STATUS_INVALID, "expected");
             config_fini(&c);
         }
         if (numbers[i].most) {
-            snprintf(value, sizeof value, "%" PRIu64, numbers[i].most + 1);
+            snprintf(value, sizeof(value), "%" PRIu64, numbers[i].most + 1);
             set_one(numbers[i].name, value, true, &c, STATUS_INVALID, value);
             config_fini(&c);
         }
@@ -352,7 +352,7 @@ static void test_help(void **state)
 {
     char path[80], *text, flag[80];
     size_t len;
-    snprintf(path, sizeof path, "%s.help", file_path);
+    snprintf(path, sizeof(path), "%s.help", file_path);
     fflush(stdout);
     int keep = dup(1);
     assert_non_null(freopen(path, "w", stdout));
@@ -362,13 +362,13 @@ static void test_help(void **state)
     close(keep);
     assert_int_equal(file_read(path, 1 << 20, &text, &len, NULL), STATUS_OK);
     for (size_t i = 0; i < ARRAY_COUNT(numbers); i++) {
-        snprintf(flag, sizeof flag, "  --%s ", numbers[i].name);
+        snprintf(flag, sizeof(flag), "  --%s ", numbers[i].name);
         for (char *p = flag; *p; p++)
             *p = *p == '_' ? '-' : *p;
         const char *at = strstr(text, flag);
         if (!at)
             fail_msg("--help lacks%s", flag);
-        snprintf(flag, sizeof flag, "(default %" PRIu64 ")", numbers[i].standard);
+        snprintf(flag, sizeof(flag), "(default %" PRIu64 ")", numbers[i].standard);
         const char *next = strstr(at + 3, "\n  --"), *found = strstr(at, flag);
         assert_true(found && (!next || found < next));
     }
@@ -379,7 +379,7 @@ static void test_help(void **state)
 static int setup(void **state)
 {
     (void)state;
-    snprintf(file_path, sizeof file_path, "/tmp/rs-config-XXXXXX");
+    snprintf(file_path, sizeof(file_path), "/tmp/rs-config-XXXXXX");
     int fd = mkstemp(file_path);
     return fd < 0 ? -1 : close(fd);
 }

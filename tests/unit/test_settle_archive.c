@@ -18,14 +18,14 @@ static char dir[64];
 
 static int setup(void **state)
 {
-    snprintf(dir, sizeof dir, "/tmp/rs-archive-XXXXXX");
+    snprintf(dir, sizeof(dir), "/tmp/rs-archive-XXXXXX");
     return mkdtemp(dir) ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
     char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
     return system(cmd);
 }
 
@@ -116,7 +116,7 @@ static void flip_all(const char *file, enum status (*read)(void))
 {
     char path[128], *data;
     size_t len;
-    snprintf(path, sizeof path, "%s/batch-00000002/%s", dir, file);
+    snprintf(path, sizeof(path), "%s/batch-00000002/%s", dir, file);
     assert_int_equal(file_read(path, 1u << 20, &data, &len, NULL), STATUS_OK);
     for (size_t i = 0; i < len; i++) {
         data[i] ^= (char)(1 << (i % 8));
@@ -157,10 +157,10 @@ static void test_every_byte_counts(void **state)
 static void test_record_lengths(void **state)
 {
     static const uint8_t torn[] = {0, 0, 0, 9, 1, 2}, shorter[] = {0, 0, 0};
-    struct canon_bytes body, file = {torn, sizeof torn};
+    struct canon_bytes body, file = {torn, sizeof(torn)};
     size_t offset = 0;
     assert_int_equal(archive_next_record(&file, &offset, &body, NULL), STATUS_CORRUPT);
-    file = (struct canon_bytes){shorter, sizeof shorter};
+    file = (struct canon_bytes){shorter, sizeof(shorter)};
     assert_int_equal(archive_next_record(&file, &offset, &body, NULL), STATUS_CORRUPT);
     assert_int_equal(offset, 0);
 }

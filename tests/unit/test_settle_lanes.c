@@ -37,7 +37,7 @@ static int open_world(void **state)
 
 static int setup(void **state)
 {
-    snprintf(dir, sizeof dir, "/tmp/rs-lanes-XXXXXX");
+    snprintf(dir, sizeof(dir), "/tmp/rs-lanes-XXXXXX");
     return mkdtemp(dir) ? open_world(state) : -1;
 }
 
@@ -52,7 +52,7 @@ static int teardown(void **state)
 {
     char cmd[128];
     close_world(state);
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
     return system(cmd);
 }
 
@@ -129,7 +129,7 @@ static void test_damage_leaves_a_gap(void **state)
 static void test_foreign_numbers(void **state)
 {
     static char big[2 << 20];
-    struct canon_bytes e = {(const uint8_t *)big, sizeof big};
+    struct canon_bytes e = {(const uint8_t *)big, sizeof(big)};
     assert_int_equal(take(1, entry(1, 1)), LANES_TAKEN);
     assert_int_equal(take(UINT64_MAX, e), LANES_TAKEN);
     assert_int_equal(take((uint64_t)1 << 62, e), LANES_TAKEN);
@@ -192,10 +192,10 @@ static void test_database(void **state)
     assert_int_equal(db_begin(&w.db, NULL), STATUS_OK);
     assert_int_equal(db_meta_set(&w.db, "a", "1", NULL), STATUS_OK);
     assert_int_equal(db_end(&w.db, STATUS_IO, NULL), STATUS_IO); /* undone */
-    assert_int_equal(db_meta_get(&w.db, "a", value, sizeof value, NULL), STATUS_OK);
+    assert_int_equal(db_meta_get(&w.db, "a", value, sizeof(value), NULL), STATUS_OK);
     assert_string_equal(value, "");
     assert_int_equal(db_run(&w.db, NULL, "INSERT INTO cum VALUES (1, 0, ?, ?)", "bn", blob,
-                            sizeof blob, (u128)-1),
+                            sizeof(blob), (u128)-1),
                      STATUS_OK);
     assert_int_equal(db_query(&w.db, &q, NULL, "SELECT account, amount FROM cum", ""), STATUS_OK);
     assert_int_equal(db_next(&q, NULL), STATUS_OK);
@@ -204,7 +204,7 @@ static void test_database(void **state)
     assert_true(db_amount(&q, 1) == (u128)-1);
     assert_int_equal(db_next(&q, NULL), STATUS_NOT_FOUND);
     assert_int_equal(db_run(&w.db, NULL, "INSERT INTO cum VALUES (1, 0, ?, ?)", "bn", blob,
-                            sizeof blob, (u128)1),
+                            sizeof(blob), (u128)1),
                      STATUS_EXISTS);
     assert_false(w.db.failed);
     err_clear(&err);

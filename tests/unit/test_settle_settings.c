@@ -95,8 +95,8 @@ static void test_deployment(void **state)
     assert_int_equal(d.vault[19], 0x22);
     assert_int_equal(d.vault_code[0], 0x11);
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
-        char text[sizeof good];
-        memcpy(text, good, sizeof good);
+        char text[sizeof(good)];
+        memcpy(text, good, sizeof(good));
         char *at = strstr(text, names[i]);
         at[0] ^= 1;
         err_clear(&err);

@@ -32,9 +32,9 @@ static struct ship *ship;
 static int free_port(void)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
+    socklen_t len = sizeof(a);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof(a)), 0);
     assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &len), 0);
     close(fd);
     return ntohs(a.sin_port);
@@ -66,7 +66,7 @@ static redisContext *client(const char *password)
 static void start_redis(const char *password)
 {
     char text[16];
-    snprintf(text, sizeof text, "%d", port);
+    snprintf(text, sizeof(text), "%d", port);
     redis_pid = fork();
     assert_true(redis_pid >= 0);
     if (redis_pid == 0) {
@@ -95,14 +95,14 @@ static int setup(void **state)
 {
     (void)state;
     log_set_level((enum log_level) - 1);
-    snprintf(dir, sizeof dir, "/tmp/rs-ship-XXXXXX");
+    snprintf(dir, sizeof(dir), "/tmp/rs-ship-XXXXXX");
     if (!mkdtemp(dir))
         return -1;
     port = free_port();
-    snprintf(url, sizeof url, "redis://127.0.0.1:%d", port);
-    snprintf(password_path, sizeof password_path, "%s/password", dir);
+    snprintf(url, sizeof(url), "redis://127.0.0.1:%d", port);
+    snprintf(password_path, sizeof(password_path), "%s/password", dir);
     char path[80];
-    snprintf(path, sizeof path, "%s/spool", dir);
+    snprintf(path, sizeof(path), "%s/spool", dir);
     struct spool_options opt = {.dir = path, .segment_bytes_max = 4096, .bytes_max = 1 << 24};
     return spool_open(&spool, &opt, NULL) ? -1 : 0;
 }
@@ -115,7 +115,7 @@ static int teardown(void **state)
     ship = NULL;
     kill_redis();
     spool_close(spool);
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
     return system(cmd);
 }
 
@@ -177,7 +177,7 @@ static void expect_stream(const char *password, uint64_t first, uint64_t last)
     for (size_t i = 0; i < r->elements; i++) {
         char id[32], body[64];
         const redisReply *entry = r->element[i], *fields = entry->element[1];
-        snprintf(id, sizeof id, "%llu-0", (unsigned long long)(first + i));
+        snprintf(id, sizeof(id), "%llu-0", (unsigned long long)(first + i));
         assert_string_equal(entry->element[0]->str, id);
         assert_int_equal(fields->elements, 2);
         assert_string_equal(fields->element[0]->str, "r");
@@ -446,7 +446,7 @@ static void test_urls(void **state)
     static const char *const bad[] = {"",           "http://x:1",       "redis://",
                                       "redis://:1", "redis://h:0",      "redis://h:65536",
                                       "redis://h:", "redis://h:6379/0x"};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         struct errtext err = ERRTEXT_INIT;
         struct ship_options opt = {.redis_url = bad[i], .lane = 9};
         assert_int_equal(ship_start(&ship, &opt, spool, &err), STATUS_INVALID);

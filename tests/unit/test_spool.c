@@ -24,14 +24,14 @@ static char dir[64];
 
 static int setup(void **state)
 {
-    snprintf(dir, sizeof dir, "/tmp/rs-spool-XXXXXX");
+    snprintf(dir, sizeof(dir), "/tmp/rs-spool-XXXXXX");
     return mkdtemp(dir) ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
     char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
     return system(cmd);
 }
 
@@ -49,7 +49,7 @@ static struct spool *open_spool(uint64_t segment_bytes_max, uint64_t bytes_max)
 static void append(struct spool *s, uint64_t seq)
 {
     char body[64];
-    int n = snprintf(body, sizeof body, "record %llu", (unsigned long long)seq);
+    int n = snprintf(body, sizeof(body), "record %llu", (unsigned long long)seq);
     assert_int_equal(spool_append(s, seq, body, (size_t)n, NULL), STATUS_OK);
 }
 
@@ -64,7 +64,7 @@ static void expect_records(struct spool *s, uint64_t first, uint64_t last)
         uint64_t seq;
         assert_int_equal(spool_cursor_next(&c, &seq, &body, NULL), STATUS_OK);
         assert_int_equal(seq, want);
-        snprintf(text, sizeof text, "record %llu", (unsigned long long)want);
+        snprintf(text, sizeof(text), "record %llu", (unsigned long long)want);
         assert_string_equal(body.data, text);
     }
     uint64_t seq;
@@ -117,7 +117,7 @@ static void test_reader_does_not_see_unsynced_records(void **state)
 static void test_torn_tail_at_every_byte(void **state)
 {
     char path[160];
-    snprintf(path, sizeof path, "%s/seg-%020d.log", dir, 1);
+    snprintf(path, sizeof(path), "%s/seg-%020d.log", dir, 1);
     struct spool *s = open_spool(1 << 20, 1 << 20);
     for (uint64_t seq = 1; seq <= 4; seq++)
         append(s, seq);
@@ -151,7 +151,7 @@ static void test_flipped_bytes_are_seen(void **state)
         append(s, seq);
     assert_int_equal(spool_sync(s, NULL), STATUS_OK);
     spool_close(s);
-    snprintf(path, sizeof path, "%s/seg-%020d.log", dir, 1);
+    snprintf(path, sizeof(path), "%s/seg-%020d.log", dir, 1);
     char *data;
     size_t len;
     assert_int_equal(file_read(path, 1 << 20, &data, &len, NULL), STATUS_OK);
@@ -188,7 +188,7 @@ static void test_partial_write_is_cut_back(void **state)
     struct spool *s = open_spool(1 << 20, 1 << 20);
     append(s, 1);
     char big[4096];
-    memset(big, 'x', sizeof big);
+    memset(big, 'x', sizeof(big));
     assert_int_equal(spool_sync(s, NULL), STATUS_OK);
     pid_t child = fork();
     if (child == 0) {
@@ -196,7 +196,7 @@ static void test_partial_write_is_cut_back(void **state)
         signal(SIGXFSZ, SIG_IGN);
         struct rlimit lim = {.rlim_cur = 100, .rlim_max = 100};
         setrlimit(RLIMIT_FSIZE, &lim);
-        enum status st = spool_append(s, 2, big, sizeof big, &err);
+        enum status st = spool_append(s, 2, big, sizeof(big), &err);
         _exit(st == STATUS_IO || st == STATUS_FULL ? 0 : 1);
     }
     int rc;

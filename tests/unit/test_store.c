@@ -1,11 +1,10 @@
 /* Residency with the real loader and real directories: budget, LRU, pins, unload, failures and
  * retries, layouts, files that change under us. */
+#include "server/adapter/store.h"
+#include "server/base/clock.h"
 #include "tests/unit/adapter_fixture.h"
 
 #include <stdatomic.h>
-
-#include "server/adapter/store.h"
-#include "server/base/clock.h"
 
 static struct store *store;
 static _Atomic uint32_t wakes;
@@ -86,7 +85,7 @@ static void test_load(void **state)
     assert_int_equal(peft_read_dir(&a, e->dir, &base, 1 << 20, NULL), STATUS_OK);
     peft_layout(&a, 2, DTYPE_F32, layout, &bytes);
     assert_int_equal(bytes, l->blob_bytes);
-    assert_memory_equal(l->entry, layout, sizeof layout);
+    assert_memory_equal(l->entry, layout, sizeof(layout));
     void *want = mem_alloc_aligned(bytes);
     peft_pack(&a, 2, DTYPE_F32, layout, want);
     assert_memory_equal(t->slot[slot].blob, want, bytes);
@@ -109,7 +108,7 @@ static void test_lru_and_pins(void **state)
     uint32_t slot, other;
     for (uint32_t i = 0; i < 4; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = make_entry(name, i, 4);
     }
     open_store(8, 4, 2 * e[0]->blob_bytes + 10);
@@ -258,8 +257,8 @@ static void test_failure_and_retry(void **state)
     uint32_t slot;
     char path[512], kept[512];
     open_store(4, 4, 1 << 20);
-    snprintf(path, sizeof path, "%s/adapter_model.safetensors", e->dir);
-    snprintf(kept, sizeof kept, "%s/kept", e->dir);
+    snprintf(path, sizeof(path), "%s/adapter_model.safetensors", e->dir);
+    snprintf(kept, sizeof(kept), "%s/kept", e->dir);
     assert_int_equal(rename(path, kept), 0);
     assert_int_not_equal(acquire(e, 1000, &slot, &err), STATUS_OK);
     assert_non_null(strstr(err.text, "adapter 'a'"));
@@ -292,7 +291,7 @@ static void test_changed_files(void **state)
     assert_non_null(strstr(err.text, "changed"));
     err_clear(&err);
     char path[512];
-    snprintf(path, sizeof path, "%s/adapter_model.safetensors", e->dir);
+    snprintf(path, sizeof(path), "%s/adapter_model.safetensors", e->dir);
     assert_int_equal(truncate(path, 40), 0);
     assert_int_not_equal(acquire(e, 10000, &slot, &err), STATUS_OK);
     store_destroy(store);
@@ -307,7 +306,7 @@ static void test_layouts(void **state)
     uint32_t slot;
     for (uint32_t i = 0; i < 3; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = make_entry(name, i, 2 + i);
     }
     open_store(8, 2, 1 << 20);
@@ -337,7 +336,7 @@ static void test_churn(void **state)
     bool has[PINS] = {0};
     for (uint32_t i = 0; i < COUNT; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = make_entry(name, i, 2 + i % 3);
     }
     open_store(10, 4, 8 * e[2]->blob_bytes);
@@ -355,7 +354,7 @@ static void test_churn(void **state)
         const struct lora_slot *slot = &store_table(store)->slot[held[k]];
         const struct lora_entry *q = &store_table(store)->layout[slot->layout].entry[LORA_MODULE_Q];
         float first; /* of A: the fixture's formula, so that a slot never serves another's bytes */
-        memcpy(&first, (const char *)slot->blob + q->a_off, sizeof first);
+        memcpy(&first, (const char *)slot->blob + q->a_off, sizeof(first));
         assert_true(first == (float)(i * 13 % 11) / 8 - 0.5f);
         assert_int_equal(q->rank, 2 + i % 3);
     }
@@ -378,7 +377,7 @@ static void test_destroy_busy(void **state)
     uint32_t slot;
     for (uint32_t i = 0; i < 3; i++) {
         char name[8];
-        snprintf(name, sizeof name, "e%u", i);
+        snprintf(name, sizeof(name), "e%u", i);
         e[i] = make_entry(name, i, 4);
     }
     open_store(4, 4, 1 << 20);

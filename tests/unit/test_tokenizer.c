@@ -72,7 +72,7 @@ static void test_goldens(void **state)
         char name[64];
         struct errtext err = ERRTEXT_INIT;
         struct tokenizer *t = NULL;
-        snprintf(name, sizeof name, "tokenizer/%s.json", kinds[k]);
+        snprintf(name, sizeof(name), "tokenizer/%s.json", kinds[k]);
         json_t *golden = golden_load(name);
         char *spec = json_dumps(json_object_get(golden, "tokenizer"), 0);
         if (tokenizer_load(&t, spec, strlen(spec), &err))
@@ -256,8 +256,8 @@ static void test_hostile_regex(void **state)
     (void)state;
     assert_int_equal(tiny_load(&parts, &t, &err), STATUS_OK);
     char text[200];
-    memset(text, 'a', sizeof text);
-    assert_int_equal(tokenizer_encode(t, text, sizeof text, 0, &ids, &err), STATUS_INVALID);
+    memset(text, 'a', sizeof(text));
+    assert_int_equal(tokenizer_encode(t, text, sizeof(text), 0, &ids, &err), STATUS_INVALID);
     assert_non_null(strstr(err.text, "limit"));
     mem_free(ids.ids);
     tokenizer_free(t);

@@ -23,10 +23,10 @@ static int setup(void **state)
 
 static struct tree_node *make_leaves(size_t count)
 {
-    struct tree_node *leaf = mem_array(count, sizeof *leaf);
+    struct tree_node *leaf = mem_array(count, sizeof(*leaf));
     for (size_t i = 0; i < count; i++) {
         uint8_t digest[32];
-        keccak_256(digest, &i, sizeof i);
+        keccak_256(digest, &i, sizeof(i));
         struct tree_log_leaf l = {.type = (uint8_t)(1 + i % 3),
                                   .lane = 7,
                                   .seq = i + 1,
@@ -54,7 +54,7 @@ static struct tree_node oracle(const struct tree_node *leaf, size_t count, size_
     be_put(bytes + 33, left.sum, 16);
     memcpy(bytes + 49, right.hash, 32);
     be_put(bytes + 81, right.sum, 16);
-    keccak_256(out.hash, bytes, sizeof bytes);
+    keccak_256(out.hash, bytes, sizeof(bytes));
     out.sum = left.sum + right.sum;
     return out;
 }
@@ -95,7 +95,7 @@ static void check_proofs(const struct tree *t, uint32_t idx)
     if (t->depth) { /* an inner node as a leaf: the depth does not fit */
         claim.leaf = &t->level[1][idx / 2];
         claim.idx = idx / 2;
-        memmove(proof.sibling, proof.sibling + 1, sizeof proof.sibling - sizeof proof.sibling[0]);
+        memmove(proof.sibling, proof.sibling + 1, sizeof(proof.sibling) - sizeof(proof.sibling[0]));
         proof.depth--;
         assert_int_equal(tree_verify(&claim, &proof, NULL), STATUS_INVALID);
     }

@@ -50,7 +50,7 @@ static void test_random_round_trip_and_tampering(void **state)
     struct buf raw;
     buf_init(&raw, TX_RAW_BYTES_MAX);
     for (int round = 0; round < 60; round++) {
-        struct tx tx = random_tx(data, sizeof data), back;
+        struct tx tx = random_tx(data, sizeof(data)), back;
         assert_int_equal(tx_sign(ctx, &raw, hash, &tx, &key, NULL), STATUS_OK);
         assert_int_equal(tx_decode(ctx, &back, sender, (uint8_t *)raw.data, raw.len, NULL),
                          STATUS_OK);

@@ -3,14 +3,14 @@
 #ifndef RS_TESTS_TEXT_FIXTURE_H
 #define RS_TESTS_TEXT_FIXTURE_H
 
+#include "server/base/file.h"
+#include "server/base/mem.h"
+#include "server/text/tokenizer.h"
+
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-
-#include "server/base/file.h"
-#include "server/base/mem.h"
-#include "server/text/tokenizer.h"
 
 static inline json_t *golden_load(const char *name)
 {
@@ -18,7 +18,7 @@ static inline json_t *golden_load(const char *name)
     char *data = NULL;
     size_t len = 0;
     struct errtext err = ERRTEXT_INIT;
-    snprintf(path, sizeof path, "%s/text/%s", RS_TEST_DATA, name);
+    snprintf(path, sizeof(path), "%s/text/%s", RS_TEST_DATA, name);
     if (file_read(path, (size_t)8 << 20, &data, &len, &err))
         fail_msg("%s", err.text);
     json_error_t why;

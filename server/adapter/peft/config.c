@@ -182,7 +182,7 @@ static void parse_layers(struct cfg_reader *r, struct peft_rules *out)
                  "found %s, expected a name or a list of 1 to 64 names", cfg_shown(p));
         return;
     }
-    out->layers_pattern = mem_array(n, sizeof *out->layers_pattern);
+    out->layers_pattern = mem_array(n, sizeof(*out->layers_pattern));
     for (size_t i = 0; i < n && !r->st; i++) {
         const char *text = json_string_value(json_is_string(p) ? p : json_array_get(p, i));
         if (!text)
@@ -206,7 +206,7 @@ static void parse_patterns(struct cfg_reader *r, const char *key, struct cfg_ran
                  cfg_shown(dict), PEFT_PATTERNS_MAX);
         return;
     }
-    *out = mem_try_array(json_object_size(dict) + 1, sizeof **out);
+    *out = mem_try_array(json_object_size(dict) + 1, sizeof(**out));
     if (!*out) {
         cfg_fail(r, STATUS_NO_MEMORY, key, "no memory for %zu patterns", json_object_size(dict));
         return;
@@ -230,7 +230,7 @@ enum status peft_rules_parse(struct peft_rules *out, const char *json, size_t le
                              struct errtext *err)
 {
     json_error_t je;
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     out->budget = PEFT_MATCHES_MAX;
     out->root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &je);
     if (!json_is_object(out->root)) {
@@ -276,7 +276,7 @@ void peft_rules_fini(struct peft_rules *r)
     free_entries(r->rank, r->rank_count);
     free_entries(r->alpha_of, r->alpha_count);
     json_decref(r->root);
-    memset(r, 0, sizeof *r);
+    memset(r, 0, sizeof(*r));
 }
 
 const char *peft_rules_base(const struct peft_rules *r)

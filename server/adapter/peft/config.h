@@ -5,9 +5,9 @@
 #ifndef RS_ADAPTER_PEFT_CONFIG_H
 #define RS_ADAPTER_PEFT_CONFIG_H
 
-#include <jansson.h>
-
 #include "server/adapter/peft/match.h"
+
+#include <jansson.h>
 
 #define PEFT_RANK_MAX     4096
 #define PEFT_PATTERNS_MAX 4096

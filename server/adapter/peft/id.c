@@ -26,7 +26,7 @@ void peft_id_begin(crypto_generichash_state *h)
 {
     static const char domain[] = "residual.adapter.1";
     crypto_generichash_init(h, NULL, 0, 32);
-    crypto_generichash_update(h, (const uint8_t *)domain, sizeof domain - 1);
+    crypto_generichash_update(h, (const uint8_t *)domain, sizeof(domain) - 1);
 }
 
 void peft_id_module(crypto_generichash_state *h, const struct peft_module *m)
@@ -38,7 +38,7 @@ void peft_id_module(crypto_generichash_state *h, const struct peft_module *m)
     crypto_generichash_update(h, (const uint8_t *)m->path, strlen(m->path));
     be_put(fixed, m->rank, 4);
     crypto_generichash_update(h, fixed, 4);
-    memcpy(&bits, &m->scale, sizeof bits);
+    memcpy(&bits, &m->scale, sizeof(bits));
     be_put(fixed, bits, 8);
     crypto_generichash_update(h, fixed, 8);
 }
@@ -49,7 +49,7 @@ void peft_id_matrix(crypto_generichash_state *h, const struct st_tensor *t)
     head[0] = st_dtype_code(t->dtype);
     be_put(head + 1, t->dim[0], 4);
     be_put(head + 5, t->dim[1], 4);
-    crypto_generichash_update(h, head, sizeof head);
+    crypto_generichash_update(h, head, sizeof(head));
 }
 
 void peft_id_compute(const struct peft_adapter *a, uint8_t id[32])

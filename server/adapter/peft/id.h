@@ -2,9 +2,9 @@
 #ifndef RS_ADAPTER_PEFT_ID_H
 #define RS_ADAPTER_PEFT_ID_H
 
-#include <sodium.h>
-
 #include "server/adapter/peft/peft.h"
+
+#include <sodium.h>
 
 /* a->module must be in bytewise order of the module paths. */
 void peft_id_compute(const struct peft_adapter *a, uint8_t id[32]);

@@ -32,7 +32,7 @@ static enum status compile(struct peft_pattern *p, const char *full, uint32_t op
     p->code = pcre2_compile((PCRE2_SPTR)full, PCRE2_ZERO_TERMINATED, options, &code, &at, NULL);
     if (!p->code) {
         char why[120] = "";
-        pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof(why));
         return err_param(err, STATUS_INVALID, p->field,
                          "adapter_config.json: %s: '%s' is not a regular expression: %s", p->field,
                          p->shown, why);
@@ -72,12 +72,12 @@ enum status peft_pattern_compile(struct peft_pattern **out, enum peft_pattern_ki
                          "adapter_config.json: %s: '%.60s' is not a regular expression: nothing to "
                          "repeat in '(*'",
                          field, text);
-    struct peft_pattern *p = mem_try_alloc(sizeof *p);
+    struct peft_pattern *p = mem_try_alloc(sizeof(*p));
     if (!p)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a pattern");
-    snprintf(p->field, sizeof p->field, "%s", field);
-    snprintf(p->shown, sizeof p->shown, "%.70s", text);
-    snprintf(full, sizeof full, frame[kind], text);
+    snprintf(p->field, sizeof(p->field), "%s", field);
+    snprintf(p->shown, sizeof(p->shown), "%.70s", text);
+    snprintf(full, sizeof(full), frame[kind], text);
     uint32_t options = PCRE2_ANCHORED | PCRE2_DOLLAR_ENDONLY;
     if (kind == PEFT_PATTERN_FULL)
         options |= PCRE2_ENDANCHORED;
@@ -103,7 +103,7 @@ void peft_pattern_free(struct peft_pattern *p)
 static uint32_t named_idx(const struct peft_pattern *p)
 {
     PCRE2_UCHAR text[12];
-    PCRE2_SIZE len = sizeof text;
+    PCRE2_SIZE len = sizeof(text);
     if (pcre2_substring_copy_byname(p->data, (PCRE2_SPTR) "idx", text, &len))
         return UINT32_MAX;
     return (uint32_t)strtoul((const char *)text, NULL, 10);

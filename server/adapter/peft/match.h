@@ -3,10 +3,10 @@
 #ifndef RS_ADAPTER_PEFT_MATCH_H
 #define RS_ADAPTER_PEFT_MATCH_H
 
+#include "server/base/errtext.h"
+
 #include <stdbool.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define PEFT_PATTERN_BYTES_MAX 4096
 #define PEFT_MATCHES_MAX       1000000 /* per adapter */

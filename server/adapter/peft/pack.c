@@ -85,9 +85,9 @@ void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtyp
 {
     const struct peft_module *by_entry[LORA_MODULE_COUNT];
     uint64_t at = 0;
-    memset(entry, 0, (size_t)n_layer * LORA_MODULE_COUNT * sizeof *entry);
+    memset(entry, 0, (size_t)n_layer * LORA_MODULE_COUNT * sizeof(*entry));
     for (uint32_t layer = 0; layer < n_layer; layer++) {
-        memset(by_entry, 0, sizeof by_entry);
+        memset(by_entry, 0, sizeof(by_entry));
         for (uint32_t i = 0; i < a->module_count; i++) {
             if (a->module[i].layer == layer)
                 by_entry[a->module[i].module] = &a->module[i];

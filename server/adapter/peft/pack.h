@@ -5,9 +5,9 @@
 #ifndef RS_ADAPTER_PEFT_PACK_H
 #define RS_ADAPTER_PEFT_PACK_H
 
-#include <sodium.h>
-
 #include "server/adapter/peft/peft.h"
+
+#include <sodium.h>
 
 #define PEFT_PIECE_BYTES (256u << 10)
 

@@ -27,12 +27,12 @@ static const char *path_of(const struct peft_adapter *a, uint32_t layer, uint32_
 
 static enum status make_paths(struct peft_adapter *a, uint32_t n_layer, struct errtext *err)
 {
-    a->path = mem_try_array((size_t)n_layer * LORA_MODULE_COUNT, sizeof *a->path);
+    a->path = mem_try_array((size_t)n_layer * LORA_MODULE_COUNT, sizeof(*a->path));
     if (!a->path)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the paths of %u layers", n_layer);
     for (uint32_t i = 0; i < n_layer * LORA_MODULE_COUNT; i++)
         model_module_path(i / LORA_MODULE_COUNT, (enum lora_module)(i % LORA_MODULE_COUNT),
-                          a->path[i], sizeof a->path[i]);
+                          a->path[i], sizeof(a->path[i]));
     return STATUS_OK;
 }
 
@@ -41,7 +41,7 @@ static bool parse_path(const struct peft_adapter *a, const char *path, size_t le
                        struct peft_module *found)
 {
     static const char head[] = "model.layers.";
-    size_t at = sizeof head - 1;
+    size_t at = sizeof(head) - 1;
     if (len <= at || strncmp(path, head, at) != 0)
         return false;
     uint32_t n = 0;
@@ -99,11 +99,11 @@ static enum status collect_tensor(struct peft_adapter *a, const struct st_tensor
 {
     static const char suffix_a[] = ".lora_A.weight", suffix_b[] = ".lora_B.weight";
     const char *path = t->name;
-    size_t len = strlen(path), n = sizeof suffix_a - 1;
+    size_t len = strlen(path), n = sizeof(suffix_a) - 1;
     struct peft_module found;
-    if (!strncmp(path, prefix, sizeof prefix - 1)) {
-        path += sizeof prefix - 1;
-        len -= sizeof prefix - 1;
+    if (!strncmp(path, prefix, sizeof(prefix) - 1)) {
+        path += sizeof(prefix) - 1;
+        len -= sizeof(prefix) - 1;
     }
     bool is_a = len > n && !strcmp(path + len - n, suffix_a);
     bool is_b = len > n && !strcmp(path + len - n, suffix_b);
@@ -229,7 +229,7 @@ static enum status build_modules(struct peft_adapter *a, struct peft_rules *rule
     if (a->tensors.tensor_count == 0)
         return err_set(err, STATUS_INVALID, "adapter_model.safetensors: no tensors");
     /* two tensors for a module; a wrong name ends the loop before the array can overflow */
-    a->module = mem_try_array(a->tensors.tensor_count, sizeof *a->module);
+    a->module = mem_try_array(a->tensors.tensor_count, sizeof(*a->module));
     if (!a->module)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu modules", a->tensors.tensor_count);
     enum status st = make_paths(a, base->n_layer, err);
@@ -240,7 +240,7 @@ static enum status build_modules(struct peft_adapter *a, struct peft_rules *rule
     if (!st)
         st = check_coverage(a, rules, base, err);
     if (!st)
-        qsort(a->module, a->module_count, sizeof *a->module, by_path);
+        qsort(a->module, a->module_count, sizeof(*a->module), by_path);
     return st;
 }
 
@@ -252,11 +252,11 @@ static enum status set_base_claim(struct peft_adapter *a, const struct peft_rule
         a->base_name = mem_try_strndup(name, strlen(name));
         if (!a->base_name)
             return err_set(err, STATUS_NO_MEMORY, "no memory");
-        snprintf(a->warning, sizeof a->warning,
+        snprintf(a->warning, sizeof(a->warning),
                  "no base fingerprint: checked by shapes only; it says it was made for '%.120s'",
                  name);
     } else {
-        snprintf(a->warning, sizeof a->warning, "no base fingerprint: checked by shapes only");
+        snprintf(a->warning, sizeof(a->warning), "no base fingerprint: checked by shapes only");
     }
     return STATUS_OK;
 }
@@ -265,7 +265,7 @@ enum status peft_from_head(struct peft_adapter *out, const struct peft_head *hea
                            const struct model_config *base, struct errtext *err)
 {
     struct peft_rules rules;
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     if (head->config_bytes > PEFT_CONFIG_BYTES_MAX)
         return err_set(err, STATUS_TOO_LARGE, "adapter_config.json: %zu bytes, at most %u are read",
                        head->config_bytes, PEFT_CONFIG_BYTES_MAX);
@@ -315,5 +315,5 @@ void peft_fini(struct peft_adapter *a)
     mem_free(a->base_name);
     mem_free(a->config_json);
     mem_free(a->tensor_bytes);
-    memset(a, 0, sizeof *a);
+    memset(a, 0, sizeof(*a));
 }

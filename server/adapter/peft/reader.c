@@ -91,7 +91,7 @@ enum status peft_reader_open(struct peft_reader *out, const char *dir,
                              const struct model_config *base, uint64_t bytes_max,
                              struct errtext *err)
 {
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     out->fd = -1;
     if (sodium_init() < 0)
         return err_set(err, STATUS_IO, "libsodium does not start");
@@ -171,7 +171,7 @@ enum status peft_reader_fill(struct peft_reader *r, const struct peft_target *to
     enum status st = peft_reader_pack(r, to, piece, id, err);
     if (!st)
         st = check_file(r, &same, err);
-    if (!st && memcmp(id, proof->id, sizeof id) != 0)
+    if (!st && memcmp(id, proof->id, sizeof(id)) != 0)
         st = refuse_content(proof->id, id, err);
     if (!st && same)
         *proof->seal = r->seen;
@@ -184,7 +184,7 @@ void peft_reader_close(struct peft_reader *r)
         close(r->fd);
     mem_free(r->head);
     peft_fini(&r->a);
-    memset(r, 0, sizeof *r);
+    memset(r, 0, sizeof(*r));
     r->fd = -1;
 }
 
@@ -215,7 +215,7 @@ enum status peft_read_dir(struct peft_adapter *out, const char *dir,
                           const struct model_config *base, uint64_t bytes_max, struct errtext *err)
 {
     struct peft_reader r;
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     enum status st = peft_reader_open(&r, dir, base, bytes_max, err);
     if (st)
         return st;
@@ -224,7 +224,7 @@ enum status peft_read_dir(struct peft_adapter *out, const char *dir,
         err_prefix(err, "adapter %s", dir);
     } else {
         *out = r.a;
-        memset(&r.a, 0, sizeof r.a);
+        memset(&r.a, 0, sizeof(r.a));
     }
     peft_reader_close(&r);
     return st;

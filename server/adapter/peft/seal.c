@@ -15,7 +15,7 @@ static int64_t ns_of(const struct timespec *t)
 enum status seal_stamp_take(struct seal_stamp *out, int fd, const char *name, struct errtext *err)
 {
     struct stat sb;
-    memset(out, 0, sizeof *out);
+    memset(out, 0, sizeof(*out));
     if (fstat(fd, &sb) != 0)
         return err_set(err, STATUS_IO, "%s: stat: %s", name, strerror(errno));
     if (!S_ISREG(sb.st_mode))
@@ -46,7 +46,7 @@ void seal_head(uint8_t out[32], const char *config, size_t config_bytes, const c
     uint8_t len[8];
     be_put(len, config_bytes, 8);
     crypto_generichash_init(&h, NULL, 0, 32);
-    crypto_generichash_update(&h, len, sizeof len);
+    crypto_generichash_update(&h, len, sizeof(len));
     crypto_generichash_update(&h, (const uint8_t *)config, config_bytes);
     crypto_generichash_update(&h, (const uint8_t *)header, header_bytes);
     crypto_generichash_final(&h, out, 32);
@@ -55,5 +55,5 @@ void seal_head(uint8_t out[32], const char *config, size_t config_bytes, const c
 bool seal_covers(const struct seal *s, const struct seal *seen)
 {
     return s->is_set && s->uses < SEAL_USES_MAX && seal_stamp_equal(&s->file, &seen->file) &&
-           memcmp(s->head, seen->head, sizeof s->head) == 0;
+           memcmp(s->head, seen->head, sizeof(s->head)) == 0;
 }

@@ -15,11 +15,11 @@
 #ifndef RS_ADAPTER_PEFT_SEAL_H
 #define RS_ADAPTER_PEFT_SEAL_H
 
+#include "server/base/errtext.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "server/base/errtext.h"
 
 #define SEAL_SETTLE_MS 2000u /* the coarsest timestamps in use (FAT) */
 #define SEAL_USES_MAX  64u

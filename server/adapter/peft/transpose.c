@@ -20,32 +20,32 @@ static inline void square16(char *out, size_t out_stride, const char *in, size_t
 {
     v8h a[SIDE16], b[SIDE16];
     for (int i = 0; i < SIDE16; i++)
-        memcpy(&a[i], in + in_stride * (size_t)i, sizeof a[i]);
+        memcpy(&a[i], in + in_stride * (size_t)i, sizeof(a[i]));
     for (int round = 0; round < 3; round++) {
         for (int i = 0; i < SIDE16 / 2; i++) {
             b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
             b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
         }
-        memcpy(a, b, sizeof a);
+        memcpy(a, b, sizeof(a));
     }
     for (int i = 0; i < SIDE16; i++)
-        memcpy(out + out_stride * (size_t)i, &a[i], sizeof a[i]);
+        memcpy(out + out_stride * (size_t)i, &a[i], sizeof(a[i]));
 }
 
 static inline void square32(char *out, size_t out_stride, const char *in, size_t in_stride)
 {
     v4w a[SIDE32], b[SIDE32];
     for (int i = 0; i < SIDE32; i++)
-        memcpy(&a[i], in + in_stride * (size_t)i, sizeof a[i]);
+        memcpy(&a[i], in + in_stride * (size_t)i, sizeof(a[i]));
     for (int round = 0; round < 2; round++) {
         for (int i = 0; i < SIDE32 / 2; i++) {
             b[2 * i] = __builtin_shufflevector(a[i], a[i + 2], 0, 4, 1, 5);
             b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 2], 2, 6, 3, 7);
         }
-        memcpy(a, b, sizeof a);
+        memcpy(a, b, sizeof(a));
     }
     for (int i = 0; i < SIDE32; i++)
-        memcpy(out + out_stride * (size_t)i, &a[i], sizeof a[i]);
+        memcpy(out + out_stride * (size_t)i, &a[i], sizeof(a[i]));
 }
 
 struct task {

@@ -51,7 +51,7 @@ static bool make_method(struct jrun *r, struct jval self, struct jstr name, stru
                               (int)name.len, name.s, jv_type_name(self));
         return !r->st;
     }
-    struct jfunc *f = jrun_alloc(r, sizeof *f);
+    struct jfunc *f = jrun_alloc(r, sizeof(*f));
     if (!f)
         return false;
     *f = (struct jfunc){.kind = refused ? JFUNC_REFUSED : JFUNC_METHOD, .self = self, .name = name};

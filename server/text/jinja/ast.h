@@ -2,8 +2,8 @@
 #ifndef RS_TEXT_JINJA_AST_H
 #define RS_TEXT_JINJA_AST_H
 
-#include "server/base/errtext.h"
 #include "server/base/arena.h"
+#include "server/base/errtext.h"
 #include "server/text/jinja/lex.h"
 #include "server/text/jinja/value.h"
 

@@ -5,7 +5,7 @@
 
 bool jscope_push(struct jrun *r, const struct jscope *parent, struct jscope **saved)
 {
-    struct jscope *scope = jrun_alloc(r, sizeof *scope);
+    struct jscope *scope = jrun_alloc(r, sizeof(*scope));
     if (!scope)
         return false;
     scope->parent = parent;
@@ -22,7 +22,7 @@ bool jscope_set(struct jrun *r, struct jstr name, struct jval value)
             return jrun_work(r, 1);
         }
     }
-    struct jscope_var *v = jrun_alloc(r, sizeof *v);
+    struct jscope_var *v = jrun_alloc(r, sizeof(*v));
     if (!v)
         return false;
     *v = (struct jscope_var){.name = name, .value = value, .next = r->scope->vars};
@@ -48,7 +48,7 @@ bool jinja_resolve(struct jrun *r, struct jstr name, struct jval *out)
                               name.s);
         return !r->st;
     }
-    struct jfunc *f = jrun_alloc(r, sizeof *f);
+    struct jfunc *f = jrun_alloc(r, sizeof(*f));
     if (!f)
         return false;
     *f = (struct jfunc){.kind = JFUNC_GLOBAL, .global = global, .name = name};
@@ -64,8 +64,8 @@ bool jinja_eval_args(struct jrun *r, const struct jnode *list, struct jargs *arg
     *args = (struct jargs){0};
     if (!n)
         return true;
-    args->pos = jrun_alloc(r, n * sizeof *args->pos);
-    args->named = jrun_alloc(r, n * sizeof *args->named);
+    args->pos = jrun_alloc(r, n * sizeof(*args->pos));
+    args->named = jrun_alloc(r, n * sizeof(*args->named));
     if (!args->pos || !args->named)
         return false;
     for (const struct jnode *a = list; a; a = a->next) {

@@ -109,7 +109,7 @@ static bool run_rounds(struct jrun *r, const struct jnode *node, struct jloop *l
 bool jinja_loop(struct jrun *r, const struct jnode *node, struct jval iterable, uint32_t depth0)
 {
     struct jlist *items;
-    struct jloop *loop = jrun_alloc(r, sizeof *loop);
+    struct jloop *loop = jrun_alloc(r, sizeof(*loop));
     if (!loop || !jv_items(r, iterable, &items))
         return false;
     if (node->c) {
@@ -157,7 +157,7 @@ static bool filtered_body(struct jrun *r, const struct jnode *body, const struct
 
 static bool make_macro(struct jrun *r, const struct jnode *node, struct jval *out)
 {
-    struct jfunc *f = jrun_alloc(r, sizeof *f);
+    struct jfunc *f = jrun_alloc(r, sizeof(*f));
     if (!f)
         return false;
     *f = (struct jfunc){.kind = JFUNC_MACRO, .macro = node, .closure = r->scope};

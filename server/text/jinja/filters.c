@@ -112,7 +112,7 @@ static bool parse_number(struct jstr s, bool is_int, int base, struct jval *out)
     char text[64];
     char *end;
     s = jtext_strip(s, NULL, true, true);
-    if (s.len == 0 || s.len >= sizeof text || memchr(s.s, '\0', s.len))
+    if (s.len == 0 || s.len >= sizeof(text) || memchr(s.s, '\0', s.len))
         return false;
     memcpy(text, s.s, s.len);
     text[s.len] = '\0';
@@ -203,7 +203,7 @@ static bool filter_round(struct jrun *r, struct jval v, const struct jargs *args
     }
     char text[400]; /* decimal rounding of the exact binary value, ties to even, as Python does */
     if (precision >= 0) {
-        snprintf(text, sizeof text, "%.*f", (int)precision, x);
+        snprintf(text, sizeof(text), "%.*f", (int)precision, x);
         *out = jv_float(strtod(text, NULL));
     } else {
         *out = jv_float(nearbyint(x * scale) / scale);

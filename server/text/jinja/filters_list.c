@@ -131,7 +131,7 @@ struct keyed {
 /* after: -1 when a later item must be smaller to go before (ascending), 1 for descending. */
 static bool merge_sort(struct jrun *r, struct keyed *items, size_t n, bool descending)
 {
-    struct keyed *spare = jrun_alloc(r, (n + 1) * sizeof *spare);
+    struct keyed *spare = jrun_alloc(r, (n + 1) * sizeof(*spare));
     if (!spare)
         return false;
     for (size_t width = 1; width < n; width *= 2) {
@@ -146,7 +146,7 @@ static bool merge_sort(struct jrun *r, struct keyed *items, size_t n, bool desce
                 spare[to] = left ? items[a++] : items[b++];
             }
         }
-        memcpy(items, spare, n * sizeof *items);
+        memcpy(items, spare, n * sizeof(*items));
         if (!jrun_work(r, n))
             return false;
     }
@@ -161,7 +161,7 @@ struct sort_by {
 static bool sorted(struct jrun *r, const struct jlist *list, const struct sort_by *by,
                    struct jval *out)
 {
-    struct keyed *items = jrun_alloc(r, (list->n + 1) * sizeof *items);
+    struct keyed *items = jrun_alloc(r, (list->n + 1) * sizeof(*items));
     struct jlist *result = jlist_new(r);
     if (!items || !result)
         return false;

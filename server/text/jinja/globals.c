@@ -20,7 +20,7 @@ static const char *const global_names[] = {
 
 int jinja_global_find(struct jstr name)
 {
-    for (size_t i = 0; i < sizeof global_names / sizeof global_names[0]; i++) {
+    for (size_t i = 0; i < sizeof(global_names) / sizeof(global_names[0]); i++) {
         if (jstr_is(name, global_names[i]))
             return (int)i;
     }
@@ -80,7 +80,7 @@ static bool call_dict(struct jrun *r, const struct jargs *args, bool is_namespac
 static bool call_joiner(struct jrun *r, const struct jargs *args, struct jval *out)
 {
     struct jstr sep;
-    struct jfunc *f = jrun_alloc(r, sizeof *f);
+    struct jfunc *f = jrun_alloc(r, sizeof(*f));
     if (!f || !jargs_str(r, args, 0, "sep", JSTR(", "), &sep))
         return false;
     *f = (struct jfunc){.kind = JFUNC_JOINER, .self = jv_str(sep), .name = JSTR("joiner")};
@@ -106,7 +106,7 @@ static bool call_time(struct jrun *r, const struct jargs *args, struct jval *out
     char pattern[128], text[512];
     if (!jargs_str(r, args, 0, "format", JSTR(""), &format))
         return false;
-    if (format.len >= sizeof pattern)
+    if (format.len >= sizeof(pattern))
         return jrun_fail(r, STATUS_INVALID, "strftime_now: a format of %zu bytes", format.len);
     memcpy(pattern, format.s, format.len);
     pattern[format.len] = '\0';
@@ -114,7 +114,7 @@ static bool call_time(struct jrun *r, const struct jargs *args, struct jval *out
     struct tm tm;
     if (!localtime_r(&now, &tm))
         return jrun_fail(r, STATUS_INVALID, "strftime_now: no local time");
-    size_t n = format.len ? strftime(text, sizeof text, pattern, &tm) : 0;
+    size_t n = format.len ? strftime(text, sizeof(text), pattern, &tm) : 0;
     return jrun_string(r, text, n, out);
 }
 

@@ -34,7 +34,7 @@ static bool put_string(struct json_out *o, struct jstr s)
         uint32_t cp = utf8_next(s.s + i, s.len - i, &n);
         if (cp == '"' || cp == '\\')
             buf_printf(o->b, "\\%c", (char)cp);
-        else if (cp < sizeof shorts && shorts[cp])
+        else if (cp < sizeof(shorts) && shorts[cp])
             buf_printf(o->b, "\\%c", shorts[cp]);
         else if (cp < 0x20 || (o->ascii && cp > 0x7E))
             put_escape(o->b, cp);
@@ -116,7 +116,7 @@ static bool sort_pairs(struct jrun *r, struct jpair *pairs, struct jpair *spare,
                 spare[to] = left ? pairs[a++] : pairs[b++];
             }
         }
-        memcpy(pairs, spare, n * sizeof *pairs);
+        memcpy(pairs, spare, n * sizeof(*pairs));
     }
     return true;
 }
@@ -129,11 +129,11 @@ static bool put_dict(struct json_out *o, const struct jdict *dict)
         return true;
     }
     if (o->sort_keys) {
-        pairs = jrun_alloc(o->r, dict->n * sizeof *pairs);
-        struct jpair *spare = jrun_alloc(o->r, dict->n * sizeof *spare);
+        pairs = jrun_alloc(o->r, dict->n * sizeof(*pairs));
+        struct jpair *spare = jrun_alloc(o->r, dict->n * sizeof(*spare));
         if (!pairs || !spare)
             return false;
-        memcpy(pairs, dict->pairs, dict->n * sizeof *pairs);
+        memcpy(pairs, dict->pairs, dict->n * sizeof(*pairs));
         if (!sort_pairs(o->r, pairs, spare, dict->n))
             return false;
     }

@@ -265,7 +265,7 @@ static struct jtoken operator_token(struct jlex *lex)
                                       "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
                                       ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
     struct jtoken t = {.kind = JT_OP, .line = lex->line};
-    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
+    for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
         if (!starts(lex, ops[i]))
             continue;
         char c = ops[i][0];

@@ -401,7 +401,7 @@ static bool call_loop(struct jrun *r, struct jloop *loop, enum method m, const s
         return true;
     }
     struct jlist *now = jlist_new(r);
-    struct jval *kept = jrun_alloc(r, sizeof *kept);
+    struct jval *kept = jrun_alloc(r, sizeof(*kept));
     for (size_t i = 0; now && i < args->n_pos; i++) {
         if (!jlist_add(r, now, args->pos[i]))
             return false;

@@ -14,7 +14,7 @@ bool jparse_fail(struct jparser *p, enum status st, const char *fmt, ...)
     char text[400];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     p->st = st;
     err_set(p->err, st, "chat template, line %u: %s", p->tok.line, text);
@@ -23,7 +23,7 @@ bool jparse_fail(struct jparser *p, enum status st, const char *fmt, ...)
 
 struct jnode *jparse_node(struct jparser *p, enum jnode_kind kind)
 {
-    struct jnode *node = p->st ? NULL : arena_alloc(p->arena, sizeof *node);
+    struct jnode *node = p->st ? NULL : arena_alloc(p->arena, sizeof(*node));
     if (!node) {
         jparse_fail(p, STATUS_TOO_LARGE, "the template is too large");
         return NULL;
@@ -91,7 +91,7 @@ bool jparse_expect_op(struct jparser *p, const char *op)
     if (p->st || jparse_skip_op(p, op))
         return !p->st;
     char wanted[16];
-    snprintf(wanted, sizeof wanted, "'%s'", op);
+    snprintf(wanted, sizeof(wanted), "'%s'", op);
     return unexpected(p, wanted);
 }
 

@@ -229,7 +229,7 @@ static bool decode_string(struct jparser *p, struct jstr s, struct jstr *out)
             continue;
         }
         char c = s.s[++i];
-        const char *known = memchr(from, c, sizeof from - 1);
+        const char *known = memchr(from, c, sizeof(from) - 1);
         size_t digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
         if (digits) {
             size_t made = decode_hex(s, i + 1, digits, copy + n);
@@ -276,7 +276,7 @@ static bool parse_number(struct jparser *p, struct jval *out)
     for (size_t i = 0; i < p->tok.text.len; i++) {
         if (p->tok.text.s[i] == '_')
             continue;
-        if (n == sizeof text - 1)
+        if (n == sizeof(text) - 1)
             return jparse_fail(p, STATUS_INVALID, "a number is too long");
         text[n++] = p->tok.text.s[i];
     }

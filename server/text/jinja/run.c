@@ -12,7 +12,7 @@ bool jrun_fail(struct jrun *r, enum status st, const char *fmt, ...)
     char text[400];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     r->st = st;
     err_set(r->err, st, "chat template, line %u: %s", r->line, text);
@@ -68,7 +68,7 @@ struct jval jval_undefined(struct jrun *r, const char *fmt, ...)
     char text[256];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     struct jval v = jv_none();
     jrun_string(r, text, strlen(text), &v);

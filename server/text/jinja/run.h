@@ -3,8 +3,8 @@
 #ifndef RS_TEXT_JINJA_RUN_H
 #define RS_TEXT_JINJA_RUN_H
 
-#include "server/base/errtext.h"
 #include "server/base/arena.h"
+#include "server/base/errtext.h"
 #include "server/text/jinja/ast.h"
 #include "server/text/jinja/value.h"
 

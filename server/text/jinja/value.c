@@ -35,11 +35,11 @@ bool jlist_add(struct jrun *r, struct jlist *list, struct jval v)
 {
     if (list->n == list->cap) {
         size_t cap = list->cap ? list->cap * 2 : 8;
-        struct jval *items = jrun_alloc(r, cap * sizeof *items);
+        struct jval *items = jrun_alloc(r, cap * sizeof(*items));
         if (!items)
             return false;
         if (list->n)
-            memcpy(items, list->items, list->n * sizeof *items);
+            memcpy(items, list->items, list->n * sizeof(*items));
         list->items = items;
         list->cap = cap;
     }
@@ -77,11 +77,11 @@ bool jdict_set(struct jrun *r, struct jdict *dict, struct jval key, struct jval 
     }
     if (dict->n == dict->cap) {
         size_t cap = dict->cap ? dict->cap * 2 : 8;
-        struct jpair *pairs = jrun_alloc(r, cap * sizeof *pairs);
+        struct jpair *pairs = jrun_alloc(r, cap * sizeof(*pairs));
         if (!pairs)
             return false;
         if (dict->n)
-            memcpy(pairs, dict->pairs, dict->n * sizeof *pairs);
+            memcpy(pairs, dict->pairs, dict->n * sizeof(*pairs));
         dict->pairs = pairs;
         dict->cap = cap;
     }
@@ -254,18 +254,18 @@ void jv_put_float(double f, struct buf *out)
     char text[64];
     int digits = 1;
     for (; digits < 17; digits++) {
-        snprintf(text, sizeof text, "%.*e", digits - 1, f);
+        snprintf(text, sizeof(text), "%.*e", digits - 1, f);
         if (strtod(text, NULL) == f)
             break;
     }
-    snprintf(text, sizeof text, "%.*e", digits - 1, f);
+    snprintf(text, sizeof(text), "%.*e", digits - 1, f);
     long exp = strtol(strchr(text, 'e') + 1, NULL, 10);
     if (exp < -4 || exp >= 16) { /* Python: 1e+16, 1.5e-05 */
         buf_puts(out, text);
         return;
     }
     int decimals = digits - 1 - (int)exp;
-    snprintf(text, sizeof text, "%.*f", decimals > 0 ? decimals : 1, f);
+    snprintf(text, sizeof(text), "%.*f", decimals > 0 ? decimals : 1, f);
     buf_puts(out, text);
 }
 
