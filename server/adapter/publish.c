@@ -6,7 +6,8 @@
 #include "server/adapter/publish.h"
 #include "chain_client/eth/addr.h"
 #include "server/adapter/device_form.h"
-#include "server/adapter/manifest.h"
+#include "server/adapter/kept.h"
+#include "server/adapter/publish_impl.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
@@ -24,15 +25,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define MANIFEST_BYTES_MAX (64u << 20)
-
-struct publisher {
-    struct publish_options opt;
-    char *adapters_dir, *root[PUBLISH_ROOTS_MAX];
-    struct catalog *catalog;
-    pthread_mutex_t lock; /* one publish at a time: quota and files */
-};
 
 enum status publisher_create(struct publisher **out, const struct publish_options *opt,
                              struct catalog *c, struct errtext *err)
@@ -84,15 +76,15 @@ static enum status check_ranks(const struct publisher *p, const struct peft_adap
     return STATUS_OK;
 }
 
-static enum status admit(const struct publisher *p, const struct peft_adapter *a,
-                         struct errtext *err)
+enum status publish_admit(const struct publisher *p, const struct peft_adapter *a,
+                          struct errtext *err)
 {
     enum status st = check_ranks(p, a, err);
     return st ? st : peft_check_values(a, err);
 }
 
-static void fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
-                       const char *dir, const struct peft_adapter *a)
+void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
+                        const char *dir, const struct peft_adapter *a)
 {
     struct lora_entry *layout =
         mem_array((size_t)p->opt.model->n_layer * LORA_MODULE_COUNT, sizeof(*layout));
@@ -110,7 +102,7 @@ static void fill_entry(const struct publisher *p, struct adapter_entry *e, const
     e->created_unix = (int64_t)(clock_wall_ms() / 1000);
 }
 
-static void apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed)
+void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed)
 {
     e->has_manifest = is_signed;
     e->manifest_version = m->version;
@@ -125,7 +117,7 @@ static void apply_manifest(struct adapter_entry *e, const struct manifest *m, bo
 }
 
 /* A file of dir, never through a link. *out NULL: there is none. */
-static enum status read_json(json_t **out, const char *dir, const char *name, struct errtext *err)
+enum status kept_read_json(json_t **out, const char *dir, const char *name, struct errtext *err)
 {
     char path[PATH_MAX], *text;
     size_t len;
@@ -143,7 +135,7 @@ static enum status read_json(json_t **out, const char *dir, const char *name, st
     }
     if (st)
         return st;
-    st = file_read_fd(fd, path, MANIFEST_BYTES_MAX, &text, &len, err);
+    st = file_read_fd(fd, path, KEPT_JSON_BYTES_MAX, &text, &len, err);
     close(fd);
     if (st)
         return st;
@@ -159,13 +151,13 @@ static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
 {
     json_t *publish = NULL, *datanet = NULL;
     struct manifest *m = mem_alloc(sizeof(*m));
-    enum status st = read_json(&publish, dir, "publish.json", err);
+    enum status st = kept_read_json(&publish, dir, "publish.json", err);
     if (!st && publish)
-        st = read_json(&datanet, dir, "datanet.json", err);
+        st = kept_read_json(&datanet, dir, "datanet.json", err);
     if (!st && publish) {
         st = manifest_parse_local(m, publish, datanet, err);
         if (!st)
-            apply_manifest(e, m, false);
+            publish_apply_manifest(e, m, false);
         else
             err_prefix(err, "%s/publish.json", dir);
     }
@@ -175,8 +167,8 @@ static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
     return st;
 }
 
-static enum status register_entry(struct publisher *p, struct adapter_entry *e, bool replace,
-                                  struct errtext *err)
+enum status publish_register(struct publisher *p, struct adapter_entry *e, bool replace,
+                             struct errtext *err)
 {
     struct adapter_entry *old;
     enum status st = catalog_put(p->catalog, e, replace, &old, err);
@@ -194,13 +186,13 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
         return st;
     }
     struct adapter_entry *e = catalog_entry_new();
-    st = admit(p, &a, err);
+    st = publish_admit(p, &a, err);
     if (!st) {
-        fill_entry(p, e, name, dir, &a);
+        publish_fill_entry(p, e, name, dir, &a);
         st = read_local_manifest(e, dir, err);
     }
     if (!st)
-        st = register_entry(p, e, replace, err);
+        st = publish_register(p, e, replace, err);
     if (st && err && !strstr(err->text, name))
         err_prefix(err, "adapter '%s'", name);
     catalog_release(e);
@@ -274,11 +266,11 @@ enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *c
 
 /* ---- uploads ---- */
 
-static void kept_dir(const struct publisher *p, const uint8_t id[32], char dir[PATH_MAX])
+void kept_dir(const char *root, const uint8_t id[32], char dir[PATH_MAX])
 {
     char hex[65];
     hex_encode(hex, id, 32);
-    snprintf(dir, PATH_MAX, "%s/%s", p->adapters_dir, hex);
+    snprintf(dir, PATH_MAX, "%s/%s", root, hex);
 }
 
 /* "entry-<digest of the name>.json": names may hold slashes. */
@@ -291,7 +283,7 @@ static void entry_file(const char *name, char file[64])
     snprintf(file, 64, "entry-%s.json", hex);
 }
 
-static int is_entry_file(const struct dirent *d)
+int kept_is_name(const struct dirent *d)
 {
     size_t len = strlen(d->d_name);
     return strncmp(d->d_name, "entry-", 6) == 0 && len > 5 &&
@@ -299,12 +291,12 @@ static int is_entry_file(const struct dirent *d)
 }
 
 /* Remove a kept folder that no name points to. */
-static void sweep_dir(const char *dir)
+void kept_sweep(const char *dir)
 {
     static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
     char path[PATH_MAX + 32];
     struct dirent **list;
-    int n = scandir(dir, &list, is_entry_file, NULL);
+    int n = scandir(dir, &list, kept_is_name, NULL);
     for (int i = 0; i < n; i++)
         free(list[i]); /* lint: waive banned - scandir's memory */
     if (n >= 0)
@@ -318,14 +310,14 @@ static void sweep_dir(const char *dir)
     (void)rmdir(dir);
 }
 
-static void forget_name(const struct publisher *p, const uint8_t id[32], const char *name)
+void kept_forget(const char *root, const uint8_t id[32], const char *name)
 {
     char dir[PATH_MAX], path[PATH_MAX + 72], file[64];
-    kept_dir(p, id, dir);
+    kept_dir(root, id, dir);
     entry_file(name, file);
     snprintf(path, sizeof(path), "%s/%s", dir, file);
     (void)unlink(path);
-    sweep_dir(dir);
+    kept_sweep(dir);
 }
 
 struct quota {
@@ -431,25 +423,42 @@ static bool is_kept_by_other(struct publisher *p, const struct publish_upload *u
     return yes;
 }
 
-static enum status keep_files(struct publisher *p, const struct publish_upload *u,
-                              const struct adapter_entry *e, struct errtext *err)
+enum status kept_write(const char *dir, const struct kept_name *n, const struct kept_files *files,
+                       struct errtext *err)
 {
     char file[64];
-    bool have = is_kept_by_other(p, u, e);
-    json_t *entry = json_pack("{s:s, s:s, s:I, s:O?}", "name", e->name, "publisher", u->key_name,
-                              "created", (json_int_t)e->created_unix, "manifest", u->manifest);
+    json_t *entry = json_pack("{s:s, s:s, s:I, s:O?}", "name", n->name, "publisher", n->publisher,
+                              "created", (json_int_t)n->created_unix, "manifest", n->manifest);
     char *text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
-    enum status st = text ? file_mkdirs(e->dir, 0700, err) : STATUS_NO_MEMORY;
-    entry_file(e->name, file);
-    if (!st && !have)
-        st = write_part(e->dir, "adapter_config.json", u->config_json, u->config_bytes, err);
-    if (!st && !have)
-        st = write_part(e->dir, "adapter_model.safetensors", u->tensors, u->tensor_bytes, err);
+    enum status st = text ? file_mkdirs(dir, 0700, err) : STATUS_NO_MEMORY;
+    entry_file(n->name, file);
+    if (!st && files)
+        st = write_part(dir, "adapter_config.json", files->config_json, files->config_bytes, err);
+    if (!st && files)
+        st = write_part(dir, "adapter_model.safetensors", files->tensors, files->tensor_bytes, err);
     if (!st)
-        st = write_part(e->dir, file, text, strlen(text), err);
+        st = write_part(dir, file, text, strlen(text), err);
     mem_free(text);
     json_decref(entry);
     return st;
+}
+
+/* One name of a kept folder. *root owns what *n points to. */
+enum status kept_read(struct kept_name *n, json_t **root, const char *dir, const char *file,
+                      struct errtext *err)
+{
+    memset(n, 0, sizeof(*n));
+    enum status st = kept_read_json(root, dir, file, err);
+    if (st)
+        return st;
+    json_t *manifest = json_object_get(*root, "manifest");
+    n->name = json_string_value(json_object_get(*root, "name"));
+    n->publisher = json_string_value(json_object_get(*root, "publisher"));
+    n->created_unix = json_integer_value(json_object_get(*root, "created"));
+    n->manifest = json_is_object(manifest) ? manifest : NULL;
+    return n->name && n->publisher
+               ? STATUS_OK
+               : err_set(err, STATUS_CORRUPT, "%s/%s: name or publisher missing", dir, file);
 }
 
 static void write_report(const struct publisher *p, const struct publish_upload *u,
@@ -496,7 +505,7 @@ static enum status copy_and_parse(const struct publisher *p, const struct publis
     return st;
 }
 
-static enum status take_manifest(const struct publisher *p, const struct publish_upload *u,
+static enum status take_manifest(const struct publisher *p, const json_t *manifest,
                                  const struct peft_adapter *a, struct adapter_entry *e,
                                  struct errtext *err)
 {
@@ -504,12 +513,12 @@ static enum status take_manifest(const struct publisher *p, const struct publish
                                 .model_id = p->opt.model_id,
                                 .chain_id = p->opt.chain_id,
                                 .registry = p->opt.registry};
-    if (!u->manifest)
+    if (!manifest)
         return STATUS_OK;
     struct manifest *m = mem_alloc(sizeof(*m));
-    enum status st = manifest_parse_signed(m, u->manifest, &x, err);
+    enum status st = manifest_parse_signed(m, manifest, &x, err);
     if (!st)
-        apply_manifest(e, m, true);
+        publish_apply_manifest(e, m, true);
     mem_free(m);
     return st;
 }
@@ -520,13 +529,15 @@ static enum status keep_and_register(struct publisher *p, const struct publish_u
 {
     struct adapter_entry *old = catalog_find(p->catalog, u->name), *replaced = NULL;
     bool known = old && memcmp(old->id, e->id, 32) == 0;
-    enum status st = keep_files(p, u, e, err);
+    struct kept_files files = {u->config_json, u->tensors, u->config_bytes, u->tensor_bytes};
+    struct kept_name n = {u->name, u->key_name, e->created_unix, u->manifest};
+    enum status st = kept_write(e->dir, &n, is_kept_by_other(p, u, e) ? NULL : &files, err);
     if (!st)
         st = catalog_put(p->catalog, e, u->replace || known, &replaced, err);
     if (st && !known)
-        forget_name(p, e->id, u->name);
+        kept_forget(p->adapters_dir, e->id, u->name);
     if (!st && replaced && memcmp(replaced->id, e->id, 32) != 0)
-        forget_name(p, replaced->id, u->name);
+        kept_forget(p->adapters_dir, replaced->id, u->name);
     catalog_release(replaced);
     catalog_release(old);
     return st;
@@ -547,12 +558,12 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
     if (st)
         return st;
     struct adapter_entry *e = catalog_entry_new();
-    kept_dir(p, a.id, dir);
-    st = admit(p, &a, err);
+    kept_dir(p->adapters_dir, a.id, dir);
+    st = publish_admit(p, &a, err);
     if (!st) {
-        fill_entry(p, e, u->name, dir, &a);
+        publish_fill_entry(p, e, u->name, dir, &a);
         snprintf(e->publisher, sizeof(e->publisher), "%s", u->key_name);
-        st = take_manifest(p, u, &a, e, err);
+        st = take_manifest(p, u->manifest, &a, e, err);
     }
     if (!st)
         st = check_predecessor(p, u, e, err);
@@ -600,37 +611,30 @@ static enum status register_newest(struct publisher *p, struct adapter_entry *e,
     struct adapter_entry *old = catalog_find(p->catalog, e->name);
     bool keep = old && old->created_unix > e->created_unix;
     if (old)
-        forget_name(p, keep ? e->id : old->id, e->name);
+        kept_forget(p->adapters_dir, keep ? e->id : old->id, e->name);
     catalog_release(old);
-    return keep ? STATUS_OK : register_entry(p, e, true, err);
+    return keep ? STATUS_OK : publish_register(p, e, true, err);
 }
 
 static enum status recover_name(struct publisher *p, const char *dir, const char *file,
                                 const struct peft_adapter *a, struct errtext *err)
 {
-    json_t *kept;
-    enum status st = read_json(&kept, dir, file, err);
-    const char *name = json_string_value(json_object_get(kept, "name"));
-    const char *publisher = json_string_value(json_object_get(kept, "publisher"));
-    if (!st && (!name || !publisher))
-        st = err_set(err, STATUS_CORRUPT, "%s/%s: name or publisher missing", dir, file);
+    json_t *root = NULL;
+    struct kept_name n;
+    enum status st = kept_read(&n, &root, dir, file, err);
     if (!st)
-        st = catalog_check_name(p->catalog, name, err);
+        st = catalog_check_name(p->catalog, n.name, err);
     if (!st) {
         struct adapter_entry *e = catalog_entry_new();
-        json_t *manifest = json_object_get(kept, "manifest");
-        struct publish_upload u = {.name = name,
-                                   .key_name = publisher,
-                                   .manifest = json_is_object(manifest) ? manifest : NULL};
-        fill_entry(p, e, name, dir, a);
-        snprintf(e->publisher, sizeof(e->publisher), "%s", publisher);
-        e->created_unix = json_integer_value(json_object_get(kept, "created"));
-        st = take_manifest(p, &u, a, e, err);
+        publish_fill_entry(p, e, n.name, dir, a);
+        snprintf(e->publisher, sizeof(e->publisher), "%s", n.publisher);
+        e->created_unix = n.created_unix;
+        st = take_manifest(p, n.manifest, a, e, err);
         if (!st)
             st = register_newest(p, e, err);
         catalog_release(e);
     }
-    json_decref(kept);
+    json_decref(root);
     return st;
 }
 
@@ -640,7 +644,7 @@ static void recover_dir(struct publisher *p, const char *dir, uint32_t *count)
     struct errtext why = ERRTEXT_INIT;
     struct peft_adapter a;
     struct dirent **list;
-    int n = scandir(dir, &list, is_entry_file, alphasort);
+    int n = scandir(dir, &list, kept_is_name, alphasort);
     enum status st = n > 0 ? read_kept(p, dir, &a, &why) : STATUS_OK;
     if (st)
         log_warn("adapters", "published adapter %.16s is not served: %s", strrchr(dir, '/') + 1,
@@ -658,7 +662,7 @@ static void recover_dir(struct publisher *p, const char *dir, uint32_t *count)
     if (n >= 0)
         free(list); /* lint: waive banned - scandir's memory */
     if (n == 0)
-        sweep_dir(dir);
+        kept_sweep(dir);
 }
 
 enum status publisher_recover(struct publisher *p, uint32_t *count, struct errtext *err)
@@ -683,10 +687,10 @@ enum status publisher_recover(struct publisher *p, uint32_t *count, struct errte
 void publisher_forget(struct publisher *p, const struct adapter_entry *e)
 {
     char dir[PATH_MAX];
-    kept_dir(p, e->id, dir);
+    kept_dir(p->adapters_dir, e->id, dir);
     if (strcmp(dir, e->dir) != 0)
         return; /* not ours: an operator's directory */
     pthread_mutex_lock(&p->lock);
-    forget_name(p, e->id, e->name);
+    kept_forget(p->adapters_dir, e->id, e->name);
     pthread_mutex_unlock(&p->lock);
 }

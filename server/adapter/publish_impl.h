@@ -1,0 +1,30 @@
+/* What the parts of publishing share: the publisher, and the way from checked facts to a registered
+ * name. Uploads, their owners and the restart are in publish.c; directories of the operator in
+ * publish_dirs.c. */
+#ifndef RS_ADAPTER_PUBLISH_IMPL_H
+#define RS_ADAPTER_PUBLISH_IMPL_H
+
+#include "server/adapter/manifest.h"
+#include "server/adapter/publish.h"
+
+#include <pthread.h>
+
+struct publisher {
+    struct publish_options opt;
+    char *adapters_dir, *root[PUBLISH_ROOTS_MAX];
+    struct catalog *catalog;
+    pthread_mutex_t lock; /* one publish at a time: quota and files */
+};
+
+/* May this server serve these facts and values at all? */
+MUST_CHECK enum status publish_admit(const struct publisher *p, const struct peft_adapter *a,
+                                     struct errtext *err);
+/* Everything an entry has but publisher and manifest. */
+void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
+                        const char *dir, const struct peft_adapter *a);
+void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed);
+/* catalog_put, for who does not ask what stood there before. */
+MUST_CHECK enum status publish_register(struct publisher *p, struct adapter_entry *e, bool replace,
+                                        struct errtext *err);
+
+#endif
