@@ -1,10 +1,8 @@
-/* Admission and keeping of adapters. Everything is checked before anything is kept. Kept files lie
- * in <adapters_dir>/<id hex>/, each written beside, synced and renamed: the two files of the
- * adapter, and per name that points to this content an entry-<digest of the name>.json with what
- * the catalog needs after a restart. The entry is written last and removed first: a folder without
- * one is unfinished or forgotten, and is swept at the next start. */
+/* Admission of adapters: everything is checked before anything is kept (kept.h). A name belongs to
+ * the key that published it first, a key has a quota of bytes, and a name only ever moves forward:
+ * to other content if asked, to a manifest of a higher version. The last section finds again what
+ * an earlier process kept. */
 #include "server/adapter/publish.h"
-#include "chain_client/eth/addr.h"
 #include "server/adapter/device_form.h"
 #include "server/adapter/kept.h"
 #include "server/adapter/publish_impl.h"
@@ -16,15 +14,12 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
-#include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum status publisher_create(struct publisher **out, const struct publish_options *opt,
                              struct catalog *c, struct errtext *err)
@@ -116,57 +111,6 @@ void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, b
     e->contributor_count = m->contributor_count;
 }
 
-/* A file of dir, never through a link. *out NULL: there is none. */
-enum status kept_read_json(json_t **out, const char *dir, const char *name, struct errtext *err)
-{
-    char path[PATH_MAX], *text;
-    size_t len;
-    json_error_t je;
-    int fd = -1, dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    *out = NULL;
-    snprintf(path, sizeof(path), "%s/%s", dir, name);
-    if (dir_fd < 0)
-        return err_set(err, STATUS_IO, "%s: %s", dir, strerror(errno));
-    enum status st = file_open_beneath(dir_fd, name, O_RDONLY, 0, &fd, err);
-    close(dir_fd);
-    if (st == STATUS_NOT_FOUND) {
-        err_clear(err);
-        return STATUS_OK;
-    }
-    if (st)
-        return st;
-    st = file_read_fd(fd, path, KEPT_JSON_BYTES_MAX, &text, &len, err);
-    close(fd);
-    if (st)
-        return st;
-    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
-    mem_free(text);
-    return *out ? STATUS_OK
-                : err_set(err, STATUS_INVALID, "%s: line %d: %s", path, je.line, je.text);
-}
-
-/* publish.json and datanet.json of an operator's own directory. */
-static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
-                                       struct errtext *err)
-{
-    json_t *publish = NULL, *datanet = NULL;
-    struct manifest *m = mem_alloc(sizeof(*m));
-    enum status st = kept_read_json(&publish, dir, "publish.json", err);
-    if (!st && publish)
-        st = kept_read_json(&datanet, dir, "datanet.json", err);
-    if (!st && publish) {
-        st = manifest_parse_local(m, publish, datanet, err);
-        if (!st)
-            publish_apply_manifest(e, m, false);
-        else
-            err_prefix(err, "%s/publish.json", dir);
-    }
-    json_decref(publish);
-    json_decref(datanet);
-    mem_free(m);
-    return st;
-}
-
 enum status publish_register(struct publisher *p, struct adapter_entry *e, bool replace,
                              struct errtext *err)
 {
@@ -176,149 +120,7 @@ enum status publish_register(struct publisher *p, struct adapter_entry *e, bool 
     return st;
 }
 
-static enum status load_checked_dir(struct publisher *p, const char *name, const char *dir,
-                                    bool replace, struct errtext *err)
-{
-    struct peft_adapter a;
-    enum status st = peft_read_dir(&a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
-    if (st) {
-        err_prefix(err, "adapter '%s'", name);
-        return st;
-    }
-    struct adapter_entry *e = catalog_entry_new();
-    st = publish_admit(p, &a, err);
-    if (!st) {
-        publish_fill_entry(p, e, name, dir, &a);
-        st = read_local_manifest(e, dir, err);
-    }
-    if (!st)
-        st = publish_register(p, e, replace, err);
-    if (st && err && !strstr(err->text, name))
-        err_prefix(err, "adapter '%s'", name);
-    catalog_release(e);
-    peft_fini(&a);
-    return st;
-}
-
-/* ---- directories ---- */
-
-/* real, a path without links, lies beneath one of the roots. path is what was asked for. */
-static enum status check_root(const struct publisher *p, const char *real, const char *path,
-                              struct errtext *err)
-{
-    bool inside = false;
-    for (uint32_t i = 0; i < p->opt.root_count && !inside; i++) {
-        size_t n = strlen(p->root[i]);
-        inside = strncmp(real, p->root[i], n) == 0 &&
-                 (real[n] == '/' || real[n] == '\0' || p->root[i][n - 1] == '/');
-    }
-    return inside ? STATUS_OK
-                  : err_param(err, STATUS_DENIED, "lora_path",
-                              "lora_path '%.200s': not beneath a folder that the server allows "
-                              "(adapter_roots)",
-                              path);
-}
-
-enum status publisher_load_dir(struct publisher *p, const char *name, const char *path,
-                               bool trusted, bool replace, struct errtext *err)
-{
-    enum status st = catalog_check_name(p->catalog, name, err);
-    if (st)
-        return st;
-    if (!trusted && path[0] != '/')
-        return err_param(err, STATUS_INVALID, "lora_path",
-                         "lora_path '%.200s': expected an absolute path", path);
-    char *real = realpath(path, NULL); /* once: what was checked is what is read */
-    if (!real)
-        return err_param(err, STATUS_NOT_FOUND, "lora_path", "adapter '%.64s': %.200s: %s", name,
-                         path, strerror(errno));
-    if (!trusted)
-        st = check_root(p, real, path, err);
-    if (!st)
-        st = load_checked_dir(p, name, real, replace, err);
-    mem_free(real);
-    return st;
-}
-
-enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *count,
-                               struct errtext *err)
-{
-    char path[PATH_MAX];
-    struct dirent **list;
-    *count = 0;
-    int n = scandir(dir, &list, NULL, alphasort);
-    if (n < 0)
-        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: %s", dir,
-                         strerror(errno));
-    enum status st = STATUS_OK;
-    for (int i = 0; i < n; i++) {
-        snprintf(path, sizeof(path), "%s/%s/adapter_config.json", dir, list[i]->d_name);
-        if (!st && list[i]->d_name[0] != '.' && file_exists(path)) {
-            snprintf(path, sizeof(path), "%s/%s", dir, list[i]->d_name);
-            st = publisher_load_dir(p, list[i]->d_name, path, true, false, err);
-            *count += !st;
-        }
-        free(list[i]); /* lint: waive banned - scandir's memory */
-    }
-    free(list); /* lint: waive banned - scandir's memory */
-    return st;
-}
-
 /* ---- uploads ---- */
-
-void kept_dir(const char *root, const uint8_t id[32], char dir[PATH_MAX])
-{
-    char hex[65];
-    hex_encode(hex, id, 32);
-    snprintf(dir, PATH_MAX, "%s/%s", root, hex);
-}
-
-/* "entry-<digest of the name>.json": names may hold slashes. */
-static void entry_file(const char *name, char file[64])
-{
-    uint8_t digest[16];
-    char hex[33];
-    crypto_generichash(digest, sizeof(digest), (const uint8_t *)name, strlen(name), NULL, 0);
-    hex_encode(hex, digest, sizeof(digest));
-    snprintf(file, 64, "entry-%s.json", hex);
-}
-
-int kept_is_name(const struct dirent *d)
-{
-    size_t len = strlen(d->d_name);
-    return strncmp(d->d_name, "entry-", 6) == 0 && len > 5 &&
-           strcmp(d->d_name + len - 5, ".json") == 0;
-}
-
-/* Remove a kept folder that no name points to. */
-void kept_sweep(const char *dir)
-{
-    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
-    char path[PATH_MAX + 32];
-    struct dirent **list;
-    int n = scandir(dir, &list, kept_is_name, NULL);
-    for (int i = 0; i < n; i++)
-        free(list[i]); /* lint: waive banned - scandir's memory */
-    if (n >= 0)
-        free(list); /* lint: waive banned - scandir's memory */
-    if (n != 0)
-        return;
-    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
-        snprintf(path, sizeof(path), "%s/%s", dir, files[i]);
-        (void)unlink(path);
-    }
-    (void)rmdir(dir);
-}
-
-void kept_forget(const char *root, const uint8_t id[32], const char *name)
-{
-    char dir[PATH_MAX], path[PATH_MAX + 72], file[64];
-    kept_dir(root, id, dir);
-    entry_file(name, file);
-    snprintf(path, sizeof(path), "%s/%s", dir, file);
-    (void)unlink(path);
-    kept_sweep(dir);
-}
 
 struct quota {
     const char *publisher, *except; /* the name that this upload replaces */
@@ -405,14 +207,6 @@ static enum status check_predecessor(struct publisher *p, const struct publish_u
     return st;
 }
 
-static enum status write_part(const char *dir, const char *name, const void *data, size_t len,
-                              struct errtext *err)
-{
-    char path[PATH_MAX];
-    snprintf(path, sizeof(path), "%s/%s", dir, name);
-    return file_write_atomic(path, data, len, 0600, err);
-}
-
 /* The same content under another publisher's name: its files serve both, and stay as they are. */
 static bool is_kept_by_other(struct publisher *p, const struct publish_upload *u,
                              const struct adapter_entry *e)
@@ -421,44 +215,6 @@ static bool is_kept_by_other(struct publisher *p, const struct publish_upload *u
     bool yes = other && strcmp(other->dir, e->dir) == 0 && strcmp(other->publisher, u->key_name);
     catalog_release(other);
     return yes;
-}
-
-enum status kept_write(const char *dir, const struct kept_name *n, const struct kept_files *files,
-                       struct errtext *err)
-{
-    char file[64];
-    json_t *entry = json_pack("{s:s, s:s, s:I, s:O?}", "name", n->name, "publisher", n->publisher,
-                              "created", (json_int_t)n->created_unix, "manifest", n->manifest);
-    char *text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
-    enum status st = text ? file_mkdirs(dir, 0700, err) : STATUS_NO_MEMORY;
-    entry_file(n->name, file);
-    if (!st && files)
-        st = write_part(dir, "adapter_config.json", files->config_json, files->config_bytes, err);
-    if (!st && files)
-        st = write_part(dir, "adapter_model.safetensors", files->tensors, files->tensor_bytes, err);
-    if (!st)
-        st = write_part(dir, file, text, strlen(text), err);
-    mem_free(text);
-    json_decref(entry);
-    return st;
-}
-
-/* One name of a kept folder. *root owns what *n points to. */
-enum status kept_read(struct kept_name *n, json_t **root, const char *dir, const char *file,
-                      struct errtext *err)
-{
-    memset(n, 0, sizeof(*n));
-    enum status st = kept_read_json(root, dir, file, err);
-    if (st)
-        return st;
-    json_t *manifest = json_object_get(*root, "manifest");
-    n->name = json_string_value(json_object_get(*root, "name"));
-    n->publisher = json_string_value(json_object_get(*root, "publisher"));
-    n->created_unix = json_integer_value(json_object_get(*root, "created"));
-    n->manifest = json_is_object(manifest) ? manifest : NULL;
-    return n->name && n->publisher
-               ? STATUS_OK
-               : err_set(err, STATUS_CORRUPT, "%s/%s: name or publisher missing", dir, file);
 }
 
 static void write_report(const struct publisher *p, const struct publish_upload *u,

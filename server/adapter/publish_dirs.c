@@ -1,0 +1,122 @@
+/* Directories of the operator: those that a flag names, and those that a request names beneath an
+ * allowed root. They stay where they are; only a publish.json beside the adapter is read with it.
+ */
+#include "server/adapter/kept.h"
+#include "server/adapter/publish_impl.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* publish.json and datanet.json of an operator's own directory. */
+static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
+                                       struct errtext *err)
+{
+    json_t *publish = NULL, *datanet = NULL;
+    struct manifest *m = mem_alloc(sizeof(*m));
+    enum status st = kept_read_json(&publish, dir, "publish.json", err);
+    if (!st && publish)
+        st = kept_read_json(&datanet, dir, "datanet.json", err);
+    if (!st && publish) {
+        st = manifest_parse_local(m, publish, datanet, err);
+        if (!st)
+            publish_apply_manifest(e, m, false);
+        else
+            err_prefix(err, "%s/publish.json", dir);
+    }
+    json_decref(publish);
+    json_decref(datanet);
+    mem_free(m);
+    return st;
+}
+
+static enum status load_checked_dir(struct publisher *p, const char *name, const char *dir,
+                                    bool replace, struct errtext *err)
+{
+    struct peft_adapter a;
+    enum status st = peft_read_dir(&a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
+    if (st) {
+        err_prefix(err, "adapter '%s'", name);
+        return st;
+    }
+    struct adapter_entry *e = catalog_entry_new();
+    st = publish_admit(p, &a, err);
+    if (!st) {
+        publish_fill_entry(p, e, name, dir, &a);
+        st = read_local_manifest(e, dir, err);
+    }
+    if (!st)
+        st = publish_register(p, e, replace, err);
+    if (st && err && !strstr(err->text, name))
+        err_prefix(err, "adapter '%s'", name);
+    catalog_release(e);
+    peft_fini(&a);
+    return st;
+}
+
+/* real, a path without links, lies beneath one of the roots. path is what was asked for. */
+static enum status check_root(const struct publisher *p, const char *real, const char *path,
+                              struct errtext *err)
+{
+    bool inside = false;
+    for (uint32_t i = 0; i < p->opt.root_count && !inside; i++) {
+        size_t n = strlen(p->root[i]);
+        inside = strncmp(real, p->root[i], n) == 0 &&
+                 (real[n] == '/' || real[n] == '\0' || p->root[i][n - 1] == '/');
+    }
+    return inside ? STATUS_OK
+                  : err_param(err, STATUS_DENIED, "lora_path",
+                              "lora_path '%.200s': not beneath a folder that the server allows "
+                              "(adapter_roots)",
+                              path);
+}
+
+enum status publisher_load_dir(struct publisher *p, const char *name, const char *path,
+                               bool trusted, bool replace, struct errtext *err)
+{
+    enum status st = catalog_check_name(p->catalog, name, err);
+    if (st)
+        return st;
+    if (!trusted && path[0] != '/')
+        return err_param(err, STATUS_INVALID, "lora_path",
+                         "lora_path '%.200s': expected an absolute path", path);
+    char *real = realpath(path, NULL); /* once: what was checked is what is read */
+    if (!real)
+        return err_param(err, STATUS_NOT_FOUND, "lora_path", "adapter '%.64s': %.200s: %s", name,
+                         path, strerror(errno));
+    if (!trusted)
+        st = check_root(p, real, path, err);
+    if (!st)
+        st = load_checked_dir(p, name, real, replace, err);
+    mem_free(real);
+    return st;
+}
+
+enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *count,
+                               struct errtext *err)
+{
+    char path[PATH_MAX];
+    struct dirent **list;
+    *count = 0;
+    int n = scandir(dir, &list, NULL, alphasort);
+    if (n < 0)
+        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: %s", dir,
+                         strerror(errno));
+    enum status st = STATUS_OK;
+    for (int i = 0; i < n; i++) {
+        snprintf(path, sizeof(path), "%s/%s/adapter_config.json", dir, list[i]->d_name);
+        if (!st && list[i]->d_name[0] != '.' && file_exists(path)) {
+            snprintf(path, sizeof(path), "%s/%s", dir, list[i]->d_name);
+            st = publisher_load_dir(p, list[i]->d_name, path, true, false, err);
+            *count += !st;
+        }
+        free(list[i]); /* lint: waive banned - scandir's memory */
+    }
+    free(list); /* lint: waive banned - scandir's memory */
+    return st;
+}
