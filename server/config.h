@@ -1,29 +1,16 @@
-/* residuald's settings: defaults, then the config file, then flags of the same names; later wins.
- * One const struct. Unknown keys and flags are refused by name; ranges are checked; secrets are
- * only *_file keys. The table in config.c is the one list of keys: --help prints it. */
+/* residuald's settings, read by base/options: one const struct. The table in config.c is the one
+ * list of keys, ranges and defaults; --help prints it. */
 #ifndef RS_SERVER_CONFIG_H
 #define RS_SERVER_CONFIG_H
 
-#include "server/base/errtext.h"
-#include "server/base/hex.h"
-
-#include <jansson.h>
-#include <stdbool.h>
-#include <stdint.h>
-
-#define CONFIG_LIST_MAX 4096
-
-struct config_list { /* of strings, owned */
-    char **item;
-    uint32_t count;
-};
+#include "server/base/options.h"
 
 struct config {
     char *model, *model_name, *adapter_dir, *listen, *backend, *dtype, *data_dir, *log_level;
     char *redis_url, *redis_password_file, *api_keys_file;
     char *ledger, *registry, *base_price_in, *base_price_out;
-    struct config_list adapter;       /* NAME=DIR */
-    struct config_list adapter_roots; /* allow-list of load_lora_adapter */
+    struct option_list adapter;       /* NAME=DIR */
+    struct option_list adapter_roots; /* allow-list of load_lora_adapter */
     json_t *api_keys;                 /* array or NULL */
     bool deterministic, prefix_cache, allow_runtime_loading, plan, help, version;
     uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
@@ -37,20 +24,9 @@ struct config {
     uint64_t drain_s, lame_duck_s;
 };
 
-/* device_bytes, kv_bytes, adapters_host_bytes_max and adapters_device_bytes_max are budgets: bytes,
- * or a percentage of a whole that is known only once device and model are. */
-#define CONFIG_PERCENT (1ull << 63) /* | 1 .. 100 */
-static inline bool config_is_percent(uint64_t budget)
-{
-    return (budget & CONFIG_PERCENT) != 0;
-}
-static inline uint64_t config_bytes(uint64_t budget, uint64_t whole)
-{
-    return config_is_percent(budget) ? whole / 100 * (budget & ~CONFIG_PERCENT) : budget;
-}
+/* device_bytes, kv_bytes, adapters_host_bytes_max and adapters_device_bytes_max are budgets. */
 
-/* argv without the program's name is argv[1..]. Errors name the key, the found and the expected
- * value. */
+/* Settings from argv[1..] and the files they name, with data_dir and model_name filled in. */
 MUST_CHECK enum status config_load(struct config *out, int argc, char **argv, struct errtext *err);
 void config_fini(struct config *c);
 /* The text of --help: every key with unit, default and meaning. */

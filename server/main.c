@@ -44,20 +44,6 @@ static void *second_signal(void *arg)
     return NULL;
 }
 
-static bool set_log_level(const char *name)
-{
-    static const char *const names[] = {"error", "warn", "info", "debug"};
-    for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
-        if (strcmp(names[i], name) == 0) {
-            log_set_level((enum log_level)i);
-            return true;
-        }
-    }
-    fprintf(stderr, "residuald: log_level: found '%.40s', expected error, warn, info or debug\n",
-            name);
-    return false;
-}
-
 static int serve(const struct config *c)
 {
     struct errtext err = ERRTEXT_INIT;
@@ -84,22 +70,22 @@ int main(int argc, char **argv)
     struct config c;
     struct errtext err = ERRTEXT_INIT;
     block_signals();
-    if (config_load(&c, argc, argv, &err)) {
-        fprintf(stderr, "residuald: %s\n", err.text);
-        config_fini(&c);
-        return EXIT_CONFIG;
-    }
     int code = EXIT_FINE;
-    if (!set_log_level(c.log_level))
+    enum status st = config_load(&c, argc, argv, &err);
+    if (!st)
+        st = log_set_level_text(c.log_level, &err);
+    if (st) {
+        fprintf(stderr, "residuald: %s\n", err.text);
         code = EXIT_CONFIG;
-    else if (c.help)
+    } else if (c.help) {
         config_print_help();
-    else if (c.version)
+    } else if (c.version) {
         puts("residuald " RS_VERSION);
-    else if (c.plan)
+    } else if (c.plan) {
         code = server_print_plan(&c) ? EXIT_START : EXIT_FINE;
-    else
+    } else {
         code = serve(&c);
+    }
     config_fini(&c);
     return code;
 }

@@ -28,7 +28,7 @@ enum status memory_adapter_pool(uint64_t *bytes, const struct config *c, const s
                          "smaller model",
                          MIB(base), MIB(total));
     uint64_t rest = total - base;
-    uint64_t want = config_bytes(c->adapters_device_bytes_max, rest);
+    uint64_t want = budget_bytes(c->adapters_device_bytes_max, rest);
     want = want ? want : rest / POOL_PART;
     *bytes = want / BLOB_POOL_DEVICE_GRANULE * BLOB_POOL_DEVICE_GRANULE;
     if (want > rest)
@@ -49,7 +49,7 @@ enum status memory_adapter_pool(uint64_t *bytes, const struct config *c, const s
 
 uint64_t memory_host_adapters(const struct config *c)
 {
-    return config_bytes(c->adapters_host_bytes_max, mem_machine_bytes());
+    return budget_bytes(c->adapters_host_bytes_max, mem_machine_bytes());
 }
 
 uint64_t memory_kv(const struct config *c, const struct model *m, const struct backend *b,
@@ -64,7 +64,7 @@ uint64_t memory_kv(const struct config *c, const struct model *m, const struct b
         whole -= MIN(whole, resident_bytes(m));
     }
     if (c->kv_bytes || b->is_device)
-        return config_bytes(c->kv_bytes, whole);
+        return budget_bytes(c->kv_bytes, whole);
     return MIN(per_token * context * c->seqs_max, whole / 4);
 }
 

@@ -118,7 +118,7 @@ static void show_progress(void *arg, const char *what, uint64_t done, uint64_t t
 static const char *backend_name(const struct config *c)
 {
     bool cuda = !strcmp(c->backend, "cuda") || !strcmp(c->backend, "cuda:eager");
-    bool has_bytes = c->device_bytes && !config_is_percent(c->device_bytes);
+    bool has_bytes = c->device_bytes && !budget_is_percent(c->device_bytes);
     return c->plan && cuda && has_bytes ? "cuda:plan" : c->backend;
 }
 
@@ -129,9 +129,9 @@ static enum status make_backend(struct server *s, struct errtext *err)
         .name = backend_name(c),
         .thread_count = (uint32_t)c->threads,
         .deterministic = c->deterministic,
-        .device_bytes = config_bytes(c->device_bytes, 0),
+        .device_bytes = budget_bytes(c->device_bytes, 0),
         .device_percent =
-            (uint32_t)(config_is_percent(c->device_bytes) ? c->device_bytes % CONFIG_PERCENT : 0),
+            (uint32_t)(budget_is_percent(c->device_bytes) ? c->device_bytes % BUDGET_PERCENT : 0),
         .device = (uint32_t)c->device};
     enum status st = backend_create(&s->backend, &opt, err);
     if (st)

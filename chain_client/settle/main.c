@@ -322,17 +322,6 @@ static int verb_resume(const struct settings *s)
     return st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
 }
 
-static bool set_log_level(const char *name)
-{
-    static const char *const names[] = {"error", "warn", "info", "debug"};
-    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
-        if (strcmp(names[i], name) == 0) {
-            log_set_level((enum log_level)i);
-            return true;
-        }
-    return false;
-}
-
 int main(int argc, char **argv)
 {
     struct settings s;
@@ -343,14 +332,14 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &act, NULL);
     signal(SIGPIPE, SIG_IGN);
     enum status st = settings_load(&s, argc, argv, &err);
-    if (!st && !set_log_level(s.log_level))
-        st =
-            err_param(&err, STATUS_INVALID, "log_level",
-                      "log_level: found '%.16s', expected error, warn, info or debug", s.log_level);
-    if (s.help)
-        settings_print_help();
-    else if (st)
+    if (!st)
+        st = log_set_level_text(s.log_level, &err);
+    if (st)
         code = fail(st, EXIT_CONFIG, &err);
+    else if (s.help)
+        settings_print_help();
+    else if (s.version)
+        puts("residual-settle " RS_VERSION);
     else if (sodium_init() < 0)
         code = EXIT_START;
     else if (strcmp(s.verb, "status") == 0)

@@ -1,13 +1,9 @@
-/* residual-settle's settings: defaults, then the JSON file, then flags of the same names. One table
- * (settings.c) is the list of keys that the file, the flags and --help share. Unknown ones are
- * refused by name. Secrets are only *_file keys. */
+/* residual-settle's settings, read by base/options. The table in settings.c is the one list of
+ * keys, ranges and defaults; --help prints it. */
 #ifndef RS_SETTLE_SETTINGS_H
 #define RS_SETTLE_SETTINGS_H
 
-#include "server/base/errtext.h"
-
-#include <stdbool.h>
-#include <stdint.h>
+#include "server/base/options.h"
 
 #define SETTINGS_LANES_MAX 64
 
@@ -30,7 +26,7 @@ struct settings {
     struct settings_lanes lane_key, spool_dir, refetch_url;
     uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;
     uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, body_keep_s;
-    bool help, json;
+    bool help, version, json;
 };
 
 MUST_CHECK enum status settings_load(struct settings *out, int argc, char **argv,

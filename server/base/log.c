@@ -1,11 +1,15 @@
+/* A line is put together on the stack and leaves in one write(2): lines of threads never mix. */
 #include "server/base/log.h"
+#include "server/base/check.h"
 
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+static const char *const level_names[] = {"error", "warn", "info", "debug"};
 static _Atomic int level_max = LOG_LEVEL_INFO; /* relaxed: a late change of level is harmless */
 
 void log_set_level(enum log_level level)
@@ -13,9 +17,20 @@ void log_set_level(enum log_level level)
     atomic_store_explicit(&level_max, (int)level, memory_order_relaxed);
 }
 
+enum status log_set_level_text(const char *name, struct errtext *err)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(level_names); i++) {
+        if (strcmp(level_names[i], name) == 0) {
+            log_set_level((enum log_level)i);
+            return STATUS_OK;
+        }
+    }
+    return err_param(err, STATUS_INVALID, "log_level",
+                     "log_level: found '%.40s', expected error, warn, info or debug", name);
+}
+
 void log_line(enum log_level level, const char *area, const char *fmt, ...)
 {
-    static const char *const names[] = {"error", "warn", "info", "debug"};
     if ((int)level > atomic_load_explicit(&level_max, memory_order_relaxed))
         return;
     char line[1024];
@@ -25,7 +40,7 @@ void log_line(enum log_level level, const char *area, const char *fmt, ...)
     gmtime_r(&ts.tv_sec, &tm);
     size_t n = strftime(line, sizeof(line), "%Y-%m-%dT%H:%M:%S", &tm);
     n += (size_t)snprintf(line + n, sizeof(line) - n, ".%03ldZ %s %s: ", ts.tv_nsec / 1000000,
-                          names[level], area);
+                          level_names[level], area);
     va_list ap;
     va_start(ap, fmt);
     int body = vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);

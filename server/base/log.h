@@ -3,9 +3,13 @@
 #ifndef RS_BASE_LOG_H
 #define RS_BASE_LOG_H
 
+#include "server/base/errtext.h"
+
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 void log_set_level(enum log_level level);
+/* By its name, as the key log_level gives it. INVALID for another text. */
+MUST_CHECK enum status log_set_level_text(const char *name, struct errtext *err);
 void log_line(enum log_level level, const char *area, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -299,10 +299,10 @@ static void test_percentages(void **state)
     struct errtext err = ERRTEXT_INIT;
     if (load_text(&c, "{\"model\":\"/m\",\"device_bytes\":\"80%\",\"kv_bytes\":\"2m\"}", &err))
         fail_msg("%s", err.text);
-    assert_true(config_is_percent(c.device_bytes));
-    assert_false(config_is_percent(c.kv_bytes));
-    assert_int_equal(config_bytes(c.device_bytes, 1000), 800);
-    assert_int_equal(config_bytes(c.kv_bytes, 1000), 2 << 20);
+    assert_true(budget_is_percent(c.device_bytes));
+    assert_false(budget_is_percent(c.kv_bytes));
+    assert_int_equal(budget_bytes(c.device_bytes, 1000), 800);
+    assert_int_equal(budget_bytes(c.kv_bytes, 1000), 2 << 20);
     config_fini(&c);
     for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
         err = (struct errtext)ERRTEXT_INIT;

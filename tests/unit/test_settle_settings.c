@@ -52,15 +52,17 @@ static void test_refusals(void **state)
     struct errtext err;
     const struct {
         const char *flag, *value, *said;
-    } bad[] = {{"--nothing", "1", "unknown flag 'nothing'"},
-               {"--poll-ms", "49", "expected 50 to 60000 ms"},
-               {"--poll-ms", "-1", "found '-1'"},
-               {"--poll-ms", "5x", "found '5x'"},
-               {"--lane-key", "0=x", "expected LANE=FILE"},
-               {"--lane-key", "x", "expected LANE=FILE"},
-               {"--lane-key", "1=", "expected LANE=FILE"},
-               {"--config", "/nothing/here", "/nothing/here"},
-               {"-x", "1", "unexpected argument"}};
+    } bad[] = {
+        {"--nothing", "1", "unknown flag 'nothing'"},
+        {"--poll-ms", "49", "expected 50 to 60000 ms"},
+        {"--poll-ms", "-1", "found '-1', expected a whole number of ms (k, m, g may follow)"},
+        {"--poll-ms", "5x", "found '5x'"},
+        {"--lane-key", "0=x", "expected LANE=FILE"},
+        {"--lane-key", "x", "expected LANE=FILE"},
+        {"--lane-key", "1=", "expected LANE=FILE"},
+        {"--config", "/nothing/here", "/nothing/here"},
+        {"-x", "1", "unexpected argument"},
+        {"status", "3", "unexpected argument '3'"}};
     for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
         assert_int_not_equal(LOAD(&s, &err, "run", bad[i].flag, bad[i].value), STATUS_OK);
         if (!strstr(err.text, bad[i].said))
@@ -74,6 +76,28 @@ static void test_refusals(void **state)
     settings_fini(&s);
     assert_int_equal(LOAD(&s, &err, "status", "--json"), STATUS_OK);
     assert_true(s.json);
+    settings_fini(&s);
+}
+
+/* The same rules as residuald's: suffixes, words wherever they stand, -h. */
+static void test_same_rules(void **state)
+{
+    struct settings s;
+    struct errtext err;
+    assert_int_equal(LOAD(&s, &err, "--read-count=1k", "status", "--batch-count-max", "2K"),
+                     STATUS_OK);
+    assert_string_equal(s.verb, "status");
+    assert_int_equal(s.read_count, 1024);
+    assert_int_equal(s.batch_count_max, 2048);
+    settings_fini(&s);
+    assert_int_equal(LOAD(&s, &err, "resume", "--state-dir", "/d", "3"), STATUS_OK);
+    assert_string_equal(s.operand, "3");
+    settings_fini(&s);
+    assert_int_equal(LOAD(&s, &err, "-h"), STATUS_OK);
+    assert_true(s.help);
+    settings_fini(&s);
+    assert_int_equal(LOAD(&s, &err, "--version"), STATUS_OK);
+    assert_true(s.version);
     settings_fini(&s);
 }
 
@@ -114,6 +138,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_flags_win_over_the_file),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_same_rules),
         cmocka_unit_test(test_deployment),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
