@@ -68,6 +68,12 @@ struct exchange {
     void *transport; /* the library's connection */
 };
 
+/* One reference, no reply yet; NULL: no memory. transport: the library's connection. */
+struct exchange *exchange_create(struct http_server *s, void *transport, const char *path);
+/* Thread: any. The last unref frees: the connection is finished and nothing can wake it. */
+void exchange_ref(struct exchange *x);
+void exchange_unref(struct exchange *x);
+
 /* Fill in an error reply: the OpenAI error object for st and err. */
 void exchange_fail(struct exchange *x, enum status st, const struct errtext *err);
 /* The same with the HTTP code chosen by the caller; error_code: OpenAI's `code`, or NULL. */

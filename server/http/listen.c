@@ -250,20 +250,9 @@ static const char *header(struct MHD_Connection *c, const char *name)
 static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *url,
                               const char *method)
 {
-    struct exchange *x = mem_try_alloc(sizeof(*x));
+    struct exchange *x = exchange_create(s, c, url);
     if (!x)
         return NULL;
-    x->server = s;
-    x->transport = c;
-    x->watch_slot = UINT32_MAX;
-    x->path = mem_try_strndup(url, strlen(url));
-    pthread_mutex_init(&x->lock, NULL);
-    atomic_init(&x->refs, 1);
-    buf_init(&x->out, REPLY_BYTES_MAX);
-    if (!x->path) {
-        exchange_unref(x);
-        return NULL;
-    }
     watch_enter(s->watch, x);
     struct prepare_headers h = {
         .method = method,

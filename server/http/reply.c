@@ -80,41 +80,6 @@ void reply_put_error(struct buf *out, int code, const char *error_code, const ch
     buf_puts(out, "}}");
 }
 
-void exchange_fail_code(struct exchange *x, int code, const char *error_code,
-                        const struct errtext *err)
-{
-    buf_clear(&x->out);
-    reply_put_error(&x->out, code, error_code, err->text[0] ? err->text : "the request failed",
-                    err->param);
-    x->content_type = "application/json";
-    x->code = code;
-    if (code == 429 || code == 503) {
-        x->retry = EXCHANGE_RETRY_YES;
-        x->retry_after_ms = x->retry_after_ms ? x->retry_after_ms : 1000;
-    } else if (code == 409 || code == 422 || code == 413) {
-        x->retry = EXCHANGE_RETRY_NO;
-    }
-}
-
-void exchange_fail(struct exchange *x, enum status st, const struct errtext *err)
-{
-    const char *code = NULL;
-    CHECK(st != STATUS_OK);
-    if (st == STATUS_INVALID && strstr(err->text, "maximum context length"))
-        code = "context_length_exceeded";
-    else if (st == STATUS_UNSUPPORTED)
-        code = "unsupported_parameter";
-    else if (st == STATUS_NOT_FOUND && strncmp(err->param, "adapters[", 9) == 0)
-        code = "model_not_found";
-    exchange_fail_code(x, reply_code(st), code, err);
-}
-
-void exchange_json(struct exchange *x, int code)
-{
-    x->content_type = "application/json";
-    x->code = code;
-}
-
 const char *reply_finish_name(uint32_t finish)
 {
     /* A cancelled sequence is only ever shown to a client whose server is stopping. */

@@ -41,27 +41,6 @@ struct watch {
     struct exchange *orphans;
 };
 
-void exchange_ref(struct exchange *x)
-{
-    atomic_fetch_add_explicit(&x->refs, 1, memory_order_relaxed);
-}
-
-void exchange_unref(struct exchange *x)
-{
-    unsigned before = atomic_fetch_sub_explicit(&x->refs, 1, memory_order_acq_rel);
-    CHECK(before > 0);
-    if (before > 1)
-        return;
-    if (x->gen)
-        generation_free(x->gen);
-    uploads_detach(x);
-    buf_fini(&x->body);
-    buf_fini(&x->out);
-    pthread_mutex_destroy(&x->lock);
-    mem_free(x->path);
-    mem_free(x);
-}
-
 void watch_wake(struct watch *w, struct exchange *x)
 {
     if (atomic_exchange_explicit(&x->wake_queued, true, memory_order_acq_rel))

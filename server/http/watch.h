@@ -49,7 +49,4 @@ void watch_cancel_all(struct watch *w);
 uint32_t watch_wait_orphans(struct watch *w, uint32_t wait_ms);
 uint32_t watch_live_count(struct watch *w);
 
-void exchange_ref(struct exchange *x);
-void exchange_unref(struct exchange *x);
-
 #endif

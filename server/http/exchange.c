@@ -1,0 +1,84 @@
+/* The exchange itself: made, shared, ended, and the two ways a handler leaves a reply. What can
+ * reach an exchange holds a reference (the connection, a queued wake, a worker), so that whichever
+ * of them is last frees it and nobody has to know who that is. */
+#include "server/http/exchange.h"
+#include "server/base/check.h"
+#include "server/base/mem.h"
+#include "server/http/reply.h"
+#include "server/http/state.h"
+
+#include <string.h>
+
+struct exchange *exchange_create(struct http_server *s, void *transport, const char *path)
+{
+    struct exchange *x = mem_try_alloc(sizeof(*x));
+    if (!x)
+        return NULL;
+    x->server = s;
+    x->transport = transport;
+    x->watch_slot = UINT32_MAX;
+    x->path = mem_try_strndup(path, strlen(path));
+    pthread_mutex_init(&x->lock, NULL);
+    atomic_init(&x->refs, 1);
+    buf_init(&x->out, REPLY_BYTES_MAX);
+    if (x->path)
+        return x;
+    exchange_unref(x);
+    return NULL;
+}
+
+void exchange_ref(struct exchange *x)
+{
+    atomic_fetch_add_explicit(&x->refs, 1, memory_order_relaxed);
+}
+
+void exchange_unref(struct exchange *x)
+{
+    unsigned before = atomic_fetch_sub_explicit(&x->refs, 1, memory_order_acq_rel);
+    CHECK(before > 0);
+    if (before > 1)
+        return;
+    if (x->gen)
+        generation_free(x->gen);
+    uploads_detach(x);
+    buf_fini(&x->body);
+    buf_fini(&x->out);
+    pthread_mutex_destroy(&x->lock);
+    mem_free(x->path);
+    mem_free(x);
+}
+
+void exchange_fail_code(struct exchange *x, int code, const char *error_code,
+                        const struct errtext *err)
+{
+    buf_clear(&x->out);
+    reply_put_error(&x->out, code, error_code, err->text[0] ? err->text : "the request failed",
+                    err->param);
+    x->content_type = "application/json";
+    x->code = code;
+    if (code == 429 || code == 503) {
+        x->retry = EXCHANGE_RETRY_YES;
+        x->retry_after_ms = x->retry_after_ms ? x->retry_after_ms : 1000;
+    } else if (code == 409 || code == 422 || code == 413) {
+        x->retry = EXCHANGE_RETRY_NO;
+    }
+}
+
+void exchange_fail(struct exchange *x, enum status st, const struct errtext *err)
+{
+    const char *code = NULL;
+    CHECK(st != STATUS_OK);
+    if (st == STATUS_INVALID && strstr(err->text, "maximum context length"))
+        code = "context_length_exceeded";
+    else if (st == STATUS_UNSUPPORTED)
+        code = "unsupported_parameter";
+    else if (st == STATUS_NOT_FOUND && strncmp(err->param, "adapters[", 9) == 0)
+        code = "model_not_found";
+    exchange_fail_code(x, reply_code(st), code, err);
+}
+
+void exchange_json(struct exchange *x, int code)
+{
+    x->content_type = "application/json";
+    x->code = code;
+}
