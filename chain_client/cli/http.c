@@ -1,97 +1,61 @@
+/* The settlement worker's and the server's JSON API as the command line uses it: fetch carries the
+ * request, this file turns what came back into a status and a sentence. */
 #include "chain_client/cli/http.h"
+#include "chain_client/eth/fetch.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
 
-#include <curl/curl.h>
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
-#include <sys/stat.h>
 
 #define KEY_BYTES_MAX    4096
 #define ANSWER_BYTES_MAX (64u << 20)
-#define TIMEOUT_S        600L /* a large upload over a slow line */
-#define CONNECT_MS       10000L
-#define STALL_S          60L
+#define TIMEOUT_MS       600000 /* a large upload over a slow line */
+#define CONNECT_MS       10000
+#define STALL_S          60
 
 struct http {
-    CURL *curl;
-    struct curl_slist *headers;
-    const char *what;
-    char *base;
-    char error[CURL_ERROR_SIZE];
-    struct buf answer;
+    struct fetch *fetch;
+    char what[1100]; /* "server at URL" */
     bool is_json;
 };
 
-static size_t collect(char *data, size_t size, size_t count, void *arg)
+/* "Bearer KEY" of a key file that only its owner may read; the caller wipes it. */
+static enum status read_key(char *out, size_t out_bytes, const char *path, struct errtext *err)
 {
-    struct http *h = arg;
-    buf_put(&h->answer, data, size * count);
-    return h->answer.failed ? 0 : size * count;
-}
-
-static enum status add_key(struct http *h, const char *path, struct errtext *err)
-{
-    char *key, line[KEY_BYTES_MAX + 32];
+    char *key;
     size_t len;
     enum status st = file_read_secret(path, KEY_BYTES_MAX, &key, &len, err);
     if (st)
         return st;
-    snprintf(line, sizeof(line), "Authorization: Bearer %s", key);
     if (len == 0 || strpbrk(key, "\r\n"))
         st = err_set(err, STATUS_INVALID, "%s: expected one API key on one line", path);
-    else if (!(h->headers = curl_slist_append(h->headers, line)))
-        st = err_set(err, STATUS_NO_MEMORY, "no memory for HTTP headers");
-    mem_wipe(line, sizeof(line));
+    else
+        snprintf(out, out_bytes, "Bearer %s", key);
     mem_wipe(key, len);
     mem_free(key);
     return st;
 }
 
-static enum status set_options(struct http *h, struct errtext *err)
-{
-    CURL *c = h->curl;
-    CURLcode e = curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
-    e = e ? e : curl_easy_setopt(c, CURLOPT_FOLLOWLOCATION, 0L);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_PROXY, "");
-    e = e ? e : curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_TIMEOUT, TIMEOUT_S);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT_MS, CONNECT_MS);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, 1L);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, STALL_S);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_HTTPHEADER, h->headers);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, collect);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_WRITEDATA, h);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_ERRORBUFFER, h->error);
-    return e ? err_set(err, STATUS_INVALID, "%s: %s", h->what, curl_easy_strerror(e)) : STATUS_OK;
-}
-
 enum status http_open(struct http **out, const char *base_url, const char *api_key_file,
                       const char *what, struct errtext *err)
 {
-    *out = NULL;
-    if (strncmp(base_url, "http://", 7) != 0 && strncmp(base_url, "https://", 8) != 0)
-        return err_set(err, STATUS_INVALID, "%s: found '%s', expected http://... or https://...",
-                       what, base_url);
+    char bearer[KEY_BYTES_MAX + 16] = "";
     struct http *h = mem_alloc(sizeof(*h));
-    buf_init(&h->answer, ANSWER_BYTES_MAX);
-    h->what = what;
-    h->base = mem_strdup(base_url);
-    for (size_t n = strlen(h->base); n > 0 && h->base[n - 1] == '/'; n--)
-        h->base[n - 1] = '\0';
-    h->curl = curl_easy_init();
-    h->headers = curl_slist_append(NULL, "Expect:"); /* no pause for 100-continue */
-    enum status st =
-        h->curl && h->headers ? STATUS_OK : err_set(err, STATUS_NO_MEMORY, "no memory for curl");
-    if (!st && !curl_slist_append(h->headers, "Content-Type: application/json"))
-        st = err_set(err, STATUS_NO_MEMORY, "no memory for HTTP headers");
-    if (!st && api_key_file)
-        st = add_key(h, api_key_file, err);
+    *out = NULL;
+    snprintf(h->what, sizeof(h->what), "%s at %.1024s", what, base_url);
+    const struct fetch_config config = {.base = base_url,
+                                        .authorization = api_key_file ? bearer : NULL,
+                                        .what = h->what,
+                                        .timeout_ms = TIMEOUT_MS,
+                                        .connect_ms = CONNECT_MS,
+                                        .stall_s = STALL_S,
+                                        .answer_bytes_max = ANSWER_BYTES_MAX};
+    enum status st = api_key_file ? read_key(bearer, sizeof(bearer), api_key_file, err) : STATUS_OK;
     if (!st)
-        st = set_options(h, err);
+        st = fetch_open(&h->fetch, &config, err);
+    mem_wipe(bearer, sizeof(bearer));
     if (st)
         http_close(h);
     else
@@ -103,12 +67,7 @@ void http_close(struct http *h)
 {
     if (!h)
         return;
-    curl_easy_cleanup(h->curl);
-    for (struct curl_slist *s = h->headers; s; s = s->next)
-        mem_wipe(s->data, strlen(s->data)); /* one of them may be a key */
-    curl_slist_free_all(h->headers);
-    buf_fini(&h->answer);
-    mem_free(h->base);
+    fetch_close(h->fetch);
     mem_free(h);
 }
 
@@ -144,85 +103,31 @@ static enum status refused(struct http *h, long code, const json_t *root, struct
         text = json_string_value(json_object_get(root, "message"));
     if (text)
         return err_set(err, status_of(code), "the %s says: %s", h->what, text);
-    return err_set(err, status_of(code), "the %s at %s answered with HTTP status %ld", h->what,
-                   h->base, code);
-}
-
-static enum status perform(struct http *h, long *code, struct errtext *err)
-{
-    h->error[0] = '\0';
-    buf_clear(&h->answer);
-    h->answer.failed = false;
-    CURLcode e = curl_easy_perform(h->curl);
-    if (e == CURLE_WRITE_ERROR && h->answer.failed)
-        return err_set(err, STATUS_TOO_LARGE, "the %s's answer is longer than %u bytes", h->what,
-                       ANSWER_BYTES_MAX);
-    if (e)
-        return err_set(err, e == CURLE_OPERATION_TIMEDOUT ? STATUS_TIMEOUT : STATUS_IO,
-                       "the %s at %s was not reached: %s", h->what, h->base,
-                       h->error[0] ? h->error : curl_easy_strerror(e));
-    curl_easy_getinfo(h->curl, CURLINFO_RESPONSE_CODE, code);
-    return STATUS_OK;
-}
-
-static enum status set_file(struct http *h, const char *path, FILE **file, struct errtext *err)
-{
-    struct stat s;
-    *file = fopen(path, "rbe");
-    if (!*file || fstat(fileno(*file), &s) != 0 || !S_ISREG(s.st_mode))
-        return err_set(err, errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO,
-                       "%s: not a readable file (%s)", path, strerror(errno));
-    CURLcode e = curl_easy_setopt(h->curl, CURLOPT_UPLOAD, 1L);
-    e = e ? e : curl_easy_setopt(h->curl, CURLOPT_READDATA, *file);
-    e = e ? e : curl_easy_setopt(h->curl, CURLOPT_INFILESIZE_LARGE, (curl_off_t)s.st_size);
-    return e ? err_set(err, STATUS_IO, "%s: %s", path, curl_easy_strerror(e)) : STATUS_OK;
-}
-
-static enum status set_request(struct http *h, const char *method, const char *path,
-                               const struct http_body *body, FILE **file, struct errtext *err)
-{
-    char url[2048];
-    CURL *c = h->curl;
-    int n = snprintf(url, sizeof(url), "%s%s", h->base, path);
-    if (n < 0 || (size_t)n >= sizeof(url))
-        return err_set(err, STATUS_INVALID, "the URL is longer than %zu bytes", sizeof(url) - 1);
-    CURLcode e = curl_easy_setopt(c, CURLOPT_URL, url);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_UPLOAD, 0L);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_HTTPGET, 1L);
-    if (!e && body && body->file_path)
-        return set_file(h, body->file_path, file, err);
-    if (body && body->text) {
-        e = e ? e : curl_easy_setopt(c, CURLOPT_POST, 1L);
-        e = e ? e : curl_easy_setopt(c, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)body->len);
-        e = e ? e : curl_easy_setopt(c, CURLOPT_POSTFIELDS, body->text);
-    }
-    e = e ? e : curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
-    return e ? err_set(err, STATUS_INVALID, "%s: %s", url, curl_easy_strerror(e)) : STATUS_OK;
+    return err_set(err, status_of(code), "the %s answered with HTTP status %ld", h->what, code);
 }
 
 enum status http_call(struct http *h, const char *method, const char *path,
                       const struct http_body *body, json_t **answer, struct errtext *err)
 {
-    FILE *file = NULL;
-    long code = 0;
+    const struct fetch_request q = {.method = method,
+                                    .path = path,
+                                    .body = body ? body->text : NULL,
+                                    .body_bytes = body ? body->len : 0,
+                                    .file_path = body ? body->file_path : NULL};
     *answer = NULL;
     h->is_json = false;
-    (void)curl_easy_setopt(h->curl, CURLOPT_CUSTOMREQUEST, NULL);
-    enum status st = set_request(h, method, path, body, &file, err);
-    if (!st)
-        st = perform(h, &code, err);
-    if (file)
-        fclose(file);
+    enum status st = fetch_perform(h->fetch, &q, err);
     if (st)
         return st;
-    json_t *root = json_loadb(h->answer.data ? h->answer.data : "", h->answer.len,
-                              JSON_REJECT_DUPLICATES, NULL);
+    const struct fetch_answer *a = fetch_answer(h->fetch);
+    json_t *root =
+        json_loadb(a->body.data ? a->body.data : "", a->body.len, JSON_REJECT_DUPLICATES, NULL);
     h->is_json = json_is_object(root);
-    if (code < 200 || code > 299)
-        st = refused(h, code, root, err);
+    if (a->code < 200 || a->code > 299)
+        st = refused(h, a->code, root, err);
     else if (!json_is_object(root))
-        st = err_set(err, STATUS_CORRUPT, "the %s at %s did not answer %s with a JSON object",
-                     h->what, h->base, path);
+        st = err_set(err, STATUS_CORRUPT, "the %s did not answer %s with a JSON object", h->what,
+                     path);
     if (st)
         json_decref(root);
     else

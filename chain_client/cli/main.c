@@ -3,7 +3,6 @@
 #include "chain_client/cli/cli.h"
 #include "server/base/check.h"
 
-#include <curl/curl.h>
 #include <signal.h>
 #include <sodium.h>
 #include <stdio.h>
@@ -122,11 +121,10 @@ int main(int argc, char **argv)
         args_print_verb(v);
         return CLI_FINE;
     }
-    if (sodium_init() < 0 || curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
-        fprintf(stderr, "residual: libsodium or libcurl does not start on this machine\n");
+    if (sodium_init() < 0) {
+        fprintf(stderr, "residual: libsodium does not start on this machine\n");
         return CLI_OUTAGE;
     }
     int code = v->run(&c);
-    curl_global_cleanup();
     return code;
 }

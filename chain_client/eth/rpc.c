@@ -1,182 +1,18 @@
-/* JSON-RPC requests and answers. An answer must carry our id and exactly one of result and error;
- * quantities are 0x-hex without leading zeros; byte strings have an even number of digits. Every
- * other shape is CORRUPT: money is never decided on a guess about what a node meant. */
+/* The calls: each puts its parameters, asks once, and reads one shape of result. Where a node does
+ * not know a method that has a usual substitute, the substitute is used. */
 #include "chain_client/eth/rpc.h"
-#include "chain_client/eth/rpc_transport.h"
+#include "chain_client/eth/rpc_impl.h"
 #include "server/base/check.h"
-#include "server/base/mem.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
-const struct rpc_fault *rpc_last_fault(const struct rpc *r)
-{
-    return &r->fault;
-}
+#define TIP_WEI_STANDARD 1000000000u /* 1 gwei, where a node cannot say */
 
 void rpc_tag(char out[RPC_TAG_BYTES], uint64_t block_number)
 {
     snprintf(out, RPC_TAG_BYTES, "0x%" PRIx64, block_number);
-}
-
-/* ---- values ---- */
-
-static bool read_quantity(const json_t *v, size_t bytes_max, u128 *out)
-{
-    const char *s = json_string_value(v);
-    uint8_t word[16] = {0};
-    char padded[33];
-    size_t digits = s ? strlen(s) : 0;
-    if (digits < 3 || s[0] != '0' || s[1] != 'x' || digits - 2 > 2 * bytes_max)
-        return false;
-    if (s[2] == '0' && digits > 3)
-        return false;
-    digits -= 2;
-    memset(padded, '0', 32);
-    memcpy(padded + 32 - digits, s + 2, digits + 1);
-    if (!hex_decode(word, 16, padded))
-        return false;
-    *out = be_get(word, 16);
-    return true;
-}
-
-static bool read_u64(const json_t *v, uint64_t *out)
-{
-    u128 wide = 0;
-    bool ok = read_quantity(v, 8, &wide);
-    *out = (uint64_t)wide;
-    return ok;
-}
-
-static bool read_fixed(const json_t *v, uint8_t *out, size_t len)
-{
-    const char *s = json_string_value(v);
-    return s && s[0] == '0' && s[1] == 'x' && strlen(s) == 2 + 2 * len && hex_decode(out, len, s);
-}
-
-/* Append the bytes of a 0x string; false if malformed or past the buffer's maximum. */
-static bool read_bytes(const json_t *v, struct buf *out)
-{
-    const char *s = json_string_value(v);
-    size_t digits = s ? strlen(s) : 0;
-    if (digits < 2 || digits % 2 || s[0] != '0' || s[1] != 'x')
-        return false;
-    size_t len = digits / 2 - 1;
-    if (!buf_reserve(out, len + 1))
-        return false;
-    if (!hex_decode((uint8_t *)out->data + out->len, len, s))
-        return false;
-    out->len += len;
-    out->data[out->len] = '\0';
-    return true;
-}
-
-static void put_hex(struct buf *out, const void *data, size_t len)
-{
-    char text[2 * 64 + 1];
-    const uint8_t *p = data;
-    buf_puts(out, "\"0x");
-    for (size_t at = 0; at < len; at += 64) {
-        size_t n = MIN(len - at, 64);
-        hex_encode(text, p + at, n);
-        buf_put(out, text, 2 * n);
-    }
-    buf_putc(out, '"');
-}
-
-static void put_quantity(struct buf *out, u128 v)
-{
-    uint64_t high = (uint64_t)(v >> 64), low = (uint64_t)v;
-    if (high)
-        buf_printf(out, "\"0x%" PRIx64 "%016" PRIx64 "\"", high, low);
-    else
-        buf_printf(out, "\"0x%" PRIx64 "\"", low);
-}
-
-/* ---- one request ---- */
-
-/* A fault's data is either the bytes, or an object that holds them under "data". */
-static void keep_fault(struct rpc *r, const json_t *error)
-{
-    const json_t *data = json_object_get(error, "data");
-    const char *message = json_string_value(json_object_get(error, "message"));
-    struct rpc_fault *f = &r->fault;
-    struct buf bytes;
-    memset(f, 0, sizeof(*f));
-    f->code = json_integer_value(json_object_get(error, "code"));
-    snprintf(f->message, sizeof(f->message), "%s", message ? message : "");
-    for (char *c = f->message; *c; c++)
-        *c = (unsigned char)*c < 0x20 ? ' ' : *c;
-    if (json_is_object(data))
-        data = json_object_get(data, "data");
-    buf_init(&bytes, RPC_FAULT_DATA_MAX);
-    if (read_bytes(data, &bytes)) {
-        memcpy(f->data, bytes.data, bytes.len);
-        f->data_len = bytes.len;
-    }
-    buf_fini(&bytes);
-}
-
-static enum status read_answer(struct rpc *r, uint64_t id, long http_code, json_t **result,
-                               struct errtext *err)
-{
-    json_error_t where;
-    json_t *all = r->response.len ? json_loadb(r->response.data, r->response.len,
-                                               JSON_REJECT_DUPLICATES, &where)
-                                  : NULL;
-    const json_t *found = json_object_get(all, "id"), *error = json_object_get(all, "error");
-    json_t *value = json_object_get(all, "result");
-    enum status st = STATUS_OK;
-    bool refused = error && !json_is_null(error);
-    if (http_code != 200 && !refused)
-        st = err_set(err, STATUS_IO, "chain node: HTTP status %ld, expected 200", http_code);
-    else if (!json_is_object(all))
-        st = err_set(err, STATUS_CORRUPT, "chain node: the answer is not a JSON object");
-    else if (!json_is_integer(found) || (uint64_t)json_integer_value(found) != id)
-        st = err_set(err, STATUS_CORRUPT,
-                     "chain node: the answer has another id, expected %" PRIu64, id);
-    else if (refused == (value != NULL))
-        st = err_set(err, STATUS_CORRUPT,
-                     "chain node: expected exactly one of result and error in the answer");
-    else if (refused && !json_is_object(error))
-        st = err_set(err, STATUS_CORRUPT, "chain node: error is not an object");
-    else if (refused) {
-        keep_fault(r, error);
-        st = err_set(err, STATUS_INVALID, "chain node refused: %s (code %" PRId64 ")",
-                     r->fault.message, r->fault.code);
-    } else {
-        *result = json_incref(value);
-    }
-    json_decref(all);
-    return st;
-}
-
-/* Send method with r->params (an array's inside) and give the result as a new reference. */
-static enum status request(struct rpc *r, const char *method, json_t **result, struct errtext *err)
-{
-    uint64_t id = ++r->next_id;
-    long http_code = 0;
-    *result = NULL;
-    memset(&r->fault, 0, sizeof(r->fault));
-    buf_clear(&r->request);
-    buf_printf(&r->request, "{\"jsonrpc\":\"2.0\",\"id\":%" PRIu64 ",\"method\":", id);
-    buf_put_json_string(&r->request, method, strlen(method));
-    buf_puts(&r->request, ",\"params\":[");
-    if (r->params.len)
-        buf_put(&r->request, r->params.data, r->params.len);
-    buf_puts(&r->request, "]}");
-    bool failed = r->request.failed || r->params.failed;
-    r->request.failed = r->params.failed = false;
-    if (failed)
-        return err_set(err, STATUS_TOO_LARGE, "the request to the chain node is too long");
-    enum status st = rpc_transport_post(r, &http_code, err);
-    if (!st)
-        st = read_answer(r, id, http_code, result, err);
-    if (st)
-        err_prefix(err, "%s", method);
-    return st;
 }
 
 static enum status malformed(const char *method, const char *what, struct errtext *err)
@@ -188,8 +24,8 @@ static enum status request_quantity(struct rpc *r, const char *method, size_t by
                                     struct errtext *err)
 {
     json_t *result;
-    enum status st = request(r, method, &result, err);
-    if (!st && !read_quantity(result, bytes_max, out))
+    enum status st = rpc_request(r, method, &result, err);
+    if (!st && !rpc_read_quantity(result, bytes_max, out))
         st = malformed(method, "quantity", err);
     json_decref(result);
     return st;
@@ -209,8 +45,8 @@ static enum status request_bytes(struct rpc *r, const char *method, struct buf *
 {
     json_t *result;
     buf_clear(out);
-    enum status st = request(r, method, &result, err);
-    if (!st && !read_bytes(result, out))
+    enum status st = rpc_request(r, method, &result, err);
+    if (!st && !rpc_read_bytes(result, out))
         st = out->failed
                  ? err_set(err, STATUS_TOO_LARGE, "%s: more than %zu bytes", method, out->bytes_max)
                  : malformed(method, "byte string", err);
@@ -226,7 +62,7 @@ static void put_tag(struct buf *out, const char *tag)
 static void put_address_and_tag(struct rpc *r, const uint8_t address[20], const char *tag)
 {
     buf_clear(&r->params);
-    put_hex(&r->params, address, 20);
+    rpc_put_hex(&r->params, address, 20);
     buf_putc(&r->params, ',');
     put_tag(&r->params, tag);
 }
@@ -252,18 +88,18 @@ enum status rpc_block(struct rpc *r, const char *tag, struct rpc_block *block, s
     buf_clear(&r->params);
     put_tag(&r->params, tag);
     buf_puts(&r->params, ",false");
-    enum status st = request(r, "eth_getBlockByNumber", &b, err);
+    enum status st = rpc_request(r, "eth_getBlockByNumber", &b, err);
     if (st)
         return st;
     const json_t *fee = json_object_get(b, "baseFeePerGas");
     if (json_is_null(b))
         st = err_set(err, STATUS_NOT_FOUND, "the chain node has no block \"%s\"", tag);
-    else if (!read_u64(json_object_get(b, "number"), &block->number) ||
-             !read_u64(json_object_get(b, "timestamp"), &block->timestamp) ||
-             !read_fixed(json_object_get(b, "hash"), block->hash, 32) ||
-             !read_fixed(json_object_get(b, "parentHash"), block->parent_hash, 32) ||
-             !read_fixed(json_object_get(b, "mixHash"), block->mix_hash, 32) ||
-             (fee && !read_quantity(fee, 16, &block->base_fee)))
+    else if (!rpc_read_u64(json_object_get(b, "number"), &block->number) ||
+             !rpc_read_u64(json_object_get(b, "timestamp"), &block->timestamp) ||
+             !rpc_read_fixed(json_object_get(b, "hash"), block->hash, 32) ||
+             !rpc_read_fixed(json_object_get(b, "parentHash"), block->parent_hash, 32) ||
+             !rpc_read_fixed(json_object_get(b, "mixHash"), block->mix_hash, 32) ||
+             (fee && !rpc_read_quantity(fee, 16, &block->base_fee)))
         st = malformed("eth_getBlockByNumber", "block", err);
     json_decref(b);
     return st;
@@ -274,17 +110,17 @@ static void put_call(struct rpc *r, const struct rpc_call *call)
     struct buf *out = &r->params;
     buf_clear(out);
     buf_puts(out, "{\"value\":");
-    put_quantity(out, call->value);
+    rpc_put_quantity(out, call->value);
     if (call->from) {
         buf_puts(out, ",\"from\":");
-        put_hex(out, call->from, 20);
+        rpc_put_hex(out, call->from, 20);
     }
     if (call->to) {
         buf_puts(out, ",\"to\":");
-        put_hex(out, call->to, 20);
+        rpc_put_hex(out, call->to, 20);
     }
     buf_puts(out, ",\"data\":");
-    put_hex(out, call->data, call->data_len);
+    rpc_put_hex(out, call->data, call->data_len);
     buf_putc(out, '}');
 }
 
@@ -325,24 +161,60 @@ enum status rpc_code(struct rpc *r, const uint8_t address[20], const char *tag, 
     return request_bytes(r, "eth_getCode", out, err);
 }
 
+/* The standard's answer, or where eth_feeHistory is refused the most that the next block may ask:
+ * an eighth above the latest (EIP-1559). */
 enum status rpc_next_base_fee(struct rpc *r, u128 *wei_per_gas, struct errtext *err)
 {
+    struct errtext refusal = ERRTEXT_INIT;
+    struct rpc_block latest;
     json_t *result;
     buf_clear(&r->params);
     buf_puts(&r->params, "\"0x1\",\"latest\",[]");
-    enum status st = request(r, "eth_feeHistory", &result, err);
+    enum status st = rpc_request(r, "eth_feeHistory", &result, &refusal);
     const json_t *fees = json_object_get(result, "baseFeePerGas");
     size_t n = json_array_size(fees);
-    if (!st && (!n || !read_quantity(json_array_get(fees, n - 1), 16, wei_per_gas)))
+    if (st == STATUS_INVALID) {
+        st = rpc_block(r, "latest", &latest, err);
+        *wei_per_gas = latest.base_fee + latest.base_fee / 8 + 1;
+    } else if (st) {
+        err_set(err, st, "%s", refusal.text);
+    } else if (!n || !rpc_read_quantity(json_array_get(fees, n - 1), 16, wei_per_gas)) {
         st = malformed("eth_feeHistory", "baseFeePerGas", err);
+    }
     json_decref(result);
     return st;
 }
 
 enum status rpc_tip(struct rpc *r, u128 *wei_per_gas, struct errtext *err)
 {
+    struct errtext refusal = ERRTEXT_INIT;
+    struct rpc_block latest;
+    u128 price = 0;
     buf_clear(&r->params);
-    return request_quantity(r, "eth_maxPriorityFeePerGas", 16, wei_per_gas, err);
+    enum status st = request_quantity(r, "eth_maxPriorityFeePerGas", 16, wei_per_gas, &refusal);
+    if (st != STATUS_INVALID)
+        return st ? err_set(err, st, "%s", refusal.text) : STATUS_OK;
+    st = rpc_block(r, "latest", &latest, err);
+    buf_clear(&r->params);
+    if (!st)
+        st = request_quantity(r, "eth_gasPrice", 16, &price, err);
+    if (!st)
+        *wei_per_gas = price > latest.base_fee ? price - latest.base_fee : TIP_WEI_STANDARD;
+    return st;
+}
+
+/* Does the node have this transaction, mined or waiting? */
+static bool has_transaction(struct rpc *r, const uint8_t hash[32])
+{
+    struct errtext ignored = ERRTEXT_INIT;
+    uint8_t found[32];
+    json_t *v;
+    buf_clear(&r->params);
+    rpc_put_hex(&r->params, hash, 32);
+    bool ok = rpc_request(r, "eth_getTransactionByHash", &v, &ignored) == STATUS_OK &&
+              rpc_read_fixed(json_object_get(v, "hash"), found, 32) && memcmp(found, hash, 32) == 0;
+    json_decref(v);
+    return ok;
 }
 
 enum status rpc_send_raw(struct rpc *r, const void *raw, size_t len, const uint8_t hash[32],
@@ -351,9 +223,18 @@ enum status rpc_send_raw(struct rpc *r, const void *raw, size_t len, const uint8
     uint8_t found[32];
     json_t *result;
     buf_clear(&r->params);
-    put_hex(&r->params, raw, len);
-    enum status st = request(r, "eth_sendRawTransaction", &result, err);
-    if (!st && (!read_fixed(result, found, 32) || memcmp(found, hash, 32) != 0))
+    rpc_put_hex(&r->params, raw, len);
+    struct errtext refusal = ERRTEXT_INIT;
+    enum status st = rpc_request(r, "eth_sendRawTransaction", &result, &refusal);
+    if (st == STATUS_INVALID) {
+        struct rpc_fault fault = r->fault;
+        if (has_transaction(r, hash))
+            return STATUS_OK;
+        r->fault = fault;
+    }
+    if (st)
+        return err_set(err, st, "%s", refusal.text);
+    if (!rpc_read_fixed(result, found, 32) || memcmp(found, hash, 32) != 0)
         st = err_set(err, STATUS_CORRUPT,
                      "eth_sendRawTransaction: the node answered another transaction hash");
     json_decref(result);
@@ -367,8 +248,8 @@ enum status rpc_receipt(struct rpc *r, const uint8_t hash[32], struct rpc_receip
     json_t *v;
     memset(receipt, 0, sizeof(*receipt));
     buf_clear(&r->params);
-    put_hex(&r->params, hash, 32);
-    enum status st = request(r, "eth_getTransactionReceipt", &v, err);
+    rpc_put_hex(&r->params, hash, 32);
+    enum status st = rpc_request(r, "eth_getTransactionReceipt", &v, err);
     if (st)
         return st;
     const json_t *price = json_object_get(v, "effectiveGasPrice");
@@ -376,13 +257,13 @@ enum status rpc_receipt(struct rpc *r, const uint8_t hash[32], struct rpc_receip
     receipt->has_contract = contract && !json_is_null(contract);
     if (json_is_null(v))
         st = err_set(err, STATUS_NOT_FOUND, "the chain node has no receipt of this transaction");
-    else if (!read_fixed(json_object_get(v, "transactionHash"), receipt->tx_hash, 32) ||
-             !read_fixed(json_object_get(v, "blockHash"), receipt->block_hash, 32) ||
-             !read_u64(json_object_get(v, "blockNumber"), &receipt->block_number) ||
-             !read_u64(json_object_get(v, "gasUsed"), &receipt->gas_used) ||
-             !read_u64(json_object_get(v, "status"), &status) || status > 1 ||
-             (price && !read_quantity(price, 16, &receipt->effective_gas_price)) ||
-             (receipt->has_contract && !read_fixed(contract, receipt->contract, 20)) ||
+    else if (!rpc_read_fixed(json_object_get(v, "transactionHash"), receipt->tx_hash, 32) ||
+             !rpc_read_fixed(json_object_get(v, "blockHash"), receipt->block_hash, 32) ||
+             !rpc_read_u64(json_object_get(v, "blockNumber"), &receipt->block_number) ||
+             !rpc_read_u64(json_object_get(v, "gasUsed"), &receipt->gas_used) ||
+             !rpc_read_u64(json_object_get(v, "status"), &status) || status > 1 ||
+             (price && !rpc_read_quantity(price, 16, &receipt->effective_gas_price)) ||
+             (receipt->has_contract && !rpc_read_fixed(contract, receipt->contract, 20)) ||
              memcmp(receipt->tx_hash, hash, 32) != 0)
         st = malformed("eth_getTransactionReceipt", "receipt", err);
     receipt->succeeded = status == 1;
@@ -400,7 +281,7 @@ static void put_filter(struct rpc *r, const struct rpc_log_filter *f)
         count--;
     buf_clear(out);
     buf_puts(out, "{\"address\":");
-    put_hex(out, f->address, 20);
+    rpc_put_hex(out, f->address, 20);
     buf_puts(out, ",\"fromBlock\":");
     put_tag(out, f->from_tag);
     buf_puts(out, ",\"toBlock\":");
@@ -410,7 +291,7 @@ static void put_filter(struct rpc *r, const struct rpc_log_filter *f)
         if (i)
             buf_putc(out, ',');
         if (f->topic[i])
-            put_hex(out, f->topic[i], 32);
+            rpc_put_hex(out, f->topic[i], 32);
         else
             buf_puts(out, "null");
     }
@@ -425,7 +306,7 @@ static bool read_topics(const json_t *v, struct rpc_log *log)
         return false;
     log->topic_count = (uint32_t)n;
     for (size_t i = 0; i < n; i++) {
-        if (!read_fixed(json_array_get(topics, i), log->topic[i], 32))
+        if (!rpc_read_fixed(json_array_get(topics, i), log->topic[i], 32))
             return false;
     }
     return true;
@@ -448,12 +329,12 @@ static bool read_log(const json_t *v, struct rpc_log *log, struct buf *data)
     memset(log, 0, sizeof(*log));
     buf_clear(data);
     bool ok = !json_is_true(removed) && read_topics(v, log) &&
-              read_fixed(json_object_get(v, "address"), log->address, 20) &&
-              read_fixed(json_object_get(v, "blockHash"), log->block_hash, 32) &&
-              read_fixed(json_object_get(v, "transactionHash"), log->tx_hash, 32) &&
-              read_u64(json_object_get(v, "blockNumber"), &log->block_number) &&
-              read_u64(json_object_get(v, "logIndex"), &log->log_index) &&
-              read_bytes(json_object_get(v, "data"), data);
+              rpc_read_fixed(json_object_get(v, "address"), log->address, 20) &&
+              rpc_read_fixed(json_object_get(v, "blockHash"), log->block_hash, 32) &&
+              rpc_read_fixed(json_object_get(v, "transactionHash"), log->tx_hash, 32) &&
+              rpc_read_u64(json_object_get(v, "blockNumber"), &log->block_number) &&
+              rpc_read_u64(json_object_get(v, "logIndex"), &log->log_index) &&
+              rpc_read_bytes(json_object_get(v, "data"), data);
     log->data = (const uint8_t *)data->data;
     log->data_len = data->len;
     return ok;
@@ -466,13 +347,13 @@ enum status rpc_logs(struct rpc *r, const struct rpc_log_filter *filter,
     json_t *logs;
     struct buf data;
     put_filter(r, filter);
-    enum status st = request(r, "eth_getLogs", &logs, err);
+    enum status st = rpc_request(r, "eth_getLogs", &logs, err);
     if (!st && !json_is_array(logs))
         st = malformed("eth_getLogs", "list", err);
     if (!st && json_array_size(logs) > RPC_LOGS_MAX)
         st = err_set(err, STATUS_TOO_LARGE, "eth_getLogs: %zu logs, at most %d: ask fewer blocks",
                      json_array_size(logs), RPC_LOGS_MAX);
-    buf_init(&data, r->response.bytes_max);
+    buf_init(&data, r->response_bytes_max);
     for (size_t i = 0; !st && i < json_array_size(logs); i++) {
         struct rpc_log log;
         if (!read_log(json_array_get(logs, i), &log, &data) || !matches(&log, filter))
@@ -501,7 +382,7 @@ enum status rpc_raw(struct rpc *r, const char *method, const char *params_json,
         return err_set(err, STATUS_INVALID, "params of %s are not a JSON array", method);
     buf_clear(&r->params);
     buf_put(&r->params, params_json + 1, len - 2);
-    enum status st = request(r, method, &result, err);
+    enum status st = rpc_request(r, method, &result, err);
     buf_clear(result_json);
     if (!st && json_dump_callback(result, dump_part, result_json, JSON_COMPACT | JSON_ENCODE_ANY))
         st = err_set(err, STATUS_TOO_LARGE, "%s: the result is longer than %zu bytes", method,

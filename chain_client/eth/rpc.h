@@ -1,6 +1,6 @@
-/* Ethereum JSON-RPC over HTTP: one request, one bounded answer. The only user of libcurl here. No
- * redirects, no proxy from the environment, no retries: the caller owns those. One client is used
- * by one thread at a time; each thread has its own.
+/* Ethereum JSON-RPC over HTTP: one request, one bounded answer. No retries but one kind: a node
+ * that says it is busy is asked again for up to busy_ms_max, so a call may last that long beside
+ * timeout_ms. One client is used by one thread at a time; each thread has its own.
  *
  * What the statuses mean for every call below:
  *   IO          no answer, or not an answer (connection, HTTP status, a proxy's page)
@@ -8,6 +8,7 @@
  *   TOO_LARGE   the answer is longer than response_bytes_max
  *   CORRUPT     an answer that is not JSON-RPC, has another id, or a malformed result
  *   INVALID     the node refused: rpc_fault says how (code, message, revert data)
+ *   BUSY        the node would not answer now (429, 503 or -32005), for all of busy_ms_max
  *   NOT_FOUND   the node answered null: no such block, or no receipt yet
  * A send that ends in anything but OK is an unknown outcome, never a proof of either.
  */
@@ -33,6 +34,7 @@ struct rpc_config {
     const char *authorization; /* value of that header, or NULL; copied, never logged */
     uint32_t timeout_ms;       /* 0: 10 000 */
     size_t response_bytes_max; /* 0: 16 MiB */
+    uint32_t busy_ms_max;      /* 0: 30 000 */
 };
 
 MUST_CHECK enum status rpc_open(struct rpc **out, const struct rpc_config *config,
@@ -81,11 +83,14 @@ MUST_CHECK enum status rpc_balance(struct rpc *r, const uint8_t address[20], con
                                    u128 *wei, struct errtext *err);
 MUST_CHECK enum status rpc_code(struct rpc *r, const uint8_t address[20], const char *tag,
                                 struct buf *out, struct errtext *err);
-/* Base fee of the next block, from eth_feeHistory. */
+/* Base fee of the next block: from eth_feeHistory, or from the latest block. */
 MUST_CHECK enum status rpc_next_base_fee(struct rpc *r, u128 *wei_per_gas, struct errtext *err);
-/* eth_maxPriorityFeePerGas. */
+/* eth_maxPriorityFeePerGas; where a node refuses it, its gas price above the latest base fee, or
+ * 1 gwei where that is nothing. */
 MUST_CHECK enum status rpc_tip(struct rpc *r, u128 *wei_per_gas, struct errtext *err);
-/* The hash the node gives back is compared with the bytes' own: CORRUPT if it differs. */
+/* The hash the node gives back is compared with the bytes' own: CORRUPT if it differs. A refusal
+ * ("already known", "nonce too low") of a transaction that the node has is OK: it is found by its
+ * hash, whatever the words. */
 MUST_CHECK enum status rpc_send_raw(struct rpc *r, const void *raw, size_t len,
                                     const uint8_t hash[32], struct errtext *err);
 

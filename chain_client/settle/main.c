@@ -92,7 +92,7 @@ static enum status find_sources(struct worker *w, struct errtext *err)
     enum status st = file_read_secret(s->refetch_key_file, 512, &text, &len, err);
     if (st)
         return st;
-    snprintf(line, sizeof(line), "Authorization: Bearer %s", text);
+    snprintf(line, sizeof(line), "Bearer %s", text);
     w->refetch_authorization = mem_strdup(line);
     mem_wipe(line, sizeof(line));
     mem_wipe(text, len);

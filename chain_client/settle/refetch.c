@@ -1,6 +1,7 @@
 /* Records that Redis did not bring: read again from the lane's spool folder (read only: the server
  * owns it) or from its server, in the spool's frames, and judged like any other. One attempt per
  * lane, then a pause that doubles. */
+#include "chain_client/eth/fetch.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/buf.h"
 #include "server/base/check.h"
@@ -10,7 +11,6 @@
 #include "server/base/mem.h"
 #include "server/spool/spool.h"
 
-#include <curl/curl.h>
 #include <dirent.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -19,7 +19,6 @@
 #include <string.h>
 
 #define SEGMENT_BYTES_MAX (1u << 30)
-#define ANSWER_BYTES_MAX  (16u << 20)
 #define WAIT_MS_MIN       500
 #define WAIT_MS_MAX       60000
 #define FETCH_MS_MAX      10000
@@ -116,54 +115,32 @@ static enum status from_spool(struct worker *w, struct lane *l, const struct ran
 
 /* ---- the server ---- */
 
-static size_t collect(char *data, size_t size, size_t count, void *arg)
-{
-    struct buf *b = arg;
-    buf_put(b, data, size * count);
-    return b->failed ? 0 : size * count;
-}
-
-static CURLcode set_options(CURL *c, const char *url, struct curl_slist *headers, struct buf *out)
-{
-    CURLcode e = curl_easy_setopt(c, CURLOPT_URL, url);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, "http,https");
-    e = e ? e : curl_easy_setopt(c, CURLOPT_PROXY, "");
-    e = e ? e : curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_FAILONERROR, 1L);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_TIMEOUT_MS, (long)FETCH_MS_MAX);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
-    e = e ? e : curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, collect);
-    return e ? e : curl_easy_setopt(c, CURLOPT_WRITEDATA, out);
-}
-
 static enum status from_server(struct worker *w, struct lane *l, const struct range *gap,
                                struct errtext *err)
 {
-    char url[1024];
-    struct buf answer;
-    struct curl_slist *headers = NULL;
-    CURL *c = curl_easy_init();
-    CURLcode e = CURLE_OUT_OF_MEMORY;
-    enum status st = STATUS_OK;
-    snprintf(url, sizeof(url), "%s/v1/lane/range?first=%" PRIu64 "&last=%" PRIu64, l->refetch_url,
-             gap->first, gap->last);
-    buf_init(&answer, ANSWER_BYTES_MAX);
-    if (w->refetch_authorization)
-        headers = curl_slist_append(NULL, w->refetch_authorization);
-    if (c)
-        e = set_options(c, url, headers, &answer);
-    if (!e)
-        e = curl_easy_perform(c);
-    /* An answer cut at our maximum still holds whole frames. */
-    if (e && e != CURLE_WRITE_ERROR)
-        log_warn("refetch", "lane %" PRIu32 ": %s: %s", l->id, l->refetch_url,
-                 curl_easy_strerror(e));
-    else if (answer.len)
-        st = take_frames(w, l, gap, answer.data, answer.len, err);
-    curl_slist_free_all(headers);
-    curl_easy_cleanup(c);
-    buf_fini(&answer);
-    return st;
+    char path[128];
+    struct fetch *f;
+    struct errtext why = ERRTEXT_INIT;
+    const struct fetch_config config = {.base = l->refetch_url,
+                                        .authorization = w->refetch_authorization,
+                                        .what = "server",
+                                        .timeout_ms = FETCH_MS_MAX};
+    snprintf(path, sizeof(path), "/v1/lane/range?first=%" PRIu64 "&last=%" PRIu64, gap->first,
+             gap->last);
+    enum status st = fetch_open(&f, &config, &why), took = STATUS_OK;
+    if (!st)
+        st = fetch_perform(f, &(struct fetch_request){.method = "GET", .path = path}, &why);
+    const struct fetch_answer *a = f ? fetch_answer(f) : NULL;
+    /* An answer cut at its maximum still holds whole frames. */
+    if (st && st != STATUS_TOO_LARGE)
+        log_warn("refetch", "lane %" PRIu32 ": %s: %s", l->id, l->refetch_url, why.text);
+    else if (a->code != 200)
+        log_warn("refetch", "lane %" PRIu32 ": %s: HTTP status %ld, expected 200", l->id,
+                 l->refetch_url, a->code);
+    else if (a->body.len)
+        took = take_frames(w, l, gap, a->body.data, a->body.len, err);
+    fetch_close(f);
+    return took;
 }
 
 /* ---- gaps ---- */

@@ -46,7 +46,7 @@ MAY_INCLUDE = {
 # outside header -> files (prefixes) that may include it
 DOORS = {
     "microhttpd.h": ["server/http/", "chain_client/settle/"], "hiredis/": ["server/spool/", "chain_client/settle/"],
-    "secp256k1": ["chain_client/eth/secp.c"], "curl/": ["chain_client/eth/rpc", "chain_client/settle/", "chain_client/cli/"],
+    "secp256k1": ["chain_client/eth/secp.c"], "curl/": ["chain_client/eth/fetch.c"],
     "sqlite3.h": ["chain_client/settle/"], "dnnl": ["kernels/cpu/"], "pcre2.h": ["server/text/", "server/adapter/"],
     "utf8proc.h": ["server/text/"], "cuda": ["kernels/cuda/"],
 }

@@ -27,7 +27,11 @@ struct node {
     const char *body;   /* ID is replaced by the request's id */
     const char *extra;  /* more header lines, each with CRLF */
     uint32_t delay_ms;
-    size_t body_repeat; /* this many blanks are sent before the body */
+    size_t body_repeat;  /* this many blanks are sent before the body */
+    const char *refused; /* a request for this method gets refusal instead */
+    const char *refusal;
+    uint32_t busy_left; /* so many more requests get HTTP 429 first */
+    uint32_t exchanges;
     char request[65536];
     pthread_mutex_t lock; /* held by the node for a whole exchange, by the test while it scripts */
 };
@@ -65,20 +69,30 @@ static void send_answer(int fd)
 {
     char head[512];
     struct buf body;
-    const char *id = strstr(node.request, "\"id\":"), *mark = strstr(node.body, "ID");
+    const char *text = node.body, *status = node.status, *extra = node.extra;
+    if (node.refused && strstr(node.request, node.refused))
+        text = node.refusal;
+    if (node.busy_left) {
+        node.busy_left--;
+        status = "429 Too Many Requests";
+        extra = "Retry-After: 1\r\n";
+        text = "{\"id\":ID,\"error\":{\"code\":-32005,\"message\":\"rate limit\"}}";
+    }
+    node.exchanges++;
+    const char *id = strstr(node.request, "\"id\":"), *mark = strstr(text, "ID");
     buf_init(&body, 1 << 26);
     for (size_t i = 0; i < node.body_repeat; i++)
         buf_putc(&body, ' ');
     if (id && mark) {
-        buf_put(&body, node.body, (size_t)(mark - node.body));
+        buf_put(&body, text, (size_t)(mark - text));
         buf_put(&body, id + 5, strspn(id + 5, "0123456789"));
         buf_puts(&body, mark + 2);
     } else {
-        buf_puts(&body, node.body);
+        buf_puts(&body, text);
     }
     int n = snprintf(head, sizeof(head),
-                     "HTTP/1.1 %s\r\nContent-Length: %zu\r\nConnection: close\r\n%s\r\n",
-                     node.status, body.len, node.extra);
+                     "HTTP/1.1 %s\r\nContent-Length: %zu\r\nConnection: close\r\n%s\r\n", status,
+                     body.len, extra);
     clock_sleep_ms(node.delay_ms);
     send_all(fd, head, (size_t)n);
     send_all(fd, body.data, body.len);
@@ -138,6 +152,22 @@ static void script(const char *status, const char *body)
     script_more(status, body, "", 0, 0);
 }
 
+static void script_refusal(const char *method, const char *refusal)
+{
+    pthread_mutex_lock(&node.lock);
+    node.refused = method;
+    node.refusal = refusal;
+    pthread_mutex_unlock(&node.lock);
+}
+
+static void script_busy(uint32_t exchanges)
+{
+    pthread_mutex_lock(&node.lock);
+    node.busy_left = exchanges;
+    node.exchanges = 0;
+    pthread_mutex_unlock(&node.lock);
+}
+
 /* Did the last request hold this text? */
 static bool asked(const char *part)
 {
@@ -155,7 +185,8 @@ static struct rpc *client(uint32_t timeout_ms, size_t bytes_max)
     struct rpc_config config = {.url = url,
                                 .authorization = "Bearer s3cret",
                                 .timeout_ms = timeout_ms,
-                                .response_bytes_max = bytes_max};
+                                .response_bytes_max = bytes_max,
+                                .busy_ms_max = 2600};
     assert_int_equal(rpc_open(&r, &config, NULL), STATUS_OK);
     return r;
 }
@@ -208,14 +239,15 @@ static void test_what_is_no_answer(void **state)
         {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":\"0x1\"", STATUS_CORRUPT},
         {"200 OK", "[" RESULT("\"0x1\"") "]", STATUS_CORRUPT},
         {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":987654,\"result\":\"0x1\"}", STATUS_CORRUPT},
-        {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":\"ID\",\"result\":\"0x1\"}", STATUS_CORRUPT},
+        {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":\"x\",\"result\":\"0x1\"}", STATUS_CORRUPT},
+        {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":\"ID\",\"result\":\"0x1\"}", STATUS_OK},
         {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":null,\"result\":\"0x1\"}", STATUS_CORRUPT},
         {"200 OK", "{\"jsonrpc\":\"2.0\",\"id\":ID}", STATUS_CORRUPT},
         {"200 OK", "{\"id\":ID,\"result\":\"0x1\",\"error\":{\"code\":1,\"message\":\"x\"}}",
          STATUS_CORRUPT},
         {"200 OK", "{\"id\":ID,\"error\":\"text\"}", STATUS_CORRUPT},
         {"502 Bad Gateway", "upstream", STATUS_IO},
-        {"429 Too Many Requests", "{\"message\":\"slow down\"}", STATUS_IO},
+        {"429 Too Many Requests", "{\"message\":\"slow down\"}", STATUS_BUSY},
         {"500 Oops", RESULT("\"0x1\""), STATUS_IO},
     };
     struct rpc *r = client(2000, 0);
@@ -405,6 +437,61 @@ static void test_the_small_calls(void **state)
     rpc_close(r);
 }
 
+#define UNKNOWN_METHOD                                                                             \
+    "{\"id\":ID,\"error\":{\"code\":-32601,\"message\":\"the method does not exist\"}}"
+
+/* Half of the nodes have no eth_maxPriorityFeePerGas, some no eth_feeHistory. */
+static void test_a_method_that_is_missing_has_a_substitute(void **state)
+{
+    struct rpc *r = client(2000, 0);
+    struct errtext err = ERRTEXT_INIT;
+    u128 wei = 0;
+    script("200 OK", BLOCK(",\"baseFeePerGas\":\"0x800\""));
+    script_refusal("eth_feeHistory", UNKNOWN_METHOD);
+    assert_int_equal(rpc_next_base_fee(r, &wei, &err), STATUS_OK);
+    assert_true(wei == 2048 + 256 + 1);
+    script_refusal("eth_maxPriorityFeePerGas", UNKNOWN_METHOD);
+    assert_int_equal(rpc_tip(r, &wei, &err), STATUS_CORRUPT); /* a block is no price */
+    assert_non_null(strstr(err.text, "eth_gasPrice"));
+    script_refusal(NULL, NULL);
+    rpc_close(r);
+}
+
+static void test_a_busy_node_is_asked_again(void **state)
+{
+    struct rpc *r = client(2000, 0);
+    struct errtext err = ERRTEXT_INIT;
+    uint64_t n = 0, begin = clock_mono_ns();
+    script("200 OK", RESULT("\"0x7\""));
+    script_busy(2);
+    assert_int_equal(rpc_block_number(r, &n, &err), STATUS_OK);
+    assert_int_equal(n, 7);
+    assert_int_equal(node.exchanges, 3);
+    assert_true(clock_mono_ns() - begin >= 2000000000u); /* Retry-After: 1, twice */
+    script_busy(UINT32_MAX);
+    assert_int_equal(rpc_block_number(r, &n, &err), STATUS_BUSY);
+    assert_non_null(strstr(err.text, "rate limit"));
+    script_busy(0);
+    rpc_close(r);
+}
+
+/* "already known", "nonce too low": the words differ, the hash does not. */
+static void test_a_refused_send_is_found_by_its_hash(void **state)
+{
+    struct rpc *r = client(2000, 0);
+    uint8_t hash[32];
+    memset(hash, 0x11, sizeof(hash));
+    script("200 OK", RESULT("{\"hash\":" H32 "}"));
+    script_refusal("eth_sendRawTransaction",
+                   "{\"id\":ID,\"error\":{\"code\":-32000,\"message\":\"already known\"}}");
+    assert_int_equal(rpc_send_raw(r, "\x02\xc0", 2, hash, NULL), STATUS_OK);
+    script("200 OK", RESULT("null"));
+    assert_int_equal(rpc_send_raw(r, "\x02\xc0", 2, hash, NULL), STATUS_INVALID);
+    assert_string_equal(rpc_last_fault(r)->message, "already known");
+    script_refusal(NULL, NULL);
+    rpc_close(r);
+}
+
 static enum status count_log(void *arg, const struct rpc_log *log, struct errtext *err)
 {
     size_t *seen = arg;
@@ -460,6 +547,9 @@ int main(void)
         cmocka_unit_test(test_receipts_and_sends),
         cmocka_unit_test(test_the_small_calls),
         cmocka_unit_test(test_logs),
+        cmocka_unit_test(test_a_method_that_is_missing_has_a_substitute),
+        cmocka_unit_test(test_a_busy_node_is_asked_again),
+        cmocka_unit_test(test_a_refused_send_is_found_by_its_hash),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
