@@ -14,7 +14,8 @@
 #include <string.h>
 
 #define WAIT_S_STANDARD 180
-#define POLL_MS         250
+#define POLL_MS_FIRST   250
+#define POLL_MS_MAX     4000
 
 enum status node_open(struct node *n, const struct cli *c, struct errtext *err)
 {
@@ -49,6 +50,9 @@ const char *node_hint(enum status st)
     case STATUS_IO:
     case STATUS_TIMEOUT:
         return "Is a chain node running at the URL of --rpc? Try again once it answers.";
+    case STATUS_BUSY:
+        return "The node limits how often it is asked: try again later, or name another with "
+               "--rpc.";
     case STATUS_CONFLICT:
         return "--rpc and --deployment belong to different chains: use the deployment file that "
                "was written for this chain.";
@@ -101,26 +105,30 @@ static enum status fill(struct node *n, const struct node_tx *tx, struct tx *t, 
     return st;
 }
 
+/* What a node says while it indexes, lags or is asked too often is no verdict: it is asked again,
+ * less and less often. */
 static enum status await(struct node *n, const struct node_tx *tx, struct node_sent *sent,
                          struct errtext *err)
 {
     struct rpc_receipt r;
     char hash[65];
     uint64_t end_ns = clock_mono_ns() + n->wait_s * 1000000000u;
+    uint32_t poll_ms = POLL_MS_FIRST;
     hex_encode(hash, sent->hash, 32);
     for (;;) {
-        struct errtext inner = ERRTEXT_INIT;
-        enum status st = rpc_receipt(n->rpc, sent->hash, &r, &inner);
+        struct errtext last = ERRTEXT_INIT;
+        enum status st = rpc_receipt(n->rpc, sent->hash, &r, &last);
         if (st == STATUS_OK)
             break;
+        if (st == STATUS_CORRUPT || st == STATUS_TOO_LARGE)
+            return err_set(err, st, "%s: transaction 0x%s: %s", tx->what, hash, last.text);
         if (clock_mono_ns() > end_ns)
             return err_set(err, STATUS_TIMEOUT,
                            "%s: transaction 0x%s is not in a block after %" PRIu64
-                           " s; it may still come",
-                           tx->what, hash, n->wait_s);
-        if (st != STATUS_NOT_FOUND && st != STATUS_IO && st != STATUS_TIMEOUT)
-            return err_set(err, st, "%s: transaction 0x%s: %s", tx->what, hash, inner.text);
-        clock_sleep_ms(POLL_MS);
+                           " s (%s); it may still come",
+                           tx->what, hash, n->wait_s, last.text);
+        clock_sleep_ms(poll_ms);
+        poll_ms = MIN(poll_ms + poll_ms / 2, (uint32_t)POLL_MS_MAX);
     }
     sent->block = r.block_number;
     sent->gas_used = r.gas_used;
@@ -144,16 +152,18 @@ enum status node_send(struct node *n, const struct cli *c, const struct node_tx 
     enum status st = fill(n, tx, &t, err);
     if (!st)
         st = tx_sign(tx->secp, &raw, sent->hash, &t, tx->from, err);
+    hex_encode(hash, sent->hash, 32);
     if (!st) {
+        cli_note(c, "%s: sending transaction 0x%s", tx->what, hash);
         st = rpc_send_raw(n->rpc, raw.data, raw.len, sent->hash, err);
         if (st == STATUS_INVALID)
             st = explain(n, tx, err);
+        else if (st && st != STATUS_TIMEOUT)
+            err_prefix(err, "%s: transaction 0x%s may have been sent", tx->what, hash);
     }
     buf_fini(&raw);
     if (st && st != STATUS_TIMEOUT) /* after a timeout the node may have it */
         return st;
     err_clear(err);
-    hex_encode(hash, sent->hash, 32);
-    cli_note(c, "%s: sent transaction 0x%s", tx->what, hash);
     return await(n, tx, sent, err);
 }

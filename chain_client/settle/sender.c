@@ -30,6 +30,8 @@
 #define GAS_MIN        100000
 #define GWEI           1000000000u
 #define NOTE_NS        60000000000ull
+#define FOREIGN_NS     60000000000ull
+#define FOREIGN_ASKS   10
 #define DATA_BYTES_MAX TX_DATA_BYTES_MAX
 
 struct intent {
@@ -290,28 +292,51 @@ static enum status settle(struct worker *w, const struct intent *t, const struct
                   r->tx_hash, (size_t)32, t->id);
 }
 
-/* Is any attempt mined? *found and, when it is final, the row's end. */
+/* Is any attempt mined? *found and, when it is final, the row's end. *unsure: the node refused to
+ * say (it indexes, or lags), which is no answer. */
 static enum status look_for_receipt(struct worker *w, const struct intent *t, uint64_t attempts,
-                                    const struct finality *f, bool *found, struct errtext *err)
+                                    const struct finality *f, bool *found, bool *unsure,
+                                    struct errtext *err)
 {
     enum status st = STATUS_OK;
-    *found = false;
+    *found = *unsure = false;
     for (uint64_t n = attempts; n >= 1 && !st && !*found; n--) {
+        struct errtext why = ERRTEXT_INIT;
         struct attempt a;
         struct rpc_receipt r;
         st = load_attempt(w, &a, t->id, n, err);
         if (!st) {
-            enum status got = rpc_receipt(w->rpc, a.hash, &r, err);
+            enum status got = rpc_receipt(w->rpc, a.hash, &r, &why);
             *found = got == STATUS_OK;
-            st = got == STATUS_NOT_FOUND ? STATUS_OK : got;
-            if (got == STATUS_NOT_FOUND)
-                err_clear(err);
+            *unsure |= got == STATUS_INVALID;
+            if (got && got != STATUS_NOT_FOUND && got != STATUS_INVALID)
+                st = err_set(err, got, "%s", why.text);
         }
         if (!st && *found && r.block_number <= f->number)
             st = settle(w, t, &r, err);
         buf_fini(&a.raw);
     }
     return st;
+}
+
+/* Our nonce is used in final history and no receipt of ours is shown. A node that lags says so too:
+ * only one that says it again and again, for a minute, is believed. */
+static enum status suspect_foreign(struct worker *w, const struct intent *t, struct errtext *err)
+{
+    uint64_t now = clock_mono_ns();
+    if (w->foreign.intent != t->id) {
+        w->foreign = (struct foreign_nonce){.intent = t->id, .since_ns = now};
+        log_warn("sender",
+                 "%s %" PRIu64 ": nonce %" PRIu64 " is used in finalized history, but the node "
+                 "shows none of our transactions with it; asking again",
+                 t->kind, t->key, t->nonce);
+    }
+    if (++w->foreign.asked < FOREIGN_ASKS || now < w->foreign.since_ns + FOREIGN_NS)
+        return STATUS_OK;
+    return err_set(err, STATUS_CONFLICT,
+                   "%s %" PRIu64 ": nonce %" PRIu64 " of the poster was used by a transaction "
+                   "that is not ours: does another program hold its key?",
+                   t->kind, t->key, t->nonce);
 }
 
 static enum status push(struct worker *w, const struct intent *t, uint64_t attempts,
@@ -332,21 +357,18 @@ static enum status follow(struct worker *w, const struct intent *t, const struct
                           struct errtext *err)
 {
     uint64_t attempts;
-    bool found;
+    bool found, unsure;
     enum status st = db_value(&w->db, &attempts, 0, err,
                               "SELECT max(n) FROM attempts WHERE intent = ?", "u", t->id);
     if (st)
         return st;
     if (!attempts)
         return first_attempt(w, t, err);
-    st = look_for_receipt(w, t, attempts, f, &found, err);
-    if (st || found)
+    st = look_for_receipt(w, t, attempts, f, &found, &unsure, err);
+    if (st || found || unsure)
         return st;
     if (t->nonce < f->nonce)
-        return err_set(err, STATUS_CONFLICT,
-                       "%s %" PRIu64 ": nonce %" PRIu64 " of the poster was used by a transaction "
-                       "that is not ours: does another program hold its key?",
-                       t->kind, t->key, t->nonce);
+        return suspect_foreign(w, t, err);
     return push(w, t, attempts, err);
 }
 

@@ -33,6 +33,12 @@ struct lane {
     uint64_t trimmed;
 };
 
+/* An intent whose nonce seems to be used by another's transaction: since when, how often seen. */
+struct foreign_nonce {
+    uint64_t intent, since_ns;
+    uint32_t asked;
+};
+
 struct worker {
     const struct settings *set;
     struct deployment dep;
@@ -47,6 +53,7 @@ struct worker {
     uint32_t lane_count;
     struct redis *redis;
     char *refetch_authorization;
+    struct foreign_nonce foreign;
     uint64_t epoch_note_ns, sender_note_ns; /* what waits says so once a minute */
     bool sender_started;
     uint32_t in_flight; /* bound intents */

@@ -6,10 +6,10 @@ import shutil
 import struct
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
-from world import FULL, Settle, World, binary, node, run, wait_for
+from world import FULL, Settle, World, binary, http, node, run, wait_for
 
 KILLS = 50 if FULL else 10
 
@@ -299,6 +299,57 @@ def test_a_transaction_that_is_not_mined_offers_more(world):
         assert all(len({a[3] for a in all_of_them if a[0] == i}) == 1 for i in {a[0] for a in all_of_them}), "of one nonce"
         nonces = [a[3] for a in all_of_them if a[1] == 1]
         assert nonces == list(range(len(nonces))), "no nonce is left out"
+
+
+class Node(BaseHTTPRequestHandler):
+    """A node as some are: no eth_maxPriorityFeePerGas, no eth_feeHistory, "already known" for what it just took, receipts that are
+    indexed later or missing once, a rate limit."""
+    protocol_version = "HTTP/1.1"
+    behind, seen = None, {}
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(body)
+        method = asked["method"]
+        count = Node.seen[method] = Node.seen.get(method, 0) + 1
+        status, headers, fault = 200, {}, None
+        answer = json.loads(http(Node.behind, asked, timeout=10)[2])
+        if method in ("eth_maxPriorityFeePerGas", "eth_feeHistory"):
+            fault = (-32601, "the method does not exist")
+        elif method == "eth_sendRawTransaction" and "error" not in answer:
+            fault = (-32000, "already known")
+        elif method == "eth_getTransactionReceipt" and count % 3 == 1:
+            fault = (-32000, "transaction indexing is in progress")
+        elif method == "eth_getTransactionReceipt" and count % 3 == 2:
+            answer["result"] = None
+        elif method == "eth_chainId" and count == 1:
+            status, headers, fault = 429, {"Retry-After": "1"}, (-32005, "rate limit")
+        if fault:
+            answer = {"jsonrpc": "2.0", "id": asked["id"], "error": {"code": fault[0], "message": fault[1]}}
+        answer["id"] = str(answer["id"])  # as one proxy does
+        out = json.dumps(answer).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Type": "application/json", "Content-Length": str(len(out))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(out)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_normal_variance_of_a_node(world):
+    w = world
+    Node.behind, Node.seen = w.rpc_url, {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Node)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        w.ship_all()
+        with Settle(w, "--rpc-url", f"http://127.0.0.1:{server.server_port}") as s:
+            settled_exactly(w, s)
+    finally:
+        server.shutdown()
+    assert Node.seen["eth_gasPrice"] and Node.seen["eth_getTransactionByHash"]
 
 
 def test_a_reorganised_block_is_sent_again(world):
