@@ -1,4 +1,4 @@
-/* Reward(e), the money of an epoch, in four steps (SPEC 5; choices in contracts/README.md 4).
+/* Reward(e), the money of an epoch, in four steps (SPEC 5).
  *
  * Records are sorted by (set, lane, model), so that a set is one run and each (lane, model) of it a
  * run inside. One pass over the runs does steps 1 and 2 and gathers the weights of step 4:

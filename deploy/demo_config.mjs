@@ -1,4 +1,4 @@
-// Writes the deployment config (chain_client/contracts/README.md 8) of the demo world.
+// Writes the deployment config (chain_client/contracts/README.md 3) of the demo world.
 //   node deploy/demo_config.mjs --run DIR [--server URL] --out FILE
 // Without --server: the contracts and their roles. With it: also the base, the adapters, their datanets and the server's lane,
 // with the ids that the running server computed from the files.
