@@ -13,12 +13,12 @@
 
 enum verdict { ADMITTED, PASSED_OVER, NOBODY_ELSE, GONE };
 
-static struct job *pick(struct engine *e)
+static struct engine_job *pick(struct engine *e)
 {
-    struct job *best = NULL;
+    struct engine_job *best = NULL;
     struct sched_rank best_rank = {0};
     for (uint32_t i = 0; i < e->job_live_count; i++) {
-        struct job *j = &e->job[e->job_live[i]];
+        struct engine_job *j = &e->job[e->job_live[i]];
         if (j->passed == e->pass || j->seqs_running == j->seqs_left)
             continue;
         struct sched_rank rank = job_rank(e, j);
@@ -30,7 +30,8 @@ static struct job *pick(struct engine *e)
     return best;
 }
 
-static struct seq *running_sibling(struct engine *e, const struct job *j, uint32_t prompt_idx)
+static struct seq *running_sibling(struct engine *e, const struct engine_job *j,
+                                   uint32_t prompt_idx)
 {
     struct seq *best = NULL;
     for (uint32_t i = 0; i < e->opt.seqs_max; i++) {
@@ -49,7 +50,7 @@ static uint32_t sibling_pages(const struct request_prompt *p)
 }
 
 /* The next waiting sequence whose prompt is not just being computed by another choice. */
-static bool next_seq(struct engine *e, struct job *j, uint32_t *idx, struct seq **sibling)
+static bool next_seq(struct engine *e, struct engine_job *j, uint32_t *idx, struct seq **sibling)
 {
     const struct request *r = j->r;
     for (uint32_t i = 0; i < r->seq_count; i++) {
@@ -67,7 +68,7 @@ static bool next_seq(struct engine *e, struct job *j, uint32_t *idx, struct seq 
     return false;
 }
 
-static enum verdict held_verdict(const struct engine *e, const struct job *j)
+static enum verdict held_verdict(const struct engine *e, const struct engine_job *j)
 {
     bool impatient =
         j->held_since_ms && e->now_ms - j->held_since_ms > e->opt.adapter_wait_ms_max / 4;
@@ -76,12 +77,13 @@ static enum verdict held_verdict(const struct engine *e, const struct job *j)
 
 /* The budget is full although nobody else holds any of it, for as long as one waits at all: the
  * parts of this composition do not fit together. */
-static bool fits_never(const struct engine *e, const struct job *j)
+static bool fits_never(const struct engine *e, const struct engine_job *j)
 {
     return e->pin_count == 0 && e->now_ms - j->held_since_ms > e->opt.adapter_wait_ms_max;
 }
 
-static enum verdict refused(struct engine *e, struct job *j, enum status st, struct errtext *why)
+static enum verdict refused(struct engine *e, struct engine_job *j, enum status st,
+                            struct errtext *why)
 {
     j->asked_epoch = e->store_epoch;
     j->asked_ms = e->now_ms;
@@ -102,7 +104,7 @@ static enum verdict refused(struct engine *e, struct job *j, enum status st, str
     return GONE;
 }
 
-static enum verdict take_pins(struct engine *e, struct job *j)
+static enum verdict take_pins(struct engine *e, struct engine_job *j)
 {
     struct errtext why = ERRTEXT_INIT;
     if (j->pinned)
@@ -118,7 +120,7 @@ static enum verdict take_pins(struct engine *e, struct job *j)
     return ADMITTED;
 }
 
-static void drop_unused_pins(struct engine *e, struct job *j)
+static void drop_unused_pins(struct engine *e, struct engine_job *j)
 {
     if (!j->pinned || j->seqs_running > 0)
         return;
@@ -151,7 +153,7 @@ static bool make_pages_fit(struct engine *e)
     return pages_fit(e);
 }
 
-static void count_prefix(struct engine *e, struct job *j, const struct seq *s)
+static void count_prefix(struct engine *e, struct engine_job *j, const struct seq *s)
 {
     struct request_prompt *p = &j->r->prompt[j->r->seq[s->idx].prompt_idx];
     if (j->seq[s->idx].preempted)
@@ -166,7 +168,7 @@ static void count_prefix(struct engine *e, struct job *j, const struct seq *s)
     sched_charge(&e->sched, j->fair, (uint64_t)SCHED_COST_PROMPT * (s->n_tok - s->n_kv));
 }
 
-static enum verdict start(struct engine *e, struct job *j, uint32_t idx, struct seq *sibling,
+static enum verdict start(struct engine *e, struct engine_job *j, uint32_t idx, struct seq *sibling,
                           uint32_t slot)
 {
     struct seq init;
@@ -205,7 +207,7 @@ static uint32_t free_slot(const struct engine *e)
     return UINT32_MAX;
 }
 
-static enum verdict admit_one(struct engine *e, struct job *j, uint32_t slot)
+static enum verdict admit_one(struct engine *e, struct engine_job *j, uint32_t slot)
 {
     uint32_t idx;
     struct seq *sibling;
@@ -219,7 +221,7 @@ static enum verdict admit_one(struct engine *e, struct job *j, uint32_t slot)
 }
 
 /* Have the adapters of one that is next in line loaded meanwhile. */
-static enum verdict warm(struct engine *e, struct job *j)
+static enum verdict warm(struct engine *e, struct engine_job *j)
 {
     if (j->r->comp.n == 0 || j->seqs_running > 0 || e->now_ms - j->warmed_ms < RETRY_MS)
         return PASSED_OVER;
@@ -244,7 +246,7 @@ static uint32_t warm_tries_max(const struct engine *e)
 /* All slots are taken. */
 static void warm_requests(struct engine *e)
 {
-    struct job *j;
+    struct engine_job *j;
     if (e->now_ms - e->warmed_ms < WARM_EVERY_MS)
         return;
     e->warmed_ms = e->now_ms;
@@ -256,7 +258,7 @@ static void warm_requests(struct engine *e)
 
 void admit_requests(struct engine *e)
 {
-    struct job *j;
+    struct engine_job *j;
     uint32_t slot;
     e->pass++;
     while ((slot = free_slot(e)) != UINT32_MAX) {

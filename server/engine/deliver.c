@@ -14,7 +14,7 @@ static struct seq *seq_of(struct engine *e, const struct flight *f, uint32_t slo
 
 static void add_telemetry(struct engine *e, struct seq *s, const struct flight_seq *done)
 {
-    struct job_seq *js = &s->job->seq[s->idx];
+    struct engine_job_seq *js = &s->job->seq[s->idx];
     struct request_seq *rs = &s->job->r->seq[s->idx];
     if (s->comp->n == 0)
         return;
@@ -89,7 +89,7 @@ static enum finish_reason why_finished(struct engine *e, struct seq *s, int32_t 
 
 static void take_token(struct engine *e, struct seq *s, const struct sample_out *out)
 {
-    struct job *j = s->job;
+    struct engine_job *j = s->job;
     struct request_seq *rs = &j->r->seq[s->idx];
     uint32_t n_out = s->n_known - s->n_prompt;
     CHECK(s->n_known < s->n_tok && n_out < j->r->params.max_tokens);
@@ -128,7 +128,7 @@ void deliver_step(struct engine *e, const struct flight *f)
             take_token(e, s, &h->out[i]);
     }
     for (uint32_t i = e->job_live_count; i-- > 0;) {
-        struct job *j = &e->job[e->job_live[i]];
+        struct engine_job *j = &e->job[e->job_live[i]];
         job_wake(e, j);
         job_end_if_done(e, j);
     }

@@ -86,7 +86,7 @@ static enum status fly(struct engine *e, bool any)
     struct flight *next = before == &e->flight[0] ? &e->flight[1] : &e->flight[0];
     e->flying = NULL;
     uint64_t before_ns = e->opt.clock_ns();
-    enum status st = any ? run_step(e, next) : STATUS_OK;
+    enum status st = any ? run_launch(e, next) : STATUS_OK;
     e->device_ns += e->opt.clock_ns() - before_ns;
     if (!st && before)
         st = land(e, before);

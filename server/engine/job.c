@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-struct sched_rank job_rank(const struct engine *e, const struct job *j)
+struct sched_rank job_rank(const struct engine *e, const struct engine_job *j)
 {
     return (struct sched_rank){.priority = j->r->params.priority,
                                .tokens = e->sched.key[j->fair].tokens,
@@ -19,8 +19,8 @@ static void job_begin(struct engine *e, struct request *r)
 {
     CHECK(e->job_free_count > 0);
     uint32_t idx = e->job_free[--e->job_free_count];
-    struct job *j = &e->job[idx];
-    *j = (struct job){.r = r, .idx = idx, .serial = ++e->serial, .seqs_left = r->seq_count};
+    struct engine_job *j = &e->job[idx];
+    *j = (struct engine_job){.r = r, .idx = idx, .serial = ++e->serial, .seqs_left = r->seq_count};
     j->fair = sched_join(&e->sched, r->params.fair_key);
     j->asked_epoch = UINT64_MAX;
     j->live_idx = e->job_live_count;
@@ -28,7 +28,7 @@ static void job_begin(struct engine *e, struct request *r)
     r->engine_private = j;
 }
 
-static struct seq *find_seq(struct engine *e, const struct job *j, uint32_t idx)
+static struct seq *find_seq(struct engine *e, const struct engine_job *j, uint32_t idx)
 {
     for (uint32_t i = 0; i < e->opt.seqs_max; i++) {
         if (e->seq[i].used && e->seq[i].job == j && e->seq[i].idx == idx)
@@ -37,9 +37,9 @@ static struct seq *find_seq(struct engine *e, const struct job *j, uint32_t idx)
     return NULL;
 }
 
-void job_finish_seq(struct engine *e, struct job *j, uint32_t idx, enum finish_reason why)
+void job_finish_seq(struct engine *e, struct engine_job *j, uint32_t idx, enum finish_reason why)
 {
-    struct job_seq *js = &j->seq[idx];
+    struct engine_job_seq *js = &j->seq[idx];
     CHECK(js->state != JOB_SEQ_DONE);
     CHECK(j->seqs_left > 0);
     if (js->state == JOB_SEQ_RUN) {
@@ -67,14 +67,14 @@ void job_finish_seq(struct engine *e, struct job *j, uint32_t idx, enum finish_r
     atomic_store_explicit(&j->r->seq[idx].finish, (uint32_t)why, memory_order_release);
 }
 
-void job_wake(struct engine *e, struct job *j)
+void job_wake(struct engine *e, struct engine_job *j)
 {
     if (j->dirty && j->r->wake)
         j->r->wake(j->r->wake_arg);
     j->dirty = false;
 }
 
-bool job_end_if_done(struct engine *e, struct job *j)
+bool job_end_if_done(struct engine *e, struct engine_job *j)
 {
     if (j->seqs_left > 0)
         return false;
@@ -98,7 +98,7 @@ bool job_end_if_done(struct engine *e, struct job *j)
     return true;
 }
 
-void job_finish_all(struct engine *e, struct job *j, enum finish_reason why)
+void job_finish_all(struct engine *e, struct engine_job *j, enum finish_reason why)
 {
     for (uint32_t i = 0; i < j->r->seq_count; i++) {
         if (j->seq[i].state != JOB_SEQ_DONE)
@@ -109,7 +109,7 @@ void job_finish_all(struct engine *e, struct job *j, enum finish_reason why)
 }
 
 /* The first error is the request's: a reader that has seen it must not see it change. */
-void job_fail(struct engine *e, struct job *j, enum status st, const struct errtext *why)
+void job_fail(struct engine *e, struct engine_job *j, enum status st, const struct errtext *why)
 {
     if (j->r->status == STATUS_OK) {
         j->r->status = st;
@@ -118,7 +118,7 @@ void job_fail(struct engine *e, struct job *j, enum status st, const struct errt
     job_finish_all(e, j, FINISH_ERROR);
 }
 
-static void fail_cold(struct engine *e, struct job *j)
+static void fail_cold(struct engine *e, struct engine_job *j)
 {
     struct errtext why = ERRTEXT_INIT;
     const struct request *r = j->r;
@@ -130,7 +130,7 @@ static void fail_cold(struct engine *e, struct job *j)
 static void end_cancelled_and_late(struct engine *e)
 {
     for (uint32_t i = e->job_live_count; i-- > 0;) {
-        struct job *j = &e->job[e->job_live[i]];
+        struct engine_job *j = &e->job[e->job_live[i]];
         if (atomic_load_explicit(&j->r->cancel, memory_order_relaxed))
             job_finish_all(e, j, FINISH_CANCELLED);
         else if (j->cold_since_ms && !j->pinned &&

@@ -16,7 +16,7 @@ struct resident {
 };
 
 /* One walk over the weights serves the sum of their bytes and the upload. */
-struct walk {
+struct resident_walk {
     struct backend *b; /* NULL: only count */
     char *block;
     uint64_t at, total;
@@ -24,7 +24,7 @@ struct walk {
     enum status st;
 };
 
-static void report(struct walk *w, uint64_t done)
+static void report(struct resident_walk *w, uint64_t done)
 {
     uint64_t now = clock_mono_ns();
     if (now - w->reported_ns < REPORT_NS)
@@ -34,7 +34,7 @@ static void report(struct walk *w, uint64_t done)
              w->total >> 20);
 }
 
-static const void *put(struct walk *w, const void *data, uint64_t bytes, uint64_t align)
+static const void *put(struct resident_walk *w, const void *data, uint64_t bytes, uint64_t align)
 {
     if (!data)
         return NULL;
@@ -49,17 +49,17 @@ static const void *put(struct walk *w, const void *data, uint64_t bytes, uint64_
     return w->b ? to : data;
 }
 
-static void put_weight(struct walk *w, struct weight *m, uint64_t align)
+static void put_weight(struct resident_walk *w, struct weight *m, uint64_t align)
 {
     m->data = put(w, m->data, (uint64_t)m->d_out * m->d_in * dtype_bytes(m->dtype), align);
 }
 
-static void put_vector(struct walk *w, const float **v, uint32_t n)
+static void put_vector(struct resident_walk *w, const float **v, uint32_t n)
 {
     *v = put(w, *v, (uint64_t)n * sizeof(float), BLOCK_ALIGN);
 }
 
-static void put_layer(struct walk *w, const struct model_config *c, struct model_layer *l)
+static void put_layer(struct resident_walk *w, const struct model_config *c, struct model_layer *l)
 {
     put_vector(w, &l->attn_norm, c->d_model);
     put_vector(w, &l->mlp_norm, c->d_model);
@@ -82,7 +82,7 @@ static void put_layer(struct walk *w, const struct model_config *c, struct model
 }
 
 /* layer: where the layers' new places are kept; NULL: nowhere. */
-static void put_model(struct walk *w, struct model *m, struct model_layer *layer)
+static void put_model(struct resident_walk *w, struct model *m, struct model_layer *layer)
 {
     bool tied = m->lm_head.data == m->embed.data;
     put_weight(w, &m->embed, BLOCK_ALIGN);
@@ -101,7 +101,7 @@ static void put_model(struct walk *w, struct model *m, struct model_layer *layer
 
 uint64_t resident_bytes(const struct model *m)
 {
-    struct walk w = {0};
+    struct resident_walk w = {0};
     struct model copy = *m;
     put_model(&w, &copy, NULL);
     return (w.at + BLOCK_ALIGN - 1) / BLOCK_ALIGN * BLOCK_ALIGN;
@@ -118,7 +118,7 @@ enum status resident_create(struct resident **out, const struct model *m, struct
         *out = r;
         return STATUS_OK;
     }
-    struct walk w = {
+    struct resident_walk w = {
         .b = b, .block = block, .total = resident_bytes(m), .reported_ns = clock_mono_ns()};
     struct model_layer *layer = mem_array(m->config.n_layer, sizeof(*layer));
     put_model(&w, &r->model, layer);

@@ -277,7 +277,7 @@ static void take_off(struct engine *e)
     }
 }
 
-enum status run_step(struct engine *e, struct flight *f)
+enum status run_launch(struct engine *e, struct flight *f)
 {
     fill_rows(e, f);
     fill_wanted(e, f);

@@ -69,7 +69,7 @@ void seq_stop(struct engine *e, struct seq *s)
 }
 
 /* What a sequence of a request looks like when it (re)starts; not yet in a slot. */
-void seq_start_job(struct engine *e, struct job *j, uint32_t idx, struct seq *s)
+void seq_start_job(struct engine *e, struct engine_job *j, uint32_t idx, struct seq *s)
 {
     struct request *r = j->r;
     struct request_seq *rs = &r->seq[idx];
@@ -104,7 +104,7 @@ void seq_preempt(struct engine *e, struct seq *s)
         score_preempt(e, s->score);
         return;
     }
-    struct job *j = s->job;
+    struct engine_job *j = s->job;
     CHECK(j->seq[s->idx].state == JOB_SEQ_RUN);
     j->seq[s->idx].state = JOB_SEQ_WAIT;
     j->seq[s->idx].preempted = true;

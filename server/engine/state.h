@@ -38,14 +38,14 @@
 
 enum job_seq_state { JOB_SEQ_WAIT, JOB_SEQ_RUN, JOB_SEQ_DONE };
 
-struct job_seq {
+struct engine_job_seq {
     uint8_t state;
     bool preempted;     /* it has run before */
     bool prompt_scored; /* its prompt's log-probabilities are complete */
     uint32_t counted;   /* telemetry covers positions below this */
 };
 
-struct job {
+struct engine_job {
     struct request *r; /* NULL: free */
     uint64_t serial;   /* arrival */
     uint32_t idx, live_idx, fair;
@@ -61,7 +61,7 @@ struct job {
     uint64_t asked_epoch, asked_ms;     /* the last refusal of the store */
     uint64_t warmed_ms;                 /* its adapters were resident then */
     uint64_t pages_missing, pages_step; /* when it last did not fit */
-    struct job_seq seq[REQUEST_SEQS_MAX];
+    struct engine_job_seq seq[REQUEST_SEQS_MAX];
 };
 
 struct score_run;
@@ -69,7 +69,7 @@ struct score_run;
 struct seq {
     bool used;
     uint32_t slot;
-    struct job *job;         /* or NULL */
+    struct engine_job *job;  /* or NULL */
     struct score_run *score; /* or NULL */
     uint32_t idx;            /* in the request */
     uint64_t serial;
@@ -156,7 +156,7 @@ struct engine {
     uint32_t slot_count, seqs_running;
     uint32_t *order; /* [slot_count] */
     uint32_t order_count;
-    struct job *job; /* [jobs_max] */
+    struct engine_job *job; /* [jobs_max] */
     uint32_t jobs_max;
     uint32_t *job_free, *job_live; /* stacks of indexes */
     uint32_t job_free_count, job_live_count;

@@ -25,7 +25,7 @@ static void list_adapters(struct engine *e)
     c->adapter_running_count = 0;
     c->adapter_waiting_count = 0;
     for (uint32_t i = 0; i < e->job_live_count; i++) {
-        const struct job *j = &e->job[e->job_live[i]];
+        const struct engine_job *j = &e->job[e->job_live[i]];
         const struct composition *comp = &j->r->comp;
         for (uint32_t k = 0; k < comp->n; k++) {
             if (j->seqs_running > 0)
@@ -40,7 +40,7 @@ static uint32_t count_swapped(const struct engine *e)
 {
     uint32_t swapped = 0;
     for (uint32_t i = 0; i < e->job_live_count; i++) {
-        const struct job *j = &e->job[e->job_live[i]];
+        const struct engine_job *j = &e->job[e->job_live[i]];
         swapped += j->seqs_running == 0 && j->r->preempt_count > 0;
     }
     return swapped;
@@ -70,7 +70,7 @@ void engine_get_stats(struct engine *e, struct engine_stats *out)
     pthread_mutex_unlock(&e->stats_lock);
 }
 
-static void verify_job(const struct engine *e, const struct job *j)
+static void verify_job(const struct engine *e, const struct engine_job *j)
 {
     uint32_t left = 0, running = 0;
     for (uint32_t k = 0; k < j->r->seq_count; k++) {
@@ -91,7 +91,7 @@ static void verify_pins(const struct engine *e)
         users += e->pin[i].users;
     }
     for (uint32_t i = 0; i < e->job_live_count; i++) {
-        const struct job *j = &e->job[e->job_live[i]];
+        const struct engine_job *j = &e->job[e->job_live[i]];
         expected += j->pinned ? j->r->comp.n : 0;
     }
     for (uint32_t i = 0; i < SCORE_RUNS_MAX; i++)
@@ -104,7 +104,7 @@ void engine_verify(struct engine *e)
 {
     uint32_t used = 0, running = 0;
     for (uint32_t i = 0; i < e->job_live_count; i++) {
-        const struct job *j = &e->job[e->job_live[i]];
+        const struct engine_job *j = &e->job[e->job_live[i]];
         CHECK(j->live_idx == i);
         verify_job(e, j);
         running += j->seqs_running;

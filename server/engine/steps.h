@@ -14,14 +14,14 @@ void *engine_main(void *engine);
 
 /* job.c: requests inside the engine */
 void job_receive(struct engine *e);
-void job_finish_seq(struct engine *e, struct job *j, uint32_t idx, enum finish_reason why);
+void job_finish_seq(struct engine *e, struct engine_job *j, uint32_t idx, enum finish_reason why);
 /* Every unfinished sequence; the job is gone afterwards. */
-void job_finish_all(struct engine *e, struct job *j, enum finish_reason why);
-void job_fail(struct engine *e, struct job *j, enum status st, const struct errtext *why);
+void job_finish_all(struct engine *e, struct engine_job *j, enum finish_reason why);
+void job_fail(struct engine *e, struct engine_job *j, enum status st, const struct errtext *why);
 /* Frees the job and passes the request on if all its sequences are done. */
-bool job_end_if_done(struct engine *e, struct job *j);
-void job_wake(struct engine *e, struct job *j);
-struct sched_rank job_rank(const struct engine *e, const struct job *j);
+bool job_end_if_done(struct engine *e, struct engine_job *j);
+void job_wake(struct engine *e, struct engine_job *j);
+struct sched_rank job_rank(const struct engine *e, const struct engine_job *j);
 
 /* admit.c */
 void admit_requests(struct engine *e);
@@ -29,7 +29,7 @@ void admit_requests(struct engine *e);
 /* seq.c: slots of the running set */
 struct seq *seq_start(struct engine *e, uint32_t slot, const struct seq *init);
 void seq_stop(struct engine *e, struct seq *s);
-void seq_start_job(struct engine *e, struct job *j, uint32_t idx, struct seq *s);
+void seq_start_job(struct engine *e, struct engine_job *j, uint32_t idx, struct seq *s);
 void seq_preempt(struct engine *e, struct seq *s);
 void seq_attach_cached(struct engine *e, struct seq *s);
 void seq_attach_sibling(struct engine *e, struct seq *s, const struct seq *sibling, uint32_t pages);
@@ -54,7 +54,7 @@ void pins_drop(struct engine *e, const struct composition *comp, const uint32_t 
 bool plan_step(struct engine *e);
 
 /* run.c: the planned step to the backend; f is its flight afterwards */
-enum status run_step(struct engine *e, struct flight *f);
+enum status run_launch(struct engine *e, struct flight *f);
 /* What the flight found into e->head, waiting for the device. */
 enum status run_collect(struct engine *e, const struct flight *f);
 
