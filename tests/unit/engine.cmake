@@ -1,10 +1,10 @@
-# The engine's tests share a world: a tiny random model, scripted adapters (engine_world.c).
+# The engine's tests share a world: a tiny random model, scripted adapters (engine_world*.c).
 if(TARGET rs_engine AND TARGET rs_kernels AND TARGET rs_model AND TARGET rs_text)
   pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
-  add_library(rs_engine_world STATIC unit/engine_world.c unit/late_backend.c)
+  add_library(rs_engine_world STATIC unit/engine_world.c unit/engine_world_store.c unit/late_backend.c)
   target_link_libraries(rs_engine_world PUBLIC rs_engine rs_kernels rs_base PkgConfig::CMOCKA
     PkgConfig::SODIUM m)
-  foreach(name kv sched batch stop request engine engine_sim)
+  foreach(name kv sched batch stop request engine engine_life engine_sim)
     rs_unit_test(${name} rs_engine_world)
   endforeach()
 endif()

@@ -65,6 +65,10 @@ void world_open(struct world *w, const struct world_options *opt);
 /* Everything must have finished: no page, slot or pin may be in use. */
 void world_close(struct world *w);
 
+/* What engine_world_store.c needs of the world, and gives it. */
+struct lora_dims world_dims(void);
+struct store *world_store_open(struct world *w);
+
 /* The store's script. */
 void world_store_stick(struct world *w, bool stuck); /* no load completes while stuck */
 uint32_t world_store_pins(const struct world *w);
@@ -81,6 +85,9 @@ void world_submit(struct world *w, struct request *r);
 void world_run(struct world *w);
 void world_step(struct world *w);
 bool world_done(const struct request *r);
+uint32_t world_out_count(const struct request *r, uint32_t i);
+enum finish_reason world_finish(const struct request *r, uint32_t i);
+void world_release_all(struct request **r, uint32_t n);
 
 /* Bitwise: ids, log-probabilities, alternatives, finish. */
 void assert_same_seq(const struct request *a, uint32_t ia, const struct request *b, uint32_t ib);

@@ -193,19 +193,14 @@ static void draw_options(struct sim *s)
     s->opt.late = draw(s, 3) > 0;
 }
 
-static uint32_t out_count(const struct request *r, uint32_t i)
-{
-    return atomic_load_explicit(&r->seq[i].n_out, memory_order_acquire);
-}
-
 /* What came out of the wild world is a prefix of (or all of) what the calm one says. */
 static void compare(const struct request *wild, const struct request *calm)
 {
     for (uint32_t i = 0; i < wild->seq_count; i++) {
         const struct request_seq *x = &wild->seq[i], *y = &calm->seq[i];
-        uint32_t finish = atomic_load(&x->finish), n = out_count(wild, i);
+        uint32_t finish = atomic_load(&x->finish), n = world_out_count(wild, i);
         assert_int_not_equal(finish, FINISH_NONE);
-        assert_in_range(n, 0, out_count(calm, i));
+        assert_in_range(n, 0, world_out_count(calm, i));
         for (uint32_t t = 0; t < n; t++) {
             assert_int_equal(x->out_id[t], y->out_id[t]);
             assert_memory_equal(&x->out_logprob[t], &y->out_logprob[t], sizeof(float));
