@@ -1,4 +1,5 @@
-/* See batch.h. Joining is by what a segment computes (slots and weights), not by whose it is. */
+/* Rows are appended, segments grow at their end. Two runs join by what they compute (slots and
+ * weights), not by whose they are: different compositions may hold the same adapters. */
 #include "server/engine/batch.h"
 #include "server/base/check.h"
 

@@ -1,3 +1,6 @@
+/* A plan is a list of lines and two sums. It knows nothing of engines: setup.c adds the lines in
+ * the order in which a reader should see them, so the line that is refused is the first that does
+ * not fit beside those before it, and its key is the setting to lower. */
 #include "server/engine/memplan.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

@@ -1,14 +1,15 @@
 /* The message between HTTP and engine: one API request, with all its prompts and choices, and where
  * its tokens come back.
  *
- * Life      HTTP fills a request and submits it (engine_submit). From then on the engine writes
- * only the fields marked `engine`, the recorder only `recorder`, HTTP only `cancel`. Tokens are
- * appended to each sequence's arrays, which are sized for the request's maximum, so they can never
- * fill; n_out is the release-store that publishes them. When every sequence has finished the engine
- * calls on_finish(r) once (the recorder makes the record durable), and whoever ends the chain sets
- * `done`. Two owners: the submitter and the chain; each calls request_release. wake      is called
- * after each step that produced something for this request, and when done is set: from the engine
- * or recorder thread, must not block. */
+ * Life    HTTP fills a request and submits it (engine_submit). From then on the engine writes only
+ *         the fields marked `engine`, the recorder only `recorder`, HTTP only `cancel`.
+ *         Tokens are appended to each sequence's arrays, which are sized for the request's maximum,
+ *         so they can never fill; n_out is the release-store that publishes them.
+ *         When every sequence has finished the engine calls on_finish(r) once (the recorder makes
+ *         the record durable), and whoever ends the chain sets `done`.
+ * Owners  two: the submitter and the chain; each calls request_release.
+ * wake    is called after each step that produced something for this request, and when done is
+ *         set: from the engine or recorder thread, must not block. */
 #ifndef RS_ENGINE_REQUEST_H
 #define RS_ENGINE_REQUEST_H
 

@@ -1,3 +1,7 @@
+/* The base's weights where the ops compute: on a CPU the mapped files themselves, on a device one
+ * block, filled by one walk. The same walk without a device only counts, so the plan's line and the
+ * copy cannot disagree. Matrices that one product reads together (q, k, v; gate, up) lie one behind
+ * the other. */
 #include "server/engine/resident.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
