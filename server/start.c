@@ -251,6 +251,7 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                       .dtype = s->model->dtype,
                                       .model = &s->model->config,
                                       .backend = s->backend,
+                                      .roots = publisher_roots(s->publisher),
                                       .wake = wake_engine,
                                       .wake_arg = s};
     uint32_t context = c->context_max ? (uint32_t)c->context_max : s->model->config.pos_max;

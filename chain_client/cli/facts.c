@@ -35,7 +35,7 @@ enum status facts_read(struct facts *f, const char *adapter_dir, const char *mod
     enum status st = read_base(base, model_dir, err);
     *base_is_bad = st != STATUS_OK;
     if (!st) {
-        st = peft_read_dir(&a, adapter_dir, base, ADAPTER_BYTES_MAX, err);
+        st = peft_read_dir(&a, adapter_dir, NULL, base, ADAPTER_BYTES_MAX, err);
         if (!st) {
             memcpy(f->id, a.id, 32);
             f->rank_max = a.rank_max;

@@ -1,32 +1,28 @@
 /* One folder per content, one entry file per name. The order of writes is what a crash relies on:
  * files first, entry last; and to forget, the entry first. */
 #include "server/adapter/kept.h"
+#include "server/adapter/peft/folder.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* A file of dir, never through a link. *out NULL: there is none. */
-enum status kept_read_json(json_t **out, const char *dir, const char *name, struct errtext *err)
+enum status kept_read_json(json_t **out, const char *dir, const struct file_roots *roots,
+                           const char *name, struct errtext *err)
 {
     char path[PATH_MAX], *text;
     size_t len;
     json_error_t je;
-    int fd = -1, dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = -1;
     *out = NULL;
     snprintf(path, sizeof(path), "%s/%s", dir, name);
-    if (dir_fd < 0)
-        return err_set(err, STATUS_IO, "%s: %s", dir, strerror(errno));
-    enum status st = file_open_beneath(dir_fd, name, O_RDONLY, 0, &fd, err);
-    close(dir_fd);
+    enum status st = peft_folder_open(dir, roots, name, &fd, err);
     if (st == STATUS_NOT_FOUND) {
         err_clear(err);
         return STATUS_OK;
@@ -130,7 +126,7 @@ enum status kept_read(struct kept_name *n, json_t **root, const char *dir, const
                       struct errtext *err)
 {
     memset(n, 0, sizeof(*n));
-    enum status st = kept_read_json(root, dir, file, err);
+    enum status st = kept_read_json(root, dir, NULL, file, err);
     if (st)
         return st;
     json_t *manifest = json_object_get(*root, "manifest");

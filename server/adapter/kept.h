@@ -11,6 +11,7 @@
 #define RS_ADAPTER_KEPT_H
 
 #include "server/base/errtext.h"
+#include "server/base/file.h"
 
 #include <dirent.h>
 #include <jansson.h>
@@ -44,8 +45,8 @@ int kept_is_name(const struct dirent *d);
 void kept_forget(const char *root, const uint8_t id[32], const char *name);
 /* Remove a kept folder that no name points to; any other stays. */
 void kept_sweep(const char *dir);
-/* A JSON file of dir, never through a link. *out NULL: there is none. */
-MUST_CHECK enum status kept_read_json(json_t **out, const char *dir, const char *name,
-                                      struct errtext *err);
+/* A JSON file of dir, links as peft/folder.h follows them. *out NULL: there is none. */
+MUST_CHECK enum status kept_read_json(json_t **out, const char *dir, const struct file_roots *roots,
+                                      const char *name, struct errtext *err);
 
 #endif

@@ -135,7 +135,8 @@ static enum status load(struct loader *l, struct loader_job *job)
 {
     struct peft_reader r;
     set_state(job->entry, ADAPTER_FETCHING);
-    enum status st = peft_reader_open(&r, job->entry->dir, l->opt.model, UINT64_MAX, &job->err);
+    enum status st =
+        peft_reader_open(&r, job->entry->dir, l->opt.roots, l->opt.model, UINT64_MAX, &job->err);
     if (st) {
         err_prefix(&job->err, "adapter '%s'", job->entry->name);
         return st;

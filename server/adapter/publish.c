@@ -34,13 +34,14 @@ enum status publisher_create(struct publisher **out, const struct publish_option
     p->adapters_dir = mem_strdup(opt->adapters_dir);
     CHECK(pthread_mutex_init(&p->lock, NULL) == 0);
     for (uint32_t i = 0; i < opt->root_count; i++) {
-        p->root[i] = realpath(opt->root[i], NULL);
-        if (!p->root[i]) {
+        char *real = realpath(opt->root[i], NULL);
+        if (!real) {
             st = err_param(err, STATUS_NOT_FOUND, "adapter_roots", "adapter_roots: %s: %s",
                            opt->root[i], strerror(errno));
             publisher_destroy(p);
             return st;
         }
+        p->roots.root[p->roots.count++] = real;
     }
     *out = p;
     return STATUS_OK;
@@ -50,11 +51,16 @@ void publisher_destroy(struct publisher *p)
 {
     if (!p)
         return;
-    for (uint32_t i = 0; i < PUBLISH_ROOTS_MAX; i++)
-        mem_free(p->root[i]);
+    for (uint32_t i = 0; i < p->roots.count; i++)
+        mem_free((char *)(uintptr_t)p->roots.root[i]);
     mem_free(p->adapters_dir);
     pthread_mutex_destroy(&p->lock);
     mem_free(p);
+}
+
+const struct file_roots *publisher_roots(const struct publisher *p)
+{
+    return &p->roots;
 }
 
 /* ---- one adapter, checked ---- */
@@ -347,7 +353,7 @@ static enum status read_kept(struct publisher *p, const char *dir, struct peft_a
                              struct errtext *err)
 {
     char want[65];
-    enum status st = peft_read_dir(a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
+    enum status st = peft_read_dir(a, dir, NULL, p->opt.model, p->opt.adapter_bytes_max, err);
     if (st)
         return st;
     hex_encode(want, a->id, 32);

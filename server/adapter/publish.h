@@ -1,8 +1,10 @@
 /* Admission of adapters from outside: what a dry run checks and what a publish keeps.
+ *
  * Sources: two uploaded bodies (config, safetensors), a directory beneath an allow-listed root, or
- * a URL of an allow-listed host. Archives are never unpacked, links never followed. Fail-closed;
- * the report says what was checked. Thread: HTTP's; one publisher's bytes are bounded by its quota.
- */
+ * one that the operator names. Archives are never unpacked; a link is followed only to where
+ * peft/folder.h allows. Fail-closed; the report says what was checked.
+ *
+ * Thread: HTTP's; one publisher's bytes are bounded by its quota. */
 #ifndef RS_ADAPTER_PUBLISH_H
 #define RS_ADAPTER_PUBLISH_H
 
@@ -13,7 +15,7 @@
 
 #include <jansson.h>
 
-#define PUBLISH_ROOTS_MAX 16
+#define PUBLISH_ROOTS_MAX (FILE_ROOTS_MAX - 2)
 
 struct publish_options {
     const struct model_config *model;
@@ -34,6 +36,8 @@ struct publisher;
 MUST_CHECK enum status publisher_create(struct publisher **out, const struct publish_options *opt,
                                         struct catalog *c, struct errtext *err);
 void publisher_destroy(struct publisher *p);
+/* The allow-list as it was found at the start: links in an adapter's folder may lead there too. */
+const struct file_roots *publisher_roots(const struct publisher *p);
 
 /* Register a directory under a name (start-up flags, vLLM's load route): path absolute and beneath
  * an allowed root, or trusted = true for the operator's own command line. A manifest (publish.json)

@@ -14,14 +14,14 @@
 #include <string.h>
 
 /* publish.json and datanet.json of an operator's own directory. */
-static enum status read_local_manifest(struct adapter_entry *e, const char *dir,
-                                       struct errtext *err)
+static enum status read_local_manifest(const struct publisher *p, struct adapter_entry *e,
+                                       const char *dir, struct errtext *err)
 {
     json_t *publish = NULL, *datanet = NULL;
     struct manifest *m = mem_alloc(sizeof(*m));
-    enum status st = kept_read_json(&publish, dir, "publish.json", err);
+    enum status st = kept_read_json(&publish, dir, &p->roots, "publish.json", err);
     if (!st && publish)
-        st = kept_read_json(&datanet, dir, "datanet.json", err);
+        st = kept_read_json(&datanet, dir, &p->roots, "datanet.json", err);
     if (!st && publish) {
         st = manifest_parse_local(m, publish, datanet, err);
         if (!st)
@@ -39,7 +39,7 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
                                     bool replace, struct errtext *err)
 {
     struct peft_adapter a;
-    enum status st = peft_read_dir(&a, dir, p->opt.model, p->opt.adapter_bytes_max, err);
+    enum status st = peft_read_dir(&a, dir, &p->roots, p->opt.model, p->opt.adapter_bytes_max, err);
     if (st) {
         err_prefix(err, "adapter '%s'", name);
         return st;
@@ -48,7 +48,7 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     st = publish_admit(p, &a, err);
     if (!st) {
         publish_fill_entry(p, e, name, dir, &a);
-        st = read_local_manifest(e, dir, err);
+        st = read_local_manifest(p, e, dir, err);
     }
     if (!st)
         st = publish_register(p, e, replace, err);
@@ -64,11 +64,8 @@ static enum status check_root(const struct publisher *p, const char *real, const
                               struct errtext *err)
 {
     bool inside = false;
-    for (uint32_t i = 0; i < p->opt.root_count && !inside; i++) {
-        size_t n = strlen(p->root[i]);
-        inside = strncmp(real, p->root[i], n) == 0 &&
-                 (real[n] == '/' || real[n] == '\0' || p->root[i][n - 1] == '/');
-    }
+    for (uint32_t i = 0; i < p->roots.count && !inside; i++)
+        inside = file_is_beneath(real, p->roots.root[i]);
     return inside ? STATUS_OK
                   : err_param(err, STATUS_DENIED, "lora_path",
                               "lora_path '%.200s': not beneath a folder that the server allows "

@@ -11,7 +11,8 @@
 
 struct publisher {
     struct publish_options opt;
-    char *adapters_dir, *root[PUBLISH_ROOTS_MAX];
+    char *adapters_dir;
+    struct file_roots roots; /* owned strings */
     struct catalog *catalog;
     pthread_mutex_t lock; /* one publish at a time: quota and files */
 };

@@ -14,6 +14,7 @@
 
 #include "kernels/backend.h"
 #include "server/adapter/catalog.h"
+#include "server/base/file.h"
 #include "server/model/config.h"
 
 struct store;
@@ -26,6 +27,7 @@ struct store_options {
     const struct model_config *model; /* outlives the store */
     struct backend *backend;          /* outlives the store; NULL or no device: one tier */
     uint64_t device_bytes_max;        /* of the pool on the device */
+    const struct file_roots *roots; /* where links may lead (folder.h); outlives the store; NULL */
     void (*wake)(void *arg); /* loader thread: "a message waits", e.g. mailbox_kick of the engine */
     void *wake_arg;
 };

@@ -1,6 +1,10 @@
 /* Files are read through their descriptor with the size that fstat gave, then probed for one more
- * byte: a size that changed while reading is an error that names it. Beneath-root opens walk one
- * component at a time with O_NOFOLLOW. */
+ * byte: a size that changed while reading is an error that names it.
+ *
+ * For links that stay beneath a root, openat2's RESOLVE_BENEATH would be too strict: it refuses
+ * every absolute link, and knows one root. So a file is located first without being opened
+ * (O_PATH), the kernel is asked where that is, and only then the very same file is opened, through
+ * its descriptor. Whatever is renamed in between, what was judged is what is read. */
 #include "server/base/file.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
@@ -165,43 +169,82 @@ enum status file_write_atomic(const char *path, const void *data, size_t len, un
     return st ? st : sync_folder_of(path, err);
 }
 
-enum status file_open_beneath(int root_fd, const char *relative, int flags, unsigned mode, int *fd,
-                              struct errtext *err)
+bool file_is_beneath(const char *real, const char *root)
 {
-    char part[NAME_MAX + 1];
-    int dir = dup(root_fd);
-    *fd = -1;
-    if (dir < 0)
-        return fail_errno(relative, "dup", err);
-    if (relative[0] == '/' || relative[0] == '\0') {
-        close(dir);
-        return err_set(err, STATUS_DENIED, "path '%s': must be relative to its root", relative);
+    size_t n = strlen(root);
+    return strncmp(real, root, n) == 0 &&
+           (real[n] == '/' || real[n] == '\0' || (n > 0 && root[n - 1] == '/'));
+}
+
+/* Why a name that is there cannot be located: a link, in all likelihood. */
+static enum status fail_located(const char *path, const char *name, struct errtext *err)
+{
+    char to[256];
+    int e = errno;
+    ssize_t n = readlink(path, to, sizeof(to) - 1);
+    if (n < 0) {
+        errno = e;
+        return fail_errno(name, "open", err);
     }
-    for (const char *p = relative;;) {
-        size_t n = strcspn(p, "/");
-        if (n == 0 || n > NAME_MAX || (n == 1 && p[0] == '.') || (n == 2 && !strncmp(p, "..", 2))) {
-            close(dir);
-            return err_set(err, STATUS_DENIED, "path '%s': empty, '.', '..' or overlong part",
-                           relative);
-        }
-        memcpy(part, p, n);
-        part[n] = '\0';
-        bool last = p[n] == '\0';
-        int next = last ? openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC, mode)
-                        : openat(dir, part, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (next < 0) {
-            enum status st = fail_errno(relative, errno == ELOOP ? "symbolic link" : "open", err);
-            close(dir);
-            return st;
-        }
-        close(dir);
-        if (last) {
-            *fd = next;
+    to[n] = '\0';
+    if (e == ELOOP)
+        return err_set(err, STATUS_DENIED, "%s: a symbolic link to '%s' that leads in a circle",
+                       name, to);
+    if (e == ENOENT || e == ENOTDIR)
+        return err_set(err, STATUS_DENIED,
+                       "%s: a symbolic link to '%s', where there is nothing; fetch the file again",
+                       name, to);
+    errno = e;
+    return fail_errno(name, "open", err);
+}
+
+/* at, a descriptor that only locates, is what the roots allow. */
+static enum status check_located(int at, const char *link, const char *name,
+                                 const struct file_roots *roots, struct errtext *err)
+{
+    char real[PATH_MAX];
+    struct stat sb;
+    if (fstat(at, &sb) != 0)
+        return fail_errno(name, "stat", err);
+    if (!S_ISREG(sb.st_mode))
+        return err_set(err, STATUS_INVALID, "%s: not a regular file", name);
+    ssize_t n = readlink(link, real, sizeof(real) - 1);
+    if (n < 0)
+        return fail_errno(name, "locate (is /proc mounted?)", err);
+    real[n] = '\0';
+    if (sb.st_nlink == 0)
+        return err_set(err, STATUS_CORRUPT, "%s: removed while it was opened", name);
+    for (uint32_t i = 0; i < roots->count; i++) {
+        if (file_is_beneath(real, roots->root[i]))
             return STATUS_OK;
-        }
-        dir = next;
-        p += n + 1;
     }
+    return err_set(
+        err, STATUS_DENIED,
+        "%s: leads to %.300s, which is not beneath %.200s%s: a symbolic link is followed "
+        "inside the folders that are allowed only",
+        name, real, roots->count ? roots->root[0] : "a folder that is allowed",
+        roots->count > 1 ? " or another folder that is allowed" : "");
+}
+
+enum status file_open_within(const char *dir, const char *name, const struct file_roots *roots,
+                             int *fd, struct errtext *err)
+{
+    char path[PATH_MAX], link[40];
+    *fd = -1;
+    if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) >= sizeof(path))
+        return err_set(err, STATUS_INVALID, "%s/%s: path too long", dir, name);
+    int at = open(path, O_PATH | O_CLOEXEC);
+    if (at < 0)
+        return fail_located(path, name, err);
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", at);
+    enum status st = check_located(at, link, name, roots, err);
+    if (!st) {
+        *fd = open(link, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        if (*fd < 0)
+            st = fail_errno(name, "open", err);
+    }
+    close(at);
+    return st;
 }
 
 enum status file_mkdirs(const char *path, unsigned mode, struct errtext *err)

@@ -1,6 +1,6 @@
-/* Whole files with a maximum, secrets with a mode check, and paths that resolve beneath a root
- * without following links. A file that shrinks or grows while it is read is STATUS_CORRUPT, never a
- * fault. Thread: any; blocks on disk. */
+/* Whole files with a maximum, secrets with a mode check, and files that must lie beneath a root,
+ * whatever links lead to them. A file that shrinks or grows while it is read is STATUS_CORRUPT,
+ * never a fault. Thread: any; blocks on disk. */
 #ifndef RS_BASE_FILE_H
 #define RS_BASE_FILE_H
 
@@ -25,10 +25,20 @@ MUST_CHECK enum status file_read_secret(const char *path, size_t bytes_max, char
 /* Write via a temporary name in the same folder, fsync, rename, fsync of the folder. */
 MUST_CHECK enum status file_write_atomic(const char *path, const void *data, size_t len,
                                          unsigned mode, struct errtext *err);
-/* Open relative below root_fd, refusing "..", absolute paths and every symbolic link. flags as
- * open(2). */
-MUST_CHECK enum status file_open_beneath(int root_fd, const char *relative, int flags,
-                                         unsigned mode, int *fd, struct errtext *err);
+#define FILE_ROOTS_MAX 18
+struct file_roots { /* folders, as realpath gives them */
+    const char *root[FILE_ROOTS_MAX];
+    uint32_t count;
+};
+bool file_is_beneath(const char *real, const char *root);
+/* Open dir's regular file `name` for reading. A symbolic link is followed, through any number of
+ * folders, if what it leads to lies beneath one of the roots. What was checked is what is open,
+ * whoever renames meanwhile; nothing that is not a regular file is ever opened.
+ * Errors, all with the name and where it leads: NOT_FOUND there is no such entry; DENIED a link
+ * out of the roots, to nothing or in a circle, or no permission; INVALID not a regular file. */
+MUST_CHECK enum status file_open_within(const char *dir, const char *name,
+                                        const struct file_roots *roots, int *fd,
+                                        struct errtext *err);
 MUST_CHECK enum status file_mkdirs(const char *path, unsigned mode, struct errtext *err);
 bool file_exists(const char *path);
 

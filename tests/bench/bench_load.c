@@ -61,7 +61,7 @@ static void load_once(struct bench *b, uint32_t i)
     struct errtext err = ERRTEXT_INIT;
     uint8_t id[32];
     double begin = now_ms();
-    if (peft_reader_open(&r, b->dir, &b->model, UINT64_MAX, &err))
+    if (peft_reader_open(&r, b->dir, NULL, &b->model, UINT64_MAX, &err))
         die(&err);
     double opened = now_ms();
     b->file_bytes = r.seen.file.bytes;
@@ -93,7 +93,7 @@ static void admit_once(struct bench *b, uint32_t i)
     struct peft_adapter a;
     struct errtext err = ERRTEXT_INIT;
     double begin = now_ms();
-    if (peft_read_dir(&a, b->dir, &b->model, UINT64_MAX, &err))
+    if (peft_read_dir(&a, b->dir, NULL, &b->model, UINT64_MAX, &err))
         die(&err);
     double read = now_ms();
     if (peft_check_values(&a, &err))

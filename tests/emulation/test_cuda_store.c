@@ -53,7 +53,7 @@ static struct adapter_entry *device_entry(const char *name, uint32_t seed, uint3
     struct adapter_entry *e = make_entry(name, seed, rank);
     struct peft_adapter a;
     struct lora_entry layout[2 * LORA_MODULE_COUNT];
-    assert_int_equal(peft_read_dir(&a, e->dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, e->dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     peft_layout(&a, 2, DTYPE_BF16, layout, &e->blob_bytes);
     e->blob_bytes = device_form_layout(backend->ops->adapters, &base, layout, layout);
     peft_fini(&a);
@@ -96,7 +96,7 @@ static void assert_blob(const struct adapter_entry *e, uint32_t slot)
     uint64_t bytes;
     const struct lora_table *t = store_table(store);
     const struct lora_layout *l = &t->layout[t->slot[slot].layout];
-    assert_int_equal(peft_read_dir(&a, e->dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, e->dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     peft_layout(&a, 2, DTYPE_BF16, plain, &bytes);
     void *blob = mem_alloc_aligned(bytes);
     peft_pack(&a, 2, DTYPE_BF16, plain, blob);

@@ -118,7 +118,7 @@ enum status logits_rig_add(struct logits_rig *r, const char *dir, struct errtext
     struct peft_adapter a;
     uint32_t i = r->table.n_slot;
     CHECK(i < RIG_ADAPTERS_MAX && !r->forward);
-    enum status st = peft_read_dir(&a, dir, c, 1u << 30, err);
+    enum status st = peft_read_dir(&a, dir, NULL, c, 1u << 30, err);
     if (st)
         return st;
     st = peft_check_values(&a, err);

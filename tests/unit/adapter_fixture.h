@@ -110,7 +110,7 @@ static inline struct adapter_entry *entry_of(const char *name, const char *dir)
     struct errtext err = ERRTEXT_INIT;
     struct lora_entry *layout = mem_array(2 * LORA_MODULE_COUNT, sizeof(*layout));
     struct adapter_entry *e = catalog_entry_new();
-    if (peft_read_dir(&a, dir, &base, 1 << 20, &err))
+    if (peft_read_dir(&a, dir, NULL, &base, 1 << 20, &err))
         fail_msg("%s", err.text);
     snprintf(e->name, sizeof(e->name), "%s", name);
     memcpy(e->id, a.id, 32);

@@ -149,7 +149,7 @@ static void test_admission_leaves_a_seal(void **state)
     struct peft_adapter a;
     char dir[128];
     dir_of(dir, "kept");
-    assert_int_equal(peft_read_dir(&a, dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     assert_true(a.seal.is_set);
     e->seal = a.seal;
     peft_fini(&a);
@@ -289,7 +289,7 @@ static void fill_open(struct fill *f, const char *name)
     struct errtext err = ERRTEXT_INIT;
     char dir[128];
     dir_of(dir, name);
-    if (peft_reader_open(&f->r, dir, &base, 1 << 20, &err))
+    if (peft_reader_open(&f->r, dir, NULL, &base, 1 << 20, &err))
         fail_msg("%s", err.text);
 }
 
@@ -308,7 +308,7 @@ static void fill_begin(struct fill *f, const char *name)
     char dir[128];
     memset(f, 0, sizeof(*f));
     dir_of(dir, name);
-    assert_int_equal(peft_read_dir(&a, dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     assert_true(a.seal.is_set);
     f->seal = a.seal;
     memcpy(f->id, a.id, 32);

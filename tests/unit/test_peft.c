@@ -8,8 +8,10 @@
 
 #include <jansson.h>
 #include <math.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "server/adapter/peft/peft.h"
@@ -392,7 +394,7 @@ static void test_directory(void **state)
     add_pair(&b, &p);
     char *bytes = st_build_bytes(&b, &len);
     st_build_fini(&b);
-    assert_int_equal(peft_read_dir(&a, dir, &c, 1u << 20, &err), STATUS_NOT_FOUND);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &c, 1u << 20, &err), STATUS_NOT_FOUND);
     assert_non_null(strstr(err.text, "adapter_config.json"));
     snprintf(path, sizeof(path), "%s/adapter_config.json", dir);
     assert_int_equal(file_write_atomic(path, "{" Q_ONLY "}", strlen("{" Q_ONLY "}"), 0600, NULL),
@@ -400,27 +402,176 @@ static void test_directory(void **state)
     snprintf(other, sizeof(other), "%s/adapter_model.bin", dir);
     assert_int_equal(file_write_atomic(other, "x", 1, 0600, NULL), STATUS_OK);
     err_clear(&err);
-    assert_int_equal(peft_read_dir(&a, dir, &c, 1u << 20, &err), STATUS_UNSUPPORTED);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &c, 1u << 20, &err), STATUS_UNSUPPORTED);
     assert_non_null(strstr(err.text, "pickled"));
     char tensors[256];
     snprintf(tensors, sizeof(tensors), "%s/adapter_model.safetensors", dir);
-    assert_int_equal(symlink(other, tensors), 0);
-    err_clear(&err);
-    assert_int_equal(peft_read_dir(&a, dir, &c, 1u << 20, &err), STATUS_DENIED);
-    unlink(tensors);
     assert_int_equal(file_write_atomic(tensors, bytes, len, 0600, NULL), STATUS_OK);
     err_clear(&err);
-    assert_int_equal(peft_read_dir(&a, dir, &c, len - 1, &err), STATUS_TOO_LARGE);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &c, len - 1, &err), STATUS_TOO_LARGE);
     err_clear(&err);
-    assert_int_equal(peft_read_dir(&a, dir, &c, len, &err), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &c, len, &err), STATUS_OK);
     peft_fini(&a);
     assert_int_equal(truncate(tensors, (off_t)len - 5), 0);
-    assert_int_equal(peft_read_dir(&a, dir, &c, len, &err), STATUS_CORRUPT);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &c, len, &err), STATUS_CORRUPT);
     unlink(tensors);
     unlink(other);
     unlink(path);
     rmdir(dir);
     mem_free(bytes);
+}
+
+/* ---- links ---- */
+
+struct
+    hub { /* a cache repository with one snapshot of an adapter, as huggingface_hub lays it out */
+    char top[32], repo[64], snapshot[96], outside[64];
+    char *bytes;
+    size_t len;
+};
+
+static void put_link(const struct hub *h, const char *to)
+{
+    char path[256];
+    snprintf(path, sizeof(path), "%s/adapter_model.safetensors", h->snapshot);
+    (void)unlink(path);
+    assert_int_equal(symlink(to, path), 0);
+}
+
+static void put_text(const char *dir, const char *name, const void *data, size_t len)
+{
+    char path[256];
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    assert_int_equal(file_write_atomic(path, data, len, 0600, NULL), STATUS_OK);
+}
+
+static void make_hub(struct hub *h)
+{
+    struct pair p;
+    struct st_build b;
+    char path[256];
+    fill(&p);
+    st_build_init(&b);
+    add_pair(&b, &p);
+    h->bytes = st_build_bytes(&b, &h->len);
+    st_build_fini(&b);
+    snprintf(h->top, sizeof(h->top), "/tmp/rs-hub-XXXXXX");
+    assert_non_null(mkdtemp(h->top));
+    snprintf(h->repo, sizeof(h->repo), "%s/models--org--a", h->top);
+    snprintf(h->snapshot, sizeof(h->snapshot), "%s/snapshots/0a1b", h->repo);
+    snprintf(h->outside, sizeof(h->outside), "%s/models--org--b/blobs", h->top);
+    snprintf(path, sizeof(path), "%s/blobs", h->repo);
+    assert_int_equal(file_mkdirs(h->snapshot, 0700, NULL), STATUS_OK);
+    assert_int_equal(file_mkdirs(path, 0700, NULL), STATUS_OK);
+    assert_int_equal(file_mkdirs(h->outside, 0700, NULL), STATUS_OK);
+    put_text(path, "c0", "{" Q_ONLY "}", strlen("{" Q_ONLY "}"));
+    put_text(path, "7e", h->bytes, h->len);
+    put_text(h->outside, "7e", h->bytes, h->len);
+    snprintf(path, sizeof(path), "%s/adapter_config.json", h->snapshot);
+    assert_int_equal(symlink("../../blobs/c0", path), 0);
+    put_link(h, "../../blobs/7e");
+}
+
+static void drop_hub(struct hub *h)
+{
+    char cmd[64];
+    snprintf(cmd, sizeof(cmd), "rm -rf %s", h->top);
+    assert_int_equal(system(cmd), 0);
+    mem_free(h->bytes);
+}
+
+static enum status read_hub(const char *dir, const struct file_roots *roots, struct errtext *err)
+{
+    struct peft_adapter a;
+    struct model_config c = base_config();
+    err_clear(err);
+    enum status st = peft_read_dir(&a, dir, roots, &c, 1u << 20, err);
+    if (!st)
+        peft_fini(&a);
+    return st;
+}
+
+static void link_refused(const struct hub *h, const char *to, enum status want, const char *words)
+{
+    struct errtext err = ERRTEXT_INIT;
+    put_link(h, to);
+    if (read_hub(h->snapshot, NULL, &err) != want || !strstr(err.text, words) ||
+        !strstr(err.text, "adapter_model.safetensors"))
+        fail_msg("link to %s: %s", to, err.text);
+}
+
+static void test_links(void **state)
+{
+    struct hub h;
+    struct errtext err = ERRTEXT_INIT;
+    char path[256];
+    make_hub(&h);
+    if (read_hub(h.snapshot, NULL, &err))
+        fail_msg("a snapshot: %s", err.text);
+    snprintf(path, sizeof(path), "%s/blobs/7e", h.repo); /* an absolute link to the same place */
+    put_link(&h, path);
+    if (read_hub(h.snapshot, NULL, &err))
+        fail_msg("an absolute link: %s", err.text);
+    link_refused(&h, "../../../models--org--b/blobs/7e", STATUS_DENIED, "models--org--b/blobs/7e");
+    link_refused(&h, "../../blobs/gone", STATUS_DENIED,
+                 "'../../blobs/gone', where there is nothing");
+    link_refused(&h, "adapter_model.safetensors", STATUS_DENIED, "circle");
+    link_refused(&h, "/dev/zero", STATUS_INVALID, "not a regular file");
+    link_refused(&h, "../../blobs", STATUS_INVALID, "not a regular file");
+    snprintf(path, sizeof(path), "%s/blobs/pipe", h.repo);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    link_refused(&h, path, STATUS_INVALID,
+                 "not a regular file"); /* and nobody waits for a writer */
+    /* what the operator allows is allowed */
+    struct file_roots roots = {.root = {"/nowhere", h.top}, .count = 2};
+    put_link(&h, "../../../models--org--b/blobs/7e");
+    if (read_hub(h.snapshot, &roots, &err))
+        fail_msg("beneath a root: %s", err.text);
+    roots.count = 1;
+    assert_int_equal(read_hub(h.snapshot, &roots, &err), STATUS_DENIED);
+    /* a folder that only looks like a snapshot has itself alone */
+    snprintf(path, sizeof(path), "mv %s %s/plain", h.repo, h.top);
+    assert_int_equal(system(path), 0);
+    snprintf(path, sizeof(path), "%s/plain/snapshots/0a1b", h.top);
+    assert_int_equal(read_hub(path, NULL, &err), STATUS_DENIED);
+    drop_hub(&h);
+}
+
+/* Somebody turns the link round while it is opened: what is read is inside, or nothing is. */
+static void test_link_race(void **state)
+{
+    struct hub h;
+    struct file_roots roots = {.count = 1};
+    char blobs[128], path[256], next[256];
+    int fd, opened = 0, denied = 0;
+    make_hub(&h);
+    snprintf(blobs, sizeof(blobs), "%s/blobs", h.repo);
+    snprintf(path, sizeof(path), "%s/turning", h.snapshot);
+    snprintf(next, sizeof(next), "%s/next", h.snapshot);
+    put_text(blobs, "in", "inside", 6);
+    put_text(h.outside, "out", "out", 3);
+    assert_int_equal(symlink("../../blobs/in", path), 0);
+    roots.root[0] = h.repo;
+    pid_t child = fork();
+    for (int i = 0; child == 0; i++) {
+        const char *to = i % 2 ? "../../../models--org--b/blobs/out" : "../../blobs/in";
+        if (symlink(to, next) || rename(next, path) || getppid() == 1)
+            _exit(0);
+    }
+    for (int i = 0; i < 4000 || (i < 400000 && (!opened || !denied)); i++) {
+        struct stat sb;
+        enum status st = file_open_within(h.snapshot, "turning", &roots, &fd, NULL);
+        opened += st == STATUS_OK;
+        denied += st == STATUS_DENIED;
+        if (!st && (fstat(fd, &sb) || sb.st_size != 6))
+            fail_msg("a file outside was opened");
+        if (!st)
+            close(fd);
+    }
+    kill(child, SIGKILL);
+    (void)waitpid(child, NULL, 0);
+    assert_true(opened > 0 && denied > 0);
+    drop_hub(&h);
 }
 
 int main(void)
@@ -430,7 +581,8 @@ int main(void)
         cmocka_unit_test(test_wrong_values),    cmocka_unit_test(test_cross_checks),
         cmocka_unit_test(test_refused_tensors), cmocka_unit_test(test_wrong_base),
         cmocka_unit_test(test_values),          cmocka_unit_test(test_pack),
-        cmocka_unit_test(test_directory),
+        cmocka_unit_test(test_directory),       cmocka_unit_test(test_links),
+        cmocka_unit_test(test_link_race),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

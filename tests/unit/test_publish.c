@@ -146,7 +146,7 @@ static void serves(const char *name, uint32_t seed, const char *key)
     assert_memory_equal(e->id, id, 32);
     assert_string_equal(e->publisher, key);
     struct peft_adapter a; /* its files are there */
-    assert_int_equal(peft_read_dir(&a, e->dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, e->dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     assert_memory_equal(a.id, id, 32);
     peft_fini(&a);
     catalog_release(e);
@@ -248,7 +248,7 @@ static void test_ownership(void **state)
     /* forgetting an operator's adapter leaves his files alone */
     forget("op");
     struct peft_adapter a;
-    assert_int_equal(peft_read_dir(&a, dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     peft_fini(&a);
 }
 

@@ -82,7 +82,7 @@ static void test_load(void **state)
     assert_true(atomic_load(&wakes) > 0);
     const struct lora_table *t = store_table(store);
     const struct lora_layout *l = &t->layout[t->slot[slot].layout];
-    assert_int_equal(peft_read_dir(&a, e->dir, &base, 1 << 20, NULL), STATUS_OK);
+    assert_int_equal(peft_read_dir(&a, e->dir, NULL, &base, 1 << 20, NULL), STATUS_OK);
     peft_layout(&a, 2, DTYPE_F32, layout, &bytes);
     assert_int_equal(bytes, l->blob_bytes);
     assert_memory_equal(l->entry, layout, sizeof(layout));

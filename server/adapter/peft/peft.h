@@ -6,6 +6,7 @@
 #define RS_ADAPTER_PEFT_PEFT_H
 
 #include "kernels/args.h"
+#include "server/adapter/peft/folder.h"
 #include "server/adapter/peft/seal.h"
 #include "server/model/config.h"
 #include "server/model/safetensors.h"
@@ -39,9 +40,10 @@ struct peft_adapter {
     char warning[256]; /* what a listing should say, or "" */
 };
 
-/* From a directory (paths below dir_fd, no links followed), or from two byte blocks (ownership
- * passes on success only). */
+/* From a directory (links as folder.h follows them), or from two byte blocks (ownership passes on
+ * success only). */
 MUST_CHECK enum status peft_read_dir(struct peft_adapter *out, const char *dir,
+                                     const struct file_roots *roots,
                                      const struct model_config *base, uint64_t bytes_max,
                                      struct errtext *err);
 MUST_CHECK enum status peft_from_bytes(struct peft_adapter *out, char *config_json,

@@ -1,32 +1,43 @@
-/* See reader.h; and peft_read_dir, for who wants the whole file. */
+/* A directory's two files, read in pieces. The header is read once and kept: whoever rewrites the
+ * file while its tensors are read is found out by the stamp (size, times, inode) that is taken
+ * before the first byte and compared after the last, or by the hash. peft_read_dir, for who wants
+ * the whole file in memory, is here too. */
 #include "server/adapter/peft/reader.h"
 #include "server/adapter/peft/id.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
-#include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const char tensors_name[] = "adapter_model.safetensors";
 
-static enum status open_tensors(struct peft_reader *r, int dir_fd, uint64_t bytes_max,
+static bool has_entry(const char *dir, const char *name)
+{
+    char path[PATH_MAX];
+    struct stat sb;
+    return (size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) < sizeof(path) &&
+           lstat(path, &sb) == 0;
+}
+
+static enum status open_tensors(struct peft_reader *r, const char *dir,
+                                const struct file_roots *roots, uint64_t bytes_max,
                                 struct errtext *err)
 {
     static const char pickle[] = "adapter_model.bin";
-    if (faccessat(dir_fd, tensors_name, F_OK, AT_SYMLINK_NOFOLLOW) != 0 &&
-        faccessat(dir_fd, pickle, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+    if (!has_entry(dir, tensors_name) && has_entry(dir, pickle))
         return err_set(
             err, STATUS_UNSUPPORTED,
             "%s: pickled weights run code when read and are refused; save the adapter as "
             "%s",
             pickle, tensors_name);
-    enum status st = file_open_beneath(dir_fd, tensors_name, O_RDONLY | O_NONBLOCK, 0, &r->fd, err);
+    enum status st = peft_folder_open(dir, roots, tensors_name, &r->fd, err);
     if (!st)
         st = seal_stamp_take(&r->seen.file, r->fd, tensors_name, err);
     if (!st && r->seen.file.bytes > bytes_max)
@@ -53,21 +64,20 @@ static enum status read_head(struct peft_reader *r, struct errtext *err)
     return peft_read_exact(r->fd, 0, r->head, r->head_bytes, err);
 }
 
-static enum status open_in(struct peft_reader *r, int dir_fd, const struct model_config *base,
-                           uint64_t bytes_max, struct errtext *err)
+static enum status open_in(struct peft_reader *r, const char *dir, const struct file_roots *roots,
+                           const struct model_config *base, uint64_t bytes_max, struct errtext *err)
 {
     char *config = NULL;
     struct peft_head head = {0};
     int fd;
-    enum status st =
-        file_open_beneath(dir_fd, "adapter_config.json", O_RDONLY | O_NONBLOCK, 0, &fd, err);
+    enum status st = peft_folder_open(dir, roots, "adapter_config.json", &fd, err);
     if (st)
         return st;
     st = file_read_fd(fd, "adapter_config.json", PEFT_CONFIG_BYTES_MAX, &config, &head.config_bytes,
                       err);
     close(fd);
     if (!st)
-        st = open_tensors(r, dir_fd, bytes_max, err);
+        st = open_tensors(r, dir, roots, bytes_max, err);
     if (!st)
         st = read_head(r, err);
     if (!st) {
@@ -88,19 +98,14 @@ static enum status open_in(struct peft_reader *r, int dir_fd, const struct model
 }
 
 enum status peft_reader_open(struct peft_reader *out, const char *dir,
-                             const struct model_config *base, uint64_t bytes_max,
-                             struct errtext *err)
+                             const struct file_roots *roots, const struct model_config *base,
+                             uint64_t bytes_max, struct errtext *err)
 {
     memset(out, 0, sizeof(*out));
     out->fd = -1;
     if (sodium_init() < 0)
         return err_set(err, STATUS_IO, "libsodium does not start");
-    int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir_fd < 0)
-        return err_set(err, errno == ENOENT || errno == ENOTDIR ? STATUS_NOT_FOUND : STATUS_IO,
-                       "adapter %s: %s", dir, strerror(errno));
-    enum status st = open_in(out, dir_fd, base, bytes_max, err);
-    close(dir_fd);
+    enum status st = open_in(out, dir, roots, base, bytes_max, err);
     if (st) {
         peft_reader_close(out);
         err_prefix(err, "adapter %s", dir);
@@ -211,12 +216,12 @@ static enum status read_all(struct peft_reader *r, struct errtext *err)
     return STATUS_OK;
 }
 
-enum status peft_read_dir(struct peft_adapter *out, const char *dir,
+enum status peft_read_dir(struct peft_adapter *out, const char *dir, const struct file_roots *roots,
                           const struct model_config *base, uint64_t bytes_max, struct errtext *err)
 {
     struct peft_reader r;
     memset(out, 0, sizeof(*out));
-    enum status st = peft_reader_open(&r, dir, base, bytes_max, err);
+    enum status st = peft_reader_open(&r, dir, roots, base, bytes_max, err);
     if (st)
         return st;
     st = read_all(&r, err);

@@ -14,9 +14,10 @@ struct peft_reader {
     size_t head_bytes;
 };
 
-/* Paths below dir, no links followed. Errors: NOT_FOUND, DENIED, TOO_LARGE past bytes_max, and what
- * peft.h refuses. */
+/* Files of dir, links as folder.h follows them. Errors: NOT_FOUND, DENIED, TOO_LARGE past
+ * bytes_max, and what peft.h refuses. */
 MUST_CHECK enum status peft_reader_open(struct peft_reader *out, const char *dir,
+                                        const struct file_roots *roots,
                                         const struct model_config *base, uint64_t bytes_max,
                                         struct errtext *err);
 /* Fill the blob; piece: PEFT_PIECE_BYTES of scratch. id: the content is hashed into it; NULL: it is
