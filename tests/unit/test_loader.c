@@ -10,8 +10,8 @@
 
 #define RANK 4
 
-static const char *const names[] = {"kept", "written", "replaced", "alpha",
-                                    "read", "grown",   "shrunk",   "used"};
+static const char *const names[] = {"kept",  "written", "replaced", "alpha", "read",
+                                    "grown", "shrunk",  "used",     "linked"};
 static struct store *store;
 
 static int make_settled_world(void **state)
@@ -58,16 +58,22 @@ static void test_every_field_of_a_stamp_counts(void **state)
 
 /* ---- through the store ---- */
 
-static void open_store(void)
+static void open_store_with(const struct file_roots *roots)
 {
     struct store_options opt = {.slots_max = 4,
                                 .layouts_max = 4,
                                 .host_bytes_max = 1 << 20,
                                 .dtype = DTYPE_F32,
-                                .model = &base};
+                                .model = &base,
+                                .roots = roots};
     struct errtext err = ERRTEXT_INIT;
     if (store_create(&store, &opt, &err))
         fail_msg("%s", err.text);
+}
+
+static void open_store(void)
+{
+    open_store_with(NULL);
 }
 
 static struct store_stats stats(void)
@@ -382,6 +388,27 @@ static void test_seal_wears_out(void **state)
     fill_end(&f);
 }
 
+/* The loader follows the links that admission followed, and no others. */
+static void test_links_lead_beneath_the_roots(void **state)
+{
+    struct adapter_entry *e = settled_entry("linked");
+    struct file_roots roots = {.root = {test_dir}, .count = 1};
+    struct errtext err = ERRTEXT_INIT;
+    char path[256], moved[256];
+    tensors_of(path, "linked");
+    snprintf(moved, sizeof(moved), "%s/moved", test_dir);
+    assert_int_equal(rename(path, moved), 0);
+    assert_int_equal(symlink("../moved", path), 0);
+    open_store_with(&roots);
+    assert_int_equal(load(e, 8, NULL), STATUS_OK);
+    store_destroy(store);
+    open_store();
+    assert_int_equal(load(e, 8, &err), STATUS_DENIED);
+    assert_non_null(strstr(err.text, moved));
+    store_destroy(store);
+    catalog_release(e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -395,6 +422,7 @@ int main(void)
         cmocka_unit_test(test_file_changed_while_read_is_noticed),
         cmocka_unit_test(test_changed_size_is_refused),
         cmocka_unit_test(test_seal_wears_out),
+        cmocka_unit_test(test_links_lead_beneath_the_roots),
     };
     return cmocka_run_group_tests(tests, make_settled_world, drop_world);
 }
