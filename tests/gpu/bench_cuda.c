@@ -172,7 +172,8 @@ static bool time_attention(struct rig *r, uint32_t n_tok, uint32_t n_seq, uint32
 
 struct rows_bench {
     struct cell *c;
-    void *w, *gain, *out, *scratch, *sample_out;
+    void *w, *gain, *scratch;
+    struct rig_result found; /* of sample or score */
     float *logits;
     int32_t *target;
     struct sample_row *row;
@@ -221,13 +222,16 @@ static enum status run_sample(void *arg, uint32_t layer)
     struct rows_bench *b = arg;
     struct rig *r = b->c->rig;
     (void)layer;
-    struct sample_args a = {.out = b->sample_out,
-                            .logits = b->logits,
+    uint32_t ticket;
+    struct sample_args a = {.logits = b->logits,
                             .row = b->row,
                             .scratch = b->scratch,
                             .n_row = b->c->n_tok,
                             .n_vocab = r->shape.n_vocab};
-    return r->b->ops->sample(r->b, &a);
+    enum status st = r->b->ops->sample_begin(r->b, &a, &ticket);
+    if (!st)
+        rig_began(r, &b->found, ticket);
+    return st;
 }
 
 static enum status run_score(void *arg, uint32_t layer)
@@ -235,13 +239,16 @@ static enum status run_score(void *arg, uint32_t layer)
     struct rows_bench *b = arg;
     struct rig *r = b->c->rig;
     (void)layer;
-    struct score_args a = {.logprob = b->out,
-                           .x = b->c->x,
+    uint32_t ticket;
+    struct score_args a = {.x = b->c->x,
                            .w = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model},
                            .target = b->target,
                            .scratch = b->scratch,
                            .n_row = b->c->n_tok};
-    return r->b->ops->score(r->b, &a);
+    enum status st = r->b->ops->score_begin(r->b, &a, &ticket);
+    if (!st)
+        rig_began(r, &b->found, ticket);
+    return st;
 }
 
 static bool sample_rows(struct rows_bench *b, const char *mode)
@@ -279,12 +286,11 @@ static bool time_rows(struct rig *r, const char *what, const char *mode, uint32_
     b.w = rig_bf16(r, head / 2);
     b.gain = rig_f32(r, s->d_model);
     b.logits = rig_f32(r, (size_t)rows * s->n_vocab);
-    b.out = rig_zero(r, rows * sizeof(float));
     b.scratch = rig_zero(r, MAX(scratch, (size_t)rows * SCORE_TILE * sizeof(float)));
-    b.sample_out = rig_zero(r, rows * sizeof(struct sample_out));
+    b.found.host = mem_array(rows, sizeof(struct sample_out));
     b.target = mem_array(rows, sizeof(*b.target));
     b.row = mem_array(rows, sizeof(*b.row));
-    bool known = b.w && b.gain && b.logits && b.out && b.scratch && b.sample_out;
+    bool known = b.w && b.gain && b.logits && b.scratch;
     cell_step(&c, false);
     if (known && strcmp(what, "norm") == 0) {
         k->bytes = 6ull * rows * s->d_model;
@@ -308,6 +314,8 @@ static bool time_rows(struct rig *r, const char *what, const char *mode, uint32_
     } else {
         known = false;
     }
+    rig_take(r, &b.found);
+    mem_free(b.found.host);
     mem_free(b.target);
     mem_free(b.row);
     cell_close(&c);

@@ -312,6 +312,22 @@ uint64_t adapter_group_bytes(const struct rig *r, const struct adapters *a, uint
     return 2ull * adapter_rank(a, i) * (gd.module_count * (uint64_t)gd.d_in + gd.d_out);
 }
 
+/* ---- results ---- */
+
+void rig_take(struct rig *r, struct rig_result *x)
+{
+    if (x->pending)
+        must(r->b->ops->read_end(r->b, x->ticket, x->host), "taking a result");
+    x->pending = false;
+}
+
+void rig_began(struct rig *r, struct rig_result *x, uint32_t ticket)
+{
+    rig_take(r, x);
+    x->ticket = ticket;
+    x->pending = true;
+}
+
 /* ---- time ---- */
 
 static int by_value(const void *a, const void *b)

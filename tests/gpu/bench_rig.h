@@ -104,4 +104,18 @@ struct timing rig_time(struct rig *r, run_fn *fn, void *arg, uint32_t layers);
 struct timing rig_time_calls(struct rig *r, run_fn *fn, void *arg);
 double median_of(double *v, uint32_t n); /* sorts v */
 
+/* ---- results ---- */
+
+/* Host memory for what an op that begins finds. Taken when the next call begins, as the engine
+ * does: the stream has work meanwhile. */
+struct rig_result {
+    void *host;
+    uint32_t ticket;
+    bool pending;
+};
+/* What is pending, waiting for it. */
+void rig_take(struct rig *r, struct rig_result *x);
+/* The op began with this ticket: the one before it is taken. */
+void rig_began(struct rig *r, struct rig_result *x, uint32_t ticket);
+
 #endif

@@ -140,6 +140,7 @@ static void make_host(struct batch *b)
     b->pos = mem_array(n, sizeof(*b->pos));
     b->out_rows = mem_array(n, sizeof(*b->out_rows));
     b->row = mem_array(n, sizeof(*b->row));
+    b->sampled.host = mem_array(n, sizeof(struct sample_out));
     b->page = mem_array((size_t)n * b->page_stride, sizeof(*b->page));
     for (uint32_t i = 0; i < n; i++) {
         b->ids[i] = (int32_t)((i * 7919u + 13u) % b->w->rig->shape.n_vocab);
@@ -161,7 +162,6 @@ static bool make_device(struct batch *b)
     b->norm2 = rig_zero(r, n * 2 * sizeof(double));
     b->hidden = rig_zero(r, n * s->d_model * dtype_bytes(r->b->act));
     b->scratch = rig_zero(r, MAX(sample, (size_t)256));
-    b->out = rig_zero(r, n * sizeof(struct sample_out));
     b->kv = (struct kv_cache){.dtype = DTYPE_BF16, .page_tok = PAGE_TOK};
     b->kv.stride_tok = s->d_head;
     b->kv.stride_head = b->kv.stride_tok * PAGE_TOK;
@@ -169,7 +169,7 @@ static bool make_device(struct batch *b)
     b->kv.stride_layer = 2 * b->kv.stride_kv;
     b->kv.stride_page = b->kv.stride_layer * s->n_layer;
     b->kv.base = rig_bf16(r, b->kv.stride_page * b->n * b->page_stride);
-    return b->logits && b->norm2 && b->hidden && b->scratch && b->out && b->kv.base;
+    return b->logits && b->norm2 && b->hidden && b->scratch && b->kv.base;
 }
 
 bool batch_open(struct batch *b, struct world *w, const struct batch_options *opt)
@@ -198,6 +198,8 @@ bool batch_open(struct batch *b, struct world *w, const struct batch_options *op
 
 void batch_close(struct batch *b)
 {
+    batch_take(b);
+    mem_free(b->sampled.host);
     rig_release(b->w->rig, b->mark);
     mem_free(b->ids);
     mem_free(b->seq);
@@ -228,9 +230,16 @@ static void sample(struct batch *b)
 {
     struct backend *be = b->w->rig->b;
     struct logits_args l = {b->logits, b->hidden, b->w->model.lm_head, b->n};
-    struct sample_args a = {b->out, b->logits, b->row, b->scratch, b->n, l.w.d_out};
+    struct sample_args a = {NULL, b->logits, b->row, b->scratch, b->n, l.w.d_out};
+    uint32_t ticket;
     must(be->ops->logits(be, &l), "logits");
-    must(be->ops->sample(be, &a), "sample");
+    must(be->ops->sample_begin(be, &a, &ticket), "sample");
+    rig_began(b->w->rig, &b->sampled, ticket);
+}
+
+void batch_take(struct batch *b)
+{
+    rig_take(b->w->rig, &b->sampled);
 }
 
 void batch_step(struct batch *b)

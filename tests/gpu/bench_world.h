@@ -37,10 +37,11 @@ struct batch {
     struct lora_seg *seg;
     bool lora; /* some row has an adapter */
     struct sample_row *row;
+    struct rig_result sampled; /* struct sample_out [n] */
     /* device */
     float *logits;
     double *norm2;
-    void *hidden, *scratch, *out;
+    void *hidden, *scratch;
     struct kv_cache kv;
 };
 
@@ -53,8 +54,10 @@ struct batch_options {
 };
 bool batch_open(struct batch *b, struct world *w, const struct batch_options *opt);
 void batch_close(struct batch *b);
-/* One decode step, given to the stream: tables, pass, logits, sampling. */
+/* One decode step, given to the stream: tables, pass, logits, sampling. Takes what the step before
+ * found; batch_take waits for this one's. */
 void batch_step(struct batch *b);
+void batch_take(struct batch *b);
 /* The bytes that it must read: weights, distinct adapters at true rank, keys and values. */
 uint64_t batch_bytes(const struct batch *b);
 
