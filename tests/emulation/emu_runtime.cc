@@ -1,7 +1,9 @@
 /* The CUDA runtime without a device. A stream is a queue of closures that run in order when
  * somebody waits for the stream or for an event on it: host code that forgets to wait, or that
  * changes a buffer whose copy is under way, computes nonsense here as it would there. A captured
- * graph is a list of closures with their arguments by value. One lock: host threads take turns. */
+ * graph is a list of closures with their arguments by value. One lock: host threads take turns.
+ * Device memory is mapped without access but while a stream works: a host that reads or writes it
+ * dies at that instruction, as it would there. */
 #include "tests/emulation/emu_runtime.h"
 #include "tests/emulation/emu_control.h"
 #include "tests/emulation/include/cuda_runtime.h"
@@ -67,6 +69,31 @@ bool emu_is_tsan(void)
 {
     return EMU_TSAN;
 }
+
+/* ---- the door to device memory ---- */
+
+static uint32_t working; /* openings under way, one within another */
+
+static void set_door(int protection)
+{
+    for (auto &block : device_blocks)
+        if (mprotect((void *)block.first, block.second, protection) != 0)
+            emu_fault(__LINE__, "mprotect refuses %zu bytes", block.second);
+}
+
+/* While one lives, device memory may be touched. Under the lock. */
+struct opening {
+    opening()
+    {
+        if (working++ == 0)
+            set_door(PROT_READ | PROT_WRITE);
+    }
+    ~opening()
+    {
+        if (--working == 0)
+            set_door(PROT_NONE);
+    }
+};
 
 /* ---- grids ---- */
 
@@ -134,6 +161,9 @@ static void push(emu_stream *s, work w)
 
 static void run_until(emu_stream *s, uint64_t at)
 {
+    if (s->done >= at)
+        return;
+    opening door;
     while (s->done < at) {
         work w = std::move(s->queue.front());
         s->queue.pop_front();
@@ -244,8 +274,17 @@ void emu_guard(void *p, size_t bytes)
 }
 void emu_open(void *p, size_t bytes)
 {
+    LOCKED;
+    opening door;
     __asan_unpoison_memory_region(p, bytes);
     memset(p, 0xff, bytes);
+}
+
+void emu_peek(void *to, const void *device, size_t bytes)
+{
+    LOCKED;
+    opening door;
+    memcpy(to, device, bytes);
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes)
@@ -253,8 +292,11 @@ cudaError_t cudaMalloc(void **p, size_t bytes)
     LOCKED;
     if (bytes == 0 || bytes > emu_device.bytes - device_used)
         return fail(cudaErrorMemoryAllocation);
-    if (posix_memalign(p, 256, bytes))
+    void *at = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED)
         return fail(cudaErrorMemoryAllocation);
+    madvise(at, bytes, MADV_HUGEPAGE); /* doors turn faster */
+    *p = at;
     device_blocks[(char *)*p] = bytes;
     device_used += bytes;
     return cudaSuccess;
@@ -265,9 +307,11 @@ cudaError_t cudaFree(void *p)
     if (!p)
         return cudaSuccess;
     cudaDeviceSynchronize();
-    device_used -= device_blocks.at((char *)p);
+    size_t bytes = device_blocks.at((char *)p);
+    device_used -= bytes;
     device_blocks.erase((char *)p);
-    free(p);
+    __asan_unpoison_memory_region(p, bytes); /* the addresses may be given out again */
+    munmap(p, bytes);
     return sticky;
 }
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned)

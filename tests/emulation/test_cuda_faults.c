@@ -5,6 +5,7 @@
 #include "tests/emulation/vocabulary.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -15,8 +16,9 @@ extern char **environ;
 #define EXIT_NUMBERS 3 /* the child's results are wrong */
 
 /* NUMBERS: the results, in every build. NUMBERS_RACE: the results, and in a build that looks for
- * races a report. RACE, ADDRESS: only the build that looks for it. */
-enum seen_by { EVERY_BUILD, NUMBERS, NUMBERS_RACE, RACE, ADDRESS };
+ * races a report. RACE, ADDRESS: only the build that looks for it. DOOR: the host dies of touching
+ * device memory, in every build. */
+enum seen_by { EVERY_BUILD, NUMBERS, NUMBERS_RACE, RACE, ADDRESS, DOOR };
 
 static const struct plant {
     const char *name, *kernel;
@@ -29,6 +31,9 @@ static const struct plant {
     {"no_fault_in_pipeline", "pipeline", FAULT_NONE, EVERY_BUILD, NULL},
     {"no_fault_in_merge", "last_block", FAULT_NONE, EVERY_BUILD, NULL},
     {"no_fault_in_replay", "listed", FAULT_NONE, EVERY_BUILD, NULL},
+    {"no_fault_from_host", "host", FAULT_NONE, EVERY_BUILD, NULL},
+    {"host_reads_device", "host", FAULT_HOST_READS, DOOR, NULL},
+    {"host_writes_device", "host", FAULT_HOST_WRITES, DOOR, NULL},
     {"list_longer_at_replay", "listed", FAULT_COUNT_BY_VALUE, NUMBERS, NULL},
     {"stale_table_at_replay", "listed", FAULT_TABLE_BY_VALUE, NUMBERS, NULL},
     {"missing_barrier", "mirror", FAULT_NO_BARRIER, NUMBERS_RACE, NULL},
@@ -68,10 +73,28 @@ static bool is_right(const struct plant *p, const float *in, const float *got)
 
 static int child_replay(const struct plant *p);
 
+/* After the device has worked: its memory is its own again. */
+static int child_host(const struct plant *p)
+{
+    struct ec e;
+    float one = 1, seen = 0;
+    ec_open(&e);
+    volatile float *device = ec_put(&e, &one, sizeof(one));
+    if (p->fault == FAULT_HOST_READS)
+        seen = *device;
+    else if (p->fault == FAULT_HOST_WRITES)
+        *device = seen;
+    ec_get(&e, &seen, (const void *)(uintptr_t)device, sizeof(seen));
+    ec_close(&e);
+    return seen == 1 ? 0 : EXIT_NUMBERS;
+}
+
 static int child(const struct plant *p, uint64_t seed)
 {
     if (strcmp(p->kernel, "listed") == 0)
         return child_replay(p);
+    if (strcmp(p->kernel, "host") == 0)
+        return child_host(p);
     struct ec e;
     uint32_t zero = 0;
     bool one_block = strcmp(p->kernel, "neighbours") == 0 || strcmp(p->kernel, "pipeline") == 0;
@@ -180,6 +203,8 @@ static bool is_found(const struct plant *p, int status, const char *text)
         return !failed;
     if (p->text)
         return failed && strstr(text, p->text) != NULL;
+    if (p->seen_by == DOOR) /* a sanitizer tells of the signal */
+        return (WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV) || strstr(text, ": SEGV on ");
     if (p->seen_by == ADDRESS)
         return failed && strstr(text, "AddressSanitizer") && strstr(text, "vocabulary.cu");
     if (emu_is_tsan() && p->seen_by != NUMBERS)

@@ -20,6 +20,8 @@ enum fault {
     FAULT_DIVERGENT_OP,
     FAULT_COUNT_BY_VALUE,
     FAULT_TABLE_BY_VALUE,
+    FAULT_HOST_READS,
+    FAULT_HOST_WRITES,
 };
 
 struct vocabulary { /* device memory */
