@@ -12,6 +12,7 @@
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
+#include "server/base/thread.h"
 #include "server/config.h"
 #include "server/start.h"
 
@@ -57,7 +58,7 @@ static int serve(const struct config *c)
     sigwait(&stop_signals, &sig);
     log_info("main", "%s: draining, at most %llu s", strsignal(sig),
              (unsigned long long)c->drain_s);
-    if (pthread_create(&watcher, NULL, second_signal, NULL) == 0)
+    if (thread_start(&watcher, "rs-signals", second_signal, NULL, NULL) == STATUS_OK)
         pthread_detach(watcher);
     bool failed = server_failed(s);
     server_stop(s);

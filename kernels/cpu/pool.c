@@ -10,6 +10,7 @@
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -180,6 +181,7 @@ static uint32_t usable_cpus(void)
 
 enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext *err)
 {
+    char name[THREAD_NAME_MAX + 1];
     *out = NULL;
     uint32_t n = thread_count ? thread_count : MIN(usable_cpus(), (uint32_t)POOL_WORKERS_MAX);
     if (n > POOL_WORKERS_MAX)
@@ -194,11 +196,11 @@ enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext
     pthread_cond_init(&p->done, NULL);
     for (uint32_t i = 1; i < n; i++) {
         p->worker[i] = (struct pool_worker){.pool = p};
-        int rc = pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i]);
-        if (rc != 0) {
+        snprintf(name, sizeof(name), "rs-compute-%u", i);
+        enum status st = thread_start(&p->worker[i].thread, name, worker_main, &p->worker[i], err);
+        if (st) {
             pool_destroy(p);
-            return err_set(err, STATUS_NO_MEMORY, "cannot start worker thread %u of %u: %s", i,
-                           n - 1, strerror(rc));
+            return st;
         }
         p->started = i;
     }

@@ -7,6 +7,7 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 
 #include <string.h>
 #include <sys/resource.h>
@@ -198,7 +199,7 @@ struct loader *loader_create(const struct store_options *opt, uint32_t jobs_max)
     }
     mailbox_init(&l->in, jobs_max);
     mailbox_init(&l->out, jobs_max);
-    CHECK(pthread_create(&l->thread, NULL, loader_main, l) == 0);
+    CHECK(thread_start(&l->thread, "rs-loader", loader_main, l, NULL) == STATUS_OK);
     return l;
 }
 

@@ -8,6 +8,8 @@
 
 /* out needs 2*n + 1 bytes. */
 void hex_encode(char *out, const uint8_t *data, size_t n);
+/* 0 to 15, or -1. Either case. */
+int hex_digit(char c);
 /* Exactly 2*n hex digits (either case, optional 0x), nothing after them. */
 bool hex_decode(uint8_t *out, size_t n, const char *hex);
 

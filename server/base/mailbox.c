@@ -1,19 +1,14 @@
 #include "server/base/mailbox.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
-
-#include <time.h>
+#include "server/base/thread.h"
 
 void mailbox_init(struct mailbox *m, size_t slot_count)
 {
-    pthread_condattr_t attr;
     *m = (struct mailbox){.slot = mem_array(slot_count, sizeof(void *)), .slot_count = slot_count};
     CHECK(slot_count > 0);
     CHECK(pthread_mutex_init(&m->lock, NULL) == 0);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    CHECK(pthread_cond_init(&m->filled, &attr) == 0);
-    pthread_condattr_destroy(&attr);
+    thread_cond_init(&m->filled);
 }
 
 void mailbox_fini(struct mailbox *m)
@@ -57,14 +52,7 @@ void *mailbox_pop(struct mailbox *m)
 
 void mailbox_wait(struct mailbox *m, uint32_t wait_ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += wait_ms / 1000;
-    until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    struct timespec until = thread_deadline(wait_ms);
     pthread_mutex_lock(&m->lock);
     while (m->used == 0 && !m->closed && !m->kicked) {
         if (pthread_cond_timedwait(&m->filled, &m->lock, &until) != 0)

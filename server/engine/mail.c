@@ -4,6 +4,7 @@
  * they are, so that the mailbox and the jobs behind it have one maximum. */
 #include "server/base/check.h"
 #include "server/base/clock.h"
+#include "server/base/thread.h"
 #include "server/engine/steps.h"
 
 #include <errno.h>
@@ -185,24 +186,11 @@ static struct unload *unload_take(struct engine *e, const uint8_t id[32])
     return u;
 }
 
-static struct timespec deadline_after(uint32_t wait_ms)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += wait_ms / 1000;
-    until.tv_nsec += (long)(wait_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    return until;
-}
-
 enum status engine_unload_adapter(struct engine *e, const uint8_t id[32], uint32_t wait_ms,
                                   struct errtext *err)
 {
     enum status st;
-    struct timespec until = deadline_after(wait_ms);
+    struct timespec until = thread_deadline(wait_ms);
     struct unload *u = unload_take(e, id);
     if (!u)
         return err_set(err, STATUS_FULL, "%d unloads are under way already", UNLOADS_MAX);

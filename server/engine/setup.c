@@ -3,6 +3,7 @@
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 #include "server/engine/steps.h"
 
 #include <sodium.h>
@@ -342,7 +343,6 @@ static void drop_memory(struct engine *e)
 
 static void init_state(struct engine *e)
 {
-    pthread_condattr_t attr;
     kv_init(&e->kv, e->kv_page, e->kv_bucket, e->kv.page_count);
     sched_init(&e->sched, e->sched_key, e->jobs_max + SCHED_IDLE_KEYS);
     for (uint32_t i = 0; i < e->jobs_max; i++)
@@ -355,10 +355,7 @@ static void init_state(struct engine *e)
     mailbox_init(&e->unload_mail, UNLOADS_MAX);
     CHECK(pthread_mutex_init(&e->stats_lock, NULL) == 0);
     CHECK(pthread_mutex_init(&e->unload_lock, NULL) == 0);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    CHECK(pthread_cond_init(&e->unload_done, &attr) == 0);
-    pthread_condattr_destroy(&attr);
+    thread_cond_init(&e->unload_done);
 }
 
 enum status engine_create(struct engine **out, const struct engine_options *opt,
@@ -392,7 +389,7 @@ void engine_print_plan(const struct engine *e, struct buf *out)
 void engine_start(struct engine *e)
 {
     CHECK(!e->started);
-    CHECK(pthread_create(&e->thread, NULL, engine_main, e) == 0);
+    CHECK(thread_start(&e->thread, "rs-engine", engine_main, e, NULL) == STATUS_OK);
     e->started = true;
 }
 

@@ -7,6 +7,7 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 #include "server/http/generate.h"
 #include "server/http/state.h"
 
@@ -314,7 +315,7 @@ enum status watch_create(struct watch **out, const struct watch_options *opt, st
     w->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (w->epoll_fd < 0 || w->wake_fd < 0 ||
         epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->wake_fd, &ev) != 0 ||
-        pthread_create(&w->thread, NULL, watch_main, w) != 0) {
+        thread_start(&w->thread, "rs-http-watch", watch_main, w, err)) {
         enum status st =
             err_set(err, STATUS_IO, "cannot start the connection watch: %s", strerror(errno));
         w->thread = 0;

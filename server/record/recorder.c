@@ -6,6 +6,7 @@
 #include "server/base/log.h"
 #include "server/base/mailbox.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 #include "server/record/recorder_impl.h"
 
 #include <errno.h>
@@ -169,7 +170,7 @@ enum status recorder_create(struct recorder **out, const struct recorder_options
     log_info("records", "lane %u (%s), next record %llu, %llu jobs to score", r->lane.id,
              r->lane.bound ? "bound" : "unbound", (unsigned long long)spool_next_seq(r->spool),
              (unsigned long long)jobstore_count(r->jobs));
-    CHECK(pthread_create(&r->thread, NULL, recorder_main, r) == 0);
+    CHECK(thread_start(&r->thread, "rs-recorder", recorder_main, r, NULL) == STATUS_OK);
     r->running = true;
     *out = r;
     return STATUS_OK;

@@ -4,6 +4,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 #include "server/spool/stream.h"
 
 #include <hiredis/hiredis.h>
@@ -88,14 +89,7 @@ static bool is_asked_to_stop(struct ship *s)
  * be asked as often as clients are. */
 static void sleep_ms(struct ship *s, uint32_t ms, bool until_kicked)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += ms / 1000;
-    until.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
+    struct timespec until = thread_deadline(ms);
     pthread_mutex_lock(&s->lock);
     while (!(s->kicked && until_kicked) && !s->stopping) {
         if (pthread_cond_timedwait(&s->wake, &s->lock, &until) != 0)
@@ -308,7 +302,6 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
                        struct errtext *err)
 {
     struct ship *s = mem_alloc(sizeof(*s));
-    pthread_condattr_t attr;
     size_t len;
     *out = NULL;
     s->spool = spool;
@@ -324,11 +317,8 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
         return st;
     }
     CHECK(pthread_mutex_init(&s->lock, NULL) == 0);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    CHECK(pthread_cond_init(&s->wake, &attr) == 0);
-    pthread_condattr_destroy(&attr);
-    CHECK(pthread_create(&s->thread, NULL, ship_main, s) == 0);
+    thread_cond_init(&s->wake);
+    CHECK(thread_start(&s->thread, "rs-shipper", ship_main, s, NULL) == STATUS_OK);
     *out = s;
     return STATUS_OK;
 }

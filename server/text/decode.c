@@ -1,6 +1,7 @@
 /* Running decoder steps over whole texts (decoder_run, equal to the reference) and over one token
  * (decoder_token, for streams and for tokenizer_token_bytes). */
 #include "server/text/decode.h"
+#include "server/base/hex.h"
 #include "server/base/mem.h"
 #include "server/text/utf8.h"
 
@@ -29,15 +30,6 @@ static void put_byte_level(struct buf *out, const char *text, size_t len)
     }
     for (size_t i = 0, n; i < len; i += n)
         buf_putc(out, (char)byte_level_byte(utf8_next(text + i, len - i, &n)));
-}
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
 /* The byte of a "<0xHH>" token, or -1. The reference's number parser takes "+H" too. */

@@ -3,6 +3,7 @@
  * `\v` (one character there), `\uHHHH`. What differs and is refused by name: nested classes and
  * `&&`, POSIX classes, `\b`, `{n,m}+` (not possessive there), inline flags other than i, named
  * groups, back references, verbs. Everything else is copied. */
+#include "server/base/hex.h"
 #include "server/text/regex.h"
 #include "server/text/utf8.h"
 
@@ -54,14 +55,10 @@ static enum status translate_code(struct walk *w)
     uint32_t cp = 0;
     size_t digits = 0;
     for (; digits < digits_max && i < w->len; digits++, i++) {
-        char c = w->s[i];
-        uint32_t v = c >= '0' && c <= '9'   ? (uint32_t)(c - '0')
-                     : c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a' + 10)
-                     : c >= 'A' && c <= 'F' ? (uint32_t)(c - 'A' + 10)
-                                            : 16;
-        if (v == 16)
+        int v = hex_digit(w->s[i]);
+        if (v < 0)
             break;
-        cp = cp << 4 | v;
+        cp = cp << 4 | (uint32_t)v;
     }
     if (digits == 0 || (braced && (i >= w->len || w->s[i] != '}')) ||
         (!braced && digits < digits_max) || cp > 0x10FFFF ||

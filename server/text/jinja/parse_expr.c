@@ -1,5 +1,6 @@
 /* Expressions, from the inline if down to names and literals, in Jinja's order of precedence. */
 #include "server/base/check.h"
+#include "server/base/hex.h"
 #include "server/text/jinja/ast.h"
 #include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
@@ -198,14 +199,10 @@ static size_t decode_hex(struct jstr s, size_t at, size_t digits, char *out)
 {
     uint32_t cp = 0;
     for (size_t i = 0; i < digits; i++) {
-        char c = at + i < s.len ? s.s[at + i] : '\0';
-        uint32_t v = c >= '0' && c <= '9'   ? (uint32_t)(c - '0')
-                     : c >= 'a' && c <= 'f' ? (uint32_t)(c - 'a' + 10)
-                     : c >= 'A' && c <= 'F' ? (uint32_t)(c - 'A' + 10)
-                                            : 16;
-        if (v == 16)
+        int v = at + i < s.len ? hex_digit(s.s[at + i]) : -1;
+        if (v < 0)
             return 0;
-        cp = cp << 4 | v;
+        cp = cp << 4 | (uint32_t)v;
     }
     if (cp > 0x10FFFF || (cp >= 0xD800 && cp < 0xE000))
         return 0;
