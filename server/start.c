@@ -41,7 +41,9 @@ struct server {
     char adapters_dir[PATH_MAX];
     uint64_t pool_bytes; /* of adapters, on a device */
     int lock_fd;         /* data_dir/lock: one server per data folder */
-    _Atomic bool lost;   /* the device is */
+    int listen_fd;       /* bound; the HTTP server's once it runs */
+    struct http_options http_opt;
+    _Atomic bool lost; /* the device is */
 };
 
 #define LOST_S_MAX 20 /* to tell everybody and flush the records, once the device is lost */
@@ -82,6 +84,31 @@ static enum status parse_values(struct server *s, struct errtext *err)
                        "ledger: missing; chain_id %llu is set and needs the ledger's address",
                        (unsigned long long)c->chain_id);
     return st ? st : keys_load(&s->keys, &s->key_count, c, err);
+}
+
+/* The address is taken before the model is loaded: what it is refused for is known at once. */
+static enum status take_address(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    struct http_options *opt = &s->http_opt;
+    *opt = (struct http_options){.thread_count = (uint32_t)c->http_threads,
+                                 .connections_max = (uint32_t)c->connections_max,
+                                 .connections_per_ip_max = (uint32_t)c->connections_per_ip_max,
+                                 .idle_timeout_s = (uint32_t)c->idle_timeout_s,
+                                 .body_bytes_max = c->body_bytes_max,
+                                 .n_max = (uint32_t)c->n_max,
+                                 .context_max = (uint32_t)c->context_max,
+                                 .upload_bytes_max = c->adapter_bytes_max,
+                                 .drain_s = (uint32_t)c->drain_s,
+                                 .lame_duck_s = (uint32_t)c->lame_duck_s,
+                                 .key = s->keys,
+                                 .key_count = s->key_count,
+                                 .model_path = c->model,
+                                 .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
+                                 .allow_runtime_loading = c->allow_runtime_loading};
+    snprintf(opt->model_name, sizeof(opt->model_name), "%s", c->model_name);
+    enum status st = hostport_parse(&opt->listen, "listen", c->listen, err);
+    return st ? st : http_bind(&s->listen_fd, opt, err);
 }
 
 static enum status lock_data_dir(struct server *s, struct errtext *err)
@@ -316,55 +343,20 @@ static enum status make_recorder(struct server *s, struct errtext *err)
     return recorder_create(&s->recorder, &opt, &deps, err);
 }
 
-static enum status parse_listen(struct http_options *opt, const char *text, struct errtext *err)
-{
-    const char *colon = strrchr(text, ':');
-    char *end = NULL;
-    unsigned long port = colon ? strtoul(colon + 1, &end, 10) : 0;
-    size_t host_len = colon ? (size_t)(colon - text) : 0;
-    if (!colon || end == colon + 1 || *end || port > 65535 || host_len == 0 ||
-        host_len >= sizeof(opt->host))
-        return err_param(err, STATUS_INVALID, "listen",
-                         "listen: found '%s', expected HOST:PORT such as 127.0.0.1:8080", text);
-    if (text[0] == '[' && text[host_len - 1] == ']')
-        snprintf(opt->host, sizeof(opt->host), "%.*s", (int)host_len - 2, text + 1);
-    else
-        snprintf(opt->host, sizeof(opt->host), "%.*s", (int)host_len, text);
-    opt->port = (uint16_t)port;
-    return STATUS_OK;
-}
-
 static enum status make_http(struct server *s, struct errtext *err)
 {
-    const struct config *c = s->config;
-    struct http_options opt = {.thread_count = (uint32_t)c->http_threads,
-                               .connections_max = (uint32_t)c->connections_max,
-                               .connections_per_ip_max = (uint32_t)c->connections_per_ip_max,
-                               .idle_timeout_s = (uint32_t)c->idle_timeout_s,
-                               .body_bytes_max = c->body_bytes_max,
-                               .n_max = (uint32_t)c->n_max,
-                               .context_max = (uint32_t)c->context_max,
-                               .upload_bytes_max = c->adapter_bytes_max,
-                               .drain_s = (uint32_t)c->drain_s,
-                               .lame_duck_s = (uint32_t)c->lame_duck_s,
-                               .key = s->keys,
-                               .key_count = s->key_count,
-                               .model_path = c->model,
-                               .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
-                               .allow_runtime_loading = c->allow_runtime_loading};
     struct http_deps deps = {.model = s->model,
                              .engine = s->engine,
                              .catalog = s->catalog,
                              .publisher = s->publisher,
                              .recorder = s->recorder};
-    snprintf(opt.model_name, sizeof(opt.model_name), "%s", c->model_name);
-    enum status st = parse_listen(&opt, c->listen, err);
-    if (!st)
-        st = http_start(&s->http, &opt, &deps, err);
-    if (!st)
-        log_info("http", "ready on http://%s:%u (model '%s', %u adapters)", opt.host,
-                 http_port(s->http), opt.model_name, catalog_count(s->catalog));
-    return st;
+    enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
+    if (st)
+        return st;
+    s->listen_fd = -1;
+    log_info("http", "ready on http://%s:%u (model '%s', %u adapters)", s->http_opt.listen.host,
+             http_port(s->http), s->http_opt.model_name, catalog_count(s->catalog));
+    return STATUS_OK;
 }
 
 /* ---- whole ---- */
@@ -383,6 +375,8 @@ static void destroy(struct server *s)
     mem_free(s->keys);
     if (s->lock_fd >= 0)
         close(s->lock_fd);
+    if (s->listen_fd >= 0)
+        close(s->listen_fd);
     mem_free(s);
 }
 
@@ -392,7 +386,10 @@ enum status server_start(struct server **out, const struct config *c, struct err
     *out = NULL;
     s->config = c;
     s->lock_fd = -1;
+    s->listen_fd = -1;
     enum status st = parse_values(s, err);
+    if (!st)
+        st = take_address(s, err);
     if (!st)
         st = lock_data_dir(s, err);
     if (!st)
@@ -448,6 +445,7 @@ enum status server_print_plan(const struct config *c)
     buf_init(&text, 1 << 20);
     s->config = c;
     s->lock_fd = -1;
+    s->listen_fd = -1;
     enum status st = make_backend(s, &err);
     if (!st)
         st = make_model(s, &err);

@@ -9,16 +9,17 @@
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
+#include "server/base/hostport.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 
-#include <arpa/inet.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <microhttpd.h>
-#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define BODY_BYTES_MAX  (4u << 20)
 #define CONNECTIONS_MAX 64
@@ -445,30 +446,43 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
     return good;
 }
 
-static enum status parse_listen(const char *text, struct sockaddr_in *at, struct errtext *err)
+static enum status start_daemon(struct serve *s, const char *listen, struct errtext *err)
 {
-    char host[64], *end = NULL;
-    snprintf(host, sizeof(host), "%s", text);
-    char *colon = strrchr(host, ':');
-    long port = colon ? strtol(colon + 1, &end, 10) : 0;
-    if (colon)
-        *colon = '\0';
-    *at = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    if (!colon || *end || port < 1 || port > 65535 || inet_pton(AF_INET, host, &at->sin_addr) != 1)
-        return err_param(err, STATUS_INVALID, "listen",
-                         "listen: found '%.48s', expected HOST:PORT such as 127.0.0.1:8090", text);
-    return STATUS_OK;
+    struct hostport hp;
+    struct hostport_address at;
+    int fd = -1;
+    enum status st = hostport_parse(&hp, "listen", listen, err);
+    if (!st)
+        st = hostport_resolve(&at, &hp, "listen", err);
+    if (!st)
+        st = hostport_bind(&fd, &at, &hp, "listen", err);
+    if (!st)
+        st = hostport_listen(fd, CONNECTIONS_MAX, &hp, "listen", err);
+    if (!st) {
+        at = hostport_bound(fd);
+        unsigned six = at.at.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0;
+        s->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | six, hostport_port(&at), NULL,
+                                     NULL, handle, s, MHD_OPTION_LISTEN_SOCKET, fd,
+                                     MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
+                                     MHD_OPTION_CONNECTION_TIMEOUT, 30u, MHD_OPTION_END);
+        if (!s->daemon)
+            st = err_set(err, STATUS_IO, "the HTTP library did not start: %s", strerror(errno));
+    }
+    if (st && fd >= 0)
+        close(fd);
+    if (!st)
+        log_info("serve", "http://%s:%u", hp.host, hostport_port(&at));
+    return st;
 }
 
 enum status serve_start(struct serve **out, const struct settings *set, const struct deployment *d,
                         struct errtext *err)
 {
-    struct sockaddr_in at;
     struct rpc_config config = {.url = set->rpc_url, .timeout_ms = 5000};
     char *authorization = NULL;
     size_t len;
-    enum status st = parse_listen(set->listen, &at, err);
-    if (!st && set->rpc_authorization_file)
+    enum status st = STATUS_OK;
+    if (set->rpc_authorization_file)
         st = file_read_secret(set->rpc_authorization_file, 4096, &authorization, &len, err);
     if (st)
         return st;
@@ -479,20 +493,12 @@ enum status serve_start(struct serve **out, const struct settings *set, const st
     if (authorization)
         mem_wipe(authorization, len);
     mem_free(authorization);
-    if (!st) {
-        s->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD, ntohs(at.sin_port), NULL, NULL,
-                                     handle, s, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&at,
-                                     MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
-                                     MHD_OPTION_CONNECTION_TIMEOUT, 30u, MHD_OPTION_END);
-        if (!s->daemon)
-            st = err_param(err, STATUS_IO, "listen", "listen: %s is in use or not ours",
-                           set->listen);
-    }
+    if (!st)
+        st = start_daemon(s, set->listen, err);
     if (st) {
         serve_stop(s);
         return st;
     }
-    log_info("serve", "http://%s", set->listen);
     *out = s;
     return STATUS_OK;
 }

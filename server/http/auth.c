@@ -70,7 +70,7 @@ static bool is_local_authority(const struct http_options *opt, const char *text,
     }
     struct in_addr v4;
     bool loopback = inet_pton(AF_INET, host, &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
-    return loopback || strcasecmp(host, opt->host) == 0;
+    return loopback || strcasecmp(host, opt->listen.host) == 0;
 }
 
 enum status auth_check_origin(const struct http_options *opt, const char *origin, const char *host,

@@ -9,8 +9,7 @@
  * socket.
  *  - Every connection must be resumed before the daemon is stopped.
  *
- * We open the listening socket ourselves: then "address already in use" can be said as such, and
- * the port that the system chose is known. Both 0.9.75 (Debian 12) and 1.0 build. */
+ * The listening socket is ours (http_bind). Both 0.9.75 (Debian 12) and 1.0 build. */
 #include "server/http/listen.h"
 #include "server/base/check.h"
 #include "server/base/log.h"
@@ -20,10 +19,8 @@
 #include "server/http/reply.h"
 #include "server/http/upload.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <microhttpd.h>
-#include <netdb.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -339,64 +336,16 @@ static void on_log(void *cls, const char *fmt, va_list ap)
     log_debug("http", "%s", text);
 }
 
-static bool is_loopback(const struct sockaddr *a)
+enum status http_bind(int *fd, const struct http_options *opt, struct errtext *err)
 {
-    if (a->sa_family == AF_INET)
-        return ntohl(((const struct sockaddr_in *)(const void *)a)->sin_addr.s_addr) >> 24 == 127;
-    const struct sockaddr_in6 *six = (const void *)a;
-    return a->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&six->sin6_addr);
-}
-
-static enum status resolve(const struct http_options *opt, struct addrinfo **out,
-                           struct errtext *err)
-{
-    char host[64], port[8];
-    struct addrinfo hints = {.ai_family = AF_UNSPEC,
-                             .ai_socktype = SOCK_STREAM,
-                             .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-    size_t n = strlen(opt->host);
-    bool bracket = n >= 2 && opt->host[0] == '[' && opt->host[n - 1] == ']';
-    snprintf(host, sizeof(host), "%.*s", (int)(bracket ? n - 2 : n), opt->host + (bracket ? 1 : 0));
-    snprintf(port, sizeof(port), "%u", opt->port);
-    int rc = getaddrinfo(host[0] ? host : "127.0.0.1", port, &hints, out);
-    if (rc)
-        return err_param(err, STATUS_INVALID, "listen", "cannot listen on the host '%s': %s", host,
-                         gai_strerror(rc));
-    if (!is_loopback((*out)->ai_addr) && opt->key_count == 0) {
-        freeaddrinfo(*out);
-        *out = NULL;
-        return err_param(err, STATUS_DENIED, "listen",
-                         "refusing to listen on %s without API keys: anyone who reaches it could "
-                         "use and change this server; configure keys, or listen on 127.0.0.1",
-                         host);
-    }
-    return STATUS_OK;
-}
-
-static enum status open_socket(struct listener *l, const struct http_options *opt,
-                               const struct addrinfo *at, struct errtext *err)
-{
-    int one = 1;
-    struct sockaddr_storage addr;
-    socklen_t len = sizeof(addr);
-    l->fd = socket(at->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (l->fd < 0)
-        return err_set(err, STATUS_IO, "cannot make a socket: %s", strerror(errno));
-    (void)setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    if (bind(l->fd, at->ai_addr, at->ai_addrlen) != 0 || listen(l->fd, LISTEN_BACKLOG) != 0) {
-        if (errno == EADDRINUSE)
-            return err_param(err, STATUS_IO, "listen",
-                             "address already in use: another program listens on %s:%u; stop it or "
-                             "choose another port with --listen HOST:PORT",
-                             opt->host, opt->port);
-        return err_param(err, STATUS_IO, "listen", "cannot listen on %s:%u: %s", opt->host,
-                         opt->port, strerror(errno));
-    }
-    if (getsockname(l->fd, (struct sockaddr *)&addr, &len) != 0)
-        return err_set(err, STATUS_IO, "cannot read the socket's address: %s", strerror(errno));
-    l->port = ntohs(addr.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&addr)->sin6_port
-                                               : ((struct sockaddr_in *)&addr)->sin_port);
-    return STATUS_OK;
+    struct hostport_address at;
+    enum status st = hostport_resolve(&at, &opt->listen, "listen", err);
+    if (!st && opt->key_count == 0 && !hostport_is_loopback(&at))
+        st = err_param(err, STATUS_DENIED, "listen",
+                       "refusing to listen on %s without API keys: anyone who reaches it could use "
+                       "and change this server; configure keys, or listen on 127.0.0.1",
+                       opt->listen.host);
+    return st ? st : hostport_bind(fd, &at, &opt->listen, "listen", err);
 }
 
 /* Each connection is a descriptor: raise the soft limit as far as needed and allowed. */
@@ -423,8 +372,8 @@ static struct MHD_Daemon *start_daemon(struct listener *l, int family)
         flags |= MHD_USE_IPv6;
     uint32_t threads = opt->thread_count > 1 ? opt->thread_count : 2;
     return MHD_start_daemon(
-        flags, opt->port, NULL, NULL, on_access, l->server, MHD_OPTION_EXTERNAL_LOGGER, on_log,
-        NULL, MHD_OPTION_NOTIFY_COMPLETED, on_completed, l->server, MHD_OPTION_LISTEN_SOCKET, l->fd,
+        flags, l->port, NULL, NULL, on_access, l->server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, l->server, MHD_OPTION_LISTEN_SOCKET, l->fd,
         MHD_OPTION_THREAD_POOL_SIZE, (unsigned)threads, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)opt->connections_max, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
         (unsigned)opt->connections_per_ip_max, MHD_OPTION_CONNECTION_TIMEOUT,
@@ -433,26 +382,22 @@ static struct MHD_Daemon *start_daemon(struct listener *l, int family)
         MHD_OPTION_END);
 }
 
-enum status listener_start(struct listener **out, struct http_server *s, struct errtext *err)
+enum status listener_start(struct listener **out, struct http_server *s, int fd,
+                           struct errtext *err)
 {
-    struct addrinfo *at = NULL;
     struct listener *l = mem_alloc(sizeof(*l));
+    struct hostport_address at = hostport_bound(fd);
     l->server = s;
-    l->fd = -1;
+    l->fd = fd;
+    l->port = hostport_port(&at);
     raise_fd_limit(s->opt.connections_max);
-    enum status st = resolve(&s->opt, &at, err);
-    if (!st)
-        st = open_socket(l, &s->opt, at, err);
+    enum status st = hostport_listen(fd, LISTEN_BACKLOG, &s->opt.listen, "listen", err);
     if (!st) {
-        l->daemon = start_daemon(l, at->ai_family);
+        l->daemon = start_daemon(l, at.at.ss_family);
         if (!l->daemon)
             st = err_set(err, STATUS_IO, "the HTTP library did not start: %s", strerror(errno));
     }
-    if (at)
-        freeaddrinfo(at);
     if (st) {
-        if (l->fd >= 0)
-            close(l->fd);
         mem_free(l);
         return st;
     }

@@ -7,9 +7,8 @@
 
 struct listener;
 
-/* Binds and starts the polling threads. Errors: IO "address already in use", INVALID host, DENIED a
- * public address without keys. */
-MUST_CHECK enum status listener_start(struct listener **out, struct http_server *s,
+/* Listens on the bound socket, the listener's once it runs, and starts the polling threads. */
+MUST_CHECK enum status listener_start(struct listener **out, struct http_server *s, int fd,
                                       struct errtext *err);
 uint16_t listener_port(const struct listener *l);
 /* Accept no further connection; those there are go on. Once. */

@@ -7,6 +7,7 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/thread.h"
 #include "server/http/generate.h"
 #include "server/http/listen.h"
 #include "server/http/route.h"
@@ -73,14 +74,9 @@ void http_begin_drain(struct http_server *s)
              s->opt.lame_duck_s, s->opt.drain_s);
 }
 
-static void set_defaults(struct http_server *s)
+static void init_state(struct http_server *s)
 {
-    struct http_options *o = &s->opt;
-    o->connections_max = o->connections_max ? o->connections_max : 4096;
-    o->idle_timeout_s = o->idle_timeout_s ? o->idle_timeout_s : 120;
-    o->body_bytes_max = o->body_bytes_max ? o->body_bytes_max : 16u << 20;
-    o->n_max = o->n_max ? MIN(o->n_max, REQUEST_SEQS_MAX) : 16;
-    o->upload_bytes_max = o->upload_bytes_max ? o->upload_bytes_max : 1ull << 30;
+    const struct http_options *o = &s->opt;
     s->clock_ns = o->clock_ns ? o->clock_ns : clock_mono_ns;
     s->context_max = o->context_max ? o->context_max : s->deps.model->config.pos_max;
     s->start_wall_ms = clock_wall_ms();
@@ -92,6 +88,7 @@ static void set_defaults(struct http_server *s)
 
 static enum status check_options(const struct http_options *o, struct errtext *err)
 {
+    CHECK(o->thread_count > 0 && o->connections_max > 0 && o->n_max <= REQUEST_SEQS_MAX);
     if (!o->model_name[0])
         return err_param(err, STATUS_INVALID, "model_name", "the base model needs a name");
     if (o->key_count > HTTP_KEYS_MAX)
@@ -119,7 +116,7 @@ static void work_stop(struct http_server *s)
 }
 
 enum status http_start(struct http_server **out, const struct http_options *opt,
-                       const struct http_deps *deps, struct errtext *err)
+                       const struct http_deps *deps, int listen_fd, struct errtext *err)
 {
     enum status st = check_options(opt, err);
     if (st)
@@ -129,7 +126,7 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
     struct http_server *s = mem_alloc(sizeof(*s));
     s->opt = *opt;
     s->deps = *deps;
-    set_defaults(s);
+    init_state(s);
     idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
     uploads_init(&s->uploads);
     mailbox_init(&s->work, HTTP_WORK_QUEUE_MAX);
@@ -137,13 +134,11 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
         .slots_max = s->opt.connections_max, .resume = listener_resume, .server = s};
     st = watch_create(&s->watch, &wo, err);
     for (uint32_t i = 0; !st && i < HTTP_WORK_THREADS; i++) {
-        if (pthread_create(&s->work_thread[i], NULL, work_main, s) != 0)
-            st = err_set(err, STATUS_IO, "cannot start an HTTP worker thread");
-        else
-            s->work_count++;
+        st = thread_start(&s->work_thread[i], "rs-http-work", work_main, s, err);
+        s->work_count += st == STATUS_OK;
     }
     if (!st)
-        st = listener_start(&s->listener, s, err);
+        st = listener_start(&s->listener, s, listen_fd, err);
     if (st) {
         work_stop(s);
         watch_destroy(s->watch);

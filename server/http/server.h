@@ -5,6 +5,7 @@
 #define RS_HTTP_SERVER_H
 
 #include "server/adapter/publish.h"
+#include "server/base/hostport.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/record/recorder.h"
@@ -30,9 +31,9 @@ struct http_key {
     uint64_t publish_bytes_max; /* 0: the default quota */
 };
 
+/* Defaults and ranges are those of the settings (server/config.c); nothing is filled in here. */
 struct http_options {
-    char host[64];
-    uint16_t port; /* 0: any free port; http_port tells */
+    struct hostport listen; /* port 0: any free one; http_port tells */
     uint32_t thread_count;
     uint32_t connections_max, connections_per_ip_max;
     uint32_t idle_timeout_s;
@@ -48,7 +49,7 @@ struct http_options {
     bool allow_runtime_loading; /* vLLM's load/unload routes (admin role) */
     uint32_t context_max;       /* the engine's; 0: the model's pos_max */
     const char *upload_dir; /* where bodies of uploads are staged (unnamed files); NULL: /var/tmp */
-    uint64_t upload_bytes_max; /* staged bytes of one API key; 0: 1 GiB */
+    uint64_t upload_bytes_max; /* staged bytes of one API key */
     uint64_t (*clock_ns)(void);
 };
 
@@ -61,10 +62,12 @@ struct http_deps {
 };
 
 struct http_server;
-/* Errors: IO with "address already in use: ..." and what to change; DENIED for a public address
- * without keys. */
+/* The listening socket, bound: worth doing before anything heavy is loaded. Errors: IO with
+ * "address already in use: ..." and what to change; DENIED for a public address without keys. */
+MUST_CHECK enum status http_bind(int *fd, const struct http_options *opt, struct errtext *err);
+/* listen_fd: from http_bind; the server's once it runs. */
 MUST_CHECK enum status http_start(struct http_server **out, const struct http_options *opt,
-                                  const struct http_deps *deps, struct errtext *err);
+                                  const struct http_deps *deps, int listen_fd, struct errtext *err);
 uint16_t http_port(const struct http_server *s);
 /* Readiness fails at once; new requests are refused after lame_duck_s; streams run on to drain_s.
  * Then http_stop. */

@@ -380,12 +380,13 @@ __attribute__((unused)) static void world_init(struct world *w)
         PANIC("%s", err.text);
     double_start(&w->engine, &w->model);
     double_say(&w->engine, " The lighthouse keeper counts nine ships." DOUBLE_EOS);
-    w->opt = (struct http_options){.host = "127.0.0.1",
+    w->opt = (struct http_options){.listen = {.host = "127.0.0.1"},
                                    .thread_count = 2,
                                    .connections_max = 2048,
                                    .idle_timeout_s = 30,
                                    .body_bytes_max = 1u << 20,
                                    .n_max = 8,
+                                   .upload_bytes_max = 1ull << 30,
                                    .drain_s = 5,
                                    .model_name = "base",
                                    .adapters_per_batch_max = 8,
@@ -400,7 +401,8 @@ __attribute__((unused)) static void world_serve(struct world *w)
                              .catalog = w->catalog,
                              .publisher = &w->publisher,
                              .recorder = &w->recorder};
-    if (http_start(&w->server, &w->opt, &deps, &err))
+    int fd = -1;
+    if (http_bind(&fd, &w->opt, &err) || http_start(&w->server, &w->opt, &deps, fd, &err))
         PANIC("%s", err.text);
 }
 

@@ -10,7 +10,7 @@
 #include "server/http/auth.h"
 
 static struct http_key keys[3];
-static struct http_options opt = {.host = "127.0.0.1", .key = keys, .key_count = 3};
+static struct http_options opt = {.listen = {.host = "127.0.0.1"}, .key = keys, .key_count = 3};
 
 static void set_key(struct http_key *k, const char *name, const char *text, unsigned roles)
 {
@@ -69,7 +69,7 @@ static void test_wrong_keys_are_denied_and_never_repeated(void **state)
 
 static void test_without_keys_everyone_has_every_role(void **state)
 {
-    struct http_options open = {.host = "127.0.0.1"};
+    struct http_options open = {.listen = {.host = "127.0.0.1"}};
     const struct http_key *key = &keys[0];
     unsigned roles = 0;
     (void)state;
@@ -93,7 +93,7 @@ static void test_adapter_rules_match_names_and_prefixes(void **state)
 
 static void test_keyless_servers_refuse_foreign_pages_and_hosts(void **state)
 {
-    struct http_options open = {.host = "127.0.0.1"};
+    struct http_options open = {.listen = {.host = "127.0.0.1"}};
     (void)state;
     assert_int_equal(auth_check_origin(&open, NULL, "localhost:8080", NULL), STATUS_OK);
     assert_int_equal(auth_check_origin(&open, NULL, "[::1]:8080", NULL), STATUS_OK);

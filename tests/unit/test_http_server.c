@@ -605,24 +605,20 @@ static void test_waiting_is_not_idling(void **state)
     world_fini(&own);
 }
 
+/* Before a model is loaded: the address is refused when it is bound. */
 static void test_a_port_in_use_is_said_so(void **state)
 {
     (void)state;
-    struct http_server *second = NULL;
+    int fd = -1;
     struct errtext err = ERRTEXT_INIT;
     struct http_options opt = w.opt;
-    struct http_deps deps = {.model = &w.model,
-                             .engine = &w.engine,
-                             .catalog = w.catalog,
-                             .publisher = &w.publisher,
-                             .recorder = &w.recorder};
-    opt.port = http_port(w.server);
-    assert_int_equal(http_start(&second, &opt, &deps, &err), STATUS_IO);
+    opt.listen.port = http_port(w.server);
+    assert_int_equal(http_bind(&fd, &opt, &err), STATUS_IO);
     assert_non_null(strstr(err.text, "address already in use"));
     err_clear(&err);
-    opt.port = 0;
-    snprintf(opt.host, sizeof(opt.host), "0.0.0.0");
-    assert_int_equal(http_start(&second, &opt, &deps, &err), STATUS_DENIED);
+    opt.listen = (struct hostport){.host = "0.0.0.0"};
+    assert_int_equal(http_bind(&fd, &opt, &err), STATUS_DENIED);
+    assert_int_equal(fd, -1);
 }
 
 static int setup(void **state)
@@ -671,7 +667,7 @@ int main(int argc, char **argv)
         world_init(&w);
         if (argc > 3)
             atomic_store(&w.engine.step_ms, (unsigned)strtoul(argv[3], NULL, 10));
-        w.opt.port = (uint16_t)strtoul(argv[2], NULL, 10);
+        w.opt.listen.port = (uint16_t)strtoul(argv[2], NULL, 10);
         world_serve(&w);
         pause();
     }

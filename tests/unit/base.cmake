@@ -1,0 +1,2 @@
+# server/base.
+rs_unit_test(base rs_base)
