@@ -80,7 +80,8 @@ static const struct option_row keys[] = {
     TEXT(api_keys_file, NULL, "FILE", "the same array in a file of mode 600"),
     NUM(http_threads, 1, 64, 2, "threads", "that parse and stream"),
     NUM(connections_max, 8, 65536, 4096, "connections", "open at a time"),
-    NUM(connections_per_ip_max, 1, 65536, 4096, "connections", "open from one address"),
+    NUM(connections_per_ip_max, 0, 65536, 0, "connections",
+        "open from one address; 0: three quarters of connections_max"),
     NUM(idle_timeout_s, 1, 86400, 120, "s", "an idle connection is closed"),
     NUM(body_bytes_max, 1024, 1ull << 32, 8u << 20, "bytes", "largest JSON body"),
     NUM(n_max, 1, 128, 16, "choices", "largest n"),
@@ -160,6 +161,8 @@ enum status config_load(struct config *out, int argc, char **argv, struct errtex
         st = err_param(
             err, STATUS_INVALID, "model",
             "model: missing; name the base model's directory: residuald --model DIR (see --help)");
+    if (!out->connections_per_ip_max) /* one client alone never shuts the others out */
+        out->connections_per_ip_max = out->connections_max - out->connections_max / 4;
     default_data_dir(out);
     default_model_name(out);
     return st;

@@ -71,7 +71,6 @@ static const struct {
     N(lane, 0, 0, UINT32_MAX),
     N(http_threads, 2, 1, 64),
     N(connections_max, 4096, 8, 65536),
-    N(connections_per_ip_max, 4096, 1, 65536),
     N(idle_timeout_s, 120, 1, 86400),
     N(body_bytes_max, 8 << 20, 1024, 1ull << 32),
     N(n_max, 16, 1, 128),
@@ -180,6 +179,24 @@ static void test_numbers(void **state)
     assert_int_equal(c.kv_bytes, 2048);
     config_fini(&c);
     set_one("chain_id", "99999999999t", true, &c, STATUS_INVALID, "whole number");
+    config_fini(&c);
+}
+
+/* One address never has all the connections unless the operator says so. */
+static void test_connections_of_one_address(void **state)
+{
+    struct config c;
+    assert_int_equal(LOAD(&c, NULL, "--model", "/x"), STATUS_OK);
+    assert_int_equal(c.connections_per_ip_max, 3072);
+    config_fini(&c);
+    assert_int_equal(LOAD(&c, NULL, "--model", "/x", "--connections-max", "10"), STATUS_OK);
+    assert_int_equal(c.connections_per_ip_max, 8);
+    config_fini(&c);
+    assert_int_equal(LOAD(&c, NULL, "--model", "/x", "--connections-per-ip-max", "4096"),
+                     STATUS_OK);
+    assert_int_equal(c.connections_per_ip_max, 4096);
+    config_fini(&c);
+    set_one("connections_per_ip_max", "65537", true, &c, STATUS_INVALID, "expected 0 to 65536");
     config_fini(&c);
 }
 
@@ -393,10 +410,15 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),      cmocka_unit_test(test_numbers),
-        cmocka_unit_test(test_percentages),   cmocka_unit_test(test_texts_lists_switches),
-        cmocka_unit_test(test_refused_flags), cmocka_unit_test(test_file),
-        cmocka_unit_test(test_bad_files),     cmocka_unit_test(test_help),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_connections_of_one_address),
+        cmocka_unit_test(test_percentages),
+        cmocka_unit_test(test_texts_lists_switches),
+        cmocka_unit_test(test_refused_flags),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_help),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
