@@ -6,6 +6,7 @@
 #include "server/http/parse_state.h"
 
 #include <errno.h>
+#include <float.h>
 #include <math.h>
 #include <sodium.h>
 #include <stdio.h>
@@ -58,6 +59,28 @@ static enum status check_modalities(struct parse_state *p)
     return STATUS_OK;
 }
 
+/* Tools that may be called are refused. With a choice of "none" they only describe themselves to
+ * the template (prompt.c), as in vLLM. */
+static enum status check_tools(struct parse_state *p, const char *key, const char *choice_key)
+{
+    const json_t *list = json_field(p->root, key), *choice = json_field(p->root, choice_key), *tool;
+    size_t idx;
+    if (list && !json_is_array(list))
+        return err_param(p->err, STATUS_INVALID, key, "'%s' must be a list of objects", key);
+    json_array_foreach(list, idx, tool)
+    {
+        if (!json_is_object(tool))
+            return err_param(p->err, STATUS_INVALID, key, "%s[%zu] must be an object", key, idx);
+    }
+    if (!asks_for_nothing(choice))
+        return refuse(p, json_array_size(list) > 0 ? key : choice_key);
+    return choice || json_array_size(list) == 0
+               ? STATUS_OK
+               : err_param(p->err, STATUS_UNSUPPORTED, key,
+                           "'%s' is not supported by this server unless '%s' is \"none\"", key,
+                           choice_key);
+}
+
 enum status parse_refusals(struct parse_state *p)
 {
     static const char *const both[] = {"guided_json",
@@ -71,9 +94,8 @@ enum status parse_refusals(struct parse_state *p)
                                        "logits_processors",
                                        "prompt_embeds",
                                        "kv_transfer_params"};
-    static const char *const chat_only[] = {"tools",         "tool_choice", "functions",
-                                            "function_call", "audio",       "web_search_options",
-                                            "chat_template", "documents"};
+    static const char *const chat_only[] = {"audio", "web_search_options", "chat_template",
+                                            "documents"};
     for (size_t i = 0; i < ARRAY_COUNT(both); i++) {
         if (!asks_for_nothing(json_object_get(p->root, both[i])))
             return refuse(p, both[i]);
@@ -84,7 +106,11 @@ enum status parse_refusals(struct parse_state *p)
     }
     if (!p->env->chat && !asks_for_nothing(json_object_get(p->root, "suffix")))
         return refuse(p, "suffix");
-    enum status st = check_response_format(p);
+    enum status st = p->env->chat ? check_tools(p, "tools", "tool_choice") : STATUS_OK;
+    if (!st && p->env->chat)
+        st = check_tools(p, "functions", "function_call");
+    if (!st)
+        st = check_response_format(p);
     return st ? st : check_modalities(p);
 }
 
@@ -126,8 +152,7 @@ static enum status parse_sampling(struct parse_state *p)
     enum status st = get_f32(p, "temperature", 0, REQUEST_TEMPERATURE_MAX, &q->temperature);
     if (!st)
         st = get_f32(p, "top_p", 0, 1, &q->top_p);
-    if (!st && q->top_p <= 0)
-        st = err_param(p->err, STATUS_INVALID, "top_p", "'top_p' must be above 0 and at most 1");
+    q->top_p = MAX(q->top_p, FLT_EPSILON); /* 0 is the likeliest token alone */
     if (!st)
         st = get_f32(p, "min_p", 0, 1, &q->min_p);
     if (!st)
@@ -158,13 +183,13 @@ static enum status parse_counts(struct parse_state *p)
     const char *key = "max_tokens";
     enum status st = get_u32(p, "n", 1, p->env->n_max, &q->n);
     if (!st && !p->env->chat)
-        st = get_u32(p, "best_of", 1, 20, &best_of);
+        st = get_u32(p, "best_of", 0, 20, &best_of);
     if (!st && best_of && best_of != q->n)
         st = err_param(p->err, best_of > q->n ? STATUS_UNSUPPORTED : STATUS_INVALID, "best_of",
                        "'best_of' is %u and n is %u; this server supports only best_of equal to n",
                        best_of, q->n);
     if (!st)
-        st = get_u32(p, key, 1, INT32_MAX, &q->max_tokens);
+        st = get_u32(p, key, p->env->chat ? 1 : 0, INT32_MAX, &q->max_tokens);
     p->has_max_tokens = json_field(p->root, key) != NULL;
     if (!st && p->env->chat && json_field(p->root, "max_completion_tokens")) {
         st = get_u32(p, "max_completion_tokens", 1, INT32_MAX, &q->max_tokens);
@@ -351,7 +376,7 @@ static enum status parse_logprobs(struct parse_state *p)
         st = json_field_bool(p->root, "logprobs", &q->logprobs, p->err);
         if (!st)
             st = get_u32(p, "top_logprobs", 0, SAMPLE_TOP_MAX, &q->top_count);
-        if (!st && json_field(p->root, "top_logprobs") && !q->logprobs)
+        if (!st && q->top_count > 0 && !q->logprobs)
             st = err_param(p->err, STATUS_INVALID, "top_logprobs",
                            "'top_logprobs' needs 'logprobs': true");
     } else {

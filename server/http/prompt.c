@@ -261,11 +261,12 @@ static enum status normalize_message(const json_t *message, size_t idx, json_t *
     return st;
 }
 
-/* {messages, add_generation_prompt, bos_token, eos_token} + chat_template_kwargs. */
+/* {messages, tools, add_generation_prompt, bos_token, eos_token} + chat_template_kwargs. */
 static enum status make_context(const struct parse_env *env, const json_t *root, json_t *context,
                                 json_t *messages, struct errtext *err)
 {
     const json_t *kwargs = json_field(root, "chat_template_kwargs");
+    const json_t *tools = json_field(root, "tools");
     bool generation = true, go_on = false;
     enum status st = json_field_bool(root, "add_generation_prompt", &generation, err);
     if (!st)
@@ -280,6 +281,8 @@ static enum status make_context(const struct parse_env *env, const json_t *root,
                          "'continue_final_message' and 'add_generation_prompt' exclude each other");
     int failed = kwargs ? json_object_update(context, (json_t *)(uintptr_t)kwargs) : 0;
     failed |= json_object_set(context, "messages", messages);
+    if (json_is_array(tools) && json_array_size(tools) > 0)
+        failed |= json_object_set(context, "tools", (json_t *)(uintptr_t)tools);
     failed |=
         json_object_set_new(context, "add_generation_prompt", json_boolean(generation && !go_on));
     failed |= json_object_set_new(context, "bos_token", json_string(env->model->bos_token));

@@ -21,8 +21,9 @@ static void state_fini(struct parse_state *p)
     mem_free(p->params.bias);
 }
 
-/* max_tokens against the context: the prompt must leave room for one token, an explicit maximum
- * must fit, an absent one becomes 16 (completions) or what is left (chat). */
+/* max_tokens against the context: the prompt must leave room for one token unless none is asked
+ * for, an explicit maximum must fit, an absent one becomes 16 (completions) or what is left (chat).
+ */
 static enum status resolve_max_tokens(struct parse_state *p)
 {
     uint32_t context = p->env->context_max, longest = 0;
@@ -36,11 +37,12 @@ static enum status resolve_max_tokens(struct parse_state *p)
                              "'%s' is empty: it has no tokens; at least 1 is needed", field);
         longest = MAX(longest, n);
     }
-    if (longest >= context)
+    uint32_t prompt_max = p->has_max_tokens && p->params.max_tokens == 0 ? context : context - 1;
+    if (longest > prompt_max)
         return err_param(p->err, STATUS_INVALID, field,
                          "This model's maximum context length is %u tokens. However, your prompt "
                          "has %u tokens; shorten it to at most %u.",
-                         context, longest, context - 1);
+                         context, longest, prompt_max);
     uint32_t left = context - longest;
     if (!p->has_max_tokens)
         p->params.max_tokens = p->env->chat ? left : MIN(left, REQUEST_COMPLETION_TOKENS_DEFAULT);

@@ -140,7 +140,7 @@ static void fill_choice(struct generation *g, uint32_t idx, bool done, struct bu
     struct choice *c = &g->choice[idx];
     if (c->finished || idx > g->begun_count)
         return;
-    if (atomic_load_explicit(&g->req->seq[idx].n_out, memory_order_acquire) > 0)
+    if (atomic_load_explicit(&g->req->seq[idx].n_out, memory_order_acquire) > 0 || done)
         reply_add_echo(g, &g->req->seq[idx]); /* with the first token, so that TTFT is true */
     textout_pull(&c->text, &g->rules, &g->req->seq[idx], &c->ready);
     bool has_news =

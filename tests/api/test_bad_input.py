@@ -607,9 +607,9 @@ def test_bad_json(server, case):
 
 NUMBER, INT, BOOL, STRING, OBJECT = (["x", [], {}, True], ["1", 1.5, [], {}, True], ["true", 1, [], {}], [5, [], {}, True], ["x", 5, [1], True])
 BOTH = {
-    "model": STRING, "temperature": NUMBER + [-0.1, 2.1], "top_p": NUMBER + [0, -1, 1.1], "min_p": NUMBER + [-1, 1.5], "top_k": INT + [-2],
+    "model": STRING, "temperature": NUMBER + [-0.1, 2.1], "top_p": NUMBER + [-1, 1.1], "min_p": NUMBER + [-1, 1.5], "top_k": INT + [-2],
     "presence_penalty": NUMBER + [2.1, -2.1], "frequency_penalty": NUMBER + [3], "repetition_penalty": NUMBER + [0, -1, 11], "n": INT + [0, 17, -1],
-    "max_tokens": INT + [0, -5], "min_tokens": INT + [-1], "seed": INT, "stream": BOOL, "ignore_eos": BOOL, "skip_special_tokens": BOOL,
+    "max_tokens": INT + [-1, -5], "min_tokens": INT + [-1], "seed": INT, "stream": BOOL, "ignore_eos": BOOL, "skip_special_tokens": BOOL,
     "include_stop_str_in_output": BOOL, "return_token_ids": BOOL, "add_special_tokens": BOOL, "stop": [5, {}, [1], [""], "", ["x"] * 100, True, ["x" * 10_000]],
     "stop_token_ids": ["x", 5, {}, [-1], [1024], ["a"], [1.5], list(range(500))], "logit_bias": OBJECT + [{"x": 1}, {"1": 101}, {"1": "a"}, {"1024": 1}, {"-1": 1}],
     "bad_words": ["x", 5, {}, [1], [""]], "adapters": ["x", 5, {}, [5], [[]]], "adapter_id": STRING, "lora_path": STRING, "priority": INT,
@@ -617,10 +617,10 @@ BOTH = {
     "response_format": ["json", 5, [1], {"type": 5}, {"type": "json_object"}, {}],
 }
 COMPLETIONS = {"prompt": [5, {}, True, [], [{}], [[]], [["a"]], [1, "a"], ["a", 1], [-1], [1024], [1.5], "", [""]], "logprobs": [-1, 21, "x", [], {}],
-               "echo": BOOL, "best_of": INT + [0, 21]}
+               "echo": BOOL, "best_of": INT + [-1, 21]}
 CHAT = {"messages": ["x", 5, {}, [], [5], [{}], [{"role": "king", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 5}],
                      [{"role": "user", "content": [5]}], [{"role": "user", "content": [{"type": "text"}]}], [{"role": 5, "content": "x"}], [None]],
-        "logprobs": ["x", 1, [], {}], "top_logprobs": INT + [-1, 21], "max_completion_tokens": INT + [0, -1], "chat_template_kwargs": OBJECT,
+        "logprobs": ["x", 1, [], {}], "top_logprobs": INT + [-1, 21], "max_tokens": INT + [0], "max_completion_tokens": INT + [0, -1], "tools": [5, {}, [1]], "chat_template_kwargs": OBJECT,
         "add_generation_prompt": BOOL, "continue_final_message": BOOL}
 
 

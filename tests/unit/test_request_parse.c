@@ -137,7 +137,6 @@ static void test_types_and_ranges(void **state)
     bad(false, "\"temperature\":\"hot\"", "temperature");
     bad(false, "\"temperature\":2.1", "temperature");
     bad(false, "\"temperature\":-0.1", "temperature");
-    bad(false, "\"top_p\":0", "top_p");
     bad(false, "\"top_p\":1.01", "top_p");
     bad(false, "\"min_p\":-1", "min_p");
     bad(false, "\"top_k\":1.5", "top_k");
@@ -145,7 +144,7 @@ static void test_types_and_ranges(void **state)
     bad(false, "\"n\":0", "n");
     bad(false, "\"n\":9", "n");
     bad(false, "\"n\":true", "n");
-    bad(false, "\"max_tokens\":0", "max_tokens");
+    bad(false, "\"max_tokens\":-1", "max_tokens");
     bad(false, "\"max_tokens\":\"16\"", "max_tokens");
     bad(false, "\"max_tokens\":100000", "max_tokens");
     bad(false, "\"min_tokens\":17", "min_tokens");
@@ -185,6 +184,9 @@ static void test_what_we_do_not_do_is_refused_by_name(void **state)
 {
     (void)state;
     bad(true, "\"tools\":[{\"type\":\"function\"}]", "tools");
+    bad(true, "\"tools\":[{\"type\":\"function\"}],\"tool_choice\":\"auto\"", "tools");
+    bad(true, "\"tools\":{},\"tool_choice\":\"none\"", "tools");
+    bad(true, "\"tools\":[1],\"tool_choice\":\"none\"", "tools");
     bad(true, "\"tool_choice\":\"auto\"", "tool_choice");
     bad(true, "\"functions\":[{}]", "functions");
     bad(true, "\"response_format\":{\"type\":\"json_object\"}", "response_format");
@@ -201,9 +203,43 @@ static void test_what_we_do_not_do_is_refused_by_name(void **state)
     bad(false, "\"allowed_token_ids\":[1]", "allowed_token_ids");
     bad(false, "\"use_beam_search\":true", "use_beam_search");
     good(true, "\"tool_choice\":\"none\",\"tools\":[]");
+    good(true, "\"tool_choice\":\"none\",\"tools\":[{\"type\":\"function\"}]");
+    good(true, "\"function_call\":\"none\",\"functions\":[{\"name\":\"f\"}]");
     good(true, "\"response_format\":{\"type\":\"text\"}");
     good(false, "\"n\":2,\"best_of\":2");
     good(false, "\"tools\":[{}]"); /* not a field of completions */
+}
+
+/* What OpenAI's ranges allow at their ends. */
+static void test_the_ends_of_the_ranges(void **state)
+{
+    (void)state;
+    struct request *r = parse_with(false, "\"max_tokens\":0,\"echo\":true,\"logprobs\":1");
+    assert_non_null(r);
+    assert_int_equal(r->params.max_tokens, 0);
+    assert_int_equal(r->params.prompt_top_count, 1);
+    request_discard(r);
+    bad(true, "\"max_tokens\":0", "max_tokens");
+    bad(false, "\"max_tokens\":-1", "max_tokens");
+    r = parse_with(false, "\"top_p\":0");
+    assert_non_null(r);
+    assert_true(r->params.top_p > 0 && r->params.top_p < 1e-5f);
+    request_discard(r);
+    good(false, "\"best_of\":0");
+    good(true, "\"top_logprobs\":0");
+    good(true, "\"temperature\":2,\"top_p\":1,\"presence_penalty\":-2,\"frequency_penalty\":2");
+    good(true, "\"logprobs\":true,\"top_logprobs\":20,\"n\":8,\"seed\":9223372036854775807");
+    good(false, "\"logit_bias\":{\"0\":-100,\"1\":100},\"logprobs\":0,\"best_of\":1");
+    /* all of the context for the prompt, when nothing is to follow it */
+    uint32_t context = env.context_max;
+    env.context_max = 3;
+    r = parse(false, "{\"model\":\"base\",\"prompt\":[1,2,3],\"max_tokens\":0}");
+    assert_non_null(r);
+    request_discard(r);
+    assert_null(parse(false, "{\"model\":\"base\",\"prompt\":[1,2,3],\"max_tokens\":1}"));
+    assert_null(parse(false, "{\"model\":\"base\",\"prompt\":[1,2,3,4],\"max_tokens\":0}"));
+    assert_string_equal(err.param, "prompt");
+    env.context_max = context;
 }
 
 static void test_prompt_forms(void **state)
@@ -465,6 +501,7 @@ int main(void)
         cmocka_unit_test(test_null_is_absent_everywhere),
         cmocka_unit_test(test_types_and_ranges),
         cmocka_unit_test(test_what_we_do_not_do_is_refused_by_name),
+        cmocka_unit_test(test_the_ends_of_the_ranges),
         cmocka_unit_test(test_prompt_forms),
         cmocka_unit_test(test_message_forms),
         cmocka_unit_test(test_continue_final_message_cuts_the_template),
