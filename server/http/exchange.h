@@ -32,8 +32,9 @@ struct exchange {
     const char *tail;           /* what follows a prefix route's prefix, inside path */
     const struct http_key *key; /* NULL: the server has no keys, or the route needs none */
     unsigned roles;
-    uint64_t fair_key; /* the key's identity, 0 without keys */
-    char request_id[EXCHANGE_ID_BYTES_MAX + 1];
+    uint64_t fair_key;                          /* the key's identity, 0 without keys */
+    char request_id[EXCHANGE_ID_BYTES_MAX + 1]; /* x-request-id, see request_id.h */
+    bool request_id_given;                      /* by the client */
     char idempotency_key[EXCHANGE_IDEM_BYTES_MAX + 1];
     char query_first[24], query_last[24];
     bool openmetrics;

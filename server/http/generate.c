@@ -11,6 +11,7 @@
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
+#include "server/http/request_id.h"
 #include "server/http/state.h"
 
 #include <sodium.h>
@@ -42,7 +43,7 @@ static void on_wake(void *arg)
 static void fill_request(struct generation *g, struct request *r)
 {
     struct exchange *x = g->x;
-    randombytes_buf(r->id, sizeof(r->id));
+    request_id_make(x, r->id);
     hex_encode(r->id_hex, r->id, sizeof(r->id));
     r->params.fair_key = x->fair_key;
     if (x->key)

@@ -5,6 +5,7 @@
 #include "server/http/handlers.h"
 #include "server/http/openapi.h"
 #include "server/http/reply.h"
+#include "server/http/request_id.h"
 #include "server/http/state.h"
 
 #include <errno.h>
@@ -74,23 +75,6 @@ void handle_openapi(struct exchange *x)
     exchange_json(x, 200);
 }
 
-/* The request id of the path: 64 hex digits, with or without the API's prefix. */
-static bool read_id(struct exchange *x, uint8_t id[32])
-{
-    struct errtext err = ERRTEXT_INIT;
-    const char *text = x->tail;
-    if (strncmp(text, "chatcmpl-", 9) == 0)
-        text += 9;
-    else if (strncmp(text, "cmpl-", 5) == 0)
-        text += 5;
-    if (hex_decode(id, 32, text))
-        return true;
-    (void)err_param(&err, STATUS_INVALID, "id",
-                    "'%.80s' is not a request id: 64 hexadecimal digits are expected", x->tail);
-    exchange_fail(x, STATUS_INVALID, &err);
-    return false;
-}
-
 typedef enum status record_reader(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
                                   bool admin, struct buf *out, struct errtext *err);
 
@@ -98,8 +82,13 @@ static void read_record(struct exchange *x, record_reader *read)
 {
     uint8_t id[32];
     struct errtext err = ERRTEXT_INIT;
-    if (!read_id(x, id))
+    if (!request_id_read(x, x->tail, id)) {
+        (void)err_param(&err, STATUS_NOT_FOUND, "id",
+                        "'%.80s' is neither an answer's id nor an x-request-id that is known here",
+                        x->tail);
+        exchange_fail(x, STATUS_NOT_FOUND, &err);
         return;
+    }
     enum status st = read(x->server->deps.recorder, id, x->fair_key,
                           (x->roles & HTTP_ROLE_ADMIN) != 0, &x->out, &err);
     if (st)

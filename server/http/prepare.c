@@ -45,8 +45,9 @@ static bool copy_token(char *out, size_t out_bytes, const char *text)
 
 static void set_request_id(struct exchange *x, const char *inbound)
 {
-    uint8_t random[16];
-    if (copy_token(x->request_id, sizeof(x->request_id), inbound))
+    uint8_t random[32];
+    x->request_id_given = copy_token(x->request_id, sizeof(x->request_id), inbound);
+    if (x->request_id_given)
         return;
     randombytes_buf(random, sizeof(random));
     hex_encode(x->request_id, random, sizeof(random));

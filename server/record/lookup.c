@@ -11,6 +11,7 @@
 #define TABLE_SLOTS   (4u * LOOKUP_MAX)
 #define LOG_BODY      (32 + 32 + 8 + 8 + 1)
 #define LOG_SEG_BYTES (4u << 20)
+#define TAIL_WALK     1024 /* entries looked at without a pause */
 
 struct lookup {
     pthread_mutex_t lock;
@@ -158,6 +159,25 @@ bool lookup_get(struct lookup *l, const uint8_t request_id[32], struct lookup_en
         *out = *e;
     pthread_mutex_unlock(&l->lock);
     return e != NULL;
+}
+
+bool lookup_find_tail(struct lookup *l, const uint8_t *tail, size_t tail_bytes, uint8_t id[32])
+{
+    bool found = false;
+    pthread_mutex_lock(&l->lock);
+    uint64_t at = l->put_count, lo = at > LOOKUP_MAX ? at - LOOKUP_MAX : 0;
+    while (!found && at > lo) {
+        const struct lookup_entry *e = &l->ring[--at % LOOKUP_MAX];
+        found = memcmp(e->request_id + 32 - tail_bytes, tail, tail_bytes) == 0;
+        if (found)
+            memcpy(id, e->request_id, 32);
+        if (at % TAIL_WALK == 0) { /* the recorder must not wait for a curious client */
+            pthread_mutex_unlock(&l->lock);
+            pthread_mutex_lock(&l->lock);
+        }
+    }
+    pthread_mutex_unlock(&l->lock);
+    return found;
 }
 
 void lookup_update(struct lookup *l, const struct lookup_entry *e)

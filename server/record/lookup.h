@@ -34,6 +34,8 @@ void lookup_close(struct lookup *l);
  * to the private log (best effort). */
 void lookup_put(struct lookup *l, const struct lookup_entry *e, bool persist);
 bool lookup_get(struct lookup *l, const uint8_t request_id[32], struct lookup_entry *out);
+/* The newest request id whose last tail_bytes are these. */
+bool lookup_find_tail(struct lookup *l, const uint8_t *tail, size_t tail_bytes, uint8_t id[32]);
 /* Replace the entry of the same request id, if it is still known. */
 void lookup_update(struct lookup *l, const struct lookup_entry *e);
 /* The attribution of inference seq is record att_seq. Used while the spool is scanned at start. */

@@ -56,6 +56,11 @@ MUST_CHECK enum status recorder_admit(struct recorder *r, const struct request *
                                       struct errtext *err);
 void recorder_unadmit(struct recorder *r, const struct request *req);
 
+/* The id of the newest known answer whose id ends with tail. A walk over all that are remembered:
+ * for a person's question, not for each request. Thread: any. */
+#define RECORDER_ID_TAIL_BYTES 16
+bool recorder_find_id(struct recorder *r, const uint8_t tail[RECORDER_ID_TAIL_BYTES],
+                      uint8_t id[32]);
 /* JSON bodies of GET /v1/receipts/{id} and /v1/attribution/{id}. Only the asking key (fair_key) or
  * admin may see them. Errors: NOT_FOUND (unknown, too old or another key's). Thread: any. */
 MUST_CHECK enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],

@@ -164,6 +164,12 @@ static void put_inference(struct recorder *r, const union record *rec, const str
     buf_putc(out, ',');
 }
 
+bool recorder_find_id(struct recorder *r, const uint8_t tail[RECORDER_ID_TAIL_BYTES],
+                      uint8_t id[32])
+{
+    return lookup_find_tail(r->lookup, tail, RECORDER_ID_TAIL_BYTES, id);
+}
+
 enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
                                   bool admin, struct buf *out, struct errtext *err)
 {

@@ -265,7 +265,7 @@ static void test_errors_are_openai_objects(void **state)
     assert_error(chat, "{\"model\":\"base\",\"messages\":[]}", 400, "messages");
     assert_error("GET /nowhere", NULL, 404, NULL);
     assert_error("DELETE /v1/completions", NULL, 405, NULL);
-    assert_error("GET /v1/receipts/xyz", NULL, 400, "id");
+    assert_error("GET /v1/receipts/xyz", NULL, 404, "id");
 }
 
 static void test_prompt_over_context_names_both_numbers(void **state)
