@@ -24,6 +24,7 @@ void handle_model(struct exchange *x);
 /* tokenize.c */
 void handle_tokenize(struct exchange *x);
 void handle_detokenize(struct exchange *x);
+void handle_tokenizer_info(struct exchange *x);
 /* adapters.c */
 void handle_adapters_list(struct exchange *x);
 void handle_adapter_get(struct exchange *x);

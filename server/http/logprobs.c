@@ -49,6 +49,23 @@ static void put_chat_entry(struct buf *out, const struct generation *g, int32_t 
     put_bytes(out, g, id);
 }
 
+/* Alternative k of a token: the likeliest, but the chosen token has the last place where it is not
+ * among them (a bias or a temperature chose it). */
+static void put_chat_top(struct buf *out, const struct generation *g, const struct sample_out *top,
+                         int32_t id, float logprob)
+{
+    uint32_t count = g->req->params.top_count;
+    bool listed = false;
+    for (uint32_t k = 0; k < count; k++) {
+        listed = listed || top->top_id[k] == id;
+        bool swap = k + 1 == count && !listed;
+        if (k > 0)
+            buf_putc(out, ',');
+        put_chat_entry(out, g, swap ? id : top->top_id[k], swap ? logprob : top->top_logprob[k]);
+        buf_putc(out, '}');
+    }
+}
+
 void logprobs_put_chat(struct buf *out, const struct generation *g, const struct request_seq *s,
                        struct logprob_range range)
 {
@@ -59,12 +76,8 @@ void logprobs_put_chat(struct buf *out, const struct generation *g, const struct
             buf_putc(out, ',');
         put_chat_entry(out, g, s->out_id[t], s->out_logprob[t]);
         buf_puts(out, ",\"top_logprobs\":[");
-        for (uint32_t k = 0; top && k < g->req->params.top_count; k++) {
-            if (k > 0)
-                buf_putc(out, ',');
-            put_chat_entry(out, g, top->top_id[k], top->top_logprob[k]);
-            buf_putc(out, '}');
-        }
+        if (top)
+            put_chat_top(out, g, top, s->out_id[t], s->out_logprob[t]);
         buf_puts(out, "]}");
     }
     buf_puts(out, "],\"refusal\":null}");

@@ -161,10 +161,24 @@ static void put_logprobs(struct buf *out, struct generation *g, const struct req
         logprobs_put_completion(out, g, s, all);
 }
 
+/* What was asked about the prompt. vLLM has it in each choice of a completion, but beside the
+ * choices of a chat, which have one prompt. */
+static void put_prompt_fields(struct buf *out, const struct generation *g,
+                              const struct request_prompt *prompt)
+{
+    if (g->spec.prompt_logprobs >= 0) {
+        buf_puts(out, ",\"prompt_logprobs\":");
+        logprobs_put_prompt(out, g, prompt);
+    }
+    if (g->spec.return_token_ids) {
+        buf_puts(out, ",\"prompt_token_ids\":");
+        reply_put_ids(out, prompt->ids, prompt->n_ids);
+    }
+}
+
 static void put_choice(struct buf *out, struct generation *g, uint32_t idx)
 {
     const struct request_seq *s = &g->req->seq[idx];
-    const struct request_prompt *prompt = &g->req->prompt[s->prompt_idx];
     buf_printf(out, "{\"index\":%u,", idx);
     if (g->spec.chat) {
         buf_puts(out, "\"message\":{\"role\":\"assistant\",\"content\":");
@@ -177,13 +191,9 @@ static void put_choice(struct buf *out, struct generation *g, uint32_t idx)
     put_logprobs(out, g, s);
     buf_putc(out, ',');
     reply_put_finish(out, g, s);
-    if (g->spec.prompt_logprobs >= 0) {
-        buf_puts(out, ",\"prompt_logprobs\":");
-        logprobs_put_prompt(out, g, prompt);
-    }
+    if (!g->spec.chat)
+        put_prompt_fields(out, g, &g->req->prompt[s->prompt_idx]);
     if (g->spec.return_token_ids) {
-        buf_puts(out, ",\"prompt_token_ids\":");
-        reply_put_ids(out, prompt->ids, prompt->n_ids);
         buf_puts(out, ",\"token_ids\":");
         reply_put_ids(out, s->out_id, atomic_load(&s->n_out));
     }
@@ -206,6 +216,8 @@ void reply_put_completion(struct buf *out, struct generation *g)
     buf_puts(out, "],\"usage\":");
     reply_put_usage(out, g);
     buf_puts(out, ",\"system_fingerprint\":null");
+    if (g->spec.chat)
+        put_prompt_fields(out, g, &g->req->prompt[0]);
     reply_put_residual(out, g);
     buf_putc(out, '}');
 }

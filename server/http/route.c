@@ -36,6 +36,7 @@ static const struct route table[] = {
     {HTTP_GET, "/v1/lane/range", handle_lane_range, WORKER, NONE, true},
     {HTTP_POST, "/tokenize", handle_tokenize, INFER, JSON, false},
     {HTTP_POST, "/detokenize", handle_detokenize, INFER, JSON, false},
+    {HTTP_GET, "/tokenizer_info", handle_tokenizer_info, INFER, NONE, false},
     {HTTP_GET, "/health", handle_health, NOBODY, NONE, false},
     {HTTP_GET, "/livez", handle_livez, NOBODY, NONE, false},
     {HTTP_GET, "/readyz", handle_readyz, NOBODY, NONE, false},

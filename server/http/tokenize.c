@@ -1,5 +1,6 @@
 /* /tokenize and /detokenize in vLLM's shapes: text or chat messages -> ids, ids -> text. Both
- * answer for the base's tokenizer, which every adapter shares; `model` is checked if given. */
+ * answer for the base's tokenizer, which every adapter shares; `model` is checked if given.
+ * /tokenizer_info shows that tokenizer's settings, chat template included. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/http/auth.h"
@@ -159,4 +160,10 @@ void handle_detokenize(struct exchange *x)
     buf_fini(&text);
     mem_free(ids.ids);
     json_decref(root);
+}
+
+void handle_tokenizer_info(struct exchange *x)
+{
+    buf_puts(&x->out, x->server->deps.model->tokenizer_info);
+    exchange_json(x, 200);
 }

@@ -418,6 +418,7 @@ void model_free(struct model *m)
     chat_template_free(m->chat);
     chat_template_free(m->chat_tools);
     mem_free(m->chat_text);
+    mem_free(m->tokenizer_info);
     mem_free(m->layer);
     mem_free(m);
 }

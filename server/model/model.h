@@ -28,6 +28,7 @@ struct model {
     struct chat_template *chat;       /* NULL: no template, chat requests are refused by name */
     struct chat_template *chat_tools; /* the named tool_use template, or NULL */
     char *chat_text;                  /* the default template's text, or NULL */
+    char *tokenizer_info;             /* tokenizer_config.json as GET /tokenizer_info shows it */
     char bos_token[64], eos_token[64];
     bool add_bos;                 /* tokenizer adds BOS by itself (post-processor) */
     uint8_t id[32];               /* modelId, SPEC 1 */

@@ -199,6 +199,36 @@ static enum status load_tokenizer(struct model *m, struct model_text *text, cons
     return STATUS_OK;
 }
 
+static int put_json(const char *data, size_t len, void *arg)
+{
+    buf_put(arg, data, len);
+    return ((struct buf *)arg)->failed ? -1 : 0;
+}
+
+/* tokenizer_config.json with the template that is served and without file names, as vLLM shows it.
+ */
+static enum status keep_info(struct model *m, const json_t *config, struct errtext *err)
+{
+    static const char class_key[] = "tokenizer_class";
+    struct buf text;
+    size_t len;
+    json_t *info = config ? json_copy((json_t *)(uintptr_t)config) : json_object();
+    int failed = info ? 0 : 1;
+    (void)json_object_del(info, "vocab_file");
+    (void)json_object_del(info, "merges_file");
+    if (!json_is_string(json_object_get(info, class_key)))
+        failed |= json_object_set_new(info, class_key, json_string("PreTrainedTokenizerFast"));
+    if (m->chat_text)
+        failed |= json_object_set_new(info, "chat_template", json_string(m->chat_text));
+    buf_init(&text, 2 * TEXT_CONFIG_BYTES_MAX);
+    failed |= failed ? 0 : json_dump_callback(info, put_json, &text, JSON_COMPACT);
+    m->tokenizer_info = failed ? NULL : buf_steal(&text, &len);
+    buf_fini(&text);
+    json_decref(info);
+    return m->tokenizer_info ? STATUS_OK
+                             : err_set(err, STATUS_NO_MEMORY, "tokenizer_config.json: no memory");
+}
+
 enum status model_text_load(struct model *m, struct model_text *text, const char *dir,
                             struct errtext *err)
 {
@@ -211,6 +241,8 @@ enum status model_text_load(struct model *m, struct model_text *text, const char
         st = load_special_tokens(m, dir, config, err);
     if (!st)
         st = load_templates(m, dir, config, err);
+    if (!st)
+        st = keep_info(m, config, err);
     if (!st)
         st = probe_bos(m, err);
     json_decref(config);

@@ -148,6 +148,77 @@ def test_non_stream_message_has_role_content_and_refusal(server):
     assert body["object"] == "chat.completion" and body["id"].startswith("chatcmpl-")
 
 
+def test_vllm_fields_of_the_prompt_are_where_vllm_has_them(server):
+    """In a chat beside the choices, in a completion inside each."""
+    ask = {"model": BASE, "max_tokens": 2, "temperature": 0, "return_token_ids": True}
+    body = server.post("/v1/chat/completions", {**ask, "messages": [{"role": "user", "content": "Hi"}], "prompt_logprobs": 1})[1]
+    ids = body["prompt_token_ids"]
+    assert ids == server.post("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]})[1]["tokens"]
+    assert body["prompt_logprobs"][0] is None and len(body["prompt_logprobs"]) == len(ids)
+    assert "token_ids" in body["choices"][0] and not {"prompt_logprobs", "prompt_token_ids"} & set(body["choices"][0])
+    body = server.post("/v1/completions", {**ask, "prompt": [[5, 6], [7]], "prompt_logprobs": 1})[1]
+    assert [c["prompt_token_ids"] for c in body["choices"]] == [[5, 6], [7]]
+    assert [len(c["prompt_logprobs"]) for c in body["choices"]] == [2, 1] and "prompt_token_ids" not in body
+
+
+def test_max_tokens_0_judges_the_prompt_alone(server):
+    for stream in (False, True):
+        ask = {"model": BASE, "prompt": "The people of", "max_tokens": 0, "echo": True, "logprobs": 1}
+        if stream:
+            chunks = events(server, "/v1/completions", ask)
+            choice, end, usage = chunks[0]["choices"][0], chunks[-1]["choices"][0], None
+        else:
+            body = server.post("/v1/completions", ask)[1]
+            choice = end = body["choices"][0]
+            usage = body["usage"]
+        assert choice["text"] == "The people of" and "".join(choice["logprobs"]["tokens"]) == choice["text"]
+        assert choice["logprobs"]["token_logprobs"][0] is None and choice["logprobs"]["token_logprobs"][1] < 0
+        assert end["finish_reason"] == "length" and (stream or usage["completion_tokens"] == 0)
+    status, body = server.post("/v1/completions", {"model": BASE, "prompt": "The people of", "max_tokens": 0})
+    assert status == 200 and body["choices"][0]["text"] == ""
+
+
+def test_the_chosen_token_is_among_the_alternatives(server):
+    """Also when a bias chose what the model thinks unlikely; and never more alternatives than asked for."""
+    body = server.post("/v1/chat/completions", {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "logprobs": True,
+                                                "top_logprobs": 3, "logit_bias": {"200": 100}})[1]
+    for item in body["choices"][0]["logprobs"]["content"]:
+        assert len(item["top_logprobs"]) == 3
+        assert [t["logprob"] for t in item["top_logprobs"] if t["bytes"] == item["bytes"]] == [item["logprob"]]
+
+
+def test_tools_with_the_choice_none_are_taken(server):
+    ask = {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    assert server.post("/v1/chat/completions", {**ask, "tool_choice": "none"})[0] == 200
+    status, body = server.post("/v1/chat/completions", {**ask, "tool_choice": "required"})
+    assert status == 400 and body["error"]["param"] == "tools"
+
+
+def test_tokenizer_info(server):
+    status, info = server.get("/tokenizer_info")
+    stored = json.loads((DEMO / "base" / "tokenizer_config.json").read_text())
+    assert status == 200 and info["chat_template"] == (DEMO / "base" / "chat_template.jinja").read_text()
+    assert info["tokenizer_class"] and stored.items() <= info.items()
+
+
+def test_records_are_found_by_x_request_id(server, keyed):
+    name = "trace " + uuid.uuid4().hex
+    first = server.post("/v1/completions", {"model": BASE, "prompt": "The", "max_tokens": 1}, headers={"X-Request-Id": name})[1]
+    body = server.post("/v1/completions", {"model": BASE, "prompt": "The", "max_tokens": 2}, headers={"X-Request-Id": name})[1]
+    assert first["id"] != body["id"]
+    for kind in ("receipts", "attribution"):
+        forms = [body["id"], body["residual"]["request_id"], name.replace(" ", "%20")]
+        got = [server.get(f"/v1/{kind}/{form}") for form in forms]
+        assert [(s, b["request_id"]) for s, b in got] == [(200, body["residual"]["request_id"])] * 3, got
+        assert server.get(f"/v1/{kind}/nobody-sent-this")[0] == 404
+    status, head, raw = http(server.url + "/v1/completions", {"model": BASE, "prompt": "The", "max_tokens": 1})
+    assert status == 200 and server.get("/v1/receipts/" + head["x-request-id"])[1]["request_id"] == json.loads(raw)["residual"]["request_id"]
+    # an x-request-id is the key's own
+    http(keyed.url + "/v1/completions", {"model": BASE, "prompt": "The", "max_tokens": 1}, headers={"X-Request-Id": "mine", **bearer("alice")})
+    assert http(keyed.url + "/v1/receipts/mine", headers=bearer("alice"))[0] == 200
+    assert http(keyed.url + "/v1/receipts/mine", headers=bearer("bob"))[0] == 404
+
+
 def test_stream_options_without_stream_is_refused(client):
     e = refused(openai.BadRequestError, complete, client=client, extra_body={"stream_options": {"include_usage": True}})
     assert e.param == "stream_options"
@@ -292,7 +363,7 @@ def test_n_choices_share_the_prompt_and_choice_0_is_n_1(client):
 
 def test_top_k_one_min_p_one_and_tiny_top_p_are_greedy(client):
     greedy = complete(client, max_tokens=16).choices[0].text
-    for extra in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}):
+    for extra in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-6}, {"top_p": 0}):
         assert complete(client, temperature=1.5, max_tokens=16, extra_body=extra).choices[0].text == greedy, extra
     assert complete(client, max_tokens=16, extra_body={"top_k": -1}).choices[0].text == greedy
 
@@ -584,7 +655,7 @@ def test_receipt_and_attribution_answer_only_the_asking_key(keyed, amber):
     assert shares[0]["name"] == "amber-coast" and shares[0]["gain_ppb"] == 1_000_000_000
     assert ask("attribution", "bob")[0] == 404 and ask("attribution", "root")[0] == 200
     assert http(f"{keyed.url}/v1/receipts/{rid}")[0] == 401
-    assert http(f"{keyed.url}/v1/receipts/abc", headers=bearer("alice"))[0] == 400
+    assert http(f"{keyed.url}/v1/receipts/abc", headers=bearer("alice"))[0] == 404
 
 
 # ---- errors ----
@@ -693,7 +764,7 @@ def counting_client(server, key="EMPTY", retries=2):
 def test_request_id_is_echoed_and_processing_time_given(client):
     raw = client.completions.with_raw_response.create(model=BASE, prompt="The", max_tokens=2, extra_headers={"X-Request-ID": "my-id-1"})
     assert raw.headers["x-request-id"] == "my-id-1" == raw.parse()._request_id and int(raw.headers["openai-processing-ms"]) >= 0
-    assert len(client.completions.with_raw_response.create(model=BASE, prompt="The", max_tokens=2).headers["x-request-id"]) == 32
+    assert len(client.completions.with_raw_response.create(model=BASE, prompt="The", max_tokens=2).headers["x-request-id"]) == 64
     assert refused(openai.NotFoundError, complete, client=client, model="x", extra_headers={"X-Request-ID": "my-id-2"}).request_id == "my-id-2"
 
 
