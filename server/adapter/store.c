@@ -14,6 +14,8 @@
 #include "server/adapter/store.h"
 #include "server/adapter/blob_pool.h"
 #include "server/adapter/device_tier.h"
+#include "server/adapter/id_index.h"
+#include "server/adapter/layout_set.h"
 #include "server/adapter/loader.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
@@ -44,18 +46,16 @@ struct waiter {
 
 struct store {
     struct store_options opt;
-    struct slot *slot;               /* [slots_max] */
-    struct lora_slot *table_slot;    /* [slots_max] */
-    struct lora_layout *layout;      /* [layouts_max] */
-    struct lora_entry *layout_entry; /* [layouts_max][n_layer * LORA_MODULE_COUNT] */
-    uint32_t *layout_refs;           /* [layouts_max] */
+    struct slot *slot;            /* [slots_max] */
+    struct lora_slot *table_slot; /* [slots_max] */
+    struct layout_set layouts;
     struct lora_table table;
     struct loader *loader;
     struct loader_job *job;       /* [jobs_max] */
     struct loader_job **free_job; /* [jobs_max] */
     uint32_t jobs_max, free_jobs;
     struct waiter waiter[WAITERS_MAX];
-    uint32_t index_mask, *index; /* id hash -> slot + 1, linear probing */
+    struct id_index index; /* adapter id -> slot */
     uint64_t used_bytes;
     uint32_t loading;
     struct store_stats stats;
@@ -71,47 +71,10 @@ static size_t entries_per_layout(const struct store *s)
     return (size_t)s->opt.model->n_layer * LORA_MODULE_COUNT;
 }
 
-/* ---- id -> slot ---- */
-
-static uint32_t hash_id(const struct store *s, const uint8_t id[32])
-{
-    uint32_t h;
-    memcpy(&h, id, sizeof(h)); /* ids are digests */
-    return h & s->index_mask;
-}
-
 static struct slot *find(const struct store *s, const uint8_t id[32])
 {
-    for (uint32_t i = hash_id(s, id); s->index[i]; i = (i + 1) & s->index_mask) {
-        struct slot *slot = &s->slot[s->index[i] - 1];
-        if (memcmp(slot->entry->id, id, 32) == 0)
-            return slot;
-    }
-    return NULL;
-}
-
-static void index_insert(struct store *s, uint32_t slot_idx)
-{
-    uint32_t i = hash_id(s, s->slot[slot_idx].entry->id);
-    while (s->index[i])
-        i = (i + 1) & s->index_mask;
-    s->index[i] = slot_idx + 1;
-}
-
-/* Linear probing removal: re-insert the rest of the cluster. */
-static void index_remove(struct store *s, uint32_t slot_idx)
-{
-    uint32_t i = hash_id(s, s->slot[slot_idx].entry->id);
-    while (s->index[i] != slot_idx + 1) {
-        CHECK(s->index[i]);
-        i = (i + 1) & s->index_mask;
-    }
-    s->index[i] = 0;
-    for (i = (i + 1) & s->index_mask; s->index[i]; i = (i + 1) & s->index_mask) {
-        uint32_t moved = s->index[i] - 1;
-        s->index[i] = 0;
-        index_insert(s, moved);
-    }
+    uint32_t idx = id_index_find(&s->index, id);
+    return idx == ID_INDEX_NONE ? NULL : &s->slot[idx];
 }
 
 /* ---- create ---- */
@@ -124,25 +87,16 @@ static void set_state(struct adapter_entry *e, enum adapter_state state)
 static void create_tables(struct store *s)
 {
     const struct store_options *o = &s->opt;
-    size_t per = entries_per_layout(s);
     s->slot = mem_array(o->slots_max, sizeof(*s->slot));
     s->table_slot = mem_array(o->slots_max, sizeof(*s->table_slot));
-    s->layout = mem_array(o->layouts_max, sizeof(*s->layout));
-    s->layout_entry = mem_array(o->layouts_max * per, sizeof(*s->layout_entry));
-    s->layout_refs = mem_array(o->layouts_max, sizeof(*s->layout_refs));
-    for (uint32_t i = 0; i < o->layouts_max; i++)
-        s->layout[i].entry = s->layout_entry + i * per;
+    layout_set_init(&s->layouts, o->layouts_max, entries_per_layout(s));
     s->table = (struct lora_table){.slot = s->table_slot,
-                                   .layout = s->layout,
+                                   .layout = s->layouts.layout,
                                    .n_slot = o->slots_max,
                                    .n_layout = o->layouts_max,
                                    .n_layer = o->model->n_layer,
                                    .dtype = o->dtype};
-    uint32_t index_count = 4;
-    while (index_count < 2 * o->slots_max)
-        index_count *= 2;
-    s->index = mem_array(index_count, sizeof(*s->index));
-    s->index_mask = index_count - 1;
+    id_index_init(&s->index, o->slots_max);
 }
 
 static void tier_evicted(void *arg, uint32_t idx)
@@ -222,10 +176,8 @@ void store_destroy(struct store *s)
     mem_free(s->job_layout);
     mem_free(s->free_job);
     mem_free(s->job);
-    mem_free(s->index);
-    mem_free(s->layout_refs);
-    mem_free(s->layout_entry);
-    mem_free(s->layout);
+    id_index_fini(&s->index);
+    layout_set_fini(&s->layouts);
     mem_free(s->table_slot);
     mem_free(s->slot);
     mem_free(s);
@@ -234,31 +186,6 @@ void store_destroy(struct store *s)
 const struct lora_table *store_table(const struct store *s)
 {
     return &s->table;
-}
-
-/* ---- layouts ---- */
-
-static uint32_t layout_take(struct store *s, const struct lora_entry *entry, uint64_t blob_bytes)
-{
-    size_t per = entries_per_layout(s);
-    uint32_t free_idx = UINT32_MAX;
-    for (uint32_t i = 0; i < s->opt.layouts_max; i++) {
-        if (s->layout_refs[i] == 0) {
-            free_idx = free_idx == UINT32_MAX ? i : free_idx;
-            continue;
-        }
-        if (s->layout[i].blob_bytes == blob_bytes &&
-            memcmp(s->layout[i].entry, entry, per * sizeof(*entry)) == 0) {
-            s->layout_refs[i]++;
-            return i;
-        }
-    }
-    if (free_idx != UINT32_MAX) {
-        memcpy(s->layout_entry + free_idx * per, entry, per * sizeof(*entry));
-        s->layout[free_idx].blob_bytes = blob_bytes;
-        s->layout_refs[free_idx] = 1;
-    }
-    return free_idx;
 }
 
 /* Largest sum of ranks over the groups that share an input, over all layers. */
@@ -305,7 +232,7 @@ static bool drop_slot(struct store *s, uint32_t idx)
     if (!job)
         return false;
     CHECK(slot->pins == 0 && !is_moving(s, idx));
-    index_remove(s, idx);
+    id_index_remove(&s->index, slot->entry->id);
     give_back(s, idx);
     job->op = LOADER_FREE;
     job->entry = slot->entry;
@@ -315,7 +242,7 @@ static bool drop_slot(struct store *s, uint32_t idx)
     if (slot->state == SLOT_READY) {
         s->used_bytes -= slot->blob_bytes;
         s->stats.resident--;
-        s->layout_refs[slot->layout]--;
+        layout_set_drop(&s->layouts, slot->layout);
         s->table_slot[idx].blob = NULL;
     }
     set_state(slot->entry, ADAPTER_DISK);
@@ -439,7 +366,7 @@ static enum status start_load(struct store *s, struct adapter_entry *e, struct e
                                  .blob = blob,
                                  .blob_bytes = e->blob_bytes,
                                  .waiter = NO_WAITER};
-    index_insert(s, idx);
+    id_index_insert(&s->index, e->id, idx);
     s->used_bytes += e->blob_bytes;
     s->loading++;
     set_state(e, ADAPTER_REQUESTED);
@@ -538,10 +465,10 @@ static bool load_done(struct store *s, struct loader_job *job, uint64_t now_ms)
 {
     struct slot *slot = &s->slot[job->slot];
     s->loading--;
-    uint32_t layout = UINT32_MAX;
+    uint32_t layout = LAYOUT_NONE;
     if (!job->status) {
-        layout = layout_take(s, job->layout, job->blob_bytes);
-        if (layout == UINT32_MAX)
+        layout = layout_set_take(&s->layouts, job->layout, job->blob_bytes);
+        if (layout == LAYOUT_NONE)
             job->status =
                 err_set(&job->err, STATUS_FULL,
                         "adapter '%s': %u distinct rank layouts are resident, the maximum",
