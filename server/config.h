@@ -12,7 +12,7 @@ struct config {
     struct option_list adapter;       /* NAME=DIR */
     struct option_list adapter_roots; /* allow-list of load_lora_adapter */
     json_t *api_keys;                 /* array or NULL */
-    bool deterministic, prefix_cache, allow_runtime_loading, plan, help, version;
+    bool deterministic, prefix_cache, allow_runtime_loading, strict, plan, help, version;
     uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
         adapters_host_bytes_max, adapters_device_bytes_max, device, device_bytes;

@@ -244,11 +244,12 @@ static enum status make_adapters(struct server *s, struct errtext *err)
     if (!st)
         st = publisher_recover(s->publisher, &count, err);
     if (!st && c->adapter_dir)
-        st = publisher_load_all(s->publisher, c->adapter_dir, &count, err);
+        st = publisher_load_all(s->publisher, c->adapter_dir, c->strict, &count, err);
     if (!st)
         st = load_named_adapters(s, err);
     if (!st)
-        log_info("adapters", "%u registered", catalog_count(s->catalog));
+        log_info("adapters", "%u registered, %u refused", catalog_count(s->catalog),
+                 catalog_refused_count(s->catalog));
     return st;
 }
 

@@ -164,6 +164,10 @@ static const char *text_of(const json_t *v, const char *key)
 static void put_row(struct buf *out, const json_t *e)
 {
     const json_t *price = json_object_get(e, "price_per_1000_tokens");
+    if (!strcmp(text_of(e, "state"), "refused")) {
+        buf_printf(out, "\n%-24s %-12s  refused: %s", text_of(e, "name"), "-", text_of(e, "error"));
+        return;
+    }
     buf_printf(
         out, "\n%-24s %.12s  %-9s %4lld %10lld %8lld  %s", text_of(e, "name"), text_of(e, "id"),
         text_of(e, "state"), json_integer_value(json_object_get(e, "rank_max")),
@@ -178,7 +182,9 @@ static void put_list(struct buf *out, const json_t *answer)
     buf_printf(out, "%-24s %-12s  %-9s %4s %10s %8s  %s", "name", "id", "state", "rank", "bytes",
                "requests", "price out / 1000 tokens");
     json_array_foreach(data, i, e) put_row(out, e);
-    buf_printf(out, "\n%zu adapters", json_array_size(data));
+    buf_printf(out, "\n%lld adapters, %lld refused",
+               json_integer_value(json_object_get(answer, "count")),
+               json_integer_value(json_object_get(answer, "refused")));
 }
 
 static int remote(struct cli *c, const char *method, const char *path,

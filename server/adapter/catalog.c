@@ -1,18 +1,22 @@
 /* A name-sorted array of references under one lock. Thousands of names, looked up by binary search;
  * inserts move pointers, which at 10 000 names costs microseconds and happens only when someone
  * registers. Lookups by content scan: they serve administration and the recorder, not the request
- * path. */
+ * path. Refusals are a list of their own, looked at where a name was not found. */
 #include "server/adapter/catalog.h"
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/mem.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 
 struct catalog {
     pthread_mutex_t lock;
     struct adapter_entry **entry; /* [count] by name */
     uint32_t count, count_max;
+    struct catalog_refusal **refusal; /* [refused] */
+    uint32_t refused;
     char reserved[4][CATALOG_NAME_MAX + 1];
     uint32_t reserved_count;
 };
@@ -32,6 +36,7 @@ struct catalog *catalog_create(uint32_t adapters_max)
 {
     struct catalog *c = mem_alloc(sizeof(*c));
     c->entry = mem_array(adapters_max ? adapters_max : 1, sizeof(struct adapter_entry *));
+    c->refusal = mem_array(adapters_max ? adapters_max : 1, sizeof(struct catalog_refusal *));
     c->count_max = adapters_max;
     CHECK(pthread_mutex_init(&c->lock, NULL) == 0);
     return c;
@@ -43,7 +48,10 @@ void catalog_destroy(struct catalog *c)
         return;
     for (uint32_t i = 0; i < c->count; i++)
         catalog_release(c->entry[i]);
+    for (uint32_t i = 0; i < c->refused; i++)
+        mem_free(c->refusal[i]);
     pthread_mutex_destroy(&c->lock);
+    mem_free(c->refusal);
     mem_free(c->entry);
     mem_free(c);
 }
@@ -135,6 +143,26 @@ static enum status put_locked(struct catalog *c, struct adapter_entry *e, bool r
     return STATUS_OK;
 }
 
+/* Index of the refusal of name, or refused. */
+static uint32_t refusal_of(const struct catalog *c, const char *name)
+{
+    uint32_t i = 0;
+    while (i < c->refused && strncmp(c->refusal[i]->name, name, CATALOG_NAME_MAX) != 0)
+        i++;
+    return i;
+}
+
+static void forget_refusal(struct catalog *c, const char *name)
+{
+    uint32_t at = refusal_of(c, name);
+    if (at == c->refused)
+        return;
+    mem_free(c->refusal[at]);
+    c->refused--;
+    memmove(c->refusal + at, c->refusal + at + 1,
+            (c->refused - at) * sizeof(struct catalog_refusal *));
+}
+
 enum status catalog_put(struct catalog *c, struct adapter_entry *e, bool replace,
                         struct adapter_entry **old, struct errtext *err)
 {
@@ -144,6 +172,8 @@ enum status catalog_put(struct catalog *c, struct adapter_entry *e, bool replace
         return st;
     pthread_mutex_lock(&c->lock);
     st = put_locked(c, e, replace, old, err);
+    if (!st)
+        forget_refusal(c, e->name);
     pthread_mutex_unlock(&c->lock);
     return st;
 }
@@ -207,6 +237,54 @@ void catalog_each(struct catalog *c, bool (*visit)(void *arg, struct adapter_ent
             go_on = visit(arg, snapshot[i]);
         catalog_release(snapshot[i]);
     }
+    mem_free(snapshot);
+}
+
+void catalog_refuse(struct catalog *c, const char *name, const struct errtext *why)
+{
+    struct catalog_refusal *r = mem_alloc(sizeof(*r));
+    snprintf(r->name, sizeof(r->name), "%s", name);
+    r->why = *why;
+    r->unix_s = (int64_t)(clock_wall_ms() / 1000);
+    pthread_mutex_lock(&c->lock);
+    forget_refusal(c, name);
+    if (c->refused < c->count_max)
+        c->refusal[c->refused++] = r;
+    else
+        mem_free(r);
+    pthread_mutex_unlock(&c->lock);
+}
+
+bool catalog_find_refusal(struct catalog *c, const char *name, struct catalog_refusal *out)
+{
+    pthread_mutex_lock(&c->lock);
+    uint32_t at = refusal_of(c, name);
+    bool found = at < c->refused;
+    if (found)
+        *out = *c->refusal[at];
+    pthread_mutex_unlock(&c->lock);
+    return found;
+}
+
+uint32_t catalog_refused_count(struct catalog *c)
+{
+    pthread_mutex_lock(&c->lock);
+    uint32_t count = c->refused;
+    pthread_mutex_unlock(&c->lock);
+    return count;
+}
+
+void catalog_each_refusal(struct catalog *c,
+                          void (*visit)(void *arg, const struct catalog_refusal *r), void *arg)
+{
+    pthread_mutex_lock(&c->lock);
+    uint32_t count = c->refused;
+    struct catalog_refusal *snapshot = mem_array(count ? count : 1, sizeof(*snapshot));
+    for (uint32_t i = 0; i < count; i++)
+        snapshot[i] = *c->refusal[i];
+    pthread_mutex_unlock(&c->lock);
+    for (uint32_t i = 0; i < count; i++)
+        visit(arg, &snapshot[i]);
     mem_free(snapshot);
 }
 

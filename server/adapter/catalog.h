@@ -102,6 +102,23 @@ void catalog_release(struct adapter_entry *e);
 uint32_t catalog_count(struct catalog *c);
 /* visit(arg, e) on a snapshot in name order; return false to stop. */
 void catalog_each(struct catalog *c, bool (*visit)(void *arg, struct adapter_entry *e), void *arg);
+
+/* What should have been registered and could not be: listed beside the entries with its reason, so
+ * that who asks for the name is told. As many are kept as entries. */
+struct catalog_refusal {
+    char name[CATALOG_NAME_MAX + 1]; /* cut if longer */
+    struct errtext why;
+    int64_t unix_s;
+};
+/* Replaces an earlier refusal of the name; a catalog_put of the name forgets it. */
+void catalog_refuse(struct catalog *c, const char *name, const struct errtext *why);
+/* false: the name was not refused. */
+bool catalog_find_refusal(struct catalog *c, const char *name, struct catalog_refusal *out);
+uint32_t catalog_refused_count(struct catalog *c);
+/* visit(arg, r) on a snapshot, in the order of the refusals. */
+void catalog_each_refusal(struct catalog *c,
+                          void (*visit)(void *arg, const struct catalog_refusal *r), void *arg);
+
 /* Names that must not be registered (the base's). Call before threads start. */
 void catalog_reserve_name(struct catalog *c, const char *name);
 

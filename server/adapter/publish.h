@@ -44,10 +44,11 @@ const struct file_roots *publisher_roots(const struct publisher *p);
  * in the directory is honoured. */
 MUST_CHECK enum status publisher_load_dir(struct publisher *p, const char *name, const char *path,
                                           bool trusted, bool replace, struct errtext *err);
-/* Every sub-directory of dir that holds adapter_config.json, named as the directory. Returns the
- * number registered. */
-MUST_CHECK enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *count,
-                                          struct errtext *err);
+/* Every sub-directory of dir that holds an adapter's config or weights, named as the directory. One
+ * that cannot be registered is a refusal in the catalog and a line in the log, and the others are
+ * served; strict: it is the error. Returns the number registered. */
+MUST_CHECK enum status publisher_load_all(struct publisher *p, const char *dir, bool strict,
+                                          uint32_t *count, struct errtext *err);
 /* Adapters published earlier and kept in adapters_dir. */
 MUST_CHECK enum status publisher_recover(struct publisher *p, uint32_t *count, struct errtext *err);
 

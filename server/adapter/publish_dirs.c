@@ -3,7 +3,9 @@
  */
 #include "server/adapter/kept.h"
 #include "server/adapter/publish_impl.h"
+#include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 
 #include <dirent.h>
@@ -12,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* publish.json and datanet.json of an operator's own directory. */
 static enum status read_local_manifest(const struct publisher *p, struct adapter_entry *e,
@@ -94,10 +97,41 @@ enum status publisher_load_dir(struct publisher *p, const char *name, const char
     return st;
 }
 
-enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *count,
-                               struct errtext *err)
+/* Whoever put one of these there meant an adapter; even a link that leads nowhere. */
+static bool looks_like_adapter(const char *dir, const char *name)
+{
+    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors",
+                                        "adapter_model.bin"};
+    char path[PATH_MAX];
+    struct stat sb;
+    if (name[0] == '.')
+        return false;
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        if ((size_t)snprintf(path, sizeof(path), "%s/%s/%s", dir, name, files[i]) < sizeof(path) &&
+            lstat(path, &sb) == 0)
+            return true;
+    }
+    return false;
+}
+
+static enum status load_one(struct publisher *p, const char *dir, const char *name, bool strict,
+                            uint32_t *count, struct errtext *err)
 {
     char path[PATH_MAX];
+    struct errtext why = ERRTEXT_INIT;
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    enum status st = publisher_load_dir(p, name, path, true, false, strict ? err : &why);
+    *count += !st;
+    if (!st || strict)
+        return st;
+    log_warn("adapters", "'%s' in %s is not served: %s", name, dir, why.text);
+    catalog_refuse(p->catalog, name, &why);
+    return STATUS_OK;
+}
+
+enum status publisher_load_all(struct publisher *p, const char *dir, bool strict, uint32_t *count,
+                               struct errtext *err)
+{
     struct dirent **list;
     *count = 0;
     int n = scandir(dir, &list, NULL, alphasort);
@@ -106,12 +140,8 @@ enum status publisher_load_all(struct publisher *p, const char *dir, uint32_t *c
                          strerror(errno));
     enum status st = STATUS_OK;
     for (int i = 0; i < n; i++) {
-        snprintf(path, sizeof(path), "%s/%s/adapter_config.json", dir, list[i]->d_name);
-        if (!st && list[i]->d_name[0] != '.' && file_exists(path)) {
-            snprintf(path, sizeof(path), "%s/%s", dir, list[i]->d_name);
-            st = publisher_load_dir(p, list[i]->d_name, path, true, false, err);
-            *count += !st;
-        }
+        if (!st && looks_like_adapter(dir, list[i]->d_name))
+            st = load_one(p, dir, list[i]->d_name, strict, count, err);
         free(list[i]); /* lint: waive banned - scandir's memory */
     }
     free(list); /* lint: waive banned - scandir's memory */

@@ -100,9 +100,19 @@ static void put_entry(struct buf *out, const struct adapter_entry *e)
     buf_putc(out, '}');
 }
 
+static void put_refusal(struct buf *out, const struct catalog_refusal *r)
+{
+    buf_puts(out, "{\"name\":");
+    buf_put_json_string(out, r->name, strlen(r->name));
+    buf_printf(out, ",\"object\":\"adapter\",\"state\":\"refused\",\"created\":%lld,\"error\":",
+               (long long)r->unix_s);
+    buf_put_json_string(out, r->why.text, strlen(r->why.text));
+    buf_putc(out, '}');
+}
+
 struct listing {
     struct exchange *x;
-    uint32_t count;
+    uint32_t count, refused;
     uint32_t tier[3]; /* disk, host, device */
 };
 
@@ -119,21 +129,41 @@ static bool visit(void *arg, struct adapter_entry *e)
     return true;
 }
 
+static void visit_refusal(void *arg, const struct catalog_refusal *r)
+{
+    struct listing *l = arg;
+    if (!auth_allows_adapter(l->x->key, r->name))
+        return;
+    if (l->count + l->refused++ > 0)
+        buf_putc(&l->x->out, ',');
+    put_refusal(&l->x->out, r);
+}
+
 void handle_adapters_list(struct exchange *x)
 {
     struct listing l = {.x = x};
     buf_puts(&x->out, "{\"object\":\"list\",\"data\":[");
     catalog_each(x->server->deps.catalog, visit, &l);
-    buf_printf(&x->out, "],\"count\":%u,\"residency\":{\"disk\":%u,\"host\":%u,\"device\":%u}}",
-               l.count, l.tier[0], l.tier[1], l.tier[2]);
+    catalog_each_refusal(x->server->deps.catalog, visit_refusal, &l);
+    buf_printf(&x->out,
+               "],\"count\":%u,\"refused\":%u,\"residency\":{\"disk\":%u,\"host\":%u,"
+               "\"device\":%u}}",
+               l.count, l.refused, l.tier[0], l.tier[1], l.tier[2]);
     exchange_json(x, 200);
 }
 
 static void fail_unknown(struct exchange *x, const char *param, const char *name)
 {
     struct errtext err = ERRTEXT_INIT;
-    (void)err_param(&err, STATUS_NOT_FOUND, param,
-                    "The adapter '%.128s' is not registered on this server", name);
+    struct catalog_refusal r;
+    if (auth_allows_adapter(x->key, name) &&
+        catalog_find_refusal(x->server->deps.catalog, name, &r))
+        (void)err_param(&err, STATUS_NOT_FOUND, param,
+                        "The adapter '%.128s' is not registered, it was refused at the start: %s",
+                        name, r.why.text);
+    else
+        (void)err_param(&err, STATUS_NOT_FOUND, param,
+                        "The adapter '%.128s' is not registered on this server", name);
     exchange_fail_code(x, 404, "adapter_not_found", &err);
 }
 
@@ -155,6 +185,13 @@ static struct adapter_entry *find(struct exchange *x, const char *name)
 void handle_adapter_get(struct exchange *x)
 {
     struct adapter_entry *e = find(x, x->tail);
+    struct catalog_refusal r;
+    if (!e && auth_allows_adapter(x->key, x->tail) &&
+        catalog_find_refusal(x->server->deps.catalog, x->tail, &r)) {
+        put_refusal(&x->out, &r);
+        exchange_json(x, 200);
+        return;
+    }
     if (!e) {
         fail_unknown(x, "name", x->tail);
         return;

@@ -179,6 +179,8 @@ static void put_adapters(struct page *p, const struct engine_stats *e)
     for (int s = 0; s < ADAPTER_STATE_COUNT; s++)
         buf_printf(p->out, "residual_adapters{state=\"%s\"} %llu\n",
                    adapter_state_name((enum adapter_state)s), (unsigned long long)a.state[s]);
+    plain(p, "residual_adapters_refused", "gauge", "Adapters of adapter_dir that are not served.",
+          catalog_refused_count(p->s->deps.catalog));
     family(p, "residual_adapters_resident", "gauge", "Registered adapters by tier.");
     uint64_t total = 0;
     for (int s = 0; s < ADAPTER_STATE_COUNT; s++)

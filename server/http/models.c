@@ -4,6 +4,7 @@
 #include "server/base/hex.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
+#include "server/http/parse_state.h"
 #include "server/http/state.h"
 
 #include <stdio.h>
@@ -64,21 +65,18 @@ void handle_models(struct exchange *x)
 void handle_model(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
-    struct adapter_entry *e = NULL;
+    struct catalog *c = auth_allows_adapter(x->key, x->tail) ? x->server->deps.catalog : NULL;
     if (strcmp(x->tail, x->server->opt.model_name) == 0) {
         put_base(x);
         exchange_json(x, 200);
         return;
     }
-    if (auth_allows_adapter(x->key, x->tail))
-        e = catalog_find(x->server->deps.catalog, x->tail);
+    struct adapter_entry *e = c ? catalog_find(c, x->tail) : NULL;
     if (e) {
         put_adapter(x, e);
         exchange_json(x, 200);
         catalog_release(e);
         return;
     }
-    (void)err_param(&err, STATUS_NOT_FOUND, "model",
-                    "The model '%.128s' does not exist on this server", x->tail);
-    exchange_fail(x, STATUS_NOT_FOUND, &err);
+    exchange_fail(x, target_unknown(c, "model", x->tail, &err), &err);
 }

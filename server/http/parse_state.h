@@ -21,6 +21,10 @@ struct parse_state {
 
 /* target.c: `model`, `adapters`, `adapter_id`, `lora_path` -> spec.model, comp, entry. */
 MUST_CHECK enum status parse_target(struct parse_state *p);
+/* The name is not registered: NOT_FOUND, and why if it was refused. c NULL: the key may not know.
+ */
+MUST_CHECK enum status target_unknown(struct catalog *c, const char *param, const char *name,
+                                      struct errtext *err);
 /* params.c: everything but prompts and max_tokens' default. */
 MUST_CHECK enum status parse_refusals(struct parse_state *p);
 MUST_CHECK enum status parse_params(struct parse_state *p);

@@ -11,6 +11,20 @@
 #include <stdio.h>
 #include <string.h>
 
+enum status target_unknown(struct catalog *c, const char *param, const char *name,
+                           struct errtext *err)
+{
+    struct catalog_refusal r;
+    if (c && catalog_find_refusal(c, name, &r))
+        return err_param(err, STATUS_NOT_FOUND, param,
+                         "The adapter '%.128s' is not served, it was refused at the start: %s",
+                         name, r.why.text);
+    return err_param(err, STATUS_NOT_FOUND, param,
+                     "The model '%.128s' does not exist on this server; GET /v1/models lists what "
+                     "does.",
+                     name);
+}
+
 static enum status add_part(struct parse_state *p, const char *name, const char *param,
                             int32_t weight_q16)
 {
@@ -19,10 +33,7 @@ static enum status add_part(struct parse_state *p, const char *name, const char 
                          "this API key may not use the adapter '%.128s'", name);
     struct adapter_entry *e = catalog_find(p->env->catalog, name);
     if (!e)
-        return err_param(p->err, STATUS_NOT_FOUND, param,
-                         "The model '%.128s' does not exist on this server; GET /v1/models lists "
-                         "what does.",
-                         name);
+        return target_unknown(p->env->catalog, param, name, p->err);
     struct composition_part *part = &p->comp.part[p->comp.n];
     CHECK(p->comp.n < LORA_PARTS_MAX);
     memcpy(part->adapter, e->id, sizeof(part->adapter));

@@ -32,11 +32,10 @@ static enum status check_model(struct exchange *x, const json_t *root, struct er
     enum status st = json_field_string(root, "model", &name, err);
     if (st || !name || strcmp(name, x->server->opt.model_name) == 0)
         return st;
-    struct adapter_entry *e =
-        auth_allows_adapter(x->key, name) ? catalog_find(x->server->deps.catalog, name) : NULL;
+    struct catalog *c = auth_allows_adapter(x->key, name) ? x->server->deps.catalog : NULL;
+    struct adapter_entry *e = c ? catalog_find(c, name) : NULL;
     if (!e)
-        return err_param(err, STATUS_NOT_FOUND, "model",
-                         "The model '%.128s' does not exist on this server", name);
+        return target_unknown(c, "model", name, err);
     catalog_release(e);
     return STATUS_OK;
 }

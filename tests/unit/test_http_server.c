@@ -419,6 +419,46 @@ static void test_models_and_adapters_are_listed(void **state)
     assert_error("GET /v1/models/nobody", NULL, 404, "model");
 }
 
+static void test_a_refused_adapter_says_why(void **state)
+{
+    (void)state;
+    struct errtext why = {.text = "adapter 'broken': no lora_B"};
+    catalog_refuse(w.catalog, "broken", &why);
+    struct reply r = call("GET /v1/adapters", NULL);
+    json_t *j = body_json(&r), *last = json_array_get(at(j, "data"), 2);
+    assert_int_equal(json_integer_value(at(j, "count")), 2);
+    assert_int_equal(json_integer_value(at(j, "refused")), 1);
+    assert_string_equal(text_at(last, "name"), "broken");
+    assert_string_equal(text_at(last, "state"), "refused");
+    assert_string_equal(text_at(last, "error"), why.text);
+    json_decref(j);
+    reply_fini(&r);
+    r = call("GET /v1/adapters/broken", NULL);
+    assert_int_equal(r.code, 200);
+    assert_non_null(strstr(r.body.data, why.text));
+    reply_fini(&r);
+    r = call("POST /v1/completions", "{\"model\":\"broken\",\"prompt\":\"a\"}");
+    assert_int_equal(r.code, 404);
+    assert_non_null(strstr(r.body.data, why.text));
+    reply_fini(&r);
+    r = call("POST /tokenize", "{\"model\":\"broken\",\"prompt\":\"a\"}");
+    assert_non_null(strstr(r.body.data, why.text));
+    reply_fini(&r);
+    assert_error("GET /v1/models/broken", NULL, 404, "model");
+    assert_error("DELETE /v1/adapters/broken", NULL, 404, "name");
+    r = call("GET /metrics", NULL);
+    assert_non_null(strstr(r.body.data, "residual_adapters_refused 1\n"));
+    reply_fini(&r);
+    r = call("POST /v1/load_lora_adapter",
+             "{\"lora_name\":\"broken\",\"lora_path\":\"/adapters/b\"}");
+    assert_int_equal(r.code, 200);
+    reply_fini(&r);
+    assert_int_equal(catalog_refused_count(w.catalog), 0);
+    r = call("POST /unload_lora_adapter", "{\"lora_name\":\"broken\"}");
+    assert_int_equal(r.code, 200);
+    reply_fini(&r);
+}
+
 static void test_vllm_load_and_unload(void **state)
 {
     (void)state;
@@ -655,6 +695,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_client_that_leaves_cancels_its_request),
         cmocka_unit_test(test_models_and_adapters_are_listed),
         cmocka_unit_test(test_vllm_load_and_unload),
+        cmocka_unit_test(test_a_refused_adapter_says_why),
         cmocka_unit_test(test_publish_is_two_uploads_and_a_call),
         cmocka_unit_test(test_metrics_have_what_routers_read),
         cmocka_unit_test(test_tokenize_and_back),

@@ -434,7 +434,59 @@ static void test_roots(void **state)
     assert_string_equal(err.param, "adapter_roots");
 }
 
-/* A folder of adapters, one of them with an operator's manifest; a bad one stops and is named. */
+static void refused_for(const char *name, const char *words)
+{
+    struct catalog_refusal r;
+    if (!catalog_find_refusal(catalog, name, &r))
+        fail_msg("%s is not refused", name);
+    if (!strstr(r.why.text, words) || !strstr(r.why.text, name))
+        fail_msg("%s: %s", name, r.why.text);
+    is_gone(name);
+}
+
+/* Bad folders among good ones: each is refused by name, and the good ones are served. */
+static void test_bad_among_good(void **state)
+{
+    char path[256], cmd[1024];
+    uint32_t count;
+    struct errtext err = ERRTEXT_INIT;
+    static const char *const names[] = {"a", "cut", "dora", "half", "link", "big", "old~", "z"};
+    for (uint32_t i = 0; i < ARRAY_COUNT(names); i++) {
+        snprintf(path, sizeof(path), "%s/%s", root_dir, names[i]);
+        write_adapter(path, i, strcmp(names[i], "big") ? 4 : options.rank_max + 1);
+    }
+    snprintf(cmd, sizeof(cmd),
+             "cd %s && truncate -s -8 cut/adapter_model.safetensors && "
+             "sed -i 's/{/{\"use_dora\":true,/' dora/adapter_config.json && "
+             "rm half/adapter_config.json && "
+             "ln -sf ../../gone link/adapter_config.json && mkdir .hidden notes && touch README.md",
+             root_dir);
+    assert_int_equal(system(cmd), 0);
+    if (publisher_load_all(publisher, root_dir, false, &count, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(count, 2);
+    assert_int_equal(catalog_refused_count(catalog), 6);
+    serves("a", 0, "");
+    serves("z", 7, "");
+    refused_for("cut", "adapter_model.safetensors");
+    refused_for("dora", "use_dora");
+    refused_for("half", "adapter_config.json");
+    refused_for("link", "symbolic link");
+    refused_for("big", "adapter_rank_max");
+    refused_for("old~", "A-Z a-z");
+    assert_int_not_equal(publisher_load_all(publisher, root_dir, true, &count, &err), STATUS_OK);
+    assert_non_null(strstr(err.text, "'big'")); /* strict: the first stops, in the order of names */
+    /* mended and loaded at run time, it is not refused any more */
+    snprintf(path, sizeof(path), "%s/half", root_dir);
+    write_adapter(path, 3, 4);
+    assert_int_equal(publisher_load_dir(publisher, "half", path, false, false, NULL), STATUS_OK);
+    struct catalog_refusal r;
+    assert_false(catalog_find_refusal(catalog, "half", &r));
+    assert_int_equal(catalog_refused_count(catalog), 5);
+}
+
+/* A folder of adapters, one of them with an operator's manifest; strict, a bad one stops and is
+ * named. */
 static void test_load_all(void **state)
 {
     char path[256];
@@ -451,7 +503,7 @@ static void test_load_all(void **state)
     write_file(path, "publish.json", publish, sizeof(publish) - 1);
     snprintf(path, sizeof(path), "%s/not-an-adapter", root_dir);
     assert_int_equal(mkdir(path, 0700), 0);
-    if (publisher_load_all(publisher, root_dir, &count, &err))
+    if (publisher_load_all(publisher, root_dir, true, &count, &err))
         fail_msg("%s", err.text);
     assert_int_equal(count, 2);
     struct adapter_entry *e = catalog_find(catalog, "two");
@@ -459,19 +511,20 @@ static void test_load_all(void **state)
     assert_false(e->has_manifest); /* unsigned */
     catalog_release(e);
     write_file(path, "adapter_config.json", "{", 1);
-    assert_int_not_equal(publisher_load_all(publisher, root_dir, &count, &err), STATUS_OK);
+    assert_int_not_equal(publisher_load_all(publisher, root_dir, true, &count, &err), STATUS_OK);
     assert_non_null(strstr(err.text, "not-an-adapter"));
-    assert_int_equal(publisher_load_all(publisher, "/nowhere", &count, NULL), STATUS_NOT_FOUND);
+    assert_int_equal(publisher_load_all(publisher, "/nowhere", false, &count, NULL),
+                     STATUS_NOT_FOUND);
 }
 
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_upload),    TEST(test_refused),        TEST(test_ownership),
-        TEST(test_replace),   TEST(test_shared_content), TEST(test_quota),
-        TEST(test_manifests), TEST(test_recover_damage), TEST(test_roots),
-        TEST(test_load_all),
+        TEST(test_upload),         TEST(test_refused),        TEST(test_ownership),
+        TEST(test_replace),        TEST(test_shared_content), TEST(test_quota),
+        TEST(test_manifests),      TEST(test_recover_damage), TEST(test_roots),
+        TEST(test_bad_among_good), TEST(test_load_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,7 +120,7 @@ static void test_defaults(void **state)
             fail_msg("%s: default '%s'", texts[i].name, found ? found : "(none)");
     }
     assert_true(c.deterministic && c.prefix_cache && c.allow_runtime_loading);
-    assert_false(c.help || c.plan || c.version);
+    assert_false(c.help || c.plan || c.version || c.strict);
     assert_non_null(c.data_dir);
     assert_null(c.api_keys);
     assert_int_equal(c.adapter.count, 0);
