@@ -172,7 +172,7 @@ static enum status meet_chain(struct worker *w, struct errtext *err)
     if (!st)
         st = view_vault(&w->view, "latest", &w->vault, err);
     if (!st)
-        st = build_adopt(w, err);
+        st = batches_adopt(w, err);
     if (!st)
         st = epochs_adopt(w, err);
     return st ? st : lanes_load(w, err);
@@ -197,7 +197,7 @@ static enum status chain_step(struct worker *w, struct errtext *err)
 {
     enum status st = lanes_refresh(w, err);
     if (!st)
-        st = build_step(w, err);
+        st = batches_step(w, err);
     if (!st)
         st = epochs_step(w, err);
     return st ? st : sender_step(w, err);

@@ -93,8 +93,12 @@ MUST_CHECK enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *bus
                                    struct errtext *err);
 
 /* ---- batches.c ---- */
-MUST_CHECK enum status build_adopt(struct worker *w, struct errtext *err);
-MUST_CHECK enum status build_step(struct worker *w, struct errtext *err);
+MUST_CHECK enum status batches_step(struct worker *w, struct errtext *err);
+/* CONFLICT, with the sentence: the ledger holds another batch of this number. */
+enum status batches_conflict(uint64_t seq, struct errtext *err);
+
+/* ---- adopt.c ---- */
+MUST_CHECK enum status batches_adopt(struct worker *w, struct errtext *err);
 
 /* ---- epochs.c ---- */
 MUST_CHECK enum status epochs_adopt(struct worker *w, struct errtext *err);

@@ -1,9 +1,10 @@
-/* See jobstore.h. Live entries are a sorted array (infSeq -> place): appended in rising order,
+/* Live entries are a sorted array (infSeq -> place): appended in rising order,
  * found by bisection. */
 #include "server/influence/jobstore.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 
 #include <dirent.h>
@@ -103,19 +104,19 @@ struct opening {
 };
 
 static enum status visit_entry(const struct opening *o, const uint8_t *head, uint32_t bytes,
-                               uint64_t seq, struct errtext *err)
+                               uint64_t seq)
 {
     unsigned long long n;
     uint8_t *plain = mem_alloc(bytes);
     const uint8_t *body = head + HEAD_BYTES;
-    enum status st = STATUS_OK;
+    enum status st = STATUS_CORRUPT;
     if (crypto_aead_xchacha20poly1305_ietf_decrypt(plain, &n, NULL, body + NONCE_BYTES,
                                                    bytes - NONCE_BYTES, head, HEAD_BYTES, body,
                                                    o->s->key) != 0)
-        st = err_set(err, STATUS_CORRUPT,
-                     "job store %s: the job of record %" PRIu64 " fails its check", o->s->dir, seq);
+        log_error("jobs", "%s: the job of record %" PRIu64 " fails its check; it is erased",
+                  o->s->dir, seq);
     else
-        st = o->visit(o->arg, seq, plain, (size_t)n, err);
+        st = o->visit(o->arg, seq, plain, (size_t)n, NULL);
     mem_wipe(plain, bytes);
     mem_free(plain);
     return st;
@@ -141,18 +142,15 @@ static enum status open_file(const struct opening *o, uint64_t file, struct errt
         if (bytes < NONCE_BYTES + MAC_BYTES || bytes > ENTRY_BYTES_MAX ||
             bytes > len - at - HEAD_BYTES)
             break;
-        if (!sodium_is_zero(p + at + HEAD_BYTES, bytes)) {
-            struct errtext why = ERRTEXT_INIT;
-            if (visit_entry(o, p + at, bytes, seq, &why) == STATUS_OK) {
-                push_place(
-                    s,
-                    (struct place){
-                        .inf_seq = seq, .file = file, .offset = at, .bytes = bytes, .live = true});
-                any_live = true;
-            } else {
-                zero_range(path, at + HEAD_BYTES, bytes);
-            }
-        }
+        struct place place = {
+            .inf_seq = seq, .file = file, .offset = at, .bytes = bytes, .live = true};
+        bool is_erased = sodium_is_zero(p + at + HEAD_BYTES, bytes);
+        bool is_wanted = !is_erased && visit_entry(o, p + at, bytes, seq) == STATUS_OK;
+        if (is_wanted)
+            push_place(s, place);
+        else if (!is_erased)
+            zero_range(path, at + HEAD_BYTES, bytes);
+        any_live |= is_wanted;
         at += HEAD_BYTES + bytes;
     }
     mem_wipe(data, len);
