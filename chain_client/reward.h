@@ -120,7 +120,8 @@ void reward_evidence_from(struct reward_evidence *out, const struct record_attri
  *
  * Before  record and evidence strictly ascending by (lane, seq), each in one array; else INVALID
  * After   record[i].is_scored and .influence are set; evidence that names no record, another
- * digest, a later number or a wrong tail is passed over; of several valid ones the first counts
+ *         digest, a later number or a wrong tail is passed over; of several valid ones the first
+ *         counts
  */
 MUST_CHECK enum status reward_match(struct reward_record *record, size_t record_count,
                                     const struct reward_evidence *evidence, size_t evidence_count,
@@ -130,8 +131,10 @@ MUST_CHECK enum status reward_match(struct reward_record *record, size_t record_
  *
  * After   on success every identity of SPEC 5 holds and was checked; on failure *out is empty
  * Errors  INVALID: tables not ascending, bps not summing to 10 000, a set that does not parse, a
- * sum past 2^128; NO_MEMORY; CORRUPT if an identity fails (a bug: nothing may be proposed) Cost O(n
- * log n) for n records plus payees; memory 88 bytes per distinct (adapter, payee)
+ *         sum past 2^128
+ *         NO_MEMORY
+ *         CORRUPT if an identity fails (a bug: nothing may be proposed)
+ * Cost    O(n log n) for n records plus payees; memory 88 bytes per distinct (adapter, payee)
  */
 MUST_CHECK enum status reward_compute(struct reward_result *out, const struct reward_input *input,
                                       struct errtext *err);

@@ -1,3 +1,5 @@
+/* Memory of a backend whose device is the host: plain aligned blocks, and copies that are done when
+ * they return. */
 #include "kernels/host.h"
 #include "server/base/mem.h"
 

@@ -1,3 +1,5 @@
+/* Budgets given as a part of the whole become bytes, and the sum of what is asked is compared with
+ * what the machine or its control group has. */
 #include "server/memory.h"
 #include "kernels/cuda/lora_pack.h"
 #include "server/adapter/blob_pool.h"

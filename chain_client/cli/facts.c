@@ -1,3 +1,4 @@
+/* An adapter folder is read as the server would read it: what is signed is what is served. */
 #include "chain_client/cli/facts.h"
 #include "server/adapter/peft/peft.h"
 #include "server/base/file.h"

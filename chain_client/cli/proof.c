@@ -1,3 +1,5 @@
+/* A proof is looked for in two places, the worker's answer and the archive's accounts.json, and
+ * believed from neither: it counts once it leads to the root that the vault holds. */
 #include "chain_client/cli/proof.h"
 #include "chain_client/cli/http.h"
 #include "chain_client/eth/addr.h"

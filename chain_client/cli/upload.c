@@ -1,3 +1,5 @@
+/* Two bounded bodies, each to its own staging name, then one call that publishes or only tries: the
+ * server answers with what it would do. */
 #include "chain_client/cli/upload.h"
 #include "server/adapter/catalog.h"
 #include "server/base/check.h"

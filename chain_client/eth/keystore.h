@@ -13,9 +13,13 @@
 /* keystore_load - the key in path.
  *
  * passphrase_path may be NULL: then path must be a raw file. A raw file needs mode 0600; a version
- * 3 file may be readable, its passphrase may not. Errors  NOT_FOUND, IO, DENIED (file mode, wrong
- * passphrase), INVALID (neither form, not a key), UNSUPPORTED (another version, cipher or key
- * derivation), TOO_LARGE (cost above the limit)
+ * 3 file may be readable, its passphrase may not.
+ *
+ * Errors  NOT_FOUND, IO
+ *         DENIED       file mode, wrong passphrase
+ *         INVALID      neither form, not a key
+ *         UNSUPPORTED  another version, cipher or key derivation
+ *         TOO_LARGE    cost above the limit
  */
 MUST_CHECK enum status keystore_load(const struct secp *c, struct secp_key *key, const char *path,
                                      const char *passphrase_path, struct errtext *err);

@@ -1,12 +1,15 @@
-/* The published archive: what anyone needs to recompute every batch and epoch.
+/* The published archive: what anyone needs to recompute every batch and epoch (SPEC 8).
  *
- *   <dir>/batch-<8 digits>/records.bin    per record u32 big-endian length, then the record's bytes
- *                          manifest.json  names records.bin by size and Keccak-256; the Keccak-256
- * of this file is `manifest` in the batch header header.json    header, lanes and hashes, as the
- * ledger has them <dir>/epoch-<8 digits>/snapshot.json  what the chain said at T (snapshot.h)
- *                          accounts.json  the leaves of the reward tree, in order
- *                          missing.json   required answers without evidence
- *                          manifest.json  names the three; its Keccak-256 is in the Proposed event
+ *   <dir>/batch-<8 digits>/
+ *     records.bin    per record u32 big-endian length, then the record's bytes
+ *     manifest.json  names records.bin by size and Keccak-256; the Keccak-256 of this file is
+ *                    `manifest` in the batch header
+ *     header.json    header, lanes and hashes, as the ledger has them
+ *   <dir>/epoch-<8 digits>/
+ *     snapshot.json  what the chain said at T (snapshot.h)
+ *     accounts.json  the leaves of the reward tree, in order
+ *     missing.json   required answers without evidence
+ *     manifest.json  names the three; its Keccak-256 is in the Proposed event
  *
  * Canonical JSON: one line, keys ascending bytewise, no blanks, hex in lower case with 0x, amounts
  * as decimal strings, a newline at the end. Each text has exactly one form, so a reader renders

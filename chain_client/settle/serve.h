@@ -1,7 +1,8 @@
 /* What contributors and machines ask the worker, over HTTP on a loopback address:
  *
- *   GET /v1/rewards/{account}  {epoch, index, account, cumulative, leaves, root, proof, claimed} of
- * the newest epoch that can be claimed from GET /v1/batches            the newest 100, newest first
+ *   GET /v1/rewards/{account}  {epoch, index, account, cumulative, leaves, root, proof, claimed}
+ *                              of the newest epoch that can be claimed from
+ *   GET /v1/batches            the newest 100, newest first
  *   GET /v1/epochs             the same
  *   GET /metrics               Prometheus text: what is ingested, closed and final; the lag
  *   GET /health                {"ok": true}

@@ -1,4 +1,4 @@
-/* See loader.h. The layout scratch of a finished load stays with its job until the engine has
+/* The layout scratch of a finished load stays with its job until the engine has
  * copied it and the job is used again: one allocation per job slot, made here at start. */
 #include "server/adapter/loader.h"
 #include "server/adapter/device_form.h"

@@ -1,3 +1,4 @@
+/* Growth doubles up to the maximum; a failed append leaves what was there and only marks it. */
 #include "server/base/buf.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

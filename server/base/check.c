@@ -1,3 +1,4 @@
+/* A broken precondition or an impossible state ends the process with its place and its text. */
 #include "server/base/check.h"
 
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* The first error is kept: who called whom is added in front, never over it. */
 #include "server/base/errtext.h"
 
 #include <stdarg.h>

@@ -1,3 +1,4 @@
+/* Hex, big-endian integers and decimal 128-bit amounts: how bytes and numbers look in texts. */
 #include "server/base/hex.h"
 
 #include <string.h>

@@ -1,3 +1,5 @@
+/* A ring of pointers under one lock and one condition; a push to a full ring is refused, never
+ * waited for. */
 #include "server/base/mailbox.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

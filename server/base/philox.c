@@ -1,3 +1,4 @@
+/* Philox 4x32-10 (Salmon et al. 2011): ten rounds of two multiplications over counter and key. */
 #include "server/base/philox.h"
 
 void philox4x32(uint32_t out[4], const uint32_t ctr[4], uint64_t seed)

@@ -1,3 +1,5 @@
+/* Gains and shares from rows of Q8 log-probabilities. Every division is LR (chain_client/lr.h), so
+ * gains and shares sum to E9 exactly and a replay gives the same integers. */
 #include "server/influence/gain.h"
 #include "chain_client/commit.h"
 #include "chain_client/eth/keccak.h"

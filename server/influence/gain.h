@@ -1,9 +1,13 @@
-/* Signal S0 and the shares it gates (SPEC 2, DESIGN 8), in integers: inputs are Q8 nats, everything
- * after replays bit for bit. Rows of a sequence, per output token: set (the answer's own
- * log-probability), base, and for a mix each adapter alone. solo_k  = sum over tokens of max(0, l_k
- * - l_base)         (K = 1: l_k is the set row) gain    = LR(E9, solo), ties to the lower adapter
- * id; all zero: LR(E9, |weight|) shares  = of an adapter with a datanet: LR(E9, document counts);
- * TREASURY (zero address) when solo_k = 0 Pure. Thread: any. */
+/* Signal S0 and the shares it gates (SPEC 10), in integers: inputs are Q8 nats, everything after
+ * replays bit for bit. Rows of a sequence, per output token: set (the answer's own
+ * log-probability), base, and for a mix each adapter alone.
+ *
+ *   solo_k = sum over tokens of max(0, l_k - l_base)     K = 1: l_k is the set row
+ *   gain   = LR(E9, solo), ties to the lower adapter id; all zero: LR(E9, |weight|)
+ *   shares = of an adapter with a datanet: LR(E9, document counts); the zero payee, which is the
+ *            treasury, when solo_k = 0
+ *
+ * Pure. Thread: any. */
 #ifndef RS_INFLUENCE_GAIN_H
 #define RS_INFLUENCE_GAIN_H
 

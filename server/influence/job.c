@@ -1,3 +1,5 @@
+/* A job's two forms: in memory one block with its arrays behind it, on disk the encoding of job.h.
+ * The reader trusts no count: each is compared with the bytes that are left before it is used. */
 #include "server/influence/job.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

@@ -1,10 +1,14 @@
 /* A job: what scoring one answer needs after the reply has left (token ids, salt, Q8
  * log-probabilities under the adapters), self-contained, so that it survives a restart. Token ids
  * are private: jobs never leave the server, are encrypted on disk and erased once their attribution
- * record is durable. Encoding (big-endian): version u8, infSeq u64, infDigest 32, requestId 32,
- * salt 32, createdMs u64, K u8, K x {adapterId 32, weight i32, datanet root 32, n u8, n x {payee
- * 20, documents u32}}, prompts u16, each u32 n + ids u32, sequences u16, each {prompt u16, u32 n,
- * ids u32, Q8 i32 per id}. Thread: the recorder's. */
+ * record is durable. Encoding, big-endian:
+ *
+ *   version u8, infSeq u64, infDigest 32, requestId 32, salt 32, createdMs u64
+ *   K u8, K x {adapterId 32, weight i32, datanet root 32, n u8, n x {payee 20, documents u32}}
+ *   prompts u16, each {n u32, ids u32}
+ *   sequences u16, each {prompt u16, n u32, ids u32, Q8 i32 per id}
+ *
+ * Thread: the recorder's. */
 #ifndef RS_INFLUENCE_JOB_H
 #define RS_INFLUENCE_JOB_H
 

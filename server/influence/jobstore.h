@@ -1,7 +1,10 @@
 /* The durable side of scoring jobs: append-only files of encrypted entries, erased in place.
- *   <dir>/jobs-<first seq>.bin   entry = length u32 | infSeq u64 | nonce 24 | ciphertext
- * (XChaCha20-Poly1305, length and seq as associated data); an erased entry keeps length and seq,
- * everything after is zero A file whose entries are all erased is deleted. A torn tail is cut at
+ *
+ *   <dir>/jobs-<first seq>.bin   entries, back to back
+ *   entry = length u32 | infSeq u64 | nonce 24 | ciphertext
+ *
+ * XChaCha20-Poly1305, length and seq as associated data. An erased entry keeps length and seq,
+ * everything after is zero; a file whose entries are all erased is deleted. A torn tail is cut at
  * open: its record was never released. Bounded by bytes_max. Thread: the recorder's. */
 #ifndef RS_INFLUENCE_JOBSTORE_H
 #define RS_INFLUENCE_JOBSTORE_H

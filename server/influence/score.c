@@ -1,3 +1,5 @@
+/* A queue of tasks in the order of their records. Rows leave it as the engine asks, results come
+ * back by message in any order; a task is done when its last row is. */
 #include "server/influence/score.h"
 #include "chain_client/canon.h"
 #include "server/base/check.h"

@@ -1,3 +1,5 @@
+/* Tails first, then their hashes, then the signature: what canon.h encodes is filled here from a
+ * request, and nowhere else. */
 #include "server/record/build.h"
 #include "chain_client/commit.h"
 #include "server/base/check.h"

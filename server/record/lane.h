@@ -1,8 +1,12 @@
 /* A lane: the identity under which one spool of one server signs. Its folder is named by what it is
  * bound to, so binding to a chain starts a new lane by construction:
+ *
  *   <data_dir>/lanes/unbound-<lane>/  or  <chain id>-<ledger>-<lane>/
- *     lane.json (public facts), lane.key, transport.key, jobs.key (mode 600), spool/, jobs/,
- * lookup/ Lane keys are made here and hold no funds. Thread: the recorder's; const after open. */
+ *     lane.json                          public facts
+ *     lane.key, transport.key, jobs.key  mode 600
+ *     spool/, jobs/, lookup/
+ *
+ * Lane keys are made here and hold no funds. Thread: the recorder's; const after open. */
 #ifndef RS_RECORD_LANE_H
 #define RS_RECORD_LANE_H
 

@@ -1,4 +1,4 @@
-/* See recorder.h. Admission, the thread and its life; what one turn of the loop writes is group.c,
+/* Admission, the thread and its life; what one turn of the loop writes is group.c,
  * how a lane starts is recover.c, what the API shows is view.c. */
 #include "server/record/recorder.h"
 #include "server/base/check.h"

@@ -1,13 +1,17 @@
 /* The recorder: one thread that turns finished requests into durable, signed records, and scores
  * into attribution records.
  *
- * Flow      engine -> recorder_on_finish -> inference record + job -> spool (one group fsync covers
- * both) -> receipt on the request -> request_finish (HTTP sends the last chunk). Then the job's
- * scoring rows go to the engine as low-priority work; their result becomes the attribution record
- * of the same lane, and the job is erased. Unbound   without chain settings the lane is unbound
- * (chainId = ledger = 0) and never shipped; binding starts a new lane. Full      recorder_admit
- * answers FULL when the spool's disk or the job store has no room: the client gets 503, nothing is
- * lost. Thread    as said at each call; the recorder owns spool, lane key and job store. */
+ *   engine -> recorder_on_finish -> inference record + job -> spool   one group fsync covers both
+ *          -> receipt on the request -> request_finish                HTTP sends the last chunk
+ *   job    -> scoring rows, low-priority work of the engine
+ *          -> attribution record of the same lane -> the job is erased
+ *
+ * Unbound   without chain settings the lane is unbound (chainId = ledger = 0) and never shipped;
+ *           binding starts a new lane
+ * Full      recorder_admit answers FULL when the spool's disk or the job store has no room: the
+ *           client gets 503, nothing is lost
+ * Thread    as said at each call; the recorder owns spool, lane key and job store
+ */
 #ifndef RS_RECORD_RECORDER_H
 #define RS_RECORD_RECORDER_H
 

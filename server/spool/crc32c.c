@@ -1,3 +1,4 @@
+/* CRC-32C: the processor's instruction where there is one, else bit by bit. */
 #include "server/spool/crc32c.h"
 
 #include <stdbool.h>

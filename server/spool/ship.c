@@ -1,3 +1,5 @@
+/* A loop of three moves: connect, find the stream's end, send what is durable after it. Whatever
+ * fails goes back to the first; explicit ids make a repeat harmless. */
 #include "server/spool/ship.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"

@@ -1,4 +1,4 @@
-/* See spool.h. The owner keeps the newest segment open for appending; the segment list and the
+/* The owner keeps the newest segment open for appending; the segment list and the
  * durable mark are what readers share with it, under one lock. A reader opens segments by their
  * name and never sees past the durable mark, so it can read with plain pread beside the writer. */
 #include "server/spool/spool.h"

@@ -1,9 +1,9 @@
 /* The spool: the durable, append-only log of one lane, and the truth until finality.
  *
- *   <dir>/seg-<first seq, 20 digits>.log   frames, back to back:
+ *   <dir>/seg-<first seq, 20 digits>.log   frames, back to back
  *   frame = magic u32 "RSP1" | body length u32 | seq u64 | crc32c u32 of (length, seq, body) | body
- * (little-endian)
  *
+ * Little-endian.
  * Sequence numbers are dense from 1. One writer appends; spool_sync makes everything appended
  * durable and visible to readers. Recovery cuts a torn tail off the newest segment (nothing past
  * the first bad frame was ever released); damage anywhere else is CORRUPT and names the segment. A

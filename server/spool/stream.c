@@ -1,3 +1,5 @@
+/* The end of the stream is judged from its last entries backwards: what the lane did not sign is
+ * removed, and the stream's last id moved back with it, in one transaction. */
 #include "server/spool/stream.h"
 #include "server/base/log.h"
 #include "server/spool/ship.h"

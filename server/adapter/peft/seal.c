@@ -1,4 +1,5 @@
-/* See seal.h. */
+/* A stamp is taken before and after a file is read; a seal is made only of two equal ones that are
+ * old enough. */
 #include "server/adapter/peft/seal.h"
 #include "server/base/hex.h"
 

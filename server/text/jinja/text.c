@@ -1,4 +1,4 @@
-/* See text.h. Case mapping is utf8proc's one-to-one tables and the sharp s. */
+/* Case mapping is utf8proc's one-to-one tables and the sharp s. */
 #include "server/text/jinja/text.h"
 #include "server/text/utf8.h"
 
