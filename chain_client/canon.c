@@ -7,9 +7,9 @@
  *
  * Struct integers are read through memcpy at their natural width (static_assert below). */
 #include "chain_client/canon.h"
-#include "chain_client/commit.h"
 #include "chain_client/eth/eip712.h"
 #include "chain_client/eth/keccak.h"
+#include "chain_client/fee.h"
 #include "server/base/check.h"
 
 #include <string.h>
@@ -268,8 +268,7 @@ static enum status check_inference(const struct record_inference *r, struct errt
     if (r->end_ms < r->start_ms)
         return err_param(err, STATUS_INVALID, "endMs", "endMs: %llu is before startMs %llu",
                          (unsigned long long)r->end_ms, (unsigned long long)r->start_ms);
-    u128 fee =
-        r->status == RECORD_STATUS_FAILED ? 0 : commit_fee(&tariff, r->tokens_in, r->tokens_out);
+    u128 fee = r->status == RECORD_STATUS_FAILED ? 0 : fee_of(&tariff, r->tokens_in, r->tokens_out);
     if (fee == r->fee)
         return STATUS_OK;
     u128_format(found, r->fee);

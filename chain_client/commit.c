@@ -1,4 +1,4 @@
-/* Commitments, fee and the draw. All of it is hashing in a fixed byte order; token ids enter as
+/* Commitments and the draw. All of it is hashing in a fixed byte order; token ids enter as
  * big-endian u32 in blocks, since a long prompt is many thousand of them. */
 #include "chain_client/commit.h"
 #include "server/base/check.h"
@@ -104,18 +104,6 @@ void commit_bias_hash(uint8_t out[32], const uint32_t *ids, const float *bias, u
         put_u32(&k, bits);
     }
     keccak_final(&k, out);
-}
-
-u128 commit_fee(const struct tail_tariff *tariff, uint32_t tokens_in, uint32_t tokens_out)
-{
-    u128 in = 0, out = 0;
-    CHECK(tariff->count <= 1 + TAIL_ADAPTERS_MAX);
-    for (uint32_t i = 0; i < tariff->count; i++) {
-        in += tariff->price[i].in;
-        out += tariff->price[i].out;
-    }
-    CHECK(in >> (TAIL_PRICE_BITS + 4) == 0 && out >> (TAIL_PRICE_BITS + 4) == 0);
-    return (tokens_in * in + tokens_out * out) / 1000;
 }
 
 void commit_sample_seed(uint8_t seed[32], const uint8_t batch_hash[32], const uint8_t mix_hash[32])

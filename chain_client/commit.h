@@ -1,5 +1,5 @@
-/* What a record says without showing it, and what it costs (SPEC 2 and 4): salted commitments, the
- * fee formula, and which answers must be scored. Pure. Thread: any.
+/* What a record says without showing it (SPEC 2): salted commitments. And which answers must be
+ * scored (SPEC 4). Pure. Thread: any.
  *
  * A request has one salt of 32 random bytes; s_k = keccak(salt ‖ u8 k) opens one field and no
  * other.
@@ -47,10 +47,6 @@ struct commit_stop {
 void commit_stop_hash(uint8_t out[32], const struct commit_stop *stop);
 /* ids strictly ascending. */
 void commit_bias_hash(uint8_t out[32], const uint32_t *ids, const float *bias, uint32_t count);
-
-/* floor((tokens_in * sum(in) + tokens_out * sum(out)) / 1000), rounded once. The tariff holds at
- * most 9 prices below 2^80, so nothing overflows. */
-u128 commit_fee(const struct tail_tariff *tariff, uint32_t tokens_in, uint32_t tokens_out);
 
 /* seed = keccak("residual.sample.1" ‖ batch_hash ‖ mix_hash) */
 void commit_sample_seed(uint8_t seed[32], const uint8_t batch_hash[32], const uint8_t mix_hash[32]);

@@ -2,6 +2,7 @@
  * request, and nowhere else. */
 #include "server/record/build.h"
 #include "chain_client/commit.h"
+#include "chain_client/fee.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
@@ -173,7 +174,7 @@ encode_tails(struct record_inference *inf, const struct build_context *c, const 
     inf->tariff.data = tariff;
     inf->params = (struct canon_bytes){.data = params, .len = TAIL_PARAMS_BYTES};
     inf->fee =
-        inf->status == RECORD_STATUS_FAILED ? 0 : commit_fee(&t, inf->tokens_in, inf->tokens_out);
+        inf->status == RECORD_STATUS_FAILED ? 0 : fee_of(&t, inf->tokens_in, inf->tokens_out);
     return st;
 }
 

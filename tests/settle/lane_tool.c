@@ -9,9 +9,9 @@
  * every 40 one has lost its inputs and one is never scored. Adapter k is keccak("adapter k"), payee
  * k keccak("payee k")'s first 20 bytes, the base keccak("base"). */
 #include "chain_client/canon.h"
-#include "chain_client/commit.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
+#include "chain_client/fee.h"
 #include "server/base/buf.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
@@ -116,7 +116,7 @@ static void infer(struct tool *t, uint64_t i, struct made *m)
     inf->status = RECORD_STATUS_COMPLETE;
     inf->start_ms = 1700000000000 + i;
     inf->end_ms = inf->start_ms + 5;
-    inf->fee = commit_fee(&prices, inf->tokens_in, inf->tokens_out);
+    inf->fee = fee_of(&prices, inf->tokens_in, inf->tokens_out);
     t->fees += inf->fee;
     canon_fill_hashes(&r);
     emit(t, &r, m->digest);

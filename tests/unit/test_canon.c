@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "chain_client/commit.h"
+#include "chain_client/fee.h"
 #include "chain_client/ids.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
@@ -63,7 +64,7 @@ static void make_inference(struct sample *s)
     r->set.data = s->set;
     r->tariff.data = s->tariff;
     r->params.data = s->params;
-    r->fee = commit_fee(&tariff, r->tokens_in, r->tokens_out);
+    r->fee = fee_of(&tariff, r->tokens_in, r->tokens_out);
 }
 
 static void make_attribution(struct sample *s)
@@ -358,13 +359,13 @@ static void test_commitments(void **state)
 static void test_fee_is_rounded_once_and_never_overflows(void **state)
 {
     struct tail_tariff t = {.price = {{999, 0}, {0, 1}}, .count = 2};
-    assert_true(commit_fee(&t, 1, 0) == 0);
-    assert_true(commit_fee(&t, 1, 1) == 1);
+    assert_true(fee_of(&t, 1, 0) == 0);
+    assert_true(fee_of(&t, 1, 1) == 1);
     t.count = 9;
     for (size_t i = 0; i < 9; i++)
         t.price[i].in = t.price[i].out = ((u128)1 << 80) - 1;
     u128 sum = 9 * (((u128)1 << 80) - 1);
-    assert_true(commit_fee(&t, UINT32_MAX, UINT32_MAX) == 2 * (sum * UINT32_MAX) / 1000);
+    assert_true(fee_of(&t, UINT32_MAX, UINT32_MAX) == 2 * (sum * UINT32_MAX) / 1000);
 }
 
 static void test_draw(void **state)
