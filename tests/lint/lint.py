@@ -170,11 +170,15 @@ def check_format(files):
     if not tool:
         problems.append("clang-format is not installed: apt-get install clang-format")
         return
-    for path in files:
-        out = subprocess.run([tool, "--dry-run", "--Werror", str(path)], cwd=ROOT, capture_output=True, text=True)
-        if out.returncode != 0:
-            first = (out.stderr.splitlines() or ["?"])[0]
-            report(path, 1, "format", f"clang-format -i would change it ({first[-60:]})")
+    out = subprocess.run([tool, "--dry-run", "--Werror", *map(str, files)], cwd=ROOT, capture_output=True, text=True)
+    seen = set()
+    for line in out.stderr.splitlines():
+        m = re.match(r"(/[^:]+):(\d+):\d+: error: (.*)", line)
+        if m and m.group(1) not in seen:
+            seen.add(m.group(1))
+            report(Path(m.group(1)), int(m.group(2)), "format", f"clang-format -i would change it ({m.group(3)[-60:]})")
+    if out.returncode != 0 and not seen:
+        problems.append(f"clang-format failed: {(out.stderr.splitlines() or ['?'])[0]}")
 
 
 def main():
