@@ -7,6 +7,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/model/foreign.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -84,11 +85,19 @@ enum status publisher_load_dir(struct publisher *p, const char *name, const char
         return st;
     if (!trusted && path[0] != '/')
         return err_param(err, STATUS_INVALID, "lora_path",
-                         "lora_path '%.200s': expected an absolute path", path);
+                         "lora_path '%.200s': expected an absolute path%s", path,
+                         foreign_is_hub_id(path)
+                             ? "; an adapter of the Hugging Face hub is downloaded first (hf "
+                               "download) beneath a folder that the server allows (adapter_roots)"
+                             : "");
     char *real = realpath(path, NULL); /* once: what was checked is what is read */
-    if (!real)
-        return err_param(err, STATUS_NOT_FOUND, "lora_path", "adapter '%.64s': %.200s: %s", name,
-                         path, strerror(errno));
+    if (!real) {
+        st = err_param(err, STATUS_NOT_FOUND, "lora_path", "%s", strerror(errno));
+        if (trusted)
+            st = foreign_folder(path, FOREIGN_WANT_ADAPTER, st, err);
+        err_prefix(err, "adapter '%.64s': %.200s", name, path);
+        return st;
+    }
     if (!trusted)
         st = check_root(p, real, path, err);
     if (!st)

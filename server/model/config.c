@@ -6,6 +6,7 @@
 #include "server/model/config.h"
 #include "server/base/check.h"
 #include "server/model/config_json.h"
+#include "server/model/foreign.h"
 #include "server/model/rope.h"
 
 #include <math.h>
@@ -29,8 +30,6 @@ static const struct family_facts families[] = {
 /* Keys of other architectures or of modified checkpoints. Refused unless absent, null, false, 0, an
  * empty list or object, or (for multipliers) 1. */
 static const char *const refused_keys[] = {
-    "quantization_config",
-    "compression_config",
     "auto_map",
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -87,8 +86,25 @@ static bool is_neutral(const json_t *v)
     return json_is_null(v) || json_is_false(v);
 }
 
+/* transformers' key, its old name, and mlx's. */
+static void refuse_quantised(struct cfg_reader *r)
+{
+    static const char *const names[] = {"quantization_config", "compression_config",
+                                        "quantization"};
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
+        const json_t *v = json_object_get(r->obj, names[i]);
+        char text[256];
+        if (!v || is_neutral(v))
+            continue;
+        foreign_quantised(json_string_value(json_object_get(v, "quant_method")), text,
+                          sizeof(text));
+        cfg_fail(r, STATUS_UNSUPPORTED, names[i], "%s", text);
+    }
+}
+
 static void refuse_foreign_keys(struct cfg_reader *r)
 {
+    refuse_quantised(r);
     for (size_t i = 0; i < ARRAY_COUNT(refused_keys); i++) {
         const json_t *v = json_object_get(r->obj, refused_keys[i]);
         if (v && !is_neutral(v))

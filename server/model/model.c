@@ -10,6 +10,7 @@
 #include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/model/convert.h"
+#include "server/model/foreign.h"
 #include "server/model/model_id.h"
 #include "server/model/model_text.h"
 #include "server/model/shards.h"
@@ -64,13 +65,31 @@ static void show_progress(struct load *l, uint64_t bytes)
         l->opt->progress(l->opt->progress_arg, "reading weights", l->done, l->total);
 }
 
+/* Quantised weights go by other names beside the one that is missing. */
+static enum status refuse_missing(struct load *l, const char *name)
+{
+    static const char *const others[] = {"qweight", "weight_packed", "weight.absmax", "scales"};
+    const char *dot = strrchr(name, '.');
+    int stem = dot ? (int)(dot + 1 - name) : 0;
+    for (size_t i = 0; i < ARRAY_COUNT(others); i++) {
+        char other[256], text[256];
+        snprintf(other, sizeof(other), "%.*s%s", stem, name, others[i]);
+        if (!shard_set_find(&l->m->store->shards, other))
+            continue;
+        foreign_quantised(NULL, text, sizeof(text));
+        return err_set(l->err, STATUS_UNSUPPORTED, "tensor '%s' is there instead of '%s': %s",
+                       other, name, text);
+    }
+    return err_set(l->err, STATUS_INVALID, "tensor '%s' is missing from the weights", name);
+}
+
 static enum status find_tensor(struct load *l, const char *name, uint32_t rank, const uint64_t *dim,
                                struct shard_tensor **out, enum dtype *dtype)
 {
     struct shard_tensor *t = shard_set_find(&l->m->store->shards, name);
     char want[64], found[160] = "";
     if (!t)
-        return err_set(l->err, STATUS_INVALID, "tensor '%s' is missing from the weights", name);
+        return refuse_missing(l, name);
     if (rank == 1)
         snprintf(want, sizeof(want), "[%" PRIu64 "]", dim[0]);
     else
@@ -397,6 +416,7 @@ enum status model_load(struct model **out, const char *dir, const struct model_o
     mem_free(config.generation);
     model_text_fini(&text);
     if (st) {
+        st = foreign_folder(dir, FOREIGN_WANT_MODEL, st, err);
         err_prefix(err, "model %s", dir);
         model_free(m);
         return st;

@@ -5,6 +5,7 @@
 #include "server/model/model_text.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/model/foreign.h"
 
 #include <jansson.h>
 #include <limits.h>
@@ -186,7 +187,10 @@ static enum status load_tokenizer(struct model *m, struct model_text *text, cons
     enum status st = read_member(dir, "tokenizer.json", TOKENIZER_JSON_BYTES_MAX,
                                  &text->tokenizer_json, &text->tokenizer_bytes, err);
     if (st)
-        return st;
+        return st == STATUS_NOT_FOUND ? foreign_tokenizer(dir, st, err) : st;
+    const char *foreign = foreign_bytes(text->tokenizer_json, text->tokenizer_bytes);
+    if (foreign)
+        return err_set(err, STATUS_INVALID, "tokenizer.json: %s", foreign);
     st = tokenizer_load(&m->tokenizer, text->tokenizer_json, text->tokenizer_bytes, err);
     if (st) {
         err_prefix(err, "tokenizer.json");

@@ -58,8 +58,15 @@ static void parse_kind(struct cfg_reader *r, struct rope_config *rope)
             return;
         }
     }
+    const char *why = "";
+    if (!strcmp(kind, "longrope") || !strcmp(kind, "su"))
+        why = " (its list of factors changes with the length of each sequence, which this server "
+              "does not compute; take the model's short-context variant)";
+    else if (!strcmp(kind, "dynamic"))
+        why = " (its frequencies change with the length of each sequence, which this server does "
+              "not compute; without rope_scaling the model serves its original context)";
     cfg_fail(r, STATUS_UNSUPPORTED, key,
-             "found \"%.40s\", expected default, linear, llama3 or yarn", kind);
+             "found \"%.40s\"%s, expected default, linear, llama3 or yarn", kind, why);
 }
 
 static double yarn_mscale(double factor, double mscale)
@@ -121,13 +128,13 @@ void rope_config_parse(struct cfg_reader *r, struct model_config *c)
         json_decref(none);
         return;
     }
+    parse_kind(&d, rope); /* first: an unknown kind explains its unknown keys */
     check_keys(&d);
     rope->theta = cfg_num(&d, "rope_theta", 1e-3, 1e12, cfg_num(r, "rope_theta", 1e-3, 1e12, 1e4));
     double partial = cfg_num(&d, "partial_rotary_factor", 0, 1, 1);
     if (partial != 1)
         cfg_fail(&d, STATUS_UNSUPPORTED, "partial_rotary_factor",
                  "found %.9g, only a full rotation (1) is supported", partial);
-    parse_kind(&d, rope);
     /* a top-level original_max_position_embeddings has priority, as in transformers */
     int64_t inner = cfg_int(&d, "original_max_position_embeddings", positions, c->pos_max);
     rope->original_pos_max =

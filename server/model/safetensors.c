@@ -6,6 +6,7 @@
  * any order of the tensors is assumed. */
 #include "server/model/safetensors.h"
 #include "server/base/mem.h"
+#include "server/model/foreign.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -234,10 +235,13 @@ enum status safetensors_parse(struct st_file *out, const void *head, size_t head
         return err_set(err, STATUS_CORRUPT,
                        "%" PRIu64 " bytes: a safetensors file begins with an 8-byte length",
                        file_bytes);
+    const char *foreign = foreign_bytes(head, head_bytes);
+    if (foreign)
+        return err_set(err, STATUS_CORRUPT, "%s", foreign);
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--)
         n = n << 8 | ((const uint8_t *)head)[i];
-    if (n > header_bytes_max)
+    if (n > header_bytes_max && n <= file_bytes - 8)
         return err_set(err, STATUS_TOO_LARGE,
                        "header length: found %" PRIu64 ", at most %zu bytes are read", n,
                        header_bytes_max);

@@ -105,7 +105,11 @@ static void test_refusals(void **state)
 {
     bad("gemma2", "", STATUS_UNSUPPORTED, "model_type", "gemma2");
     bad("llama", "\"quantization_config\":{\"bits\":4}", STATUS_UNSUPPORTED, "quantization_config",
-        "changes inference");
+        "quantised");
+    bad("llama", "\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}",
+        STATUS_UNSUPPORTED, "quantization_config", "(gptq): ");
+    bad("llama", "\"quantization\":{\"group_size\":64,\"bits\":4}", STATUS_UNSUPPORTED,
+        "quantization", "take the model that it was quantised from");
     bad("llama", "\"auto_map\":{\"AutoModel\":\"x.Y\"}", STATUS_UNSUPPORTED, "auto_map", "");
     bad("llama", "\"final_logit_softcapping\":30.0", STATUS_UNSUPPORTED, "final_logit_softcapping",
         "30");
@@ -126,8 +130,10 @@ static void test_refusals(void **state)
 static void test_rope_keys(void **state)
 {
     bad("llama", "\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}", STATUS_UNSUPPORTED,
-        "type", "dynamic");
+        "type", "length of each sequence");
     bad("llama", "\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1]}",
+        STATUS_UNSUPPORTED, "rope_type", "short-context variant");
+    bad("llama", "\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":2,\"short_factor\":[1]}",
         STATUS_UNSUPPORTED, "short_factor", "not known");
     bad("llama", "\"rope_scaling\":{\"rope_type\":\"linear\"}", STATUS_INVALID, "factor",
         "missing");

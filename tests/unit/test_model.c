@@ -358,7 +358,45 @@ static void test_no_directory(void **state)
 {
     snprintf(dir, sizeof(dir), "/tmp/rs-model-none");
     refused(STATUS_NOT_FOUND, "/tmp/rs-model-none");
+    snprintf(dir, sizeof(dir), "some-org/Some-Model-1.5B");
+    refused(STATUS_NOT_FOUND, "hf download some-org/Some-Model-1.5B");
     dir[0] = '\0';
+}
+
+/* Other things than a model in safetensors: named, with what to do. */
+static void test_foreign(void **state)
+{
+    static const char lfs[] = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    char top[sizeof(dir)];
+    use_case("llama_default");
+    snprintf(top, sizeof(top), "%s", dir);
+    write_file("model.safetensors", lfs, sizeof(lfs) - 1);
+    refused(STATUS_CORRUPT, "Git LFS");
+    run("rm %s/model.safetensors", dir);
+    write_file("q4.gguf", "GGUF", 4);
+    refused(STATUS_NOT_FOUND, "q4.gguf: a GGUF file");
+    snprintf(dir, sizeof(dir), "%s/q4.gguf", top);
+    refused(STATUS_NOT_FOUND, "a GGUF file");
+    snprintf(dir, sizeof(dir), "%s", top);
+    run("rm %s/q4.gguf", dir);
+    write_file("tokenizer.json", lfs, sizeof(lfs) - 1);
+    refused(STATUS_INVALID, "tokenizer.json: a Git LFS");
+    run("rm %s/tokenizer.json && touch %s/tokenizer.model", dir, dir);
+    refused(STATUS_NOT_FOUND, "only tokenizer.model is there; write it once with transformers");
+    run("rm %s/*.* && touch %s/adapter_config.json", dir, dir);
+    refused(STATUS_NOT_FOUND, "an adapter, not a base model");
+    run("rm %s/*.* && mkdir -p %s/snapshots/0f1e", dir, dir);
+    refused(STATUS_NOT_FOUND, "/snapshots/0f1e");
+}
+
+/* Quantised weights without a word of it in config.json. */
+static void test_quantised_names(void **state)
+{
+    use_case("llama_default");
+    run("sed -i 's/layers.0.self_attn.q_proj.weight\"/layers.0.self_attn.q_proj.scales\"/' "
+        "%s/model.safetensors",
+        dir);
+    refused(STATUS_UNSUPPORTED, "q_proj.scales' is there instead");
 }
 
 int main(void)
@@ -372,6 +410,8 @@ int main(void)
         cmocka_unit_test_teardown(test_bad_text, drop_case),
         cmocka_unit_test_teardown(test_bad_weights, drop_case),
         cmocka_unit_test_teardown(test_shrinks, drop_case),
+        cmocka_unit_test_teardown(test_foreign, drop_case),
+        cmocka_unit_test_teardown(test_quantised_names, drop_case),
         cmocka_unit_test(test_no_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -421,6 +421,44 @@ static void test_directory(void **state)
     mem_free(bytes);
 }
 
+/* Folders and files that are something else. */
+static void test_foreign(void **state)
+{
+    struct peft_adapter a;
+    struct errtext err = ERRTEXT_INIT;
+    struct model_config c = base_config();
+    char dir[] = "/tmp/rs-peft-XXXXXX", cmd[512];
+    static const struct {
+        const char *make;
+        enum status want;
+        const char *says;
+    } cases[] = {
+        {"printf 'version https://git-lfs.github.com/spec/v1\\n' > adapter_model.safetensors",
+         STATUS_CORRUPT, "git lfs pull"},
+        {"rm adapter_model.safetensors; touch q8.gguf", STATUS_NOT_FOUND, "q8.gguf: a GGUF file"},
+        {"rm *.*; echo {} > config.json", STATUS_NOT_FOUND, "a whole model"},
+        {"rm *.*; mkdir -p snapshots/77", STATUS_NOT_FOUND, "/snapshots/77"},
+    };
+    assert_non_null(mkdtemp(dir));
+    snprintf(cmd, sizeof(cmd), "%s/adapter_config.json", dir);
+    assert_int_equal(file_write_atomic(cmd, "{" Q_ONLY "}", strlen("{" Q_ONLY "}"), 0600, NULL),
+                     STATUS_OK);
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        snprintf(cmd, sizeof(cmd), "cd %s && { %s; }", dir, cases[i].make);
+        assert_int_equal(system(cmd), 0);
+        err_clear(&err);
+        enum status st = peft_read_dir(&a, dir, NULL, &c, 1u << 20, &err);
+        if (st != cases[i].want || !strstr(err.text, cases[i].says))
+            fail_msg("%s: %s", cases[i].make, err.text);
+    }
+    err_clear(&err);
+    assert_int_equal(peft_read_dir(&a, "org/some-adapter", NULL, &c, 1u << 20, &err),
+                     STATUS_NOT_FOUND);
+    assert_non_null(strstr(err.text, "hf download org/some-adapter"));
+    snprintf(cmd, sizeof(cmd), "rm -r %s", dir);
+    assert_int_equal(system(cmd), 0);
+}
+
 /* ---- links ---- */
 
 struct
@@ -582,7 +620,7 @@ int main(void)
         cmocka_unit_test(test_refused_tensors), cmocka_unit_test(test_wrong_base),
         cmocka_unit_test(test_values),          cmocka_unit_test(test_pack),
         cmocka_unit_test(test_directory),       cmocka_unit_test(test_links),
-        cmocka_unit_test(test_link_race),
+        cmocka_unit_test(test_link_race),       cmocka_unit_test(test_foreign),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

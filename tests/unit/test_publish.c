@@ -408,6 +408,9 @@ static void test_roots(void **state)
     snprintf(path, sizeof(path), "%s/../rootless/out", root_dir);
     assert_int_equal(load(path, false, NULL), STATUS_DENIED);
     assert_int_equal(load("in", false, NULL), STATUS_INVALID);
+    err_clear(&err);
+    assert_int_equal(load("org/some-lora", false, &err), STATUS_INVALID);
+    assert_non_null(strstr(err.text, "hf download"));
     assert_int_equal(load("/nowhere", false, NULL), STATUS_NOT_FOUND);
     /* a folder inside that is a link to outside */
     snprintf(cmd, sizeof(cmd), "ln -s %s %s/link", outside, root_dir);

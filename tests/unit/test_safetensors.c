@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/model/safetensors.h"
 
@@ -80,13 +81,43 @@ static void test_length_prefix(void **state)
     assert_int_equal(parse_sized(&f, "{}", 3, 0, &err), STATUS_CORRUPT);
     assert_non_null(strstr(err.text, "header length"));
     err_clear(&err);
-    assert_int_equal(parse_sized(&f, "{}", (1u << 20) + 1, 0, &err), STATUS_TOO_LARGE);
-    err_clear(&err);
-    assert_int_equal(parse_sized(&f, "{}", UINT64_MAX, 0, &err), STATUS_TOO_LARGE);
+    assert_int_equal(parse_sized(&f, "{}", UINT64_MAX, 0, &err), STATUS_CORRUPT);
     /* the header may be truncated in memory although the file is long enough */
     uint8_t head[10] = {100, 0, 0, 0, 0, 0, 0, 0, '{', '}'};
     err_clear(&err);
     assert_int_equal(safetensors_parse(&f, head, sizeof(head), 1000, 1000, &err), STATUS_CORRUPT);
+    /* too large only where the file has as much */
+    err_clear(&err);
+    assert_int_equal(safetensors_parse(&f, head, sizeof(head), 1000, 99, &err), STATUS_TOO_LARGE);
+    err_clear(&err);
+    assert_int_equal(safetensors_parse(&f, head, sizeof(head), 107, 99, &err), STATUS_CORRUPT);
+}
+
+/* What people have instead of weights is named, with what to do. */
+static void test_foreign_files(void **state)
+{
+    static const struct {
+        const char *bytes, *says;
+    } files[] = {
+        {"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"},
+        {"GGUF\3\0\0\0\1", "llama.cpp"},
+        {"PK\3\4........", "torch.save"},
+        {"<!DOCTYPE html><html>404", "web page"},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        struct st_file f;
+        struct errtext err = ERRTEXT_INIT;
+        size_t len = strlen(files[i].bytes) < 8 ? 9 : strlen(files[i].bytes);
+        assert_int_equal(safetensors_parse(&f, files[i].bytes, len, len, 1 << 20, &err),
+                         STATUS_CORRUPT);
+        if (!strstr(err.text, files[i].says))
+            fail_msg("%s", err.text);
+        /* eight bytes are all that some readers have */
+        err_clear(&err);
+        assert_int_equal(safetensors_parse(&f, files[i].bytes, 8, len, 1 << 20, &err),
+                         STATUS_CORRUPT);
+        assert_non_null(strstr(err.text, files[i].says));
+    }
 }
 
 static void test_json(void **state)
@@ -172,10 +203,11 @@ static void test_truncated(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good),   cmocka_unit_test(test_length_prefix),
-        cmocka_unit_test(test_json),   cmocka_unit_test(test_deep_json),
-        cmocka_unit_test(test_fields), cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_cover),  cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_good),          cmocka_unit_test(test_length_prefix),
+        cmocka_unit_test(test_foreign_files), cmocka_unit_test(test_json),
+        cmocka_unit_test(test_deep_json),     cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_sizes),         cmocka_unit_test(test_cover),
+        cmocka_unit_test(test_truncated),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,8 +85,10 @@ static void check_fields(struct cfg_reader *r)
         if (is_off(value) || (is_known && fields[i].class != FIELD_REFUSED))
             continue;
         cfg_fail(r, STATUS_UNSUPPORTED, key, "found %s: %s", cfg_shown(value),
-                 is_known ? "this server does not compute it, expected it off"
-                          : "this field is not known, and may change what the adapter computes");
+                 is_known
+                     ? "this server does not compute it, expected it off; train without it, or "
+                       "merge the adapter into its base (merge_and_unload) and serve that"
+                     : "this field is not known, and may change what the adapter computes");
     }
 }
 

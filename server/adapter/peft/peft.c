@@ -64,17 +64,22 @@ static enum status refuse_tensor(const char *name, uint32_t n_layer, struct errt
     const char *why = "expected lora_A.weight or lora_B.weight of a q, k, v, o, gate, up or down "
                       "projection";
     if (strstr(name, "lora_magnitude_vector"))
-        why = "DoRA is not served";
+        why =
+            "DoRA is not served: merge the adapter into its base (merge_and_unload) and serve that";
     else if (strstr(name, "lora_embedding_"))
-        why = "an adapted embedding is not served";
+        why = "an adapted embedding is not served: merge the adapter into its base "
+              "(merge_and_unload) and serve that, or train it on the projections alone";
     else if (strstr(name, "lora_B.bias"))
         why = "lora_bias is not served";
     else if (strstr(name, "trainable_tokens"))
-        why = "trained tokens are not served";
+        why = "trained tokens are not served: merge the adapter into its base (merge_and_unload) "
+              "and serve that";
     else if (strstr(name, "lm_head.lora_"))
-        why = "an adapted output head is not served";
+        why = "an adapted output head is not served: merge the adapter into its base "
+              "(merge_and_unload) and serve that, or train it on the projections alone";
     else if (!strstr(name, "lora_"))
-        why = "a full weight (modules_to_save) is not served";
+        why = "a full weight beside the LoRA matrices (modules_to_save) is not served: merge the "
+              "adapter into its base (merge_and_unload) and serve that";
     else if (strstr(name, "model.layers."))
         return err_set(err, STATUS_UNSUPPORTED,
                        "adapter_model.safetensors: tensor '%.160s': not a module of this base (%u "
@@ -210,7 +215,9 @@ static enum status check_coverage(struct peft_adapter *a, struct peft_rules *rul
         st = peft_rules_selects(rules, ends[i], false, &selected, err);
         if (!st && selected)
             st = err_param(err, STATUS_UNSUPPORTED, "target_modules",
-                           "adapter_config.json: target_modules selects %s, which is not served",
+                           "adapter_config.json: target_modules selects %s, which is not served: "
+                           "merge the adapter into its base (merge_and_unload) and serve that, or "
+                           "train it on the projections alone",
                            ends[i]);
     }
     mem_free(seen);

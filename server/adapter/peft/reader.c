@@ -8,6 +8,7 @@
 #include "server/base/clock.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
+#include "server/model/foreign.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -108,6 +109,7 @@ enum status peft_reader_open(struct peft_reader *out, const char *dir,
     enum status st = open_in(out, dir, roots, base, bytes_max, err);
     if (st) {
         peft_reader_close(out);
+        st = foreign_folder(dir, FOREIGN_WANT_ADAPTER, st, err);
         err_prefix(err, "adapter %s", dir);
     }
     return st;
