@@ -1,6 +1,7 @@
 /* residuald's table of keys, and the defaults that depend on the machine or on other keys. Names
  * that vLLM's users know are refused with a hint: the refusal says what ours is called. */
 #include "server/config.h"
+#include "server/adapter/admit.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
@@ -48,10 +49,11 @@ static const struct option_row keys[] = {
            "memory of resident adapters; N%: of the machine's"),
     BUDGET(adapters_device_bytes_max, 0, 0,
            "cuda: device memory of adapters; N%: of what the base leaves; 0: 25%"),
-    NUM(adapter_rank_max, 1, 512, 128, "ranks", "largest rank of one module"),
+    NUM(adapter_rank_max, 1, 512, ADMIT_RANK_MAX_STANDARD, "ranks", "largest rank of one module"),
     NUM(adapter_wait_ms_max, 1, 600000, 30000, "ms",
         "wait for a cold adapter; past it the request gets 503"),
-    NUM(adapter_bytes_max, 1 << 12, 1ull << 40, 1 * GIB, "bytes", "largest adapter file"),
+    NUM(adapter_bytes_max, 1 << 12, 1ull << 40, ADMIT_BYTES_MAX_STANDARD, "bytes",
+        "largest adapter file"),
     NUM(publisher_bytes_max, 1 << 12, 1ull << 44, 16 * GIB, "bytes",
         "published files of one API key"),
     BOOL(allow_runtime_loading, 1, "serve /v1/load_lora_adapter (admin keys, adapter_roots only)"),

@@ -219,14 +219,14 @@ static enum status make_adapters(struct server *s, struct errtext *err)
     s->catalog = catalog_create((uint32_t)c->adapters_registered_max);
     catalog_reserve_name(s->catalog, c->model_name);
     snprintf(s->adapters_dir, sizeof(s->adapters_dir), "%s/adapters", c->data_dir);
-    struct publish_options opt = {.model = &s->model->config,
-                                  .dtype = s->model->dtype,
-                                  .form = s->backend->ops->adapters,
-                                  .adapters_dir = s->adapters_dir,
-                                  .adapter_bytes_max = c->adapter_bytes_max,
-                                  .publisher_bytes_max = c->publisher_bytes_max,
-                                  .rank_max = (uint32_t)c->adapter_rank_max,
-                                  .chain_id = c->chain_id};
+    struct publish_options opt = {
+        .model = &s->model->config,
+        .dtype = s->model->dtype,
+        .form = s->backend->ops->adapters,
+        .adapters_dir = s->adapters_dir,
+        .limits = {.bytes_max = c->adapter_bytes_max, .rank_max = (uint32_t)c->adapter_rank_max},
+        .publisher_bytes_max = c->publisher_bytes_max,
+        .chain_id = c->chain_id};
     memcpy(opt.model_id, s->model->id, 32);
     memcpy(opt.registry, s->registry, 20);
     if (c->adapter_roots.count + (c->adapter_dir ? 1 : 0) > PUBLISH_ROOTS_MAX)

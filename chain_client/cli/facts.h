@@ -4,6 +4,7 @@
 #define RS_CLI_FACTS_H
 
 #include "chain_client/cli/cli.h"
+#include "server/adapter/admit.h"
 
 struct facts {
     uint8_t id[32];
@@ -11,9 +12,10 @@ struct facts {
     uint64_t file_bytes;
     char base_name[256], warning[256];
 };
-/* Errors: as peft_read_dir and peft_check_values; NOT_FOUND, INVALID for the base's config.json,
- * with *base_is_bad set. */
+/* Errors: as admit_folder_read; NOT_FOUND, INVALID for the base's config.json, with *base_is_bad
+ * set. */
 MUST_CHECK enum status facts_read(struct facts *f, const char *adapter_dir, const char *model_dir,
-                                  bool *base_is_bad, struct errtext *err);
+                                  const struct admit_limits *limits, bool *base_is_bad,
+                                  struct errtext *err);
 
 #endif

@@ -14,15 +14,21 @@
 #define REWARDS (CHAIN | B(ARCHIVE) | B(SETTLE))
 
 static const struct cli_verb verbs[] = {
-    {"adapter check", "DIR", 1, 1, REMOTE | B(MODEL) | B(NAME), 0, verb_adapter_check,
+    {"adapter check", "DIR", 1, 1,
+     REMOTE | B(MODEL) | B(NAME) | B(ADAPTER_RANK_MAX) | B(ADAPTER_BYTES_MAX), 0,
+     verb_adapter_check,
      "would this PEFT adapter be admitted? here (--model) or on a server (--server)",
      "With --model the folder is checked here against the base's config.json: config fields, "
      "tensor\n"
-     "names and shapes, finite values, an effect that is not zero. With --server the files are\n"
-     "uploaded for a dry run and forgotten. Exit code 1: it would be refused, and why."},
+     "names and shapes, ranks and bytes (a server's standard limits, or those given), finite "
+     "values,\n"
+     "an effect that is not zero, publish.json and its datanet. With --server the files are "
+     "uploaded\n"
+     "for a dry run and forgotten. Exit code 1: it would be refused, and why."},
     {"adapter publish", "DIR", 1, 1,
      REMOTE | CHAIN | B(MODEL) | B(NAME) | B(PUBLISHER_KEY_FILE) | B(OWNER_KEY_FILE) |
-         B(OWNER_PASSPHRASE_FILE) | B(MANIFEST) | B(DATANET_ID) | B(REPLACE) | B(WAIT_S),
+         B(OWNER_PASSPHRASE_FILE) | B(MANIFEST) | B(DATANET_ID) | B(REPLACE) | B(WITHOUT_OWNER) |
+         B(WAIT_S),
      B(SERVER) | B(NAME), verb_adapter_publish,
      "sign, register on chain (--rpc) and upload an adapter",
      "The manifest (owner, prices, split; publish.json, beside it datanet.json) is completed with\n"
@@ -30,7 +36,9 @@ static const struct cli_verb verbs[] = {
      "manifest that carries both signatures is sent as it is. With --deployment it is bound to "
      "that\n"
      "chain's registry. With --rpc too, the datanet and the adapter are registered before a byte\n"
-     "is uploaded: commit, wait, register. Repeating the command goes on where it stopped."},
+     "is uploaded: commit, wait, register. Repeating the command goes on where it stopped. "
+     "Without a\n"
+     "manifest nobody would be paid: that is refused unless --without-owner says so."},
     {"adapter list", NULL, 0, 0, REMOTE, B(SERVER), verb_adapter_list,
      "adapters of a server: residency, price, use", NULL},
     {"adapter show", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_show,

@@ -158,7 +158,10 @@ static enum status find_datanet(struct sign_source *s, const char *path, struct 
     beside(file, path, name);
     if (!named && !file_exists(file))
         return STATUS_OK;
-    return named && json_is_null(named) ? STATUS_OK : read_datanet(s, file, err);
+    if (named && json_is_null(named))
+        return STATUS_OK;
+    snprintf(s->datanet_path, sizeof(s->datanet_path), "%s", file);
+    return read_datanet(s, file, err);
 }
 
 enum status sign_source_load(struct sign_source *s, const char *path, struct errtext *err)
@@ -171,9 +174,14 @@ enum status sign_source_load(struct sign_source *s, const char *path, struct err
     if (!st && !s->is_signed)
         st = find_datanet(s, path, err);
     if (!st && !s->is_signed) {
-        st = manifest_parse_local(&s->m, s->publish, s->datanet, err);
+        st = manifest_parse_local(&s->m, s->publish, err);
         if (st)
             err_prefix(err, "%s", path);
+        if (!st && s->datanet) {
+            st = manifest_parse_datanet(&s->m, s->datanet, err);
+            if (st)
+                err_prefix(err, "%s", s->datanet_path);
+        }
         memcpy(s->document_root, s->m.datanet_id, 32);
         owners_root(s->owner_root, &s->m);
     }

@@ -10,6 +10,7 @@
 #include "server/adapter/manifest.h"
 
 #include <jansson.h>
+#include <limits.h>
 
 struct sign_publisher {
     uint8_t secret[64], public[32];
@@ -27,7 +28,8 @@ struct sign_source {
     struct manifest m;         /* datanet_id is the document root where datanet is given */
     uint8_t document_root[32], owner_root[32], tokenizer_digest[32], salt[32];
     uint64_t datanet_version;
-    bool is_signed; /* publish holds both signatures already */
+    char datanet_path[PATH_MAX]; /* for errors */
+    bool is_signed;              /* publish holds both signatures already */
 };
 /* path: the manifest's file; its "datanet" names a file beside it (default datanet.json if there).
  */

@@ -2,13 +2,14 @@
  * server answers with what it would do. */
 #include "chain_client/cli/upload.h"
 #include "server/adapter/catalog.h"
+#include "server/adapter/peft/folder.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/model/foreign.h"
 
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 static const char *const part[] = {"adapter_config.json", "adapter_model.safetensors"};
 
@@ -25,23 +26,32 @@ enum status upload_check_name(const char *name, struct errtext *err)
     return STATUS_OK;
 }
 
+/* Through its descriptor, so that what the links were judged by is what is sent. */
+static enum status upload_part(struct http *h, const char *url, int fd, struct errtext *err)
+{
+    char path[40];
+    json_t *answer;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    struct http_body body = {.file_path = path};
+    enum status st = http_call(h, "PUT", url, &body, &answer, err);
+    json_decref(answer);
+    return st;
+}
+
 enum status upload_files(struct http *h, const char *name, const char *dir, struct errtext *err)
 {
     for (size_t i = 0; i < ARRAY_COUNT(part); i++) {
-        char path[PATH_MAX], url[512];
-        json_t *answer;
-        struct stat s;
-        snprintf(path, sizeof(path), "%s/%s", dir, part[i]);
+        char url[512];
+        int fd;
         snprintf(url, sizeof(url), "/v1/uploads/%s/%s", name, part[i]);
-        if (lstat(path, &s) != 0)
-            return err_set(err, STATUS_INVALID,
-                           "%s is missing: expected a folder as peft's save_pretrained writes it",
-                           path);
-        if (!S_ISREG(s.st_mode))
-            return err_set(err, STATUS_INVALID, "%s: expected a regular file, not a link", path);
-        struct http_body body = {.file_path = path};
-        enum status st = http_call(h, "PUT", url, &body, &answer, err);
-        json_decref(answer);
+        enum status st = peft_folder_open(dir, NULL, part[i], &fd, err);
+        if (st) {
+            st = foreign_folder(dir, FOREIGN_WANT_ADAPTER, st, err);
+            err_prefix(err, "%s", dir);
+            return st == STATUS_NOT_FOUND ? STATUS_INVALID : st;
+        }
+        st = upload_part(h, url, fd, err);
+        close(fd);
         if (st)
             return st;
     }

@@ -43,6 +43,10 @@ static enum status check_options(struct publish *p, struct errtext *err)
         return err_set(err, STATUS_INVALID,
                        "--rpc needs --model DIR too: the adapter's id is registered before its "
                        "files leave this machine, so it is computed here");
+    if (cli_has(c, OPT_WITHOUT_OWNER) &&
+        (cli_has(c, OPT_MANIFEST) || cli_has(c, OPT_OWNER_KEY_FILE) || p->on_chain))
+        return err_set(err, STATUS_INVALID,
+                       "--without-owner excludes --manifest, --owner-key-file and --rpc");
     return upload_check_name(c->value[OPT_NAME], err);
 }
 
@@ -52,13 +56,18 @@ static enum status load_source(struct publish *p, struct errtext *err)
     char path[PATH_MAX];
     const char *given = p->c->value[OPT_MANIFEST];
     snprintf(path, sizeof(path), "%s/publish.json", p->c->operand[0]);
-    if (!given && !file_exists(path)) {
+    if (cli_has(p->c, OPT_WITHOUT_OWNER) || (!given && !file_exists(path))) {
         if (p->on_chain)
             return err_set(err, STATUS_NOT_FOUND,
                            "%s is missing: --rpc registers what it declares (owner, prices, split)",
                            path);
-        cli_note(p->c, "no publish.json: published without owner, prices and split");
-        return STATUS_OK;
+        if (cli_has(p->c, OPT_WITHOUT_OWNER))
+            return STATUS_OK;
+        return err_set(err, STATUS_INVALID,
+                       "%s is missing: without a manifest the adapter has no owner and no prices, "
+                       "and its answers pay nobody. Write one (owner, prices, split), name it with "
+                       "--manifest, or say --without-owner",
+                       path);
     }
     enum status st = sign_source_load(&p->source, given ? given : path, err);
     p->has_source = !st;
@@ -128,11 +137,12 @@ static enum status ask_model(struct publish *p, struct errtext *err)
 static enum status find_id(struct publish *p, struct errtext *err)
 {
     struct facts f;
+    struct admit_limits any = {.bytes_max = UINT64_MAX, .rank_max = UINT32_MAX}; /* the server's */
     bool base_is_bad;
     json_t *report = NULL;
     if (cli_has(p->c, OPT_MODEL)) {
         enum status st =
-            facts_read(&f, p->c->operand[0], p->c->value[OPT_MODEL], &base_is_bad, err);
+            facts_read(&f, p->c->operand[0], p->c->value[OPT_MODEL], &any, &base_is_bad, err);
         memcpy(p->adapter_id, f.id, 32);
         p->has_id = !st;
         return st;

@@ -73,7 +73,17 @@ static int check_here(struct cli *c)
     struct facts f;
     struct errtext err = ERRTEXT_INIT;
     bool base_is_bad = false;
-    enum status st = facts_read(&f, c->operand[0], c->value[OPT_MODEL], &base_is_bad, &err);
+    uint64_t ranks[2] = {1, 512}, bytes[2] = {1 << 12, 1ull << 40}, rank_max;
+    struct admit_limits limits;
+    enum status st =
+        args_number(c, OPT_ADAPTER_RANK_MAX, ranks, ADMIT_RANK_MAX_STANDARD, &rank_max, &err);
+    if (!st)
+        st = args_number(c, OPT_ADAPTER_BYTES_MAX, bytes, ADMIT_BYTES_MAX_STANDARD,
+                         &limits.bytes_max, &err);
+    if (st)
+        return cli_fail(c, st, &err, NULL);
+    limits.rank_max = (uint32_t)rank_max;
+    st = facts_read(&f, c->operand[0], c->value[OPT_MODEL], &limits, &base_is_bad, &err);
     if (!st)
         return print_facts(c, &f);
     return base_is_bad ? cli_fail(c, st, &err, "--model names the folder of the base model.")

@@ -293,8 +293,7 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
     return st ? st : check_signatures(out, json, err);
 }
 
-enum status manifest_parse_local(struct manifest *out, const json_t *publish, const json_t *datanet,
-                                 struct errtext *err)
+enum status manifest_parse_local(struct manifest *out, const json_t *publish, struct errtext *err)
 {
     memset(out, 0, sizeof(*out));
     const json_t *prices = json_object_get(publish, "prices");
@@ -306,11 +305,12 @@ enum status manifest_parse_local(struct manifest *out, const json_t *publish, co
                         prices ? prices : json_object_get(publish, "pricesPer1000Tokens"), err);
     if (!st)
         st = get_split(out, json_object_get(publish, "split"), err);
-    if (!st && datanet) {
-        const json_t *documents = json_object_get(datanet, "documents");
-        st = count_documents(out, documents, err);
-        if (!st)
-            st = manifest_documents_root(out->datanet_id, documents, err);
-    }
     return st;
+}
+
+enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet, struct errtext *err)
+{
+    const json_t *documents = json_object_get(datanet, "documents");
+    enum status st = count_documents(m, documents, err);
+    return st ? st : manifest_documents_root(m->datanet_id, documents, err);
 }

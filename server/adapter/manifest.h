@@ -39,10 +39,13 @@ struct manifest_expect {
 MUST_CHECK enum status manifest_parse_signed(struct manifest *out, const json_t *json,
                                              const struct manifest_expect *expect,
                                              struct errtext *err);
-/* publish.json (and datanet.json) of an operator's directory; adapter and model ids are not in it.
- * datanet may be NULL. */
+/* publish.json of a directory; adapter and model ids are not in it. Errors of both name the field;
+ * the caller names the file. */
 MUST_CHECK enum status manifest_parse_local(struct manifest *out, const json_t *publish,
-                                            const json_t *datanet, struct errtext *err);
+                                            struct errtext *err);
+/* Its datanet's file: contributors, and the documents' root as the datanet's id. */
+MUST_CHECK enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet,
+                                              struct errtext *err);
 /* The digest both signatures cover. */
 void manifest_digest(uint8_t out[32], const struct manifest *m);
 /* keccak over the sorted (digest, owner) of the documents: what stands for the datanet where no

@@ -65,25 +65,6 @@ const struct file_roots *publisher_roots(const struct publisher *p)
 
 /* ---- one adapter, checked ---- */
 
-static enum status check_ranks(const struct publisher *p, const struct peft_adapter *a,
-                               struct errtext *err)
-{
-    for (uint32_t i = 0; i < a->module_count; i++) {
-        if (a->module[i].rank > p->opt.rank_max)
-            return err_set(err, STATUS_UNSUPPORTED,
-                           "layer %u: rank %u, this server accepts at most %u (adapter_rank_max)",
-                           a->module[i].layer, a->module[i].rank, p->opt.rank_max);
-    }
-    return STATUS_OK;
-}
-
-enum status publish_admit(const struct publisher *p, const struct peft_adapter *a,
-                          struct errtext *err)
-{
-    enum status st = check_ranks(p, a, err);
-    return st ? st : peft_check_values(a, err);
-}
-
 void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
                         const char *dir, const struct peft_adapter *a)
 {
@@ -151,10 +132,10 @@ static enum status check_quota(struct publisher *p, const struct publish_upload 
 {
     struct quota q = {.publisher = u->key_name, .except = u->name};
     uint64_t bytes_max = u->quota_bytes ? u->quota_bytes : p->opt.publisher_bytes_max;
-    if (u->tensor_bytes > p->opt.adapter_bytes_max)
+    if (u->tensor_bytes > p->opt.limits.bytes_max)
         return err_set(err, STATUS_TOO_LARGE,
                        "adapter_model.safetensors: %zu bytes, at most %llu (adapter_bytes_max)",
-                       u->tensor_bytes, (unsigned long long)p->opt.adapter_bytes_max);
+                       u->tensor_bytes, (unsigned long long)p->opt.limits.bytes_max);
     catalog_each(p->catalog, add_bytes, &q);
     if (q.bytes + u->tensor_bytes > bytes_max)
         return err_set(err, STATUS_TOO_LARGE,
@@ -321,7 +302,7 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         return st;
     struct adapter_entry *e = catalog_entry_new();
     kept_dir(p->adapters_dir, a.id, dir);
-    st = publish_admit(p, &a, err);
+    st = admit_adapter(&a, &p->opt.limits, err);
     if (!st) {
         publish_fill_entry(p, e, u->name, dir, &a);
         snprintf(e->publisher, sizeof(e->publisher), "%s", u->key_name);
@@ -353,12 +334,12 @@ static enum status read_kept(struct publisher *p, const char *dir, struct peft_a
                              struct errtext *err)
 {
     char want[65];
-    enum status st = peft_read_dir(a, dir, NULL, p->opt.model, p->opt.adapter_bytes_max, err);
+    enum status st = peft_read_dir(a, dir, NULL, p->opt.model, p->opt.limits.bytes_max, err);
     if (st)
         return st;
     hex_encode(want, a->id, 32);
     st = strcmp(strrchr(dir, '/') + 1, want) == 0
-             ? check_ranks(p, a, err)
+             ? admit_ranks(a, &p->opt.limits, err)
              : err_set(err, STATUS_CORRUPT, "%s: its files are adapter %.16s, not what was kept",
                        dir, want);
     if (st)

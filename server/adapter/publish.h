@@ -9,8 +9,8 @@
 #define RS_ADAPTER_PUBLISH_H
 
 #include "kernels/backend.h"
+#include "server/adapter/admit.h"
 #include "server/adapter/catalog.h"
-#include "server/adapter/peft/peft.h"
 #include "server/base/buf.h"
 
 #include <jansson.h>
@@ -25,9 +25,8 @@ struct publish_options {
     const char *adapters_dir;            /* where published adapters are kept: <id hex>/ */
     const char *root[PUBLISH_ROOTS_MAX]; /* allow-list for load_lora_adapter and --adapter-dir */
     uint32_t root_count;
-    uint64_t adapter_bytes_max;   /* one adapter's safetensors */
+    struct admit_limits limits;
     uint64_t publisher_bytes_max; /* all of one API key's */
-    uint32_t rank_max;            /* largest accepted rank */
     uint64_t chain_id;            /* of manifests; 0 accepts 0 only */
     uint8_t registry[20];
 };

@@ -1,7 +1,6 @@
 /* Directories of the operator: those that a flag names, and those that a request names beneath an
  * allowed root. They stay where they are; only a publish.json beside the adapter is read with it.
  */
-#include "server/adapter/kept.h"
 #include "server/adapter/publish_impl.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
@@ -17,49 +16,24 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* publish.json and datanet.json of an operator's own directory. */
-static enum status read_local_manifest(const struct publisher *p, struct adapter_entry *e,
-                                       const char *dir, struct errtext *err)
-{
-    json_t *publish = NULL, *datanet = NULL;
-    struct manifest *m = mem_alloc(sizeof(*m));
-    enum status st = kept_read_json(&publish, dir, &p->roots, "publish.json", err);
-    if (!st && publish)
-        st = kept_read_json(&datanet, dir, &p->roots, "datanet.json", err);
-    if (!st && publish) {
-        st = manifest_parse_local(m, publish, datanet, err);
-        if (!st)
-            publish_apply_manifest(e, m, false);
-        else
-            err_prefix(err, "%s/publish.json", dir);
-    }
-    json_decref(publish);
-    json_decref(datanet);
-    mem_free(m);
-    return st;
-}
-
 static enum status load_checked_dir(struct publisher *p, const char *name, const char *dir,
                                     bool replace, struct errtext *err)
 {
-    struct peft_adapter a;
-    enum status st = peft_read_dir(&a, dir, &p->roots, p->opt.model, p->opt.adapter_bytes_max, err);
+    struct admit_folder f;
+    enum status st = admit_folder_read(&f, dir, &p->roots, p->opt.model, &p->opt.limits, err);
     if (st) {
         err_prefix(err, "adapter '%s'", name);
         return st;
     }
     struct adapter_entry *e = catalog_entry_new();
-    st = publish_admit(p, &a, err);
-    if (!st) {
-        publish_fill_entry(p, e, name, dir, &a);
-        st = read_local_manifest(p, e, dir, err);
-    }
-    if (!st)
-        st = publish_register(p, e, replace, err);
+    publish_fill_entry(p, e, name, dir, &f.a);
+    if (f.manifest)
+        publish_apply_manifest(e, f.manifest, false);
+    st = publish_register(p, e, replace, err);
     if (st && err && !strstr(err->text, name))
         err_prefix(err, "adapter '%s'", name);
     catalog_release(e);
-    peft_fini(&a);
+    admit_folder_fini(&f);
     return st;
 }
 

@@ -17,9 +17,6 @@ struct publisher {
     pthread_mutex_t lock; /* one publish at a time: quota and files */
 };
 
-/* May this server serve these facts and values at all? */
-MUST_CHECK enum status publish_admit(const struct publisher *p, const struct peft_adapter *a,
-                                     struct errtext *err);
 /* Everything an entry has but publisher and manifest. */
 void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
                         const char *dir, const struct peft_adapter *a);

@@ -363,7 +363,7 @@ ADAPTERS = {
     "empty": (None, raw(lambda b: b""), "adapter_model.safetensors"),
     "header of 2^63 bytes": (None, raw(lambda b: struct.pack("<Q", 1 << 63) + b[8:]), "header length"),
     "header nests deep": (None, raw(lambda b: struct.pack("<Q", 100_000) + b'{"a":' + b"[" * 99_995), "header"),
-    "not a tensor file": (None, raw(lambda b: b"PK\x03\x04" + os.urandom(400)), "header"),
+    "not a tensor file": (None, raw(lambda b: b"PK\x03\x04" + os.urandom(400)), "zip"),
     "no tensors": (None, raw(lambda b: peftfile.pack({}, b"")), "no tensors"),
 }
 

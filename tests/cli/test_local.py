@@ -104,7 +104,75 @@ def test_a_broken_adapter_is_refused_with_the_reason(tmp_path):
     assert check(folder).code == 0
     assert check(tmp_path / "none").code == 4
     run = residual("adapter", "check", folder, "--model", folder)
-    assert run.code in (2, 4) and "config.json" in run.err
+    assert run.code == 4 and "an adapter, not a base model" in run.err
+
+
+def with_rank(folder, rank):
+    """The folder's adapter at another rank: shapes and config agree, every value is 1/4."""
+    path = folder / "adapter_model.safetensors"
+    blob = path.read_bytes()
+    (n,) = struct.unpack("<Q", blob[:8])
+    header, at = json.loads(blob[8:8 + n]), 0
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        tensor["shape"][0 if "lora_A" in name else 1], tensor["dtype"] = rank, "F32"
+        size = tensor["shape"][0] * tensor["shape"][1] * 4
+        tensor["data_offsets"], at = [at, at + size], at + size
+    head = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + struct.pack("<f", 0.25) * (at // 4))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": rank, "rank_pattern": {}}))
+
+
+def test_check_has_the_servers_limits(tmp_path):
+    folder = copy(tmp_path)
+    with_rank(folder, 129)
+    run = check(folder)
+    assert run.code == 1 and "rank 129, at most 128 is accepted (adapter_rank_max)" in run.json["reason"], run
+    args = ("adapter", "check", folder, "--model", DEMO / "base")
+    assert residual(*args, "--adapter-rank-max", "129").code == 0
+    run = residual(*args, "--adapter-rank-max", "129", "--adapter-bytes-max", "5000")
+    assert run.code == 1 and "at most 5000" in run.err + run.out, run
+    assert "512" in residual(*args, "--adapter-rank-max", "513").err
+
+
+def test_check_reads_what_lies_beside_the_adapter(tmp_path):
+    folder = copy(tmp_path)
+    datanet = json.loads((folder / "datanet.json").read_text())
+    datanet["documents"][0]["owner"] = "nobody"
+    (folder / "datanet.json").write_text(json.dumps(datanet))
+    run = check(folder)
+    assert run.code == 1 and "datanet.json" in run.json["reason"] and "publish.json" not in run.json["reason"], run
+    facts = json.loads((folder / "publish.json").read_text())
+    (folder / "publish.json").write_text(json.dumps({**facts, "datanet": "other.json"}))
+    run = check(folder)
+    assert "other.json is not there" in run.out, run
+    (folder / "publish.json").write_text(json.dumps({**facts, "datanet": None}))
+    assert check(folder).code == 0
+    (folder / "publish.json").write_text(json.dumps({**facts, "version": "x"}))
+    run = check(folder)
+    assert run.code == 1 and "publish.json" in run.json["reason"], run
+
+
+def test_nothing_is_published_without_an_owner_unless_told(tmp_path):
+    folder, nobody = copy(tmp_path), f"http://127.0.0.1:{free_port()}"
+    owner, publisher = tmp_path / "owner", tmp_path / "publisher"
+    residual("key", "new", "--type", "chain", owner)
+    residual("key", "new", "--type", "publisher", publisher)
+    keys = ("--owner-key-file", owner, "--publisher-key-file", publisher)
+    args = ("adapter", "publish", folder, "--server", nobody, "--name", "x")
+    bad = json.loads((folder / "datanet.json").read_text())
+    bad["documents"][0]["digest"] = "?"
+    (folder / "datanet.json").write_text(json.dumps(bad))
+    run = residual(*args, *keys)
+    assert run.code == 2 and "datanet.json" in run.err and "publish.json" not in run.err, run
+    (folder / "publish.json").unlink()
+    run = residual(*args, *keys)
+    assert run.code == 2 and "pay nobody" in run.err and "--without-owner" in run.err, run
+    run = residual(*args, *keys, "--without-owner")
+    assert run.code == 2 and "excludes" in run.err, run
+    assert residual(*args, "--without-owner").code == 3  # it went as far as the server, which is not there
 
 
 def test_unreachable_peers_are_an_outage_with_advice(tmp_path):

@@ -113,6 +113,25 @@ def test_bad_publishing_is_refused_before_anything_happens(world):
     assert residual("adapter", "list", *server(world), "--json").json["count"] == before
 
 
+def test_a_snapshot_of_the_hub_cache_is_published(world, tmp_path):
+    folder, _ = world.adapter("amber-coast", "amber")
+    repo = tmp_path / "models--org--amber"
+    snapshot = repo / "snapshots" / "0f1e"
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for i, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        (repo / "blobs" / str(i)).write_bytes((folder / name).read_bytes())
+        (snapshot / name).symlink_to(f"../../blobs/{i}")
+    done = residual("adapter", "publish", snapshot, *server(world), "--name", "amber", "--without-owner", "--json")
+    assert done.code == 0 and done.json["manifest"] is None, done
+    assert done.json["report"]["id"] == residual("adapter", "check", folder, "--model", DEMO / "base", "--json").json["id"]
+    (snapshot / "adapter_config.json").unlink()
+    (snapshot / "adapter_config.json").symlink_to(folder / "adapter_config.json")
+    out = residual("adapter", "publish", snapshot, *server(world), "--name", "amber-2", "--without-owner")
+    assert out.code == 5 and "symbolic link" in out.err, out
+    assert residual("adapter", "delete", "amber", *server(world)).code == 0
+
+
 def test_publish_without_a_chain_node_and_delete(world):
     folder, key = world.adapter("dusk-marsh", "marsh")
     done = world.publish(folder, "marsh", key, "--json")  # signed for the chain, registered by someone else

@@ -34,7 +34,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         check(&m);
     else if (!err.text[0])
         abort();
-    if (manifest_parse_local(&m, json, json, NULL) == STATUS_OK)
+    if (manifest_parse_local(&m, json, NULL) == STATUS_OK &&
+        manifest_parse_datanet(&m, json, NULL) == STATUS_OK)
         check(&m);
     json_decref(json);
     return 0;

@@ -228,7 +228,7 @@ static void test_local(void **state)
                                      0, NULL);
     assert_non_null(publish);
     assert_non_null(datanet);
-    if (manifest_parse_local(&m, publish, datanet, &err))
+    if (manifest_parse_local(&m, publish, &err) || manifest_parse_datanet(&m, datanet, &err))
         fail_msg("%s", err.text);
     assert_true(m.contributor_count >= 4);
     assert_false(sodium_is_zero(m.datanet_id, 32));
@@ -238,12 +238,12 @@ static void test_local(void **state)
         assert_true(i == 0 || memcmp(m.contributor[i - 1].payee, m.contributor[i].payee, 20) < 0);
     }
     assert_int_equal(documents, json_array_size(json_object_get(datanet, "documents")));
-    assert_int_equal(manifest_parse_local(&m, publish, NULL, NULL), STATUS_OK);
+    assert_int_equal(manifest_parse_local(&m, publish, NULL), STATUS_OK);
     assert_int_equal(m.contributor_count, 0);
     assert_true(sodium_is_zero(m.datanet_id, 32));
     json_object_del(publish, "owner");
-    assert_int_equal(manifest_parse_local(&m, publish, NULL, &err), STATUS_INVALID);
-    assert_int_equal(manifest_parse_local(&m, NULL, NULL, NULL), STATUS_INVALID);
+    assert_int_equal(manifest_parse_local(&m, publish, &err), STATUS_INVALID);
+    assert_int_equal(manifest_parse_local(&m, NULL, NULL), STATUS_INVALID);
     json_decref(publish);
     json_decref(datanet);
 }

@@ -38,9 +38,8 @@ static int setup(void **state)
                                        .adapters_dir = adapters_dir,
                                        .root = {root_dir},
                                        .root_count = 1,
-                                       .adapter_bytes_max = 64 << 10,
+                                       .limits = {.bytes_max = 64 << 10, .rank_max = 16},
                                        .publisher_bytes_max = 1 << 20,
-                                       .rank_max = 16,
                                        .chain_id = 31337};
     memset(options.model_id, 2, 32);
     memset(options.registry, 3, 20);
@@ -220,7 +219,7 @@ static void test_refused(void **state)
     refused((struct ask){.name = "a b", .seed = 1}, STATUS_INVALID, "expected");
     refused((struct ask){.name = "m", .seed = 1, .rank = 17}, STATUS_UNSUPPORTED,
             "adapter_rank_max");
-    options.adapter_bytes_max = 64;
+    options.limits.bytes_max = 64;
     assert_int_equal(restart(), 0);
     refused((struct ask){.name = "m", .seed = 1}, STATUS_TOO_LARGE, "adapter_bytes_max");
     assert_int_equal(kept_dirs(), 0);
@@ -456,7 +455,7 @@ static void test_bad_among_good(void **state)
     static const char *const names[] = {"a", "cut", "dora", "half", "link", "big", "old~", "z"};
     for (uint32_t i = 0; i < ARRAY_COUNT(names); i++) {
         snprintf(path, sizeof(path), "%s/%s", root_dir, names[i]);
-        write_adapter(path, i, strcmp(names[i], "big") ? 4 : options.rank_max + 1);
+        write_adapter(path, i, strcmp(names[i], "big") ? 4 : options.limits.rank_max + 1);
     }
     snprintf(cmd, sizeof(cmd),
              "cd %s && truncate -s -8 cut/adapter_model.safetensors && "
