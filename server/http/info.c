@@ -39,11 +39,16 @@ void handle_livez(struct exchange *x)
 void handle_readyz(struct exchange *x)
 {
     struct engine_stats stats;
+    struct errtext err = ERRTEXT_INIT;
     engine_get_stats(x->server->deps.engine, &stats);
-    if (atomic_load(&x->server->draining) || stats.draining)
+    if (atomic_load(&x->server->draining) || stats.draining) {
         plain(x, 503, "draining\n");
-    else
+    } else if (recorder_ready(x->server->deps.recorder, &err)) {
+        plain(x, 503, err.text);
+        buf_putc(&x->out, '\n');
+    } else {
         plain(x, 200, "ok\n");
+    }
 }
 
 void handle_version(struct exchange *x)

@@ -299,6 +299,9 @@ static void put_recorder(struct page *p)
     plain(p, "residual_spool_bytes_max", "gauge", "Maximum.", (double)r.spool_bytes_max);
     plain(p, "residual_score_job_bytes", "gauge", "Bytes of jobs to score.", (double)r.job_bytes);
     plain(p, "residual_score_jobs", "gauge", "Jobs to score.", (double)r.job_count);
+    plain(p, "residual_records_ready", "gauge",
+          "0: every answer would be refused, because its record has no room.",
+          recorder_ready(p->s->deps.recorder, NULL) == STATUS_OK);
     plain(p, "residual_inferences_total", "counter", "Inference records.", (double)r.inferences);
     plain(p, "residual_attributions_total", "counter", "Attribution records.",
           (double)r.attributions);

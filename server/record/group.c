@@ -19,8 +19,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define FULL_RETRY_MS 1000u
-
 /* ---- requiredness ---- */
 
 static bool has_datanet(const struct adapter_entry *e)
@@ -50,14 +48,15 @@ static bool is_previewed(const struct recorder *r, const struct request *req)
 
 /* ---- appending ---- */
 
-/* Count and tell. Trouble of disk or memory refuses new requests for a while; a single record that
- * cannot be built does not. */
+/* Count and tell. Trouble of disk or memory refuses new requests until the disk takes a write
+ * again; a single record that cannot be built does not. */
 static void note_failure(struct recorder *r, enum status st, const char *why)
 {
     pthread_mutex_lock(&r->lock);
     if (st == STATUS_FULL || st == STATUS_IO || st == STATUS_NO_MEMORY) {
-        r->full_until_ns = clock_mono_ns() + (uint64_t)FULL_RETRY_MS * 1000000u;
-        snprintf(r->full_text, sizeof(r->full_text), "%s", why);
+        r->disk_refuses = true;
+        r->retry_ns = clock_mono_ns() + RECORDER_RETRY_NS;
+        snprintf(r->disk_text, sizeof(r->disk_text), "%s", why);
     }
     r->stats.append_failures++;
     pthread_mutex_unlock(&r->lock);
@@ -231,7 +230,7 @@ static struct score_task *next_task(struct recorder *r)
     struct score_task *t = r->held;
     if (!t)
         return scorer_poll(r->scorer);
-    if (clock_mono_ns() < r->full_until_ns)
+    if (r->disk_refuses)
         return NULL;
     r->held = t->next;
     t->next = NULL;

@@ -28,6 +28,31 @@ static uint64_t job_reserve(const struct recorder *r, const struct request *req)
                          (uint64_t)req->params.max_tokens * req->seq_count);
 }
 
+/* Why an answer that needs these bytes is refused now. The lock is held. */
+static enum status check_room(const struct recorder *r, uint64_t spool_bytes, uint64_t job_bytes,
+                              struct errtext *err)
+{
+    if (r->disk_refuses)
+        return err_set(err, STATUS_FULL, "records cannot be written: %s", r->disk_text);
+    if (r->stats.spool_bytes + spool_bytes > r->opt.spool_bytes_max / 100 * 95)
+        return err_set(
+            err, STATUS_FULL,
+            "the record spool is 95 %% full (spool_bytes_max %llu): records must be settled first",
+            (unsigned long long)r->opt.spool_bytes_max);
+    if (r->stats.job_bytes + r->job_reserved + job_bytes > r->opt.score_bytes_max)
+        return err_set(err, STATUS_FULL, "the scoring job store is full (score_bytes_max %llu)",
+                       (unsigned long long)r->opt.score_bytes_max);
+    return STATUS_OK;
+}
+
+enum status recorder_ready(struct recorder *r, struct errtext *err)
+{
+    pthread_mutex_lock(&r->lock);
+    enum status st = check_room(r, RECORD_BYTES_RESERVE, job_bytes_for(1, 1), err);
+    pthread_mutex_unlock(&r->lock);
+    return st;
+}
+
 enum status recorder_admit(struct recorder *r, const struct request *req, struct errtext *err)
 {
     enum status st = STATUS_OK;
@@ -40,20 +65,11 @@ enum status recorder_admit(struct recorder *r, const struct request *req, struct
                        (unsigned long long)MIN((uint64_t)JOB_BYTES_MAX, r->opt.score_bytes_max),
                        JOB_BYTES_MAX);
     pthread_mutex_lock(&r->lock);
-    uint64_t spool_need = r->stats.spool_bytes + (r->in_flight + 1) * RECORD_BYTES_RESERVE;
-    if (clock_mono_ns() < r->full_until_ns)
-        st = err_set(err, STATUS_FULL, "records cannot be written: %s", r->full_text);
-    else if (r->in_flight == RECORDER_FLIGHT_MAX)
+    if (r->in_flight == RECORDER_FLIGHT_MAX)
         st =
             err_set(err, STATUS_FULL, "%u answers are in flight, the maximum", RECORDER_FLIGHT_MAX);
-    else if (spool_need > r->opt.spool_bytes_max / 100 * 95)
-        st = err_set(
-            err, STATUS_FULL,
-            "the record spool is 95 %% full (spool_bytes_max %llu): records must be settled first",
-            (unsigned long long)r->opt.spool_bytes_max);
-    else if (r->stats.job_bytes + r->job_reserved + job_bytes > r->opt.score_bytes_max)
-        st = err_set(err, STATUS_FULL, "the scoring job store is full (score_bytes_max %llu)",
-                     (unsigned long long)r->opt.score_bytes_max);
+    else
+        st = check_room(r, (r->in_flight + 1) * (uint64_t)RECORD_BYTES_RESERVE, job_bytes, err);
     if (!st) {
         r->in_flight++;
         r->job_reserved += job_bytes;
@@ -80,6 +96,33 @@ void recorder_on_finish(struct request *req, void *recorder)
 
 /* ---- the thread ---- */
 
+/* No client pays for the question whether a disk that refused takes writes again. */
+static void try_disk(struct recorder *r)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (!r->disk_refuses || clock_mono_ns() < r->retry_ns)
+        return;
+    enum status st = spool_probe(r->spool, &err);
+    r->retry_ns = clock_mono_ns() + RECORDER_RETRY_NS;
+    pthread_mutex_lock(&r->lock);
+    r->disk_refuses = st != STATUS_OK;
+    if (st)
+        snprintf(r->disk_text, sizeof(r->disk_text), "%s", err.text);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* One line when answers begin to be refused, one when they are not any more. */
+static void tell_readiness(struct recorder *r)
+{
+    struct errtext err = ERRTEXT_INIT;
+    bool ready = recorder_ready(r, &err) == STATUS_OK;
+    if (!ready && !r->unready[0])
+        log_error("records", "not ready, answers are refused: %s", err.text);
+    else if (ready && r->unready[0])
+        log_info("records", "ready again");
+    snprintf(r->unready, sizeof(r->unready), "%s", ready ? "" : err.text);
+}
+
 static void *recorder_main(void *arg)
 {
     struct recorder *r = arg;
@@ -88,6 +131,8 @@ static void *recorder_main(void *arg)
         bool wrote = recorder_run_group(r, g);
         if (!wrote)
             recorder_publish_stats(r, NULL);
+        try_disk(r);
+        tell_readiness(r);
         scorer_expire(r->scorer, clock_wall_ms(), (uint64_t)r->opt.score_age_s_max * 1000);
         if (wrote)
             continue;

@@ -58,6 +58,9 @@ void recorder_on_finish(struct request *r, void *recorder);
  * recorder_unadmit. Thread: any. */
 MUST_CHECK enum status recorder_admit(struct recorder *r, const struct request *req,
                                       struct errtext *err);
+/* Would any answer be refused now? FULL with the reason: the disk refuses, or the spool or the job
+ * store is full. Thread: any. */
+MUST_CHECK enum status recorder_ready(struct recorder *r, struct errtext *err);
 void recorder_unadmit(struct recorder *r, const struct request *req);
 
 /* The id of the newest known answer whose id ends with tail. A walk over all that are remembered:

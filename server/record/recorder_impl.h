@@ -19,6 +19,7 @@
 #define RECORDER_SEGMENT_BYTES  (16u << 20)
 #define RECORDER_SCORE_ROWS_MAX 256u
 #define RECORDER_PREVIEWS_MAX   4096u /* past it an answer that needs no record is not scored */
+#define RECORDER_RETRY_NS       1000000000ull /* between two tries of a disk that refused */
 #define GROUP_CAP               256u
 #define INFERENCE_RECORD_BYTES_MAX                                                                 \
     (CANON_INFERENCE_BYTES + 12 + TAIL_SET_BYTES_MAX + TAIL_TARIFF_BYTES_MAX + TAIL_PARAMS_BYTES + \
@@ -37,12 +38,15 @@ struct recorder {
     struct score_task *held; /* scored, but the record could not be written: tried again */
     struct mailbox finished; /* struct request */
     struct buf scratch;      /* recorder thread */
+    uint64_t retry_ns;       /* when the disk is tried again */
+    char unready[512];       /* what the log said last; "": ready */
     pthread_t thread;
     pthread_mutex_t lock; /* below */
     struct ship *ship;
     uint32_t in_flight;
-    uint64_t job_reserved, full_until_ns;
-    char full_text[512];
+    uint64_t job_reserved;
+    bool disk_refuses; /* a write failed; the recorder's thread tries the disk again */
+    char disk_text[512];
     struct recorder_stats stats;
 };
 

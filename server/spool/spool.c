@@ -22,6 +22,7 @@
 
 #define SPOOL_MAGIC        0x31505352u /* "RSP1" */
 #define SPOOL_SEGMENTS_MAX 65536u
+#define PROBE_BYTES        (64u << 10)
 
 struct segment {
     uint64_t first_seq, bytes;
@@ -400,6 +401,28 @@ enum status spool_sync(struct spool *s, struct errtext *err)
     s->durable_seq = s->next_seq - 1;
     pthread_mutex_unlock(&s->lock);
     return STATUS_OK;
+}
+
+enum status spool_probe(struct spool *s, struct errtext *err)
+{
+    static const char zeros[PROBE_BYTES];
+    char path[PATH_MAX];
+    if (s->broken)
+        return err_set(err, STATUS_IO,
+                       "spool %s: an earlier sync failed; restart the server to recover it",
+                       s->dir);
+    snprintf(path, sizeof(path), "%s/probe", s->dir);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return io_error(s->dir, "write", err);
+    ssize_t n = write(fd, zeros, sizeof(zeros));
+    if (n >= 0 && n < (ssize_t)sizeof(zeros))
+        errno = ENOSPC;
+    bool good = n == (ssize_t)sizeof(zeros) && fdatasync(fd) == 0;
+    enum status st = good ? STATUS_OK : io_error(s->dir, "write", err);
+    close(fd);
+    unlink(path);
+    return st;
 }
 
 void spool_trim(struct spool *s, uint64_t final_seq, uint64_t age_s_min)

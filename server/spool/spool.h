@@ -44,6 +44,10 @@ MUST_CHECK enum status spool_append(struct spool *s, uint64_t seq, const void *b
  * appends from then on. */
 MUST_CHECK enum status spool_sync(struct spool *s, struct errtext *err);
 
+/* Does the disk take a write as large as a few records, and a sync? Nothing of it stays. Errors as
+ * of spool_append. Owner only. */
+MUST_CHECK enum status spool_probe(struct spool *s, struct errtext *err);
+
 /* Delete whole segments whose last seq <= final_seq and that are older than age_s_min. */
 void spool_trim(struct spool *s, uint64_t final_seq, uint64_t age_s_min);
 

@@ -54,6 +54,11 @@ def test_spool_budget(tmp_path):
         assert len(receipts) > 20
         assert s.get("/v1/receipts/" + receipts[0]["request_id"])[0] == 200, "what was released stays readable"
         assert s.get("/health")[0] == 200
+        status, why = s.get("/readyz")
+        assert status == 503 and "spool_bytes_max" in why, (status, why)
+        assert "residual_records_ready 0\n" in s.get("/metrics")[1]
+        wait_for(lambda: "not ready, answers are refused: the record spool is 95 %" in s.log_text(), 5, what="a line in the log")
+        assert s.log_text().count("not ready") == 1
     receipts_are_on_disk(lane, receipts)
     with Server("--spool-bytes-max", 2 << 20, data=data) as s:
         status, reply = s.post("/v1/completions", BODY)
@@ -122,9 +127,12 @@ def test_disk_full(small_disk):
             time.sleep(1.5)
         assert not load.unexpected, load.unexpected[:2]
         assert load.count.get("refused 503", 0) > 0, load.count
+        status, why = s.get("/readyz")
+        assert status == 503 and "No space left" in why, (status, why)
         filler.free()
-        status, after = wait_for(lambda: (lambda r: r if r[0] == 200 else None)(s.post("/v1/completions", BODY)), 10, 0.2,
-                                 what="service after the space returned")
+        wait_for(lambda: s.get("/readyz")[0] == 200, 10, 0.1, what="readiness after the space returned")
+        status, after = s.post("/v1/completions", BODY)
+        assert status == 200 and "records: ready again" in s.log_text()
         receipts += [first["residual"], after["residual"], *load.receipts]
         with Load(s, threads=4) as load:
             time.sleep(0.5)

@@ -232,6 +232,11 @@ enum status recorder_admit(struct recorder *r, const struct request *req, struct
     return STATUS_OK;
 }
 
+enum status recorder_ready(struct recorder *r, struct errtext *err)
+{
+    return r->admit_status ? err_set(err, r->admit_status, "the spool's disk is full") : STATUS_OK;
+}
+
 void recorder_unadmit(struct recorder *r, const struct request *req)
 {
     (void)req;

@@ -464,6 +464,9 @@ static void test_spool_budget(void **state)
     }
     assert_int_equal(st, STATUS_FULL);
     assert_non_null(strstr(err.text, "spool_bytes_max"));
+    err_clear(&err);
+    assert_int_equal(recorder_ready(g.recorder, &err), STATUS_FULL);
+    assert_non_null(strstr(err.text, "spool_bytes_max"));
     assert_true(served > 10);
     wait_settled(&g); /* what was admitted is scored within the rest */
     rig_close(&g);
@@ -481,8 +484,29 @@ static void limit_files(rlim_t bytes)
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &lim), 0);
 }
 
-/* The disk refuses: the request fails without a receipt, admission refuses, then all recovers; what
- * was scored meanwhile is written later. */
+/* Also when the test failed: the tests after it write files too. */
+static int lift_limit(void **state)
+{
+    limit_files(RLIM_INFINITY);
+    return drop_dir(state);
+}
+
+/* Readiness and admission say the same; both wait for the recorder's thread, never for a clock. */
+static void wait_ready(struct rig *g, enum status want, const char *says)
+{
+    struct errtext err = ERRTEXT_INIT;
+    enum status st = recorder_ready(g->recorder, &err);
+    for (int i = 0; i < 20000 && st != want; i++) {
+        usleep(1000);
+        err_clear(&err);
+        st = recorder_ready(g->recorder, &err);
+    }
+    assert_int_equal(st, want);
+    assert_non_null(strstr(err.text, says));
+}
+
+/* The disk refuses: what was admitted fails without a receipt, admission and readiness say no until
+ * the disk takes a write again; what was scored meanwhile is written then. */
 static void test_disk_full(void **state)
 {
     struct rig g;
@@ -494,30 +518,24 @@ static void test_disk_full(void **state)
                    *second = make_request(&g.paid, 1, 1, 4),
                    *third = make_request(&g.paid, 1, 1, 4);
     must_record(&g, first);
+    wait_ready(&g, STATUS_OK, "");
+    assert_int_equal(recorder_admit(g.recorder, second, &err), STATUS_OK);
     limit_files(stats_of(&g).spool_bytes + 100);
-    engine_set_stuck(&g.engine, false); /* its score comes back and cannot be written */
-    for (int i = 0; i < 10000 && stats_of(&g).append_failures == 0; i++)
-        usleep(1000);
-    assert_int_equal(recorder_admit(g.recorder, second, &err), STATUS_FULL);
-    assert_non_null(strstr(err.text, "cannot be written"));
-    enum status st = STATUS_FULL; /* admission tries again now and then */
-    for (int i = 0; i < 5000 && st; i++) {
-        usleep(1000);
-        st = submit(&g, second, NULL);
-    }
-    assert_int_equal(st, STATUS_OK);
+    recorder_on_finish(second, g.recorder);
     wait_done(second);
     assert_false(second->receipt.recorded);
     assert_int_not_equal(second->status, STATUS_OK);
     assert_true(second->error.text[0]);
-    assert_int_equal(recorder_admit(g.recorder, third, NULL), STATUS_FULL);
+    wait_ready(&g, STATUS_FULL, "cannot be written");
+    engine_set_stuck(&g.engine, false); /* its score comes back and cannot be written either */
+    usleep(1300000);                    /* past a try of the disk, which fails */
+    wait_ready(&g, STATUS_FULL, "cannot be written");
+    assert_int_equal(recorder_admit(g.recorder, third, &err), STATUS_FULL);
+    assert_non_null(strstr(err.text, "cannot be written"));
+    assert_int_equal(stats_of(&g).inferences, 1);
     limit_files(RLIM_INFINITY);
-    for (st = STATUS_FULL; st;) {
-        usleep(1000);
-        st = submit(&g, third, NULL);
-    }
-    wait_done(third);
-    assert_true(third->receipt.recorded);
+    wait_ready(&g, STATUS_OK, "");
+    must_record(&g, third);
     wait_settled(&g);
     wait_attributions(&g, 2);
     assert_int_equal(stats_of(&g).inferences, 2);
@@ -752,7 +770,7 @@ int main(void)
         TEST(test_odd_ends),
         TEST(test_admission),
         TEST(test_spool_budget),
-        TEST(test_disk_full),
+        cmocka_unit_test_setup_teardown(test_disk_full, make_dir, lift_limit),
         TEST(test_scoring_off),
         TEST(test_restart),
         TEST(test_lost_and_orphans),
