@@ -1,15 +1,16 @@
 /* A line is put together on the stack and leaves in one write(2): lines of threads never mix. */
 #include "server/base/log.h"
 #include "server/base/check.h"
+#include "server/base/logfile.h"
 
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
-static const char *const level_names[] = {"error", "warn", "info", "debug"};
+static const char *const level_names[] = {"audit", "error", "warn", "info", "debug"};
+static struct logfile log_out = LOGFILE_STDERR;
 static _Atomic int level_max = LOG_LEVEL_INFO; /* relaxed: a late change of level is harmless */
 
 void log_set_level(enum log_level level)
@@ -19,7 +20,7 @@ void log_set_level(enum log_level level)
 
 enum status log_set_level_text(const char *name, struct errtext *err)
 {
-    for (size_t i = 0; i < ARRAY_COUNT(level_names); i++) {
+    for (size_t i = LOG_LEVEL_ERROR; i < ARRAY_COUNT(level_names); i++) {
         if (strcmp(level_names[i], name) == 0) {
             log_set_level((enum log_level)i);
             return STATUS_OK;
@@ -27,6 +28,20 @@ enum status log_set_level_text(const char *name, struct errtext *err)
     }
     return err_param(err, STATUS_INVALID, "log_level",
                      "log_level: found '%.40s', expected error, warn, info or debug", name);
+}
+
+enum status log_open(const char *path, struct errtext *err)
+{
+    struct logfile f;
+    enum status st = logfile_open(&f, path, err);
+    if (!st)
+        log_out = f;
+    return st;
+}
+
+enum status log_reopen(struct errtext *err)
+{
+    return logfile_reopen(&log_out, err);
 }
 
 void log_line(enum log_level level, const char *area, const char *fmt, ...)
@@ -48,10 +63,9 @@ void log_line(enum log_level level, const char *area, const char *fmt, ...)
     if (body > 0)
         n += (size_t)body < sizeof(line) - n - 1 ? (size_t)body : sizeof(line) - n - 2;
     for (char *p = line; p < line + n; p++) {
-        if (*p == '\n')
+        if ((unsigned char)*p < 0x20 || *p == 0x7F)
             *p = ' ';
     }
     line[n++] = '\n';
-    ssize_t ignored = write(STDERR_FILENO, line, n);
-    (void)ignored;
+    logfile_write(&log_out, line, n);
 }

@@ -7,14 +7,22 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "server/base/check.h"
 #include "server/base/clock.h"
+#include "server/base/env.h"
+#include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/hostport.h"
+#include "server/base/logfile.h"
+#include "server/base/mem.h"
+#include "server/base/notify.h"
 #include "server/base/thread.h"
 
 static void test_parse(void **state)
@@ -120,12 +128,105 @@ static void test_hex_digits(void **state)
     }
 }
 
+/* A manager's socket, by path and by abstract name; without one nothing happens. */
+static void test_notify(void **state)
+{
+    static const char *const names[] = {"/tmp/rs-notify-test", "@rs-notify-test"};
+    char got[600];
+    unsetenv("NOTIFY_SOCKET");
+    notify_ready("nobody listens");
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
+        struct sockaddr_un at = {.sun_family = AF_UNIX};
+        char name[64];
+        int len = snprintf(name, sizeof(name), "%s-%d", names[i], getpid());
+        memcpy(at.sun_path, name, (size_t)len);
+        at.sun_path[0] = name[0] == '@' ? '\0' : name[0];
+        int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+        socklen_t bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + (size_t)len);
+        assert_int_equal(bind(fd, (struct sockaddr *)&at, bytes), 0);
+        setenv("NOTIFY_SOCKET", name, 1);
+        notify_ready("ready on x");
+        ssize_t n = recv(fd, got, sizeof(got) - 1, 0);
+        assert_true(n > 0);
+        got[n] = '\0';
+        assert_ptr_equal(strstr(got, "READY=1\nSTATUS=ready on x\nMAINPID="), got);
+        notify_reloading();
+        n = recv(fd, got, sizeof(got) - 1, 0);
+        got[n] = '\0';
+        assert_ptr_equal(strstr(got, "RELOADING=1\nMONOTONIC_USEC="), got);
+        notify_stopping("draining");
+        n = recv(fd, got, sizeof(got) - 1, 0);
+        got[n] = '\0';
+        assert_string_equal(got, "STOPPING=1\nSTATUS=draining");
+        close(fd);
+        notify_ready("the manager is away");
+        if (name[0] == '/')
+            unlink(name);
+    }
+    unsetenv("NOTIFY_SOCKET");
+}
+
+static void test_service_folders(void **state)
+{
+    char path[256];
+    setenv("XDG_STATE_HOME", "/xdg", 1);
+    setenv("STATE_DIRECTORY", "/var/lib/a:/var/lib/b", 1);
+    env_state_dir(path, sizeof(path), "residual");
+    assert_string_equal(path, "/var/lib/a");
+    unsetenv("STATE_DIRECTORY");
+    env_state_dir(path, sizeof(path), "residual");
+    assert_string_equal(path, "/xdg/residual");
+    setenv("XDG_STATE_HOME", "relative", 1);
+    setenv("HOME", "/home/u", 1);
+    env_state_dir(path, sizeof(path), "residual");
+    assert_string_equal(path, "/home/u/.local/state/residual");
+    setenv("LOGS_DIRECTORY", "/var/log/a:/var/log/b", 1);
+    env_log_path(path, sizeof(path), "access.log");
+    assert_string_equal(path, "/var/log/a/access.log");
+    env_log_path(path, sizeof(path), "/x/access.log");
+    assert_string_equal(path, "/x/access.log");
+    unsetenv("LOGS_DIRECTORY");
+    env_log_path(path, sizeof(path), "access.log");
+    assert_string_equal(path, "access.log");
+}
+
+/* Moved away and reopened: the old file keeps its lines, the new one gets the next. */
+static void test_logfile(void **state)
+{
+    char path[64], old[80], *text;
+    size_t len;
+    struct logfile f;
+    struct errtext err = ERRTEXT_INIT;
+    snprintf(path, sizeof(path), "/tmp/rs-logfile-%d", getpid());
+    snprintf(old, sizeof(old), "%s.1", path);
+    assert_int_equal(logfile_open(&f, path, NULL), STATUS_OK);
+    int fd = f.fd;
+    logfile_write(&f, "one\n", 4);
+    assert_int_equal(rename(path, old), 0);
+    logfile_write(&f, "two\n", 4);
+    assert_int_equal(logfile_reopen(&f, NULL), STATUS_OK);
+    assert_int_equal(f.fd, fd);
+    logfile_write(&f, "three\n", 6);
+    logfile_close(&f);
+    assert_int_equal(file_read(old, 100, &text, &len, NULL), STATUS_OK);
+    assert_string_equal(text, "one\ntwo\n");
+    mem_free(text);
+    assert_int_equal(file_read(path, 100, &text, &len, NULL), STATUS_OK);
+    assert_string_equal(text, "three\n");
+    mem_free(text);
+    unlink(path);
+    unlink(old);
+    assert_int_equal(logfile_open(&f, "/no/such/folder/x", &err), STATUS_IO);
+    assert_non_null(strstr(err.text, "/no/such/folder/x"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse),      cmocka_unit_test(test_bind),
-        cmocka_unit_test(test_deadline),   cmocka_unit_test(test_thread_names),
-        cmocka_unit_test(test_hex_digits),
+        cmocka_unit_test(test_parse),           cmocka_unit_test(test_bind),
+        cmocka_unit_test(test_deadline),        cmocka_unit_test(test_thread_names),
+        cmocka_unit_test(test_hex_digits),      cmocka_unit_test(test_notify),
+        cmocka_unit_test(test_service_folders), cmocka_unit_test(test_logfile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
