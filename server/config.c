@@ -3,10 +3,10 @@
 #include "server/config.h"
 #include "server/adapter/admit.h"
 #include "server/base/check.h"
+#include "server/base/env.h"
 #include "server/base/mem.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define TEXT(...)   OPTION_ROW_TEXT(struct config, __VA_ARGS__)
@@ -58,7 +58,8 @@ static const struct option_row keys[] = {
         "published files of one API key"),
     BOOL(allow_runtime_loading, 1, "serve /v1/load_lora_adapter (admin keys, adapter_roots only)"),
     TEXT(data_dir, NULL, "DIR",
-         "lane key, records, published adapters; default: the user's state folder"),
+         "lane key, records, published adapters; default: STATE_DIRECTORY, else the user's state "
+         "folder"),
     NUM(score_rate_ppb, 0, 1000000000, 1000000000, "ppb",
         "answers scored (signal S0); 1000000000: all"),
     NUM(score_rows_max, 0, 8192, 128, "tokens", "scoring rows of one step; 0: scoring off"),
@@ -90,7 +91,11 @@ static const struct option_row keys[] = {
     NUM(n_max, 1, 128, 16, "choices", "largest n"),
     NUM(drain_s, 0, 86400, 45, "s", "SIGTERM: running answers may take this long"),
     NUM(lame_duck_s, 0, 3600, 0, "s", "SIGTERM: keep accepting this long after readiness fails"),
-    TEXT(log_level, "info", "error|warn|info|debug", "of the lines on stderr"),
+    TEXT(log_level, "info", "error|warn|info|debug", "of the log's lines"),
+    TEXT(log_file, NULL, "FILE", "the log goes there instead of stderr; SIGHUP reopens it"),
+    TEXT(access_log, NULL, "FILE|-",
+         "one line for each answered request (combined log format, seconds, request id); SIGHUP "
+         "reopens it"),
     SWITCH(plan, "print the memory plan and exit; cuda with device_bytes: without a device"),
     SWITCH(version, "print the version and exit"),
     SWITCH(help, "print this and exit"),
@@ -125,19 +130,12 @@ static const struct options table = {
              "Exit codes: 0 stopped as asked, 1 failed while running, 2 bad configuration, 3 could "
              "not start."};
 
-/* The user's state folder: XDG_STATE_HOME, else ~/.local/state, else the working folder. */
 static void default_data_dir(struct config *c)
 {
     char path[4096];
-    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
     if (c->data_dir)
         return;
-    if (state && state[0] == '/')
-        snprintf(path, sizeof(path), "%s/residual", state);
-    else if (home && home[0] == '/')
-        snprintf(path, sizeof(path), "%s/.local/state/residual", home);
-    else
-        snprintf(path, sizeof(path), "residual-data");
+    env_state_dir(path, sizeof(path), "residual");
     c->data_dir = mem_strdup(path);
 }
 

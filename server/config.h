@@ -7,6 +7,7 @@
 
 struct config {
     char *model, *model_name, *adapter_dir, *listen, *backend, *dtype, *data_dir, *log_level;
+    char *log_file, *access_log;
     char *redis_url, *redis_password_file, *api_keys_file;
     char *ledger, *registry, *base_price_in, *base_price_out;
     struct option_list adapter;       /* NAME=DIR */

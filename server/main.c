@@ -6,12 +6,13 @@
  *           http (n)    parse, tokenize, stream                      http/listen.c
  *           recorder    records, jobs, receipts; owns the spool      record/recorder.c
  *           shipper     spool -> Redis Streams                       spool/ship.c
- *           main        waits for signals
+ *           main        waits for signals; SIGHUP reloads keys and log files
  * They talk by messages in bounded mailboxes (base/mailbox.h). Stop order: readiness off, drain,
  * engine, recorder, http. */
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
+#include "server/base/notify.h"
 #include "server/base/thread.h"
 #include "server/config.h"
 #include "server/start.h"
@@ -24,15 +25,32 @@
 
 enum exit_code { EXIT_FINE = 0, EXIT_FAILED = 1, EXIT_CONFIG = 2, EXIT_START = 3 };
 
-static sigset_t stop_signals;
+static sigset_t stop_signals, all_signals; /* SIGTERM, SIGINT; and SIGHUP */
 
 static void block_signals(void)
 {
     sigemptyset(&stop_signals);
     sigaddset(&stop_signals, SIGTERM);
     sigaddset(&stop_signals, SIGINT);
-    sigprocmask(SIG_BLOCK, &stop_signals, NULL);
+    all_signals = stop_signals;
+    sigaddset(&all_signals, SIGHUP);
+    sigprocmask(SIG_BLOCK, &all_signals, NULL);
     signal(SIGPIPE, SIG_IGN);
+}
+
+/* Until one says stop; SIGHUP, also one that came during the start, reloads. */
+static int wait_for_stop(struct server *s)
+{
+    char status[256];
+    int sig;
+    server_describe(s, status, sizeof(status));
+    notify_ready(status);
+    while (sigwait(&all_signals, &sig) == 0 && sig == SIGHUP) {
+        notify_reloading();
+        server_reload(s);
+        notify_ready(status);
+    }
+    return sig;
 }
 
 /* A second signal means now. */
@@ -51,11 +69,16 @@ static int serve(const struct config *c)
     struct server *s;
     pthread_t watcher;
     int sig;
+    if (c->log_file && log_open(c->log_file, &err)) {
+        fprintf(stderr, "residuald: %s\n", err.text);
+        return EXIT_START;
+    }
     if (server_start(&s, c, &err)) {
         fprintf(stderr, "residuald: %s\n", err.text);
         return EXIT_START;
     }
-    sigwait(&stop_signals, &sig);
+    sig = wait_for_stop(s);
+    notify_stopping("draining");
     log_info("main", "%s: draining, at most %llu s", strsignal(sig),
              (unsigned long long)c->drain_s);
     if (thread_start(&watcher, "rs-signals", second_signal, NULL, NULL) == STATUS_OK)

@@ -11,6 +11,7 @@
 #include "server/http/server.h"
 #include "server/keys.h"
 #include "server/memory.h"
+#include "server/spool/ship.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -43,6 +44,7 @@ struct server {
     int lock_fd;         /* data_dir/lock: one server per data folder */
     int listen_fd;       /* bound; the HTTP server's once it runs */
     struct http_options http_opt;
+    struct logfile access_log;
     _Atomic bool lost; /* the device is */
 };
 
@@ -69,10 +71,38 @@ static enum status parse_price(u128 *out, const char *text, const char *key, str
                      text);
 }
 
+/* What is known to be wrong without a model is refused before one is loaded. */
+static enum status check_values(const struct config *c, struct errtext *err)
+{
+    if (strcmp(c->dtype, "auto") != 0 && strcmp(c->dtype, "f32") != 0 &&
+        strcmp(c->dtype, "bf16") != 0)
+        return err_param(err, STATUS_INVALID, "dtype",
+                         "dtype: found '%s', expected auto, f32 or bf16", c->dtype);
+    if (c->adapter_roots.count + (c->adapter_dir ? 1 : 0) > PUBLISH_ROOTS_MAX)
+        return err_param(err, STATUS_TOO_LARGE, "adapter_roots",
+                         "adapter_roots: %u folders, at most %d with adapter_dir",
+                         c->adapter_roots.count, PUBLISH_ROOTS_MAX);
+    if (c->adapter_dir && !file_exists(c->adapter_dir))
+        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: no such folder",
+                         c->adapter_dir);
+    for (uint32_t i = 0; i < c->adapter.count; i++) {
+        const char *item = c->adapter.item[i], *eq = strchr(item, '=');
+        if (!eq || eq == item || (size_t)(eq - item) > CATALOG_NAME_MAX || !eq[1])
+            return err_param(err, STATUS_INVALID, "adapter",
+                             "adapter: found '%s', expected NAME=DIR", item);
+        if (!file_exists(eq + 1))
+            return err_param(err, STATUS_NOT_FOUND, "adapter", "adapter %s: no such folder", item);
+    }
+    struct ship_options ship = {.redis_url = c->redis_url, .password_file = c->redis_password_file};
+    return c->redis_url ? ship_check(&ship, err) : STATUS_OK;
+}
+
 static enum status parse_values(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
-    enum status st = parse_address(s->ledger, c->ledger, "ledger", err);
+    enum status st = check_values(c, err);
+    if (!st)
+        st = parse_address(s->ledger, c->ledger, "ledger", err);
     if (!st)
         st = parse_address(s->registry, c->registry, "registry", err);
     if (!st)
@@ -103,12 +133,17 @@ static enum status take_address(struct server *s, struct errtext *err)
                                  .lame_duck_s = (uint32_t)c->lame_duck_s,
                                  .key = s->keys,
                                  .key_count = s->key_count,
+                                 .access_log = c->access_log ? &s->access_log : NULL,
                                  .model_path = c->model,
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
                                  .allow_runtime_loading = c->allow_runtime_loading};
     snprintf(opt->model_name, sizeof(opt->model_name), "%s", c->model_name);
     enum status st = hostport_parse(&opt->listen, "listen", c->listen, err);
-    return st ? st : http_bind(&s->listen_fd, opt, err);
+    if (!st)
+        st = http_bind(&s->listen_fd, opt, err);
+    if (!st && c->access_log)
+        st = logfile_open(&s->access_log, c->access_log, err);
+    return st;
 }
 
 static enum status lock_data_dir(struct server *s, struct errtext *err)
@@ -180,9 +215,6 @@ static enum status make_model(struct server *s, struct errtext *err)
         opt.dtype = DTYPE_CHOICE_F32;
     else if (!strcmp(c->dtype, "bf16"))
         opt.dtype = DTYPE_CHOICE_BF16;
-    else if (strcmp(c->dtype, "auto") != 0)
-        return err_param(err, STATUS_INVALID, "dtype",
-                         "dtype: found '%s', expected auto, f32 or bf16", c->dtype);
     log_info("model", "loading %s", c->model);
     enum status st = model_load(&s->model, c->model, &opt, err);
     if (st)
@@ -201,9 +233,6 @@ static enum status load_named_adapters(struct server *s, struct errtext *err)
     for (uint32_t i = 0; i < c->adapter.count; i++) {
         char name[CATALOG_NAME_MAX + 1];
         const char *item = c->adapter.item[i], *eq = strchr(item, '=');
-        if (!eq || eq == item || (size_t)(eq - item) > CATALOG_NAME_MAX || !eq[1])
-            return err_param(err, STATUS_INVALID, "adapter",
-                             "adapter: found '%s', expected NAME=DIR", item);
         snprintf(name, sizeof(name), "%.*s", (int)(eq - item), item);
         enum status st = publisher_load_dir(s->publisher, name, eq + 1, true, false, err);
         if (st)
@@ -229,15 +258,8 @@ static enum status make_adapters(struct server *s, struct errtext *err)
         .chain_id = c->chain_id};
     memcpy(opt.model_id, s->model->id, 32);
     memcpy(opt.registry, s->registry, 20);
-    if (c->adapter_roots.count + (c->adapter_dir ? 1 : 0) > PUBLISH_ROOTS_MAX)
-        return err_param(err, STATUS_TOO_LARGE, "adapter_roots",
-                         "adapter_roots: %u folders, at most %d with adapter_dir",
-                         c->adapter_roots.count, PUBLISH_ROOTS_MAX);
     for (uint32_t i = 0; i < c->adapter_roots.count; i++)
         opt.root[opt.root_count++] = c->adapter_roots.item[i];
-    if (c->adapter_dir && !file_exists(c->adapter_dir))
-        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: no such folder",
-                         c->adapter_dir);
     if (c->adapter_dir)
         opt.root[opt.root_count++] = c->adapter_dir;
     enum status st = publisher_create(&s->publisher, &opt, s->catalog, err);
@@ -355,8 +377,9 @@ static enum status make_http(struct server *s, struct errtext *err)
     if (st)
         return st;
     s->listen_fd = -1;
-    log_info("http", "ready on http://%s:%u (model '%s', %u adapters)", s->http_opt.listen.host,
-             http_port(s->http), s->http_opt.model_name, catalog_count(s->catalog));
+    char text[256];
+    server_describe(s, text, sizeof(text));
+    log_info("http", "%s", text);
     return STATUS_OK;
 }
 
@@ -378,6 +401,7 @@ static void destroy(struct server *s)
         close(s->lock_fd);
     if (s->listen_fd >= 0)
         close(s->listen_fd);
+    logfile_close(&s->access_log);
     mem_free(s);
 }
 
@@ -388,6 +412,7 @@ enum status server_start(struct server **out, const struct config *c, struct err
     s->config = c;
     s->lock_fd = -1;
     s->listen_fd = -1;
+    s->access_log = LOGFILE_STDERR;
     enum status st = parse_values(s, err);
     if (!st)
         st = take_address(s, err);
@@ -419,6 +444,45 @@ enum status server_start(struct server **out, const struct config *c, struct err
     return st;
 }
 
+void server_describe(const struct server *s, char *out, size_t out_bytes)
+{
+    snprintf(out, out_bytes, "ready on http://%s:%u (model '%s', %u adapters)",
+             s->http_opt.listen.host, http_port(s->http), s->http_opt.model_name,
+             catalog_count(s->catalog));
+}
+
+static enum status reload_keys(struct server *s, struct errtext *err)
+{
+    const struct config *c = s->config;
+    struct http_key *keys;
+    uint32_t count;
+    if (!c->api_keys_file)
+        return STATUS_OK;
+    enum status st = keys_load(&keys, &count, c, err);
+    if (st)
+        return st;
+    st = http_set_keys(s->http, keys, count, err);
+    mem_free(keys);
+    if (!st)
+        log_audit("main", "%u API keys read from %s", count, c->api_keys_file);
+    return st;
+}
+
+void server_reload(struct server *s)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (log_reopen(&err))
+        log_error("main", "reload: %s; the old file stays in use", err.text);
+    err_clear(&err);
+    if (logfile_reopen(&s->access_log, &err))
+        log_error("main", "reload: %s; the old file stays in use", err.text);
+    err_clear(&err);
+    if (reload_keys(s, &err))
+        log_audit("main", "reload: API keys refused: %s; the old keys stay in force", err.text);
+    else
+        log_info("main", "reloaded: log files%s", s->config->api_keys_file ? " and API keys" : "");
+}
+
 bool server_failed(const struct server *s)
 {
     return atomic_load(&s->lost);
@@ -447,7 +511,10 @@ enum status server_print_plan(const struct config *c)
     s->config = c;
     s->lock_fd = -1;
     s->listen_fd = -1;
-    enum status st = make_backend(s, &err);
+    s->access_log = LOGFILE_STDERR;
+    enum status st = check_values(c, &err);
+    if (!st)
+        st = make_backend(s, &err);
     if (!st)
         st = make_model(s, &err);
     if (!st)

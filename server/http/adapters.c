@@ -3,6 +3,7 @@
  * worker thread. */
 #include "server/base/check.h"
 #include "server/base/hex.h"
+#include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/json_field.h"
@@ -209,7 +210,7 @@ static enum status unload(struct exchange *x, const char *name, bool forget, str
     enum status st = STATUS_OK;
     struct adapter_entry *e = catalog_remove(d->catalog, name);
     if (!e)
-        return STATUS_NOT_FOUND;
+        return err_set(err, STATUS_NOT_FOUND, "there is no such adapter");
     struct adapter_entry *other = catalog_find_id(d->catalog, e->id);
     if (other) {
         catalog_release(other);
@@ -248,10 +249,12 @@ void handle_adapter_delete(struct exchange *x)
                         "'%s' was published with another key; only that key or an admin may "
                         "delete it",
                         name);
+        audit_action(x, "delete adapter", name, STATUS_DENIED, &err);
         exchange_fail(x, STATUS_DENIED, &err);
         return;
     }
     enum status st = unload(x, name, true, &err);
+    audit_action(x, "delete adapter", name, st, &err);
     if (st == STATUS_NOT_FOUND) {
         fail_unknown(x, "name", name);
     } else if (st) {
@@ -266,7 +269,7 @@ void handle_adapter_delete(struct exchange *x)
 
 /* ---- vLLM's routes ---- */
 
-static bool runtime_loading_is_on(struct exchange *x)
+static bool runtime_loading_is_on(struct exchange *x, const char *action)
 {
     struct errtext err = ERRTEXT_INIT;
     if (x->server->opt.allow_runtime_loading)
@@ -274,6 +277,7 @@ static bool runtime_loading_is_on(struct exchange *x)
     (void)err_set(&err, STATUS_DENIED,
                   "loading adapters at run time is switched off on this server "
                   "(allow_runtime_loading)");
+    audit_action(x, action, NULL, STATUS_DENIED, &err);
     exchange_fail_code(x, 403, NULL, &err);
     return false;
 }
@@ -300,7 +304,7 @@ void handle_lora_load(struct exchange *x)
     const char *name = NULL, *path = NULL;
     bool replace = false;
     json_t *root = NULL;
-    if (!runtime_loading_is_on(x))
+    if (!runtime_loading_is_on(x, "load adapter"))
         return;
     enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
     if (!st)
@@ -313,6 +317,7 @@ void handle_lora_load(struct exchange *x)
         st = json_field_bool(root, "load_inplace", &replace, &err);
     if (!st)
         st = publisher_load_dir(x->server->deps.publisher, name, path, false, replace, &err);
+    audit_action(x, "load adapter", name, st, &err);
     if (!st)
         put_success(x, name, "added successfully");
     else
@@ -325,13 +330,14 @@ void handle_lora_unload(struct exchange *x)
     struct errtext err = ERRTEXT_INIT;
     const char *name = NULL;
     json_t *root = NULL;
-    if (!runtime_loading_is_on(x))
+    if (!runtime_loading_is_on(x, "unload adapter"))
         return;
     enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
     if (!st)
         st = lora_name(root, &name, &err);
     if (!st)
         st = unload(x, name, false, &err);
+    audit_action(x, "unload adapter", name, st, &err);
     if (!st)
         put_success(x, name, "removed successfully");
     else if (st == STATUS_NOT_FOUND && name)

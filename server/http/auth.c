@@ -9,17 +9,8 @@
 #include <string.h>
 #include <strings.h>
 
-enum status auth_check(const struct http_options *opt, const char *authorization,
-                       const struct http_key **key, unsigned *roles, struct errtext *err)
+enum status auth_digest(const char *authorization, uint8_t digest[32], struct errtext *err)
 {
-    uint8_t digest[32];
-    const struct http_key *found = NULL;
-    *key = NULL;
-    *roles = 0;
-    if (opt->key_count == 0) {
-        *roles = AUTH_ROLES_ALL;
-        return STATUS_OK;
-    }
     if (!authorization || !*authorization)
         return err_set(err, STATUS_DENIED,
                        "no API key was given; send the header 'Authorization: Bearer KEY'");
@@ -32,10 +23,27 @@ enum status auth_check(const struct http_options *opt, const char *authorization
     size_t len = strlen(text);
     while (len > 0 && (text[len - 1] == ' ' || text[len - 1] == '\t'))
         len--;
-    crypto_generichash(digest, sizeof(digest), (const uint8_t *)text, len, NULL, 0);
-    for (uint32_t i = 0; i < opt->key_count; i++) {
-        if (sodium_memcmp(digest, opt->key[i].digest, sizeof(digest)) == 0)
-            found = &opt->key[i];
+    crypto_generichash(digest, 32, (const uint8_t *)text, len, NULL, 0);
+    return STATUS_OK;
+}
+
+enum status auth_check(const struct keyring *keys, const char *authorization,
+                       const struct http_key **key, unsigned *roles, struct errtext *err)
+{
+    uint8_t digest[32];
+    const struct http_key *found = NULL;
+    *key = NULL;
+    *roles = 0;
+    if (keys->count == 0) {
+        *roles = AUTH_ROLES_ALL;
+        return STATUS_OK;
+    }
+    enum status st = auth_digest(authorization, digest, err);
+    if (st)
+        return st;
+    for (uint32_t i = 0; i < keys->count; i++) {
+        if (sodium_memcmp(digest, keys->key[i].digest, sizeof(digest)) == 0)
+            found = &keys->key[i];
     }
     if (!found)
         return err_set(err, STATUS_DENIED, "the API key is not known to this server");
@@ -45,7 +53,7 @@ enum status auth_check(const struct http_options *opt, const char *authorization
 }
 
 /* "host[:port]" or "[v6][:port]" names this machine's loopback, or the address we listen on. */
-static bool is_local_authority(const struct http_options *opt, const char *text, size_t len)
+static bool is_local_authority(const char *ours, const char *text, size_t len)
 {
     static const char *const names[] = {"localhost", "127.0.0.1", "::1"};
     char host[80];
@@ -70,22 +78,22 @@ static bool is_local_authority(const struct http_options *opt, const char *text,
     }
     struct in_addr v4;
     bool loopback = inet_pton(AF_INET, host, &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
-    return loopback || strcasecmp(host, opt->listen.host) == 0;
+    return loopback || strcasecmp(host, ours) == 0;
 }
 
-enum status auth_check_origin(const struct http_options *opt, const char *origin, const char *host,
-                              struct errtext *err)
+enum status auth_check_origin(const struct keyring *keys, const char *ours, const char *origin,
+                              const char *host, struct errtext *err)
 {
-    if (opt->key_count > 0)
+    if (keys->count > 0)
         return STATUS_OK;
-    if (host && !is_local_authority(opt, host, strlen(host)))
+    if (host && !is_local_authority(ours, host, strlen(host)))
         return err_set(err, STATUS_DENIED,
                        "this server has no API keys, so it answers only requests addressed to "
                        "localhost; the Host header names another machine");
     if (!origin)
         return STATUS_OK;
     const char *authority = strstr(origin, "://");
-    if (!authority || !is_local_authority(opt, authority + 3, strlen(authority + 3)))
+    if (!authority || !is_local_authority(ours, authority + 3, strlen(authority + 3)))
         return err_set(err, STATUS_DENIED,
                        "this server has no API keys, so it refuses requests of web pages from "
                        "other origins; configure keys to allow them");

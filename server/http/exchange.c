@@ -4,6 +4,7 @@
 #include "server/http/exchange.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/http/keyring.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
 
@@ -41,6 +42,7 @@ void exchange_unref(struct exchange *x)
     if (x->gen)
         generation_free(x->gen);
     uploads_detach(x);
+    keyring_unref(x->keys);
     buf_fini(&x->body);
     buf_fini(&x->out);
     pthread_mutex_destroy(&x->lock);

@@ -12,14 +12,16 @@
 #include "server/base/buf.h"
 #include "server/http/server.h"
 
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
 #define EXCHANGE_ID_BYTES_MAX   128
 #define EXCHANGE_IDEM_BYTES_MAX 255
 
-struct route;
 struct generation;
+struct keyring;
+struct route;
 struct upload;
 
 enum exchange_retry { EXCHANGE_RETRY_UNSAID, EXCHANGE_RETRY_NO, EXCHANGE_RETRY_YES };
@@ -30,9 +32,11 @@ struct exchange {
     const struct route *route;
     char *path;                 /* percent-decoded */
     const char *tail;           /* what follows a prefix route's prefix, inside path */
-    const struct http_key *key; /* NULL: the server has no keys, or the route needs none */
+    struct keyring *keys;       /* in force when it arrived */
+    const struct http_key *key; /* of keys; NULL: there are none, or the route needs none */
     unsigned roles;
-    uint64_t fair_key;                          /* the key's identity, 0 without keys */
+    uint64_t fair_key; /* the key's identity, 0 without keys */
+    char peer[INET6_ADDRSTRLEN], method[16], version[12];
     char request_id[EXCHANGE_ID_BYTES_MAX + 1]; /* x-request-id, see request_id.h */
     bool request_id_given;                      /* by the client */
     char idempotency_key[EXCHANGE_IDEM_BYTES_MAX + 1];
@@ -45,6 +49,7 @@ struct exchange {
 
     /* the reply */
     int code; /* 0: none yet */
+    uint64_t sent_bytes;
     struct buf out;
     const char *content_type;
     const char *allow;                /* 405: the methods there are */

@@ -14,11 +14,13 @@
 #include "server/base/check.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/http/access_log.h"
 #include "server/http/generate.h"
 #include "server/http/prepare.h"
 #include "server/http/reply.h"
 #include "server/http/upload.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <microhttpd.h>
 #include <stdarg.h>
@@ -120,6 +122,7 @@ static enum MHD_Result send_reply(struct exchange *x)
     if (r && x->content_type)
         add_header(r, "Content-Type", x->content_type);
     metrics_add(&x->server->metrics.http_reply_bytes, x->out.len);
+    x->sent_bytes = x->out.len;
     return queue(x, r);
 }
 
@@ -134,6 +137,7 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
             memcpy(out, x->out.data, n);
             buf_drop_front(&x->out, n);
             metrics_add(&x->server->metrics.http_reply_bytes, n);
+            x->sent_bytes += n;
             return (ssize_t)n;
         }
         if (g->ended)
@@ -244,13 +248,30 @@ static const char *header(struct MHD_Connection *c, const char *name)
     return MHD_lookup_connection_value(c, MHD_HEADER_KIND, name);
 }
 
+static void set_peer(struct exchange *x)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->transport, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const struct sockaddr *a = info ? info->client_addr : NULL;
+    const void *bytes = NULL;
+    if (a && a->sa_family == AF_INET)
+        bytes = &((const struct sockaddr_in *)(const void *)a)->sin_addr;
+    else if (a && a->sa_family == AF_INET6)
+        bytes = &((const struct sockaddr_in6 *)(const void *)a)->sin6_addr;
+    if (!bytes || !inet_ntop(a->sa_family, bytes, x->peer, sizeof(x->peer)))
+        snprintf(x->peer, sizeof(x->peer), "-");
+}
+
 static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *url,
-                              const char *method)
+                              const char *method, const char *version)
 {
     struct exchange *x = exchange_create(s, c, url);
     if (!x)
         return NULL;
     watch_enter(s->watch, x);
+    snprintf(x->method, sizeof(x->method), "%s", method);
+    snprintf(x->version, sizeof(x->version), "%s", version);
+    set_peer(x);
     struct prepare_headers h = {
         .method = method,
         .path = x->path,
@@ -275,9 +296,8 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *c, const char
                                  size_t *data_len, void **con_cls)
 {
     struct exchange *x = *con_cls;
-    (void)version;
     if (!x) {
-        x = begin(cls, c, url, method);
+        x = begin(cls, c, url, method, version);
         *con_cls = x;
         /* A client that waits for leave to send its body gets the refusal instead. */
         if (x && x->code && header(c, "Expect"))
@@ -315,6 +335,8 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
     uint64_t ns = s->clock_ns() - x->arrive_ns;
     metrics_http(&s->metrics, x->route ? route_index(x->route) : METRICS_ROUTES_MAX,
                  x->code ? x->code : 499, (double)ns * 1e-9);
+    if (s->opt.access_log)
+        access_log_write(s->opt.access_log, x, header(c, "User-Agent"), ns);
     if (x->gen && toe != MHD_REQUEST_TERMINATED_COMPLETED_OK) {
         atomic_store(&x->gone, true);
         generation_cancel(x->gen);

@@ -5,6 +5,7 @@
 #include "server/base/clock.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
+#include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
@@ -83,21 +84,26 @@ static bool find_route(struct exchange *x, const struct prepare_headers *h)
     return false;
 }
 
+static bool refuse(struct exchange *x, const struct prepare_headers *h, int code,
+                   const struct errtext *err)
+{
+    audit_refusal(x, code, h->authorization, err);
+    exchange_fail_code(x, code, NULL, err);
+    return false;
+}
+
 static bool check_key(struct exchange *x, const struct prepare_headers *h)
 {
     struct errtext err = ERRTEXT_INIT;
     char wanted[64], had[64];
-    const struct http_options *opt = &x->server->opt;
-    if (auth_check_origin(opt, h->origin, h->host, &err)) {
-        exchange_fail_code(x, 403, NULL, &err);
-        return false;
-    }
+    x->keys = keyring_current(x->server);
+    if (auth_check_origin(x->keys, x->server->opt.listen.host, h->origin, h->host, &err))
+        return refuse(x, h, 403, &err);
     if (x->route->roles == ROUTE_ROLE_NONE)
         return true;
-    if (auth_check(opt, h->authorization, &x->key, &x->roles, &err)) {
+    if (auth_check(x->keys, h->authorization, &x->key, &x->roles, &err)) {
         metrics_add(&x->server->metrics.auth_failures, 1);
-        exchange_fail_code(x, 401, NULL, &err);
-        return false;
+        return refuse(x, h, 401, &err);
     }
     x->fair_key = auth_fair_key(x->key);
     if (x->roles & x->route->roles)
@@ -106,8 +112,7 @@ static bool check_key(struct exchange *x, const struct prepare_headers *h)
     auth_roles_text(x->roles, had, sizeof(had));
     (void)err_set(&err, STATUS_DENIED, "%s %s needs a key with the role %s; this key has: %s",
                   route_method_name(x->route->method), x->route->path, wanted, had);
-    exchange_fail_code(x, 403, NULL, &err);
-    return false;
+    return refuse(x, h, 403, &err);
 }
 
 static bool check_length(struct exchange *x, const char *content_length)

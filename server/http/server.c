@@ -9,6 +9,7 @@
 #include "server/base/mem.h"
 #include "server/base/thread.h"
 #include "server/http/generate.h"
+#include "server/http/keyring.h"
 #include "server/http/listen.h"
 #include "server/http/route.h"
 #include "server/http/state.h"
@@ -104,6 +105,9 @@ static void parts_fini(struct http_server *s)
     mailbox_fini(&s->work);
     uploads_fini(&s->uploads);
     idempotency_fini(&s->idem);
+    audit_fini(&s->audit);
+    keyring_unref(s->keys);
+    pthread_mutex_destroy(&s->keys_lock);
     mem_free(s);
 }
 
@@ -127,6 +131,9 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
     s->opt = *opt;
     s->deps = *deps;
     init_state(s);
+    CHECK(pthread_mutex_init(&s->keys_lock, NULL) == 0);
+    s->keys = keyring_create(opt->key, opt->key_count);
+    audit_init(&s->audit);
     idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
     uploads_init(&s->uploads);
     mailbox_init(&s->work, HTTP_WORK_QUEUE_MAX);

@@ -6,6 +6,7 @@
 
 #include "server/adapter/publish.h"
 #include "server/base/hostport.h"
+#include "server/base/logfile.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/record/recorder.h"
@@ -43,6 +44,7 @@ struct http_options {
     const struct http_key
         *key; /* none: anyone on loopback has every role; beyond loopback it refuses to start */
     uint32_t key_count;
+    const struct logfile *access_log;      /* NULL: none; it must outlive the server */
     char model_name[CATALOG_NAME_MAX + 1]; /* what clients call the base */
     const char *model_path;
     uint32_t adapters_per_batch_max;
@@ -68,6 +70,9 @@ MUST_CHECK enum status http_bind(int *fd, const struct http_options *opt, struct
 /* listen_fd: from http_bind; the server's once it runs. */
 MUST_CHECK enum status http_start(struct http_server **out, const struct http_options *opt,
                                   const struct http_deps *deps, int listen_fd, struct errtext *err);
+/* New API keys, copied; what runs keeps the key it came with. DENIED: none is left. Thread: any. */
+MUST_CHECK enum status http_set_keys(struct http_server *s, const struct http_key *key,
+                                     uint32_t count, struct errtext *err);
 uint16_t http_port(const struct http_server *s);
 /* Readiness fails at once; new requests are refused after lame_duck_s; streams run on to drain_s.
  * Then http_stop. */

@@ -4,6 +4,7 @@
 #define RS_HTTP_STATE_H
 
 #include "server/base/mailbox.h"
+#include "server/http/audit.h"
 #include "server/http/exchange.h"
 #include "server/http/idempotency.h"
 #include "server/http/metrics.h"
@@ -13,6 +14,7 @@
 #define HTTP_WORK_THREADS   2
 #define HTTP_WORK_QUEUE_MAX 256
 
+struct keyring;
 struct listener;
 
 struct http_server {
@@ -24,6 +26,9 @@ struct http_server {
     struct uploads uploads;
     struct watch *watch;
     struct listener *listener;
+    struct keyring *keys; /* behind keys_lock: a reload replaces it */
+    pthread_mutex_t keys_lock;
+    struct audit audit;
     struct mailbox work; /* of struct exchange */
     pthread_t work_thread[HTTP_WORK_THREADS];
     uint32_t work_count;

@@ -3,6 +3,7 @@
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/json_field.h"
@@ -324,6 +325,7 @@ void handle_publish(struct exchange *x)
         st = publish(x, slot, &p, &err);
         unclaim(x, slot, !st && !p.dry_run);
     }
+    audit_action(x, p.dry_run ? "check adapter" : "publish adapter", p.name, st, &err);
     if (st)
         exchange_fail(x, st, &err);
     else

@@ -300,6 +300,22 @@ static void *ship_main(void *arg)
 
 /* ---- life ---- */
 
+enum status ship_check(const struct ship_options *opt, struct errtext *err)
+{
+    struct ship probe = {.port = 0};
+    char *password;
+    size_t len;
+    enum status st = parse_url(&probe, opt->redis_url, err);
+    if (st || !opt->password_file)
+        return st;
+    st = file_read_secret(opt->password_file, 1024, &password, &len, err);
+    if (!st) {
+        mem_wipe(password, len);
+        mem_free(password);
+    }
+    return st;
+}
+
 enum status ship_start(struct ship **out, const struct ship_options *opt, struct spool *spool,
                        struct errtext *err)
 {

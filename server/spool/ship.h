@@ -25,6 +25,8 @@ struct ship_options {
     const void *arg;
 };
 
+/* Would ship_start take these? Its errors, before anything runs. */
+MUST_CHECK enum status ship_check(const struct ship_options *opt, struct errtext *err);
 /* Starts the thread. Errors: INVALID url, DENIED or IO for the password file. A Redis that is away
  * is not an error. */
 MUST_CHECK enum status ship_start(struct ship **out, const struct ship_options *opt,

@@ -114,6 +114,31 @@ class Server:
                 self._tmp.cleanup()
 
 
+class Manager:
+    """A service manager's end of NOTIFY_SOCKET, by an abstract name."""
+
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind("")  # the kernel chooses
+        self.socket.settimeout(30)
+        self.env = {"NOTIFY_SOCKET": "@" + self.socket.getsockname()[1:].decode()}
+
+    def expect(self, what):
+        said = self.socket.recv(4096).decode()
+        assert said.startswith(what), said
+        return said
+
+    def drain(self):
+        """What was said and not yet read."""
+        said = []
+        self.socket.setblocking(False)
+        try:
+            while True:
+                said.append(self.socket.recv(4096).decode())
+        except BlockingIOError:
+            return said
+
+
 class Redis:
     """A redis-server of its own; kill() and start() keep its data."""
 

@@ -10,7 +10,7 @@
 #include "server/http/auth.h"
 
 static struct http_key keys[3];
-static struct http_options opt = {.listen = {.host = "127.0.0.1"}, .key = keys, .key_count = 3};
+static struct keyring *ring, *none;
 
 static void set_key(struct http_key *k, const char *name, const char *text, unsigned roles)
 {
@@ -28,7 +28,17 @@ static int setup(void **state)
     keys[0].adapter_count = 2;
     snprintf(keys[0].adapter[0], sizeof(keys[0].adapter[0]), "alpha");
     snprintf(keys[0].adapter[1], sizeof(keys[0].adapter[1]), "team/*");
+    ring = keyring_create(keys, 3);
+    none = keyring_create(NULL, 0);
     return sodium_init() < 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    keyring_unref(ring);
+    keyring_unref(none);
+    return 0;
 }
 
 static void test_a_key_is_found_by_its_digest(void **state)
@@ -37,11 +47,11 @@ static void test_a_key_is_found_by_its_digest(void **state)
     unsigned roles = 0;
     struct errtext err = ERRTEXT_INIT;
     (void)state;
-    assert_int_equal(auth_check(&opt, "Bearer sk-pub", &key, &roles, &err), STATUS_OK);
-    assert_ptr_equal(key, &keys[1]);
+    assert_int_equal(auth_check(ring, "Bearer sk-pub", &key, &roles, &err), STATUS_OK);
+    assert_ptr_equal(key, &ring->key[1]);
     assert_int_equal(roles, HTTP_ROLE_PUBLISH);
-    assert_int_equal(auth_check(&opt, "bearer  sk-root ", &key, &roles, &err), STATUS_OK);
-    assert_ptr_equal(key, &keys[2]);
+    assert_int_equal(auth_check(ring, "bearer  sk-root ", &key, &roles, &err), STATUS_OK);
+    assert_ptr_equal(key, &ring->key[2]);
 }
 
 static void test_wrong_keys_are_denied_and_never_repeated(void **state)
@@ -60,7 +70,7 @@ static void test_wrong_keys_are_denied_and_never_repeated(void **state)
         const struct http_key *key = &keys[0];
         unsigned roles = 1;
         struct errtext err = ERRTEXT_INIT;
-        assert_int_equal(auth_check(&opt, bad[i], &key, &roles, &err), STATUS_DENIED);
+        assert_int_equal(auth_check(ring, bad[i], &key, &roles, &err), STATUS_DENIED);
         assert_null(key);
         assert_int_equal(roles, 0);
         assert_null(strstr(err.text, "sk-"));
@@ -69,11 +79,10 @@ static void test_wrong_keys_are_denied_and_never_repeated(void **state)
 
 static void test_without_keys_everyone_has_every_role(void **state)
 {
-    struct http_options open = {.listen = {.host = "127.0.0.1"}};
     const struct http_key *key = &keys[0];
     unsigned roles = 0;
     (void)state;
-    assert_int_equal(auth_check(&open, "Bearer EMPTY", &key, &roles, NULL), STATUS_OK);
+    assert_int_equal(auth_check(none, "Bearer EMPTY", &key, &roles, NULL), STATUS_OK);
     assert_null(key);
     assert_int_equal(roles, AUTH_ROLES_ALL);
     assert_int_equal(auth_fair_key(NULL), 0);
@@ -93,19 +102,25 @@ static void test_adapter_rules_match_names_and_prefixes(void **state)
 
 static void test_keyless_servers_refuse_foreign_pages_and_hosts(void **state)
 {
-    struct http_options open = {.listen = {.host = "127.0.0.1"}};
     (void)state;
-    assert_int_equal(auth_check_origin(&open, NULL, "localhost:8080", NULL), STATUS_OK);
-    assert_int_equal(auth_check_origin(&open, NULL, "[::1]:8080", NULL), STATUS_OK);
-    assert_int_equal(auth_check_origin(&open, "http://127.0.0.1:9", NULL, NULL), STATUS_OK);
-    assert_int_equal(auth_check_origin(&open, "https://evil.example", "localhost", NULL),
-                     STATUS_DENIED);
-    assert_int_equal(auth_check_origin(&open, "null", "localhost", NULL), STATUS_DENIED);
-    assert_int_equal(auth_check_origin(&open, NULL, "rebound.example", NULL), STATUS_DENIED);
-    assert_int_equal(auth_check_origin(&open, NULL, "127.0.0.1.evil.example", NULL), STATUS_DENIED);
-    assert_int_equal(auth_check_origin(&open, "http://localhost.evil", NULL, NULL), STATUS_DENIED);
-    assert_int_equal(auth_check_origin(&opt, "https://app.example", "api.example", NULL),
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", NULL, "localhost:8080", NULL), STATUS_OK);
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", NULL, "[::1]:8080", NULL), STATUS_OK);
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", "http://127.0.0.1:9", NULL, NULL),
                      STATUS_OK);
+    assert_int_equal(
+        auth_check_origin(none, "127.0.0.1", "https://evil.example", "localhost", NULL),
+        STATUS_DENIED);
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", "null", "localhost", NULL),
+                     STATUS_DENIED);
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", NULL, "rebound.example", NULL),
+                     STATUS_DENIED);
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", NULL, "127.0.0.1.evil.example", NULL),
+                     STATUS_DENIED);
+    assert_int_equal(auth_check_origin(none, "127.0.0.1", "http://localhost.evil", NULL, NULL),
+                     STATUS_DENIED);
+    assert_int_equal(
+        auth_check_origin(ring, "127.0.0.1", "https://app.example", "api.example", NULL),
+        STATUS_OK);
 }
 
 static void test_roles_have_names(void **state)
@@ -127,5 +142,5 @@ int main(void)
         cmocka_unit_test(test_adapter_rules_match_names_and_prefixes),
         cmocka_unit_test(test_keyless_servers_refuse_foreign_pages_and_hosts),
         cmocka_unit_test(test_roles_have_names)};
-    return cmocka_run_group_tests(tests, setup, NULL);
+    return cmocka_run_group_tests(tests, setup, teardown);
 }
