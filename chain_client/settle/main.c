@@ -14,6 +14,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/notify.h"
 
 #include <inttypes.h>
 #include <signal.h>
@@ -34,11 +35,29 @@ enum exit_code {
     EXIT_LOCKED = 5
 };
 
-static volatile sig_atomic_t stopping;
+static volatile sig_atomic_t stopping, reloading;
 
 static void on_signal(int sig)
 {
-    stopping = 1;
+    if (sig == SIGHUP)
+        reloading = 1;
+    else
+        stopping = 1;
+}
+
+/* SIGHUP: the log file was moved away. */
+static void reload_if_asked(const char *status)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (!reloading)
+        return;
+    reloading = 0;
+    notify_reloading();
+    if (log_reopen(&err))
+        log_error("main", "reload: %s; the old file stays in use", err.text);
+    else
+        log_info("main", "reloaded: log file");
+    notify_ready(status);
 }
 
 /* ---- start ---- */
@@ -184,6 +203,8 @@ static enum status wait_for_chain(struct worker *w, struct errtext *err)
     enum status st;
     while ((st = meet_chain(w, err)) != STATUS_OK && is_outage(w, st) && !stopping) {
         log_warn("main", "node: %s; trying again in %u ms", err->text, wait_ms);
+        notify_ready("waiting for the chain's node");
+        reload_if_asked("waiting for the chain's node");
         err_clear(err);
         clock_sleep_ms(wait_ms);
         wait_ms = MIN(2 * wait_ms, 10000u);
@@ -207,7 +228,9 @@ static enum status run(struct worker *w, struct errtext *err)
 {
     uint64_t next_ns = 0, wait_ms = w->set->poll_ms;
     bool away = false, busy = false;
+    notify_ready("settling");
     while (!stopping) {
+        reload_if_asked("settling");
         uint32_t pause = (uint32_t)MIN(w->set->poll_ms, (uint64_t)INGEST_WAIT_MS);
         enum status st = ingest_step(w, pause, &busy, err);
         if (!st)
@@ -264,7 +287,9 @@ static int verb_run(const struct settings *s)
     struct errtext err = ERRTEXT_INIT;
     char poster[ADDR_TEXT_BYTES];
     int code = EXIT_FINE;
-    enum status st = open_local(&w, &err);
+    enum status st = s->log_file ? log_open(s->log_file, &err) : STATUS_OK;
+    if (!st)
+        st = open_local(&w, &err);
     if (st) {
         code = fail(st, EXIT_CONFIG, &err);
     } else if ((st = db_open(&w.db, s->state_dir, &err)) != STATUS_OK) {
@@ -280,6 +305,7 @@ static int verb_run(const struct settings *s)
         st = run(&w, &err);
         code = st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
     }
+    notify_stopping("stopping");
     serve_stop(http);
     worker_fini(&w);
     return code;
@@ -330,6 +356,7 @@ int main(int argc, char **argv)
     int code = EXIT_FINE;
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
+    sigaction(SIGHUP, &act, NULL);
     signal(SIGPIPE, SIG_IGN);
     enum status st = settings_load(&s, argc, argv, &err);
     if (!st)

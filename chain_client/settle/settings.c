@@ -2,9 +2,11 @@
  * base/options does not know. */
 #include "chain_client/settle/settings.h"
 #include "server/base/check.h"
+#include "server/base/env.h"
 #include "server/base/mem.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,11 +73,14 @@ static const struct option_row keys[] = {
     LANES(refetch_url, "LANE=URL", "the lane's server, asked for missing records; repeatable"),
     TEXT(refetch_key_file, NULL, "FILE",
          "API key with the worker role for refetch_url; mode 0600"),
-    TEXT(state_dir, "settle-state", "DIR", "database and lock"),
-    TEXT(archive_dir, "settle-archive", "DIR", "published batches and epochs"),
+    TEXT(state_dir, NULL, "DIR",
+         "database and lock; default: STATE_DIRECTORY, else settle-state"),
+    TEXT(archive_dir, NULL, "DIR",
+         "published batches and epochs; default: archive in STATE_DIRECTORY, else settle-archive"),
     TEXT(listen, NULL, "HOST:PORT",
          "serve /v1/rewards, /v1/batches, /v1/epochs, /metrics, /health; off without it"),
-    TEXT(log_level, "info", "LEVEL", "error, warn, info or debug"),
+    TEXT(log_level, "info", "error|warn|info|debug", "of the log's lines"),
+    TEXT(log_file, NULL, "FILE", "the log goes there instead of stderr; SIGHUP reopens it"),
     NUMBER(batch_count_max, 1, 65536, 65536, "records", "a batch closes at this many"),
     NUMBER(batch_seconds_max, 1, 86400, 1800, "s", "or when its oldest record is this old"),
     NUMBER(epoch_seconds, 1, 31 * 86400, 86400, "s", "least time between two epochs"),
@@ -129,10 +134,22 @@ static enum status check(const struct settings *s, struct errtext *err)
     return STATUS_OK;
 }
 
+static void default_dirs(struct settings *s)
+{
+    char dir[4096], archive[4096 + 16];
+    bool given = env_service_dir(dir, sizeof(dir), "STATE_DIRECTORY");
+    snprintf(archive, sizeof(archive), "%s/archive", dir);
+    if (!s->state_dir)
+        s->state_dir = mem_strdup(given ? dir : "settle-state");
+    if (!s->archive_dir)
+        s->archive_dir = mem_strdup(given ? archive : "settle-archive");
+}
+
 enum status settings_load(struct settings *out, int argc, char **argv, struct errtext *err)
 {
     *out = (struct settings){0};
     enum status st = options_load(&table, out, argc, argv, err);
+    default_dirs(out);
     return st ? st : check(out, err);
 }
 

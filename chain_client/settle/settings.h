@@ -21,7 +21,7 @@ struct settings {
     char *verb; /* "run" (default), "status", "resume" */
     char *operand;
     char *redis_url, *redis_password_file, *rpc_url, *rpc_authorization_file, *deployment;
-    char *key_file, *passphrase_file, *state_dir, *archive_dir, *listen, *log_level;
+    char *key_file, *passphrase_file, *state_dir, *archive_dir, *listen, *log_level, *log_file;
     char *refetch_key_file;
     struct settings_lanes lane_key, spool_dir, refetch_url;
     uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;

@@ -3,13 +3,14 @@ lost. Nothing is lost or counted twice, and what a person must decide stops with
 import json
 import random
 import shutil
+import signal
 import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
-from world import FULL, Settle, World, binary, http, node, run, wait_for
+from world import FULL, Manager, Settle, World, binary, http, node, run, wait_for
 
 KILLS = 50 if FULL else 10
 
@@ -55,15 +56,23 @@ def test_kills(tmp_path):
 
 def test_redis_and_chain_away_at_start(world):
     w = world
+    manager, log = Manager(), w.dir / "settle.log"
     w.stop_chain()
     w.redis.kill()
-    with Settle(w) as s:
+    with Settle(w, "--log-file", log, env=manager.env) as s:
         wait_for(lambda: "trying again" in s.log.read_text(), 10, what="a line that says so")
+        manager.expect("READY=1\nSTATUS=waiting for the chain's node")  # what is away is no failed start
+        log.rename(w.dir / "settle.log.1")
+        s.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: log.exists() and "reloaded: log file" in log.read_text(), 15, what="a new log file")
         w.start_chain()
         time.sleep(1)
         w.redis.start()
         w.ship_all()
         settled_exactly(w, s)
+    told = manager.drain()
+    assert any(t.startswith("RELOADING=1") for t in told) and told[-1].startswith("STOPPING=1")
+    assert any(t.startswith("READY=1\nSTATUS=settling") for t in told)
 
 
 def test_redis_and_chain_away_later(world):

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
-from server import ROOT, Redis, binary, free_port, http, wait_for  # noqa: E402
+from server import ROOT, Manager, Redis, binary, free_port, http, wait_for  # noqa: E402
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
 CHECK = Path(__file__).resolve().parent / "check.mjs"
@@ -178,7 +178,7 @@ class World:
 class Settle:
     """residual-settle of one world; kill() and start() keep its state."""
 
-    def __init__(self, world, *flags, spool=True, name="settle"):
+    def __init__(self, world, *flags, spool=True, name="settle", env=None):
         self.world, self.port, self.log = world, free_port(), world.dir / f"{name}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.state = world.dir / "state"
@@ -191,11 +191,11 @@ class Settle:
             if spool:
                 self.args += ["--spool-dir", f"{lane.number}={lane.dir}/spool"]
         self.args = [str(a) for a in (*self.args, *flags)]
-        self.process = None
+        self.process, self.env = None, {**os.environ, **(env or {})}
 
     def start(self):
         with open(self.log, "ab") as out:
-            self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env)
         return self
 
     def kill(self):
