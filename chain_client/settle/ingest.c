@@ -10,9 +10,9 @@
 #include "chain_client/settle/worker.h"
 #include "server/base/buf.h"
 #include "server/base/clock.h"
-#include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/spool/redis_link.h"
 
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
@@ -22,61 +22,31 @@
 
 #define GROUP          "settle"
 #define CONSUMER       "settle-1"
-#define CONNECT_MS     2000
-#define REPLY_MS       10000
 #define BACKOFF_MS_MIN 200
 #define BACKOFF_MS_MAX 5000
 #define CLAIM_IDLE_MS  60000
 
 struct redis {
-    char host[256];
-    int port; /* 0: a unix socket */
-    char *password;
+    struct redis_link link;
     redisContext *ctx;
     uint64_t retry_ns, claim_ns;
     uint32_t backoff_ms;
     struct buf args; /* ids to acknowledge */
 };
 
-static enum status parse_url(struct redis *r, const char *url, struct errtext *err)
-{
-    static const char scheme[] = "redis://";
-    char *end = NULL;
-    if (strncmp(url, "unix:", 5) == 0) {
-        snprintf(r->host, sizeof(r->host), "%s", url + 5);
-        return STATUS_OK;
-    }
-    r->port = 6379;
-    if (strncmp(url, scheme, sizeof(scheme) - 1) == 0)
-        snprintf(r->host, sizeof(r->host), "%s", url + sizeof(scheme) - 1);
-    char *colon = strrchr(r->host, ':');
-    if (colon) {
-        *colon = '\0';
-        r->port = (int)strtol(colon + 1, &end, 10);
-    }
-    if (!r->host[0] || (colon && (*end || end == colon + 1)) || r->port < 1 || r->port > 65535)
-        return err_param(err, STATUS_INVALID, "redis_url",
-                         "redis_url: found '%.64s', expected redis://HOST:PORT or unix:/path", url);
-    return STATUS_OK;
-}
-
 enum status ingest_open(struct worker *w, struct errtext *err)
 {
     struct redis *r = mem_alloc(sizeof(*r));
-    size_t len;
     w->redis = r;
     r->backoff_ms = BACKOFF_MS_MIN;
     buf_init(&r->args, 1u << 20);
-    enum status st = parse_url(r, w->set->redis_url, err);
-    if (!st && w->set->redis_password_file)
-        st = file_read_secret(w->set->redis_password_file, 4096, &r->password, &len, err);
-    return st;
+    return redis_link_open(&r->link, w->set->redis_url, w->set->redis_password_file, err);
 }
 
 static void disconnect(struct redis *r, const char *why)
 {
-    log_warn("ingest", "Redis %s: %s; trying again in %u ms, nothing is lost", r->host, why,
-             r->backoff_ms);
+    log_warn("ingest", "Redis %s: %s; trying again in %u ms, nothing is lost",
+             redis_link_name(&r->link), why, r->backoff_ms);
     if (r->ctx)
         redisFree(r->ctx);
     r->ctx = NULL;
@@ -91,9 +61,7 @@ void ingest_close(struct worker *w)
         return;
     if (r->ctx)
         redisFree(r->ctx);
-    if (r->password)
-        mem_wipe(r->password, strlen(r->password));
-    mem_free(r->password);
+    redis_link_close(&r->link);
     buf_fini(&r->args);
     mem_free(r);
     w->redis = NULL;
@@ -107,7 +75,7 @@ static bool tell(struct redis *r, redisReply *reply, const char *accepted_error)
     bool good =
         reply->type != REDIS_REPLY_ERROR || (accepted_error && strstr(reply->str, accepted_error));
     if (!good)
-        log_warn("ingest", "Redis %s: %s", r->host, reply->str);
+        log_warn("ingest", "Redis %s: %s", redis_link_name(&r->link), reply->str);
     freeReplyObject(reply);
     return good;
 }
@@ -129,17 +97,11 @@ static bool make_groups(struct worker *w)
 static bool connect_redis(struct worker *w)
 {
     struct redis *r = w->redis;
-    struct timeval wait = {.tv_sec = CONNECT_MS / 1000}, reply = {.tv_sec = REPLY_MS / 1000};
+    struct errtext err = ERRTEXT_INIT;
     if (clock_mono_ns() < r->retry_ns)
         return false;
-    r->ctx = r->port ? redisConnectWithTimeout(r->host, r->port, wait)
-                     : redisConnectUnixWithTimeout(r->host, wait);
-    if (!r->ctx || r->ctx->err || redisSetTimeout(r->ctx, reply) != REDIS_OK) {
-        disconnect(r, r->ctx ? r->ctx->errstr : "no memory");
-        return false;
-    }
-    if (r->password && !tell(r, redisCommand(r->ctx, "AUTH %s", r->password), NULL)) {
-        disconnect(r, "the password was refused (redis_password_file)");
+    if (redis_link_connect(&r->link, &r->ctx, &err)) {
+        disconnect(r, err.text);
         return false;
     }
     if (!make_groups(w)) {
@@ -147,7 +109,7 @@ static bool connect_redis(struct worker *w)
         return false;
     }
     r->backoff_ms = BACKOFF_MS_MIN;
-    log_info("ingest", "Redis %s: connected", r->host);
+    log_info("ingest", "Redis %s: connected", redis_link_name(&r->link));
     return true;
 }
 
@@ -248,7 +210,7 @@ static enum status step_lane(struct worker *w, struct lane *l, uint32_t wait_ms,
     }
     if (reply->type == REDIS_REPLY_ERROR) {
         bool lost = strstr(reply->str, "NOGROUP") != NULL;
-        log_warn("ingest", "Redis %s: %s", r->host, reply->str);
+        log_warn("ingest", "Redis %s: %s", redis_link_name(&r->link), reply->str);
         if (!lost || !make_groups(w))
             disconnect(r, "reading failed");
     } else if (reply->type == REDIS_REPLY_ARRAY && reply->elements == 1 &&

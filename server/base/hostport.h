@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 
 struct hostport {
-    char host[64]; /* without brackets */
+    char host[256]; /* without brackets */
     uint16_t port;
 };
 

@@ -3,10 +3,10 @@
 #include "server/spool/ship.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
-#include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
+#include "server/spool/redis_link.h"
 #include "server/spool/stream.h"
 
 #include <hiredis/hiredis.h>
@@ -20,17 +20,13 @@
 #define PIPELINE_MAX   64
 #define BACKOFF_MS_MIN 100
 #define BACKOFF_MS_MAX 5000
-#define CONNECT_MS     2000
-#define REPLY_MS       10000
 #define CHECK_MS                                                                                   \
     1000 /* an idle connection is probed this often: Redis may have been restored behind our back  \
           */
 
 struct ship {
     struct spool *spool;
-    char host[256];
-    int port; /* 0: unix socket in host */
-    char *password;
+    struct redis_link link;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -45,29 +41,6 @@ struct ship {
     _Atomic bool connected;       /* relaxed: telemetry */
     _Atomic uint64_t shipped_seq; /* relaxed: telemetry */
 };
-
-static enum status parse_url(struct ship *s, const char *url, struct errtext *err)
-{
-    if (strncmp(url, "unix:", 5) == 0) {
-        snprintf(s->host, sizeof(s->host), "%s", url + 5);
-        return STATUS_OK;
-    }
-    static const char scheme[] = "redis://";
-    s->port = 6379;
-    if (strncmp(url, scheme, sizeof(scheme) - 1) != 0)
-        return err_param(err, STATUS_INVALID, "redis_url",
-                         "redis_url: found '%.64s', expected redis://HOST:PORT or unix:/path", url);
-    snprintf(s->host, sizeof(s->host), "%s", url + sizeof(scheme) - 1);
-    char *colon = strrchr(s->host, ':'), *end = NULL;
-    if (colon) {
-        *colon = '\0';
-        s->port = (int)strtol(colon + 1, &end, 10);
-    }
-    if (!s->host[0] || (colon && (*end || end == colon + 1)) || s->port < 1 || s->port > 65535)
-        return err_param(err, STATUS_INVALID, "redis_url",
-                         "redis_url: found '%.64s', expected redis://HOST:PORT", url);
-    return STATUS_OK;
-}
 
 /* ---- the thread's sleep ---- */
 
@@ -107,7 +80,7 @@ static void disconnect(struct ship *s, const char *why)
 {
     atomic_store_explicit(&s->connected, false, memory_order_relaxed);
     if (!s->is_away)
-        log_warn("ship", "Redis %s: %s; records wait in the spool", s->host, why);
+        log_warn("ship", "Redis %s: %s; records wait in the spool", redis_link_name(&s->link), why);
     s->is_away = true;
     if (s->redis)
         redisFree(s->redis);
@@ -115,17 +88,6 @@ static void disconnect(struct ship *s, const char *why)
     if (s->cursor_open)
         spool_cursor_close(&s->cursor);
     s->cursor_open = false;
-}
-
-static bool authenticate(struct ship *s)
-{
-    if (!s->password)
-        return true;
-    redisReply *r = redisCommand(s->redis, "AUTH %s", s->password);
-    bool good = r && r->type == REDIS_REPLY_STATUS;
-    if (r)
-        freeReplyObject(r);
-    return good;
 }
 
 /* Is the stream's last record the spool's of that number? */
@@ -192,24 +154,17 @@ static bool position(struct ship *s)
 
 static bool connect_redis(struct ship *s)
 {
-    struct timeval wait = {.tv_sec = CONNECT_MS / 1000}, reply = {.tv_sec = REPLY_MS / 1000};
-    s->redis = s->port ? redisConnectWithTimeout(s->host, s->port, wait)
-                       : redisConnectUnixWithTimeout(s->host, wait);
-    if (!s->redis || s->redis->err || redisSetTimeout(s->redis, reply) != REDIS_OK) {
-        disconnect(s, s->redis ? s->redis->errstr : "no memory for a connection");
-        return false;
-    }
-    if (!authenticate(s)) {
-        log_error("ship", "Redis %s refused the password (redis_password_file)", s->host);
-        disconnect(s, "authentication failed");
+    struct errtext err = ERRTEXT_INIT;
+    if (redis_link_connect(&s->link, &s->redis, &err)) {
+        disconnect(s, err.text);
         return false;
     }
     if (!position(s))
         return false;
     atomic_store_explicit(&s->connected, true, memory_order_relaxed);
     s->is_away = false;
-    log_info("ship", "Redis %s: %s goes on after record %" PRIu64, s->host, s->stream.key,
-             atomic_load(&s->shipped_seq));
+    log_info("ship", "Redis %s: %s goes on after record %" PRIu64, redis_link_name(&s->link),
+             s->stream.key, atomic_load(&s->shipped_seq));
     return true;
 }
 
@@ -302,17 +257,9 @@ static void *ship_main(void *arg)
 
 enum status ship_check(const struct ship_options *opt, struct errtext *err)
 {
-    struct ship probe = {.port = 0};
-    char *password;
-    size_t len;
-    enum status st = parse_url(&probe, opt->redis_url, err);
-    if (st || !opt->password_file)
-        return st;
-    st = file_read_secret(opt->password_file, 1024, &password, &len, err);
-    if (!st) {
-        mem_wipe(password, len);
-        mem_free(password);
-    }
+    struct redis_link link;
+    enum status st = redis_link_open(&link, opt->redis_url, opt->password_file, err);
+    redis_link_close(&link);
     return st;
 }
 
@@ -320,14 +267,11 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
                        struct errtext *err)
 {
     struct ship *s = mem_alloc(sizeof(*s));
-    size_t len;
     *out = NULL;
     s->spool = spool;
     buf_init(&s->body, SPOOL_BODY_BYTES_MAX);
     stream_init(&s->stream, opt);
-    enum status st = parse_url(s, opt->redis_url, err);
-    if (!st && opt->password_file)
-        st = file_read_secret(opt->password_file, 1024, &s->password, &len, err);
+    enum status st = redis_link_open(&s->link, opt->redis_url, opt->password_file, err);
     if (st) {
         stream_fini(&s->stream);
         buf_fini(&s->body);
@@ -361,9 +305,7 @@ void ship_stop(struct ship *s, uint32_t wait_ms)
     pthread_join(s->thread, NULL);
     pthread_cond_destroy(&s->wake);
     pthread_mutex_destroy(&s->lock);
-    if (s->password)
-        mem_wipe(s->password, strlen(s->password));
-    mem_free(s->password);
+    redis_link_close(&s->link);
     stream_fini(&s->stream);
     buf_fini(&s->body);
     mem_free(s);

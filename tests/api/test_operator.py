@@ -50,9 +50,10 @@ def test_what_is_wrong_without_a_model_is_said_before_one_is_loaded(tmp_path):
                         (["--adapter", f"a={tmp_path}/none"], "no such folder"), (["--adapter-dir", tmp_path / "none"], "no such folder"),
                         (["--access-log", tmp_path / "none/x"], "none/x"), (["--log-file", tmp_path / "none/y"], "none/y"),
                         (["--dtype", "f16"], "auto, f32 or bf16"), (["--redis-url", "http://x"], "redis://HOST:PORT"),
+                        (["--redis-url", "redis://:hunter2@127.0.0.1"], "redis_password_file"),
                         (["--ledger", "0x12"], "40 hex digits"), (["--rows-max", "1z"], "whole number of tokens")]:
         refused = run("residuald", *base, *flags)
-        assert refused.returncode in (2, 3) and says in refused.stderr and " loading " not in refused.stderr, (flags, refused.stderr)
+        assert refused.returncode in (2, 3) and says in refused.stderr and " loading " not in refused.stderr and "hunter2" not in refused.stderr, (flags, refused.stderr)
     busy.close()
 
 

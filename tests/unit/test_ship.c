@@ -21,6 +21,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/spool/redis_link.h"
 #include "server/spool/ship.h"
 
 static char dir[64], url[64], password_path[80];
@@ -443,16 +444,38 @@ static void test_password(void **state)
 
 static void test_urls(void **state)
 {
-    static const char *const bad[] = {"",           "http://x:1",       "redis://",
-                                      "redis://:1", "redis://h:0",      "redis://h:65536",
-                                      "redis://h:", "redis://h:6379/0x"};
+    static const char *const bad[] = {"",
+                                      "http://x:1",
+                                      "redis://",
+                                      "redis://:1",
+                                      "redis://h:0",
+                                      "redis://h:65536",
+                                      "redis://h:",
+                                      "redis://h:6379/0x",
+                                      "unix:",
+                                      "redis://:hunter2@h:6379",
+                                      "redis://[::1",
+                                      "redis://u:hunter2@h"};
+    static const char *const good[] = {"redis://h", "redis://127.0.0.1:1", "redis://[::1]:7",
+                                       "redis://[::1]", "unix:/run/redis"};
+    struct redis_link link;
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         struct errtext err = ERRTEXT_INIT;
         struct ship_options opt = {.redis_url = bad[i], .lane = 9};
         assert_int_equal(ship_start(&ship, &opt, spool, &err), STATUS_INVALID);
         assert_string_equal(err.param, "redis_url");
         assert_null(ship);
+        assert_null(strstr(err.text, "hunter2")); /* a secret is not repeated */
+        assert_int_equal(ship_check(&opt, NULL), STATUS_INVALID);
     }
+    for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
+        assert_int_equal(redis_link_open(&link, good[i], NULL, NULL), STATUS_OK);
+        redis_link_close(&link);
+    }
+    assert_string_equal(redis_link_name(&link), "/run/redis");
+    assert_int_equal(redis_link_open(&link, "redis://[::1]", NULL, NULL), STATUS_OK);
+    assert_string_equal(link.tcp.host, "::1");
+    assert_int_equal(link.tcp.port, 6379);
 }
 
 int main(void)

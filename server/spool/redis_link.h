@@ -1,0 +1,29 @@
+/* Where a Redis is, and the way there: the key redis_url, its password file, a connection that has
+ * told the password. A password in the URL is refused, and not repeated: what names the place
+ * stands in logs. One owner. */
+#ifndef RS_SPOOL_REDIS_LINK_H
+#define RS_SPOOL_REDIS_LINK_H
+
+#include "server/base/hostport.h"
+
+struct redisContext;
+
+struct redis_link {
+    struct hostport tcp; /* port 0: a unix socket */
+    char path[256];      /* of the unix socket */
+    char *password;      /* NULL: none */
+};
+
+/* url: redis://HOST[:PORT] or unix:/path; password_file may be NULL. Errors: INVALID url; of
+ * file_read_secret. On an error nothing is held. */
+MUST_CHECK enum status redis_link_open(struct redis_link *out, const char *url,
+                                       const char *password_file, struct errtext *err);
+void redis_link_close(struct redis_link *l); /* wipes the password */
+/* The host or the socket's path, for people. */
+const char *redis_link_name(const struct redis_link *l);
+/* Connected and authenticated; the caller's (redisFree). IO: away; DENIED: the password was
+ * refused. Waits at most a few seconds. */
+MUST_CHECK enum status redis_link_connect(const struct redis_link *l, struct redisContext **out,
+                                          struct errtext *err);
+
+#endif
