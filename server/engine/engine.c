@@ -74,6 +74,8 @@ static enum status land(struct engine *e, const struct flight *f)
     e->device_ns += e->now_ns - before_ns;
     if (st)
         return st;
+    pace_learn(&e->pace, f->decodes, f->others, e->now_ns - MAX(f->given_ns, e->landed_ns));
+    e->landed_ns = e->now_ns;
     deliver_step(e, f);
     return STATUS_OK;
 }
@@ -86,6 +88,7 @@ static enum status fly(struct engine *e, bool any)
     struct flight *next = before == &e->flight[0] ? &e->flight[1] : &e->flight[0];
     e->flying = NULL;
     uint64_t before_ns = e->opt.clock_ns();
+    next->given_ns = before_ns;
     enum status st = any ? run_launch(e, next) : STATUS_OK;
     e->device_ns += e->opt.clock_ns() - before_ns;
     if (!st && before)

@@ -23,8 +23,9 @@ struct engine_options {
     bool prefix_cache;
     uint32_t score_rows_max; /* scoring rows per step when nothing else waits; 0: scoring off */
     uint32_t score_queue_max;
-    uint32_t
-        adapter_wait_ms_max; /* cold adapter not resident by then: the request fails with BUSY */
+    uint32_t adapter_wait_ms_max; /* cold adapter not resident by then: the request fails, BUSY */
+    uint32_t step_stretch_max;    /* percent of a decode-only step that one with decodes may take */
+    uint32_t share_wait_ms_max;   /* a key below its share of the slots gets one by then */
     uint64_t adapters_device_bytes; /* the store's pool on the device, for the plan */
     uint64_t adapters_host_bytes;   /* the store's page-locked memory, for the plan */
     uint64_t (*clock_ns)(void);     /* injectable; NULL: clock_mono_ns */
@@ -89,6 +90,9 @@ struct engine_stats {
     uint32_t running_seqs, waiting_requests, swapped;
     uint32_t kv_pages, kv_pages_used;
     uint64_t prompt_tokens, generation_tokens, score_tokens, steps, preemptions;
+    uint64_t share_preemptions;        /* of these, so that another key got its share */
+    uint64_t steps_beside, steps_over; /* with prompts beside decodes; longer than the stretch */
+    uint64_t decode_step_ns;           /* what a step of as many decodes alone takes; 0: unknown */
     uint64_t prefix_queries, prefix_hits; /* tokens */
     uint64_t finished[5];                 /* by enum finish_reason */
     uint32_t score_queued;

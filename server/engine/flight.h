@@ -21,6 +21,8 @@ struct flight {             /* a step that the backend has and whose results are
     uint32_t n_ticket;
     uint32_t norm2_ticket, score_ticket; /* has_norm2, has_score */
     bool has_norm2, has_score;
+    uint32_t decodes, others; /* its rows, as pace.h counts them */
+    uint64_t given_ns;
 };
 
 /* Parts of its results came while it was given. */

@@ -10,9 +10,8 @@
 
 struct sched_rank job_rank(const struct engine *e, const struct engine_job *j)
 {
-    return (struct sched_rank){.priority = j->r->params.priority,
-                               .tokens = e->sched.key[j->fair].tokens,
-                               .serial = j->serial};
+    return (struct sched_rank){
+        .priority = j->priority, .tokens = e->sched.key[j->fair].tokens, .serial = j->serial};
 }
 
 static void job_begin(struct engine *e, struct request *r)
@@ -20,21 +19,18 @@ static void job_begin(struct engine *e, struct request *r)
     CHECK(e->job_free_count > 0);
     uint32_t idx = e->job_free[--e->job_free_count];
     struct engine_job *j = &e->job[idx];
-    *j = (struct engine_job){.r = r, .idx = idx, .serial = ++e->serial, .seqs_left = r->seq_count};
+    *j = (struct engine_job){.r = r,
+                             .idx = idx,
+                             .serial = ++e->serial,
+                             .priority = r->params.priority,
+                             .since_ms = e->now_ms,
+                             .seqs_left = r->seq_count};
     j->fair = sched_join(&e->sched, r->params.fair_key);
+    e->sched.key[j->fair].wanted += r->seq_count;
     j->asked_epoch = UINT64_MAX;
     j->live_idx = e->job_live_count;
     e->job_live[e->job_live_count++] = idx;
     r->engine_private = j;
-}
-
-static struct seq *find_seq(struct engine *e, const struct engine_job *j, uint32_t idx)
-{
-    for (uint32_t i = 0; i < e->opt.seqs_max; i++) {
-        if (e->seq[i].used && e->seq[i].job == j && e->seq[i].idx == idx)
-            return &e->seq[i];
-    }
-    return NULL;
 }
 
 void job_finish_seq(struct engine *e, struct engine_job *j, uint32_t idx, enum finish_reason why)
@@ -43,10 +39,11 @@ void job_finish_seq(struct engine *e, struct engine_job *j, uint32_t idx, enum f
     CHECK(js->state != JOB_SEQ_DONE);
     CHECK(j->seqs_left > 0);
     if (js->state == JOB_SEQ_RUN) {
-        struct seq *s = find_seq(e, j, idx);
-        CHECK(s);
+        struct seq *s = &e->seq[js->slot];
+        CHECK(s->used && s->job == j && s->idx == idx);
         seq_stop(e, s);
         e->seqs_running--;
+        e->sched.key[j->fair].running--;
         if (--j->seqs_running == 0) {
             pins_drop(e, &j->r->comp, j->lora_slot);
             j->pinned = false;
@@ -58,6 +55,7 @@ void job_finish_seq(struct engine *e, struct engine_job *j, uint32_t idx, enum f
         atomic_fetch_sub_explicit(&e->waiting, 1, memory_order_relaxed);
     }
     js->state = JOB_SEQ_DONE;
+    e->sched.key[j->fair].wanted--;
     j->dirty = true;
     if (--j->seqs_left == 0) {
         j->r->finish_ns = e->now_ns;
@@ -127,15 +125,27 @@ static void fail_cold(struct engine *e, struct engine_job *j)
     job_fail(e, j, STATUS_BUSY, &why);
 }
 
+/* Its adapter has been cold for too long. One that waits for its turn is not asked meanwhile, so
+ * what was refused long ago says nothing. */
+static void end_late(struct engine *e, struct engine_job *j)
+{
+    uint64_t wait_ms = e->opt.adapter_wait_ms_max;
+    if (e->now_ms - j->cold_since_ms <= wait_ms)
+        return;
+    if (e->now_ms - j->asked_ms > wait_ms / 2 + 2 * RETRY_MS)
+        j->cold_since_ms = 0;
+    else
+        fail_cold(e, j);
+}
+
 static void end_cancelled_and_late(struct engine *e)
 {
     for (uint32_t i = e->job_live_count; i-- > 0;) {
         struct engine_job *j = &e->job[e->job_live[i]];
         if (atomic_load_explicit(&j->r->cancel, memory_order_relaxed))
             job_finish_all(e, j, FINISH_CANCELLED);
-        else if (j->cold_since_ms && !j->pinned &&
-                 e->now_ms - j->cold_since_ms > e->opt.adapter_wait_ms_max)
-            fail_cold(e, j);
+        else if (j->cold_since_ms && !j->pinned)
+            end_late(e, j);
     }
 }
 

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define MEMPLAN_LINES_MAX 56
+#define MEMPLAN_LINES_MAX 64
 
 enum memplan_place { MEMPLAN_HOST, MEMPLAN_DEVICE };
 

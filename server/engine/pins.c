@@ -6,13 +6,53 @@
 
 #include <string.h>
 
+/* An id is a digest: its first bytes are uniform already. */
+static uint32_t *bucket_of(struct engine *e, const uint8_t id[32])
+{
+    uint32_t h;
+    memcpy(&h, id, sizeof(h));
+    return &e->pin_bucket[h & (e->pin_buckets - 1)];
+}
+
 static struct pin *pin_find(struct engine *e, const uint8_t id[32])
 {
-    for (uint32_t i = 0; i < e->pin_count; i++) {
-        if (memcmp(e->pin[i].id, id, 32) == 0)
-            return &e->pin[i];
+    uint32_t i = *bucket_of(e, id);
+    while (i != PIN_NONE && memcmp(e->pin[i].id, id, 32) != 0)
+        i = e->pin[i].next;
+    return i == PIN_NONE ? NULL : &e->pin[i];
+}
+
+static struct pin *pin_add(struct engine *e, const uint8_t id[32], uint32_t slot)
+{
+    uint32_t *bucket = bucket_of(e, id);
+    struct pin *p = &e->pin[e->pin_count];
+    *p = (struct pin){.slot = slot, .next = *bucket};
+    memcpy(p->id, id, 32);
+    *bucket = e->pin_count++;
+    return p;
+}
+
+/* The link that leads to this pin. */
+static uint32_t *link_to(struct engine *e, const struct pin *p)
+{
+    uint32_t *at = bucket_of(e, p->id), idx = (uint32_t)(p - e->pin);
+    while (*at != idx) {
+        CHECK(*at != PIN_NONE);
+        at = &e->pin[*at].next;
     }
-    return NULL;
+    return at;
+}
+
+/* The table has no holes: the last one takes the place. */
+static void pin_remove(struct engine *e, struct pin *p)
+{
+    struct pin *last = &e->pin[e->pin_count - 1];
+    *link_to(e, p) = p->next;
+    if (p != last) {
+        *link_to(e, last) = (uint32_t)(p - e->pin);
+        *p = *last;
+    }
+    e->pin_count--;
 }
 
 static bool batch_has_room(struct engine *e, const struct composition *comp)
@@ -87,11 +127,8 @@ enum status pins_take(struct engine *e, const struct composition *comp,
     }
     for (uint32_t i = 0; i < comp->n; i++) {
         struct pin *p = pin_find(e, comp->part[i].adapter);
-        if (!p) {
-            p = &e->pin[e->pin_count++];
-            *p = (struct pin){.slot = slot[i]};
-            memcpy(p->id, comp->part[i].adapter, 32);
-        }
+        if (!p)
+            p = pin_add(e, comp->part[i].adapter, slot[i]);
         CHECK(p->slot == slot[i]);
         p->users++;
     }
@@ -106,6 +143,6 @@ void pins_drop(struct engine *e, const struct composition *comp, const uint32_t 
         CHECK(p->users > 0);
         store_release(e->store, slot[i]);
         if (--p->users == 0)
-            *p = e->pin[--e->pin_count];
+            pin_remove(e, p);
     }
 }

@@ -1,8 +1,11 @@
 /* What a step computes: ask the policy for rows, then find pages for them. When the pool is empty
  * the sequence that the policy gives up first loses its pages: scoring before users, then lowest
- * priority, then newest. A sequence never preempts one that ranks above it: it takes what pages
- * there are and waits. So the first in rank always moves, and with it everybody in turn. */
+ * priority, then those whose key holds more than its part of the pages, then newest. A sequence
+ * never preempts one that ranks above it: it takes what pages there are and waits. And the oldest
+ * of the highest priority ranks above all, whosever it is: so it always moves, and with it
+ * everybody in turn. */
 #include "server/base/check.h"
+#include "server/base/heap.h"
 #include "server/engine/steps.h"
 
 static struct sched_rank rank_of(const struct engine *e, const struct seq *s)
@@ -12,41 +15,96 @@ static struct sched_rank rank_of(const struct engine *e, const struct seq *s)
     return (struct sched_rank){.priority = INT32_MIN, .serial = s->serial};
 }
 
-static bool evict_before(const struct engine *e, const struct seq *a, const struct seq *b)
+/* Older, of equal age the earlier choice. */
+static bool is_older(const struct seq *x, const struct seq *y)
 {
-    if ((a->score != NULL) != (b->score != NULL))
-        return a->score != NULL;
-    struct sched_rank ra = rank_of(e, a), rb = rank_of(e, b);
-    if (sched_evict_before(&ra, &rb))
-        return true;
-    if (sched_evict_before(&rb, &ra))
-        return false;
-    return a->idx > b->idx;
+    return x->serial != y->serial ? x->serial < y->serial : x->idx < y->idx;
 }
 
-/* The first to go among those that hold pages and rank below s. */
-static struct seq *victim_for(struct engine *e, const struct seq *s)
+static bool keeps_before(const void *engine, uint32_t a, uint32_t b)
 {
-    struct seq *victim = NULL;
-    for (uint32_t i = 0; i < e->slot_count; i++) {
-        struct seq *v = &e->seq[i];
-        if (!v->used || v == s || v->page_count == 0 || !evict_before(e, v, s))
+    const struct engine *e = engine;
+    const struct seq *x = &e->seq[a], *y = &e->seq[b];
+    if (x->score || y->score)
+        return x->score && y->score ? is_older(x, y) : !x->score;
+    if (a == e->share.first || b == e->share.first)
+        return a == e->share.first;
+    if (x->job->priority != y->job->priority)
+        return x->job->priority > y->job->priority;
+    bool much = share_exceeds(e, x), more = share_exceeds(e, y);
+    return much != more ? more : is_older(x, y);
+}
+
+/* The oldest of the highest priority. */
+static uint32_t first_of(const struct engine *e)
+{
+    const struct seq *first = NULL;
+    for (uint32_t i = 0; i < e->order_count; i++) {
+        const struct seq *s = &e->seq[e->order[i]];
+        if (!s->job)
             continue;
-        if (!victim || evict_before(e, v, victim))
-            victim = v;
+        if (!first || s->job->priority > first->job->priority ||
+            (s->job->priority == first->job->priority && is_older(s, first)))
+            first = s;
     }
-    return victim;
+    return first ? first->slot : UINT32_MAX;
 }
 
-static uint32_t rows_with_pages(struct engine *e, struct seq *s, uint32_t rows)
+/* rows of s as far as there are pages, or those behind it in the list hold some. */
+static uint32_t rows_with_pages(struct engine *e, struct seq *s, const uint32_t *behind,
+                                uint32_t *behind_count)
 {
-    while (!seq_reserve(e, s, s->n_kv + rows)) {
-        struct seq *victim = victim_for(e, s);
+    while (!seq_reserve(e, s, s->n_kv + s->rows)) {
+        struct seq *victim = NULL;
+        while (*behind_count > 0 && !victim) {
+            victim = &e->seq[behind[--*behind_count]];
+            if (!victim->used || victim->page_count == 0)
+                victim = NULL;
+        }
         if (!victim)
-            return MIN(rows, s->page_count * KV_PAGE_TOK - s->n_kv);
+            return MIN(s->rows, s->page_count * KV_PAGE_TOK - s->n_kv);
         seq_preempt(e, victim);
     }
-    return rows;
+    return s->rows;
+}
+
+/* The first in rank take, the last give. */
+static void share_scarce_pages(struct engine *e)
+{
+    uint32_t n = e->order_count, end = n;
+    uint32_t *list = e->scratch;
+    share_count_pages(e);
+    e->share.first = first_of(e);
+    for (uint32_t i = 0; i < n; i++)
+        list[i] = e->order[i];
+    heap_sort(list, n, keeps_before, e);
+    for (uint32_t i = 0; i < n; i++) {
+        struct seq *s = &e->seq[list[i]];
+        uint32_t behind = end > i + 1 ? end - i - 1 : 0;
+        if (!s->used || s->rows == 0)
+            continue;
+        s->rows = rows_with_pages(e, s, list + i + 1, &behind);
+        end = i + 1 + behind;
+    }
+}
+
+/* Pages for the rows of all; there may be too few. */
+static void reserve_pages(struct engine *e)
+{
+    uint64_t missing = 0;
+    for (uint32_t i = 0; i < e->order_count; i++) {
+        const struct seq *s = &e->seq[e->order[i]];
+        uint32_t need = pages_for(s->n_kv + s->rows);
+        missing += need > s->page_count ? need - s->page_count : 0;
+    }
+    if (missing > kv_free_count(&e->kv)) {
+        share_scarce_pages(e);
+        return;
+    }
+    for (uint32_t i = 0; missing > 0 && i < e->order_count; i++) {
+        struct seq *s = &e->seq[e->order[i]];
+        CHECK(seq_reserve(e, s, s->n_kv + s->rows));
+    }
 }
 
 /* All its rows are given; what ends it is on its way. */
@@ -85,22 +143,32 @@ static uint64_t score_backlog(struct engine *e)
     return rows;
 }
 
+static uint32_t count_decodes(const struct engine *e, uint32_t n_ask)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < n_ask; i++)
+        n += e->ask[i].kind == SCHED_DECODE;
+    return n;
+}
+
 bool plan_step(struct engine *e)
 {
-    uint32_t rows = 0;
-    uint32_t n_ask = fill_asks(e);
+    seq_settle_order(e);
+    uint32_t n_ask = fill_asks(e), decodes = count_decodes(e, n_ask);
     struct sched_limits limits = {.rows_max = e->opt.rows_max,
                                   .score_rows_max = e->opt.score_rows_max,
-                                  .score_backlog = score_backlog(e)};
-    sched_share_rows(e->ask, n_ask, &limits);
+                                  .score_backlog = score_backlog(e),
+                                  .beside_max = pace_rows(&e->pace, decodes, e->opt.rows_max)};
+    sched_share_rows(e->ask, n_ask, &limits, e->scratch);
+    for (uint32_t i = 0; i < n_ask; i++)
+        e->seq[e->ask_slot[i]].rows = e->ask[i].rows;
+    reserve_pages(e);
+    e->step_decodes = 0;
+    e->step_others = 0;
     for (uint32_t i = 0; i < n_ask; i++) {
-        struct seq *s = &e->seq[e->ask_slot[i]];
-        /* An earlier one of this loop may have taken its pages. */
-        if (s->used && e->ask[i].rows > 0)
-            s->rows = rows_with_pages(e, s, e->ask[i].rows);
+        uint32_t *count = e->ask[i].kind == SCHED_DECODE ? &e->step_decodes : &e->step_others;
+        *count += e->seq[e->ask_slot[i]].rows;
     }
-    for (uint32_t i = 0; i < e->order_count; i++)
-        rows += e->seq[e->order[i]].rows;
-    CHECK(rows <= e->opt.rows_max);
-    return rows > 0;
+    CHECK(e->step_decodes + e->step_others <= e->opt.rows_max);
+    return e->step_decodes + e->step_others > 0;
 }

@@ -279,6 +279,8 @@ static void take_off(struct engine *e)
 
 enum status run_launch(struct engine *e, struct flight *f)
 {
+    f->decodes = e->step_decodes;
+    f->others = e->step_others;
     fill_rows(e, f);
     fill_wanted(e, f);
 #if RS_CHECKING

@@ -3,6 +3,7 @@
  * before its beginning. Only full pages are ever shared, and rows start at a page's begin after a
  * hit, so a shared page is never written. */
 #include "server/base/check.h"
+#include "server/base/heap.h"
 #include "server/engine/steps.h"
 
 #include <string.h>
@@ -15,25 +16,41 @@ static int compare_comp(const struct composition *a, const struct composition *b
     return a->n == 0 ? 0 : memcmp(a->id, b->id, sizeof(a->id));
 }
 
-static void order_insert(struct engine *e, const struct seq *s)
+/* Equal ones in the order in which they started. */
+static bool order_before(const void *seqs, uint32_t a, uint32_t b)
 {
-    uint32_t i = e->order_count++;
-    CHECK(e->order_count <= e->slot_count);
-    while (i > 0 && compare_comp(e->seq[e->order[i - 1]].comp, s->comp) > 0) {
-        e->order[i] = e->order[i - 1];
-        i--;
-    }
-    e->order[i] = s->slot;
+    const struct seq *x = (const struct seq *)seqs + a, *y = (const struct seq *)seqs + b;
+    int order = compare_comp(x->comp, y->comp);
+    return order != 0 ? order < 0 : x->history < y->history;
 }
 
-static void order_remove(struct engine *e, uint32_t slot)
+/* Those that have left since go, keeping the order; `ordered` says which list it is. */
+static uint32_t order_keep(struct engine *e, uint32_t *list, uint32_t count, bool ordered)
 {
-    uint32_t i = 0;
-    while (i < e->order_count && e->order[i] != slot)
-        i++;
-    CHECK(i < e->order_count);
-    e->order_count--;
-    memmove(&e->order[i], &e->order[i + 1], (e->order_count - i) * sizeof(e->order[0]));
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct seq *s = &e->seq[list[i]];
+        if (!s->used || s->in_order != ordered)
+            continue;
+        s->in_order = true;
+        list[kept++] = list[i];
+    }
+    return kept;
+}
+
+/* Starts and stops are only noted; here the order is made good in one walk. */
+void seq_settle_order(struct engine *e)
+{
+    uint32_t old = order_keep(e, e->order, e->order_count, true);
+    uint32_t fresh = order_keep(e, e->order_new, e->order_new_count, false);
+    e->order_count = old + fresh;
+    e->order_new_count = 0;
+    CHECK(e->order_count <= e->slot_count);
+    heap_sort(e->order_new, fresh, order_before, e->seq);
+    for (uint32_t at = e->order_count; fresh > 0;) { /* merged from behind */
+        bool is_new = old == 0 || !order_before(e->seq, e->order_new[fresh - 1], e->order[old - 1]);
+        e->order[--at] = is_new ? e->order_new[--fresh] : e->order[--old];
+    }
 }
 
 struct seq *seq_start(struct engine *e, uint32_t slot, const struct seq *init)
@@ -41,11 +58,18 @@ struct seq *seq_start(struct engine *e, uint32_t slot, const struct seq *init)
     CHECK(slot < e->slot_count);
     struct seq *s = &e->seq[slot];
     CHECK(!s->used);
+    if (slot < e->opt.seqs_max) {
+        CHECK(e->slot_free_count > 0);
+        CHECK(e->slot_free[--e->slot_free_count] == slot);
+    }
+    if (e->order_new_count == e->slot_count)
+        seq_settle_order(e);
     *s = *init;
     s->used = true;
     s->slot = slot;
     s->history = ++e->histories;
-    order_insert(e, s);
+    s->started_ms = e->now_ms;
+    e->order_new[e->order_new_count++] = slot;
     return s;
 }
 
@@ -61,11 +85,13 @@ void seq_stop(struct engine *e, struct seq *s)
 {
     CHECK(s->used);
     release_pages(e, s);
-    order_remove(e, s->slot);
     s->used = false;
+    s->in_order = false;
     s->rows = 0;
     s->job = NULL;
     s->score = NULL;
+    if (s->slot < e->opt.seqs_max)
+        e->slot_free[e->slot_free_count++] = s->slot;
 }
 
 /* What a sequence of a request looks like when it (re)starts; not yet in a slot. */
@@ -109,9 +135,12 @@ void seq_preempt(struct engine *e, struct seq *s)
     j->seq[s->idx].state = JOB_SEQ_WAIT;
     j->seq[s->idx].preempted = true;
     j->r->preempt_count++;
+    j->preempted = true;
+    j->since_ms = e->now_ms;
     j->pages_step = 0;
     e->count.preemptions++;
     e->seqs_running--;
+    e->sched.key[j->fair].running--;
     seq_stop(e, s);
     CHECK(j->seqs_running > 0);
     if (--j->seqs_running > 0)

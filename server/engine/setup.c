@@ -91,6 +91,9 @@ static void set_sizes(struct engine *e, const struct engine_options *opt,
     e->page_stride = pages_for(opt->context_max);
     e->slot_count = opt->seqs_max + SCORE_RUNS_MAX;
     e->jobs_max = opt->waiting_max + 2 * opt->seqs_max;
+    e->pin_buckets = 16;
+    while (e->pin_buckets < opt->adapters_per_batch_max)
+        e->pin_buckets *= 2;
     e->kv.page_count = (uint32_t)(opt->kv_bytes / page_bytes(deps->model));
     e->head.tile = MIN(opt->seqs_max, HEAD_TILE_MAX);
     e->overlaps = e->backend->ops->sample_begin != NULL;
@@ -174,14 +177,21 @@ static void plan_tables(struct engine *e)
     PLAN(e->page_table, (uint64_t)e->slot_count * e->page_stride, "page rows",
          "%u slots x %u pages", e->slot_count, e->page_stride);
     PLAN(e->seq, e->slot_count, "sequences", "%u slots", e->slot_count);
+    PLAN(e->slot_free, e->opt.seqs_max, "free slots", "%u", e->opt.seqs_max);
     PLAN(e->order, e->slot_count, "order", "%u slots", e->slot_count);
+    PLAN(e->order_new, e->slot_count, "new in the order", "%u slots", e->slot_count);
+    PLAN(e->scratch, e->slot_count, "to sort slots", "%u slots", e->slot_count);
+    PLAN(e->share.victim, e->opt.seqs_max, "who pauses", "%u sequences", e->opt.seqs_max);
+    PLAN(e->share.key, e->opt.seqs_max, "whose pause", "%u keys", e->opt.seqs_max);
     PLAN(e->ask, e->slot_count, "asks", "%u slots", e->slot_count);
     PLAN(e->ask_slot, e->slot_count, "asking slots", "%u slots", e->slot_count);
     PLAN(e->job, e->jobs_max, "requests", "%u", e->jobs_max);
     PLAN(e->job_free, e->jobs_max, "free requests", "%u", e->jobs_max);
     PLAN(e->job_live, e->jobs_max, "live requests", "%u", e->jobs_max);
+    PLAN(e->queue, e->jobs_max, "who is next", "%u requests", e->jobs_max);
     PLAN(e->pin, e->opt.adapters_per_batch_max, "adapter pins", "%u",
          e->opt.adapters_per_batch_max);
+    PLAN(e->pin_bucket, e->pin_buckets, "pins by id", "%u buckets", e->pin_buckets);
     PLAN(e->sched_key, keys_max, "fairness counters", "%u keys", keys_max);
 }
 
@@ -350,6 +360,12 @@ static void init_state(struct engine *e)
     e->job_free_count = e->jobs_max;
     for (uint32_t i = 0; i < e->slot_count; i++)
         e->seq[i].slot = i;
+    for (uint32_t i = 0; i < e->opt.seqs_max; i++)
+        e->slot_free[i] = e->opt.seqs_max - 1 - i;
+    e->slot_free_count = e->opt.seqs_max;
+    for (uint32_t i = 0; i < e->pin_buckets; i++)
+        e->pin_bucket[i] = PIN_NONE;
+    pace_init(&e->pace, e->opt.step_stretch_max);
     mailbox_init(&e->mail, e->jobs_max);
     mailbox_init(&e->score_mail, MAX(e->opt.score_queue_max, 1));
     mailbox_init(&e->unload_mail, UNLOADS_MAX);

@@ -1,26 +1,20 @@
 /* The engine's state, seen by the files of this folder and by their tests; nobody else includes it.
  * Everything but the mailboxes, the atomics, `unload` and `published` belongs to the engine thread.
+ What runs and waits is
+ * described in running.h.
  *
- *   request --- job: one request inside the engine
- *                |-- job_seq[k]: waiting, running or done
- *                `-- pins of its adapters, while one of its sequences runs
- *   seq: a slot of the running set = a row of the page table; score runs have slots of their own
- *   order: the used slots sorted by composition, so that a batch is built in one walk
- *
- * A preempted sequence gives back its slot and pages and is waiting again; what it has emitted is
- * in the request, and it is recomputed from there. */
+ *   order: the used slots sorted by composition, so that a batch is built in one walk; what starts
+ *          and stops between two steps is sorted in once, when the next is planned */
 #ifndef RS_ENGINE_STATE_H
 #define RS_ENGINE_STATE_H
 
 #include "server/base/mailbox.h"
-#include "server/engine/engine.h"
 #include "server/engine/flight.h"
 #include "server/engine/forward.h"
-#include "server/engine/kv.h"
 #include "server/engine/memplan.h"
+#include "server/engine/pace.h"
 #include "server/engine/resident.h"
-#include "server/engine/sched.h"
-#include "server/engine/stop.h"
+#include "server/engine/running.h"
 
 #define SCORE_RUNS_MAX   4
 #define UNLOADS_MAX      16
@@ -30,81 +24,14 @@
 #define UPLOAD_WAIT_MS   1 /* the same while an adapter moves to the device: nobody wakes us then */
 #define IDLE_WAIT_MS     1000 /* pause without any work; every message ends it */
 #define RETRY_MS         100  /* ask again for a cold adapter even if nothing was reported */
+#define ASKS_MAX         256  /* of adapters in vain, in one admission pass */
+#define ASK_AGAIN_MS     10   /* where more than that wait, one is not asked again before */
 #define WARM_TRIES_MAX   8    /* cold adapters asked for ahead of a free slot, per step */
 #define WARM_EVERY_MS    10   /* how often those ahead of a free slot are looked at */
 #define LIST_AGE_MS      50   /* of the adapter lists in the statistics */
+#define SHARE_EVERY_MS   10   /* how often it is looked for keys that wait for their share */
 #define PAGE_RETRY_STEPS 64   /* look again at a request that did not fit */
 #define VERIFY_PAGES_MAX 4096 /* checking builds walk pools up to this size each step */
-
-enum job_seq_state { JOB_SEQ_WAIT, JOB_SEQ_RUN, JOB_SEQ_DONE };
-
-struct engine_job_seq {
-    uint8_t state;
-    bool preempted;     /* it has run before */
-    bool prompt_scored; /* its prompt's log-probabilities are complete */
-    uint32_t counted;   /* telemetry covers positions below this */
-};
-
-struct engine_job {
-    struct request *r; /* NULL: free */
-    uint64_t serial;   /* arrival */
-    uint32_t idx, live_idx, fair;
-    uint32_t seqs_left, seqs_running;
-    uint32_t lora_slot[LORA_PARTS_MAX];
-    bool pinned;
-    bool admitted; /* once */
-    bool dirty;    /* produced something in this step */
-    /* why it waits */
-    uint64_t passed;                    /* the admission pass that has looked at it */
-    uint64_t cold_since_ms;             /* first refusal for a cold adapter; 0: none */
-    uint64_t held_since_ms;             /* first refusal for a full budget or batch; 0: none */
-    uint64_t asked_epoch, asked_ms;     /* the last refusal of the store */
-    uint64_t warmed_ms;                 /* its adapters were resident then */
-    uint64_t pages_missing, pages_step; /* when it last did not fit */
-    struct engine_job_seq seq[REQUEST_SEQS_MAX];
-};
-
-struct score_run;
-
-struct seq {
-    bool used;
-    uint32_t slot;
-    struct engine_job *job;  /* or NULL */
-    struct score_run *score; /* or NULL */
-    uint32_t idx;            /* in the request */
-    uint64_t serial;
-    uint64_t history; /* of this stay in a slot: what a device keeps of its tokens (head.h) */
-    const struct composition *comp;
-    const uint32_t *lora_slot;
-    const int32_t *prompt, *output;
-    uint32_t n_prompt;
-    uint32_t n_tok;   /* tokens to compute: prompt, emitted, and one that a flight will bring */
-    uint32_t n_known; /* of these, whose ids the host has: n_tok or n_tok - 1 */
-    uint32_t n_kv;    /* positions whose K and V are in the cache once the device comes by */
-    uint32_t page_count;
-    uint32_t n_keyed; /* full pages the chain has passed */
-    uint8_t key[KV_KEY_BYTES];
-    bool want_prompt; /* log-probabilities of the prompt's tokens */
-    uint32_t rows;    /* of the step that is planned */
-    struct stop_match stop;
-};
-
-enum score_state { SCORE_FREE, SCORE_COLD, SCORE_RUNNING };
-
-struct score_run {
-    enum score_state state;
-    struct score_job *job;
-    struct seq *seq; /* SCORE_RUNNING */
-    uint64_t serial;
-    uint64_t cold_since_ms, asked_epoch, asked_ms;
-    uint32_t lora_slot[LORA_PARTS_MAX];
-};
-
-struct pin { /* an adapter that rows of running sequences use */
-    uint8_t id[32];
-    uint32_t slot;
-    uint32_t users;
-};
 
 enum unload_state { UNLOAD_FREE, UNLOAD_ASKED, UNLOAD_TAKEN, UNLOAD_DONE };
 
@@ -154,8 +81,17 @@ struct engine {
 
     struct seq *seq; /* [slot_count]: seqs_max, then SCORE_RUNS_MAX */
     uint32_t slot_count, seqs_running;
-    uint32_t *order; /* [slot_count] */
-    uint32_t order_count;
+    uint32_t *slot_free; /* [seqs_max] stack */
+    uint32_t slot_free_count;
+    uint32_t *order;     /* [slot_count], as it was when the step was planned */
+    uint32_t *order_new; /* [slot_count] started since */
+    uint32_t order_count, order_new_count;
+    uint32_t *scratch; /* [slot_count] */
+    uint32_t *queue;   /* [jobs_max] those who may be admitted, a heap */
+    uint32_t queue_count;
+    uint32_t asks_left;  /* of this admission pass */
+    uint64_t pages_owed; /* of running sequences, while some are admitted */
+    struct share share;
     struct engine_job *job; /* [jobs_max] */
     uint32_t jobs_max;
     uint32_t *job_free, *job_live; /* stacks of indexes */
@@ -163,16 +99,20 @@ struct engine {
     struct score_run score[SCORE_RUNS_MAX];
     uint64_t score_hold_pass; /* scoring takes nothing before this admission pass */
     struct pin *pin;          /* [adapters_per_batch_max] */
-    uint32_t pin_count;
+    uint32_t *pin_bucket;     /* [pin_buckets], a power of two */
+    uint32_t pin_count, pin_buckets;
     struct sched sched;
     struct sched_key *sched_key;
     struct sched_ask *ask; /* [slot_count] */
     uint32_t *ask_slot;    /* [slot_count] */
+    struct pace pace;
+    uint32_t step_decodes, step_others; /* rows of the planned step */
     struct batch batch;
     struct head head;
     struct flight flight[2], *flying; /* flying: given and not delivered, or NULL */
 
     uint64_t now_ns, now_ms, device_ns; /* device_ns: waited for the device in this step */
+    uint64_t landed_ns;                 /* the last flight */
     uint64_t listed_ms, warmed_ms;      /* when the adapter lists were made, adapters asked ahead */
     uint64_t serial, pass, store_epoch, histories;
     bool overlaps;    /* the next step is given before this one is delivered */

@@ -26,6 +26,17 @@ struct sched_rank job_rank(const struct engine *e, const struct engine_job *j);
 /* admit.c */
 void admit_requests(struct engine *e);
 
+/* share.c: slots and pages for keys that hold less than their share */
+/* Pages of each key into sched.key[].pages, and how many are more than its part. */
+void share_count_pages(struct engine *e);
+bool share_exceeds(const struct engine *e, const struct seq *s);
+/* Whether now is a time to look for claims; the calls below are for such a pass. */
+bool share_looks(struct engine *e);
+bool share_claims(const struct engine *e, const struct engine_job *j);
+/* Make a slot free for j, or pages for the rest of s; false: nobody has to give. */
+bool share_slot(struct engine *e, const struct engine_job *j);
+bool share_pages(struct engine *e, struct seq *s);
+
 /* seq.c: slots of the running set */
 struct seq *seq_start(struct engine *e, uint32_t slot, const struct seq *init);
 void seq_stop(struct engine *e, struct seq *s);
@@ -33,6 +44,8 @@ void seq_start_job(struct engine *e, struct engine_job *j, uint32_t idx, struct 
 void seq_preempt(struct engine *e, struct seq *s);
 void seq_attach_cached(struct engine *e, struct seq *s);
 void seq_attach_sibling(struct engine *e, struct seq *s, const struct seq *sibling, uint32_t pages);
+/* The order is as of now. */
+void seq_settle_order(struct engine *e);
 bool seq_reserve(struct engine *e, struct seq *s, uint32_t n_pos);
 /* Full pages below n_pos become findable: their rows are given to the device, their ids known. */
 void seq_key_pages(struct engine *e, struct seq *s, uint32_t n_pos);
@@ -43,6 +56,16 @@ static inline uint32_t *seq_pages(const struct engine *e, const struct seq *s)
 static inline uint32_t pages_for(uint32_t n_pos)
 {
     return (n_pos + KV_PAGE_TOK - 1) / KV_PAGE_TOK;
+}
+/* Pages it needs for what it knows but does not hold yet, and one. */
+static inline uint32_t seq_owes(const struct seq *s)
+{
+    uint32_t need = pages_for(s->n_tok);
+    return (need > s->page_count ? need - s->page_count : 0) + 1;
+}
+static inline bool pages_fit(const struct engine *e)
+{
+    return kv_free_count(&e->kv) >= e->pages_owed;
 }
 
 /* pins.c */

@@ -31,6 +31,8 @@ const struct world_options world_default = {.backend = "ref",
                                             .adapters_per_batch_max = 8,
                                             .adapter_wait_ms_max = 10000,
                                             .score_rows_max = 16,
+                                            .step_stretch_max = 300,
+                                            .share_wait_ms_max = 1000,
                                             .prefix_cache = true,
                                             .load_polls = 2,
                                             .seed = 1};
@@ -47,6 +49,28 @@ static uint64_t fake_clock(void)
 void world_advance_ms(uint64_t ms)
 {
     clock_ns += ms * 1000000;
+}
+
+static const struct backend_ops *untimed;
+static uint64_t step_ns, row_ns;
+
+/* The first op of each step: here its time passes. */
+static enum status timed_embed(struct backend *b, const struct embed_args *a)
+{
+    clock_ns += step_ns + a->n_tok * row_ns;
+    return untimed->embed(b, a);
+}
+
+static void time_steps(struct world *w)
+{
+    if (w->opt.step_us == 0)
+        return;
+    untimed = w->backend->ops;
+    step_ns = w->opt.step_us * 1000;
+    row_ns = w->opt.row_us * 1000;
+    w->timed = *untimed;
+    w->timed.embed = timed_embed;
+    w->backend->ops = &w->timed;
 }
 
 uint32_t world_random(uint64_t *state, uint32_t below)
@@ -240,6 +264,7 @@ void world_open(struct world *w, const struct world_options *opt)
         fail_msg("backend: %s", err.text);
     if (opt->late)
         late_backend_wrap(w->backend);
+    time_steps(w);
     make_model(w);
     for (uint32_t i = 0; i < opt->adapter_count; i++) {
         make_adapter(w, i);
@@ -258,6 +283,8 @@ void world_open(struct world *w, const struct world_options *opt)
                                 .score_rows_max = opt->score_rows_max,
                                 .score_queue_max = 64,
                                 .adapter_wait_ms_max = opt->adapter_wait_ms_max,
+                                .step_stretch_max = opt->step_stretch_max,
+                                .share_wait_ms_max = opt->share_wait_ms_max,
                                 .clock_ns = opt->real_clock ? NULL : fake_clock};
     struct engine_deps deps = {.model = &w->model, .backend = w->backend, .store = w->store};
     if (engine_create(&w->engine, &eo, &deps, &err))
@@ -268,6 +295,7 @@ void world_open(struct world *w, const struct world_options *opt)
 void world_close(struct world *w)
 {
     struct engine *e = w->engine;
+    seq_settle_order(e);
     assert_int_equal(e->job_live_count, 0);
     assert_int_equal(e->seqs_running, 0);
     assert_int_equal(e->order_count, 0);
@@ -279,6 +307,8 @@ void world_close(struct world *w)
     engine_verify(e);
     engine_destroy(e);
     world_store_evict_all(w);
+    if (w->opt.step_us)
+        w->backend->ops = untimed;
     if (w->opt.late)
         late_backend_unwrap(w->backend);
     backend_destroy(w->backend);

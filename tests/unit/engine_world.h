@@ -26,13 +26,14 @@ struct world_options {
     enum dtype dtype;
     uint32_t n_vocab, context_max, rows_max, seqs_max, waiting_max, kv_pages;
     uint32_t adapter_count, store_slots, adapters_per_batch_max, adapter_wait_ms_max;
-    uint32_t score_rows_max;
+    uint32_t score_rows_max, step_stretch_max, share_wait_ms_max;
     bool prefix_cache;
     uint32_t load_polls; /* polls that a cold load takes */
     uint64_t seed;       /* of the weights */
     bool real_clock;
-    bool late;    /* a CPU backend's results come late, as a device's: late_backend.h */
-    bool in_turn; /* each step is delivered before the next is planned */
+    uint64_t step_us, row_us; /* what a step takes on the fake clock, and each row of it */
+    bool late;                /* a CPU backend's results come late, as a device's: late_backend.h */
+    bool in_turn;             /* each step is delivered before the next is planned */
 };
 
 struct world_adapter {
@@ -57,6 +58,7 @@ struct world {
     struct store *store;
     struct world_adapter adapter[WORLD_ADAPTERS_MAX];
     struct engine *engine;
+    struct backend_ops timed; /* the backend's, with step_us */
 };
 
 extern const struct world_options world_default;

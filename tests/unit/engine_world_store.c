@@ -124,8 +124,9 @@ static void clear_place(struct store *s, struct store_place *p)
 enum status store_acquire(struct store *s, struct adapter_entry *e, uint64_t now_ms, uint32_t *slot,
                           struct errtext *err)
 {
-    int32_t a = adapter_idx(s, e->id);
-    CHECK(a >= 0);
+    int32_t a = 0;
+    while (s->world->adapter[a].entry != e)
+        CHECK((uint32_t)++a < s->world->opt.adapter_count);
     struct store_place *p = place_of(s, a);
     if (p && p->draining)
         return STATUS_BUSY;

@@ -191,6 +191,10 @@ static void draw_options(struct sim *s)
     s->opt.load_polls = draw(s, 6);
     s->opt.adapter_wait_ms_max = 3000;
     s->opt.late = draw(s, 3) > 0;
+    s->opt.step_us = draw(s, 2) * 3000;
+    s->opt.row_us = 200;
+    s->opt.step_stretch_max = draw(s, 4) ? 110 + draw(s, 300) : 0;
+    s->opt.share_wait_ms_max = 1 + draw(s, 100);
 }
 
 /* What came out of the wild world is a prefix of (or all of) what the calm one says. */
@@ -230,6 +234,7 @@ static void compare_all(struct sim *s)
     opt.adapters_per_batch_max = 6;
     opt.prefix_cache = false;
     opt.late = false;
+    opt.step_us = 0;
     world_open(&calm, &opt);
     calm.engine->token_text = letters;
     for (uint32_t i = 0; i < s->submitted; i++) {
@@ -256,7 +261,7 @@ static void compare_all(struct sim *s)
     world_close(&calm);
 }
 
-static void run_seed(uint64_t seed, uint64_t *preemptions)
+static void run_seed(uint64_t seed, uint64_t *preemptions, uint64_t *shared)
 {
     struct sim *s = mem_alloc(sizeof(*s));
     struct engine_stats stats;
@@ -282,17 +287,19 @@ static void run_seed(uint64_t seed, uint64_t *preemptions)
         assert_int_equal(s->score[i].done, 1);
     engine_get_stats(s->w.engine, &stats);
     *preemptions += stats.preemptions;
+    *shared += stats.share_preemptions;
     if (s->opt.late)
         assert_true(late_backend_ids() > 0); /* steps did overlap */
-    print_message(
-        "  %llu steps, %llu preempted, finished %llu stop %llu length %llu cancelled %llu "
-        "error, %llu of %llu prompt tokens cached\n",
-        (unsigned long long)stats.steps, (unsigned long long)stats.preemptions,
-        (unsigned long long)stats.finished[FINISH_STOP],
-        (unsigned long long)stats.finished[FINISH_LENGTH],
-        (unsigned long long)stats.finished[FINISH_CANCELLED],
-        (unsigned long long)stats.finished[FINISH_ERROR], (unsigned long long)stats.prefix_hits,
-        (unsigned long long)stats.prefix_queries);
+    print_message("  %llu steps, %llu preempted (%llu for a share), finished %llu stop %llu length "
+                  "%llu cancelled %llu "
+                  "error, %llu of %llu prompt tokens cached\n",
+                  (unsigned long long)stats.steps, (unsigned long long)stats.preemptions,
+                  (unsigned long long)stats.share_preemptions,
+                  (unsigned long long)stats.finished[FINISH_STOP],
+                  (unsigned long long)stats.finished[FINISH_LENGTH],
+                  (unsigned long long)stats.finished[FINISH_CANCELLED],
+                  (unsigned long long)stats.finished[FINISH_ERROR],
+                  (unsigned long long)stats.prefix_hits, (unsigned long long)stats.prefix_queries);
     compare_all(s);
     for (uint32_t i = 0; i < s->submitted; i++)
         request_release(s->r[i]);
@@ -304,14 +311,16 @@ static uint64_t only_seed;
 
 static void test_engine_random_worlds_give_the_bits_of_a_calm_one(void **state)
 {
-    uint64_t preemptions = 0;
+    uint64_t preemptions = 0, shared = 0;
     if (only_seed) {
-        run_seed(only_seed, &preemptions);
+        run_seed(only_seed, &preemptions, &shared);
         return;
     }
     for (uint64_t seed = 1; seed <= SEEDS; seed++)
-        run_seed(seed, &preemptions);
-    assert_true(preemptions > 20); /* else the worlds are too calm to prove anything */
+        run_seed(seed, &preemptions, &shared);
+    /* Else the worlds are too calm to prove anything. */
+    assert_true(preemptions > 20);
+    assert_true(shared > 20);
 }
 
 int main(int argc, char **argv)
