@@ -35,8 +35,16 @@ static const struct option_row keys[] = {
     NUM(threads, 0, 1024, 0, "threads", "compute threads; 0: as many as the process may use"),
     BOOL(deterministic, 1, "bits do not depend on batch, threads or chunking"),
     NUM(context_max, 0, 1u << 20, 0, "tokens", "longest sequence; 0: the model's"),
-    NUM(rows_max, 16, 8192, 256, "tokens", "rows of one step, prefill and decode together"),
+    NUM(rows_max, 0, 8192, 0, "tokens",
+        "rows of one step, prefill and decode together; 0: 1024 (cuda: 2048), and 768 above "
+        "seqs_max at least"),
     NUM(seqs_max, 1, 4096, 256, "sequences", "running at a time"),
+    NUM(step_stretch_max, 0, 100000, 300, "%",
+        "a step with decodes takes at most this part of one that only decodes: prompts and "
+        "scoring are cut to fit; 0: no bound"),
+    NUM(share_wait_ms_max, 1, 600000, 1000, "ms",
+        "an API key below its share of the sequences waits no longer: the newest of a key above "
+        "its share pauses"),
     NUM(waiting_max, 1, 65536, 4096, "requests", "queued; past it clients get 429"),
     BUDGET(kv_bytes, 0, 0,
            "KV cache; N%: of memory, cuda: of what the base leaves on the device; 0: what seqs_max "

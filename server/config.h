@@ -15,6 +15,7 @@ struct config {
     json_t *api_keys;                 /* array or NULL */
     bool deterministic, prefix_cache, allow_runtime_loading, strict, plan, help, version;
     uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
+    uint64_t step_stretch_max, share_wait_ms_max;
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
         adapters_host_bytes_max, adapters_device_bytes_max, device, device_bytes;
     uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max;

@@ -9,9 +9,12 @@
 
 #include <inttypes.h>
 
-#define POOL_PART  4 /* of what the base leaves, one part is the adapters' */
-#define BLOB_ALIGN 64
-#define MIB(bytes) ((double)(bytes) / 1048576.0)
+#define POOL_PART   4 /* of what the base leaves, one part is the adapters' */
+#define BLOB_ALIGN  64
+#define ROWS_CPU    1024
+#define ROWS_DEVICE 2048
+#define ROWS_BESIDE 768 /* above seqs_max at least */
+#define MIB(bytes)  ((double)(bytes) / 1048576.0)
 
 static const uint32_t ranks[] = {8, 16, 32, 64, 128};
 
@@ -52,6 +55,12 @@ enum status memory_adapter_pool(uint64_t *bytes, const struct config *c, const s
 uint64_t memory_host_adapters(const struct config *c)
 {
     return budget_bytes(c->adapters_host_bytes_max, mem_machine_bytes());
+}
+
+uint32_t memory_rows(const struct config *c, const struct backend *b)
+{
+    uint64_t standard = b->is_device ? ROWS_DEVICE : ROWS_CPU;
+    return (uint32_t)(c->rows_max ? c->rows_max : MAX(standard, c->seqs_max + ROWS_BESIDE));
 }
 
 uint64_t memory_kv(const struct config *c, const struct model *m, const struct backend *b,

@@ -19,6 +19,8 @@ uint64_t memory_host_adapters(const struct config *c);
  * memory; on a device 0, and the engine takes what is left. */
 uint64_t memory_kv(const struct config *c, const struct model *m, const struct backend *b,
                    uint32_t context);
+/* Rows of a step: as configured; else so many that prompts have room beside a full house. */
+uint32_t memory_rows(const struct config *c, const struct backend *b);
 /* Bytes of an adapter of all linear layers with one rank, in the backend's form. */
 uint64_t memory_adapter_bytes(const struct model *m, const struct backend *b, uint32_t rank);
 /* The table of --plan: how many such adapters of which rank fit. */

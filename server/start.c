@@ -309,7 +309,8 @@ static enum status make_engine(struct server *s, struct errtext *err)
         return err_param(err, STATUS_INVALID, "context_max",
                          "context_max: found %u, the model allows at most %u tokens", context,
                          s->model->config.pos_max);
-    struct engine_options opt = {.rows_max = (uint32_t)c->rows_max,
+    uint32_t rows = memory_rows(c, s->backend);
+    struct engine_options opt = {.rows_max = rows,
                                  .seqs_max = (uint32_t)c->seqs_max,
                                  .waiting_max = (uint32_t)c->waiting_max,
                                  .context_max = context,
@@ -317,9 +318,11 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
                                  .rank_sum_max = 3 * (uint32_t)c->adapter_rank_max * LORA_PARTS_MAX,
                                  .prefix_cache = c->prefix_cache,
-                                 .score_rows_max = (uint32_t)MIN(c->score_rows_max, c->rows_max),
+                                 .score_rows_max = (uint32_t)MIN(c->score_rows_max, rows),
                                  .score_queue_max = (uint32_t)c->score_queue_max,
                                  .adapter_wait_ms_max = (uint32_t)c->adapter_wait_ms_max,
+                                 .step_stretch_max = (uint32_t)c->step_stretch_max,
+                                 .share_wait_ms_max = (uint32_t)c->share_wait_ms_max,
                                  .on_device_lost = device_lost,
                                  .on_device_lost_arg = s};
     enum status st = memory_adapter_pool(&s->pool_bytes, c, s->model, s->backend, err);

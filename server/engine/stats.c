@@ -68,7 +68,8 @@ void stats_publish(struct engine *e)
     c->draining = atomic_load_explicit(&e->draining, memory_order_relaxed);
     c->steps_beside = e->pace.steps_beside;
     c->steps_over = e->pace.steps_over;
-    c->decode_step_ns = (uint64_t)pace_decode_ns(&e->pace, e->step_decodes);
+    if (e->step_decodes > 0)
+        c->decode_step_ns = (uint64_t)pace_decode_ns(&e->pace, e->step_decodes);
     list_adapters(e);
     store_get_stats(e->store, &c->store);
     pthread_mutex_lock(&e->stats_lock);

@@ -236,6 +236,16 @@ static void put_engine(struct page *p, const struct engine_stats *e)
         buf_printf(p->out, "vllm:request_success_total{%s,finished_reason=\"%s\"} %llu\n",
                    p->labels, reason[i], (unsigned long long)e->finished[i]);
     plain(p, "residual_engine_steps_total", "counter", "Steps.", (double)e->steps);
+    plain(p, "residual_engine_decode_step_seconds", "gauge",
+          "What a step takes that only decodes as many sequences as the last.",
+          (double)e->decode_step_ns * 1e-9);
+    plain(p, "residual_engine_steps_beside_total", "counter",
+          "Steps with prompts or scoring beside decodes.", (double)e->steps_beside);
+    plain(p, "residual_engine_steps_over_total", "counter",
+          "Of these, longer than step_stretch_max allows.", (double)e->steps_over);
+    plain(p, "residual_share_preemptions_total", "counter",
+          "Sequences paused because another API key had waited for its share.",
+          (double)e->share_preemptions);
     plain(p, "residual_score_tokens_total", "counter", "Tokens scored.", (double)e->score_tokens);
     plain(p, "residual_score_queue", "gauge", "Scoring jobs queued.", e->score_queued);
 }

@@ -233,6 +233,14 @@ def test_bad_values(tmp_path, flags, word):
     assert last.startswith("residuald: ") and word in last
 
 
+@pytest.mark.parametrize("flags,rows", [((), 1024), (("--seqs-max", "1000"), 1768), (("--seqs-max", "4096"), 4864), (("--rows-max", "300"), 300)])
+def test_a_full_house_leaves_rows_for_a_newcomer(tmp_path, flags, rows):
+    status, text = run("--model", DEMO / "base", "--data-dir", tmp_path / "data", "--plan", *flags)
+    assert status == 0, text
+    line = next(line for line in text.splitlines() if line.startswith("activations"))
+    assert line.endswith(f" {rows} rows")
+
+
 def test_listening_beyond_loopback_needs_keys(tmp_path):
     line = start_fails(tmp_path, "--listen", f"0.0.0.0:{free_port()}")
     assert "0.0.0.0" in line and "API keys" in line and "127.0.0.1" in line

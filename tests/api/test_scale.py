@@ -62,6 +62,7 @@ def read_stream(reply):
     assert status == 200 and headers[b"content-type"].startswith(b"text/event-stream"), reply[:300]
     frames = body.decode().split("\n\n")
     assert frames[-2:] == ["data: [DONE]", ""], frames[-2:]
+    frames = [f for f in frames if not f.startswith(":")]  # on a busy machine a stream may wait long enough for a ping
     text, finish, usage = "", None, None
     for frame in frames[:-2]:
         chunk = json.loads(frame.removeprefix("data: "))
