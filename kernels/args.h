@@ -54,6 +54,12 @@ enum lora_module {
     LORA_MODULE_COUNT
 };
 
+/* Shapes of the model's seven modules, by enum lora_module. */
+struct lora_dims {
+    uint32_t n_layer;
+    uint32_t d_in[LORA_MODULE_COUNT], d_out[LORA_MODULE_COUNT];
+};
+
 /* One (layer, module) of an adapter. rank 0: the module is not adapted. Offsets are bytes from the
  * blob's start, 64-byte aligned. A is [rank, d_in] row-major; B is stored transposed, [rank, d_out]
  * row-major, so that an expand streams it. */

@@ -19,8 +19,6 @@
 
 struct backend;
 
-struct lora_dims; /* kernels/cuda/lora_pack.h */
-
 /* How adapters come to a device. Threads: pack any; the others the engine's. */
 struct backend_adapter_ops {
     /* The device form of blobs: see lora_pack_layout, lora_pack_blob. */

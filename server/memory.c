@@ -1,7 +1,6 @@
 /* Budgets given as a part of the whole become bytes, and the sum of what is asked is compared with
  * what the machine or its control group has. */
 #include "server/memory.h"
-#include "kernels/cuda/lora_pack.h"
 #include "server/adapter/blob_pool.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

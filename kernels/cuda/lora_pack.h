@@ -29,12 +29,6 @@
 #define LORA_TILE_B_BYTES 512
 #define LORA_RANK_MAX     256 /* of one module of one adapter */
 
-/* Shapes of the model's seven modules, by enum lora_module. */
-struct lora_dims {
-    uint32_t n_layer;
-    uint32_t d_in[LORA_MODULE_COUNT], d_out[LORA_MODULE_COUNT];
-};
-
 KERNEL_FN uint32_t lora_rank_tiles(uint32_t rank)
 {
     return (rank + LORA_TILE_RANKS - 1) / LORA_TILE_RANKS;

@@ -1,5 +1,6 @@
+/* The model's shapes in the form that a backend's packing asks for: the one place of the adapter
+ * code that knows both. What a packed blob looks like is the backend's business. */
 #include "server/adapter/device_form.h"
-#include "kernels/cuda/lora_pack.h"
 
 static struct lora_dims dims_of(const struct model_config *m)
 {

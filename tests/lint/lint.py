@@ -84,6 +84,8 @@ def check_includes(path, text):
             continue
         name = m.group(2)
         if m.group(1) == '"' and "/" in name:
+            if re.match(r"kernels/(cuda|cpu|ref)/", name) and not rel.startswith(("kernels/", "tests/")):
+                report(path, n, "include", f"{name} is a backend's own: kernels/*.h are the contract")
             if folder and not any(name.startswith(a + "/") for a in allowed):
                 report(path, n, "include", f"{folder} may not include {name}")
         elif m.group(1) == '"':
