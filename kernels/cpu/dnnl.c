@@ -45,7 +45,7 @@ bool cpu_dnnl_gemm(struct cpu_backend *c, const struct gemm_args *a)
 extern void omp_set_num_threads(int n) __attribute__((weak));
 
 /* One product [DNNL_ROWS, d_in] x [d_in, n]. */
-struct shape {
+struct dnnl_shape {
     uint32_t d_in, n;
     enum dtype dtype;
     dnnl_primitive_t primitive; /* NULL: the library refused */
@@ -56,7 +56,7 @@ struct cpu_dnnl {
     dnnl_engine_t engine;
     dnnl_stream_t *stream; /* [worker] */
     uint32_t n_worker, n_shape;
-    struct shape shape[SHAPES_MAX];
+    struct dnnl_shape shape[SHAPES_MAX];
 };
 
 const char *cpu_dnnl_version(void)
@@ -85,7 +85,7 @@ enum status cpu_dnnl_create(struct cpu_dnnl **out, uint32_t n_worker, struct err
     return STATUS_OK;
 }
 
-static void shape_free(struct shape *s, uint32_t n_worker)
+static void shape_free(struct dnnl_shape *s, uint32_t n_worker)
 {
     for (uint32_t w = 0; s->mem && w < n_worker; w++)
         for (int i = 0; i < 3; i++)
@@ -114,7 +114,7 @@ void cpu_dnnl_destroy(struct cpu_dnnl *d)
 /* ---- the two APIs ---- */
 
 /* A [rows, cols] matrix whose strides are given; the 2.6 API reads whole dnnl_dims_t. */
-struct matrix {
+struct dnnl_matrix {
     dnnl_dims_t dims, strides;
     dnnl_data_type_t type;
 };
@@ -123,7 +123,7 @@ struct matrix {
 typedef dnnl_memory_desc_t mem_desc; /* opaque */
 #define MD_IN(md) (md)
 
-static bool md_make(mem_desc *md, const struct matrix *m)
+static bool md_make(mem_desc *md, const struct dnnl_matrix *m)
 {
     return dnnl_memory_desc_create_with_strides(md, 2, m->dims, m->type, m->strides) ==
            dnnl_success;
@@ -144,7 +144,7 @@ static bool matmul_make(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, mem_des
 typedef dnnl_memory_desc_t mem_desc; /* a struct */
 #define MD_IN(md) (&(md))
 
-static bool md_make(mem_desc *md, const struct matrix *m)
+static bool md_make(mem_desc *md, const struct dnnl_matrix *m)
 {
     return dnnl_memory_desc_init_by_strides(md, 2, m->dims, m->type, m->strides) == dnnl_success;
 }
@@ -162,7 +162,7 @@ static bool matmul_make(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, mem_des
 }
 #endif
 
-static void shape_memories(struct cpu_dnnl *d, struct shape *s, mem_desc md[3])
+static void shape_memories(struct cpu_dnnl *d, struct dnnl_shape *s, mem_desc md[3])
 {
     s->mem = mem_array(d->n_worker, sizeof(*s->mem));
     for (uint32_t w = 0; w < d->n_worker; w++)
@@ -171,12 +171,12 @@ static void shape_memories(struct cpu_dnnl *d, struct shape *s, mem_desc md[3])
                   dnnl_success);
 }
 
-static void shape_make(struct cpu_dnnl *d, struct shape *s)
+static void shape_make(struct cpu_dnnl *d, struct dnnl_shape *s)
 {
     dnnl_data_type_t t = s->dtype == DTYPE_BF16 ? dnnl_bf16 : dnnl_f32;
     int64_t k = s->d_in, n = s->n, m = DNNL_ROWS;
-    struct matrix x = {{m, k}, {k, 1}, t}, w = {{k, n}, {1, k}, t};
-    struct matrix y = {{m, n}, {DNNL_COLS, 1}, dnnl_f32};
+    struct dnnl_matrix x = {{m, k}, {k, 1}, t}, w = {{k, n}, {1, k}, t};
+    struct dnnl_matrix y = {{m, n}, {DNNL_COLS, 1}, dnnl_f32};
     mem_desc md[3];
     memset(md, 0, sizeof(md));
     dnnl_primitive_desc_t pd = NULL;
@@ -190,15 +190,15 @@ static void shape_make(struct cpu_dnnl *d, struct shape *s)
         md_free(&md[i]);
 }
 
-static struct shape *shape_get(struct cpu_dnnl *d, uint32_t d_in, uint32_t n, enum dtype t)
+static struct dnnl_shape *shape_get(struct cpu_dnnl *d, uint32_t d_in, uint32_t n, enum dtype t)
 {
     for (uint32_t i = 0; i < d->n_shape; i++)
         if (d->shape[i].d_in == d_in && d->shape[i].n == n && d->shape[i].dtype == t)
             return d->shape[i].primitive ? &d->shape[i] : NULL;
     if (d->n_shape == SHAPES_MAX)
         return NULL;
-    struct shape *s = &d->shape[d->n_shape++];
-    *s = (struct shape){.d_in = d_in, .n = n, .dtype = t};
+    struct dnnl_shape *s = &d->shape[d->n_shape++];
+    *s = (struct dnnl_shape){.d_in = d_in, .n = n, .dtype = t};
     if (omp_set_num_threads)
         omp_set_num_threads(1);
     shape_make(d, s);
@@ -211,8 +211,8 @@ struct dnnl_pass {
     struct cpu_backend *c;
     const struct gemm_args *a;
     const struct weight *w;
-    struct shape *full, *tail; /* outputs: DNNL_COLS, and the rest */
-    float *y;                  /* column 0 of the part */
+    struct dnnl_shape *full, *tail; /* outputs: DNNL_COLS, and the rest */
+    float *y;                       /* column 0 of the part */
     uint32_t t0, rows, n_row_tile, n_col_tile;
 };
 
@@ -237,11 +237,11 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
     }
 }
 
-static void tile_run(const struct dnnl_pass *p, uint32_t worker, uint32_t row, uint32_t col)
+static void dnnl_tile(const struct dnnl_pass *p, uint32_t worker, uint32_t row, uint32_t col)
 {
     struct cpu_dnnl *d = p->c->dnnl;
     uint32_t n0 = col * DNNL_COLS, n = MIN((uint32_t)DNNL_COLS, p->w->d_out - n0);
-    struct shape *s = n == DNNL_COLS ? p->full : p->tail;
+    struct dnnl_shape *s = n == DNNL_COLS ? p->full : p->tail;
     size_t w_at = n0 * x_row_bytes(p->w);
     float *dst = cpu_scratch(p->c, worker);
     char *x = p->c->x + (size_t)row * DNNL_ROWS * x_row_bytes(p->w);
@@ -268,7 +268,7 @@ static void gemm_work(void *arg, uint32_t worker, uint32_t n_worker)
         omp_set_num_threads(1);
     pool_share((uint64_t)p->n_row_tile * p->n_col_tile, worker, n_worker, &lo, &hi);
     for (uint64_t i = lo; i < hi; i++)
-        tile_run(p, worker, (uint32_t)(i % p->n_row_tile), (uint32_t)(i / p->n_row_tile));
+        dnnl_tile(p, worker, (uint32_t)(i % p->n_row_tile), (uint32_t)(i / p->n_row_tile));
 }
 
 static bool part_ready(struct dnnl_pass *p)

@@ -294,17 +294,17 @@ static void gather(struct sample_work *w, uint32_t bucket, float min_p)
 }
 
 /* A place in the order: `count` candidates up to and including it weigh `sum`. */
-struct place {
+struct cut_place {
     uint32_t id, count;
     double sum;
 };
 
 /* The first candidate among the best `limit` at which the running sum reaches goal (exceeds it if
  * `strict`); the last of them, the last with weight if strict, when none does. */
-static struct place walk(struct sample_work *w, uint32_t limit, double goal, bool strict,
-                         float min_p)
+static struct cut_place walk(struct sample_work *w, uint32_t limit, double goal, bool strict,
+                             float min_p)
 {
-    struct place at = {0, 0, 0};
+    struct cut_place at = {0, 0, 0};
     uint32_t b = 0, last = 0;
     for (uint32_t i = 0; i < N_BUCKET; i++)
         if (w->bucket[i].count && (!strict || w->bucket[i].sum > 0))
@@ -348,7 +348,7 @@ static uint32_t draw(struct sample_work *w, const struct sample_row *r)
     else
         limit = count;
     if (r->top_p < 1) {
-        struct place cut = walk(w, limit, (double)r->top_p * total, false, min_p);
+        struct cut_place cut = walk(w, limit, (double)r->top_p * total, false, min_p);
         total = cut.sum;
         limit = cut.count;
     }
@@ -367,14 +367,14 @@ static uint32_t choose(struct sample_work *w, const struct sample_row *r)
     return draw(w, r);
 }
 
-struct sample_job {
+struct sample_call {
     const struct sample_args *a;
     const struct top_logprobs_args *top;
 };
 
 static void sample_rows(void *arg, uint32_t worker, uint32_t n_worker)
 {
-    const struct sample_args *a = ((struct sample_job *)arg)->a;
+    const struct sample_args *a = ((struct sample_call *)arg)->a;
     struct sample_work w;
     uint64_t lo, hi;
     pool_share(a->n_row, worker, n_worker, &lo, &hi);
@@ -389,14 +389,14 @@ static void sample_rows(void *arg, uint32_t worker, uint32_t n_worker)
 
 enum status ISA(sample)(struct backend *b, const struct sample_args *a)
 {
-    struct sample_job job = {.a = a};
+    struct sample_call job = {.a = a};
     cpu_run(cpu_of(b), sample_rows, &job, a->n_row < 2);
     return STATUS_OK;
 }
 
 static void top_rows(void *arg, uint32_t worker, uint32_t n_worker)
 {
-    const struct top_logprobs_args *a = ((struct sample_job *)arg)->top;
+    const struct top_logprobs_args *a = ((struct sample_call *)arg)->top;
     uint64_t lo, hi;
     pool_share(a->n_row, worker, n_worker, &lo, &hi);
     for (uint64_t t = lo; t < hi; t++) {
@@ -408,7 +408,7 @@ static void top_rows(void *arg, uint32_t worker, uint32_t n_worker)
 
 enum status ISA(top_logprobs)(struct backend *b, const struct top_logprobs_args *a)
 {
-    struct sample_job job = {.top = a};
+    struct sample_call job = {.top = a};
     cpu_run(cpu_of(b), top_rows, &job, a->n_row < 2);
     return STATUS_OK;
 }

@@ -13,16 +13,16 @@
 #define CHUNKS_DEFAULT 2048 /* of half a million positions */
 
 /* Rows of one sequence with consecutive positions. */
-struct run {
+struct attn_run {
     uint32_t row, seq, pos, count;
 };
 
-struct block {
+struct attn_block {
     uint32_t row, seq, pos, n_row, n_head, head;
     bool is_split;
 };
 
-struct plan {
+struct attn_planner {
     const struct attn_shape *s;
     const struct attn_rows *rows;
     uint32_t group;
@@ -31,8 +31,8 @@ struct plan {
     uint32_t page_base;  /* words of the list */
 };
 
-struct walk {
-    struct run run;
+struct plan_walk {
+    struct attn_run run;
     uint32_t row, head; /* within the run */
     uint32_t next_row;
 };
@@ -42,13 +42,13 @@ static uint32_t div_up(uint32_t a, uint32_t b)
     return (a + b - 1) / b;
 }
 
-static bool next_run(const struct attn_rows *rows, uint32_t *at, struct run *r)
+static bool next_run(const struct attn_rows *rows, uint32_t *at, struct attn_run *r)
 {
     while (*at < rows->n_tok && rows->seq[*at] == UINT32_MAX)
         (*at)++;
     if (*at == rows->n_tok)
         return false;
-    *r = (struct run){*at, rows->seq[*at], rows->pos[*at], 0};
+    *r = (struct attn_run){*at, rows->seq[*at], rows->pos[*at], 0};
     while (*at < rows->n_tok && rows->seq[*at] == r->seq && rows->pos[*at] == r->pos + r->count) {
         r->count++;
         (*at)++;
@@ -56,30 +56,30 @@ static bool next_run(const struct attn_rows *rows, uint32_t *at, struct run *r)
     return true;
 }
 
-static uint32_t first_pos(const struct plan *p, uint32_t pos)
+static uint32_t first_pos(const struct attn_planner *p, uint32_t pos)
 {
     uint32_t window = p->s->window;
     return window && pos + 1 > window ? pos + 1 - window : 0;
 }
 
-static uint32_t run_tiles(const struct plan *p, const struct run *r)
+static uint32_t run_tiles(const struct attn_planner *p, const struct attn_run *r)
 {
     return (r->pos + r->count - 1) / ATTN_TILE - first_pos(p, r->pos) / ATTN_TILE + 1;
 }
 
-static uint32_t split_rows(const struct plan *p)
+static uint32_t split_rows(const struct attn_planner *p)
 {
     return p->group < ATTN_COLS ? ATTN_COLS / p->group : 1;
 }
 
 /* More than one split block, but not more than a block of the prefill kernel. */
-static bool run_is_short(const struct plan *p, const struct run *r)
+static bool run_is_short(const struct attn_planner *p, const struct attn_run *r)
 {
     uint64_t pairs = (uint64_t)r->count * p->group;
     return pairs > ATTN_COLS && pairs <= ATTN_PAIRS_MAX;
 }
 
-static uint64_t split_work(const struct plan *p, const struct run *r)
+static uint64_t split_work(const struct attn_planner *p, const struct attn_run *r)
 {
     return (uint64_t)div_up(r->count, split_rows(p)) * div_up(p->group, ATTN_COLS) *
            run_tiles(p, r) * p->s->n_kv_head;
@@ -88,7 +88,7 @@ static uint64_t split_work(const struct plan *p, const struct run *r)
 /* A run with few rows and a long past would keep a few SMs for the length of its past while the
  * others idle: it is split if splitting all the short runs takes the machine less time than that.
  */
-static bool run_is_split(const struct plan *p, const struct run *r)
+static bool run_is_split(const struct attn_planner *p, const struct attn_run *r)
 {
     if (p->rows->n_tok <= ATTN_SPLIT_ROWS || p->group > attn_prefill_pairs(p->s->d_head))
         return true;
@@ -98,18 +98,18 @@ static bool run_is_split(const struct plan *p, const struct run *r)
 }
 
 /* The blocks of all runs, in order of rows. */
-static bool next_block(const struct plan *p, struct walk *w, struct block *b)
+static bool next_block(const struct attn_planner *p, struct plan_walk *w, struct attn_block *b)
 {
     if (w->row == w->run.count) {
         if (!next_run(p->rows, &w->next_row, &w->run))
             return false;
         w->row = w->head = 0;
     }
-    *b = (struct block){.row = w->run.row + w->row,
-                        .seq = w->run.seq,
-                        .pos = w->run.pos + w->row,
-                        .head = w->head,
-                        .is_split = run_is_split(p, &w->run)};
+    *b = (struct attn_block){.row = w->run.row + w->row,
+                             .seq = w->run.seq,
+                             .pos = w->run.pos + w->row,
+                             .head = w->head,
+                             .is_split = run_is_split(p, &w->run)};
     uint32_t most = b->is_split ? split_rows(p) : attn_prefill_pairs(p->s->d_head) / p->group;
     b->n_row = MIN(w->run.count - w->row, most);
     b->n_head = b->is_split ? MIN(p->group - w->head, (uint32_t)ATTN_COLS) : p->group;
@@ -121,17 +121,17 @@ static bool next_block(const struct plan *p, struct walk *w, struct block *b)
     return true;
 }
 
-static uint32_t chunk_first(const struct plan *p, const struct block *b)
+static uint32_t chunk_first(const struct attn_planner *p, const struct attn_block *b)
 {
     return first_pos(p, b->pos) / ATTN_CHUNK;
 }
 
-static uint32_t chunk_end(const struct block *b)
+static uint32_t chunk_end(const struct attn_block *b)
 {
     return (b->pos + b->n_row - 1) / ATTN_CHUNK + 1;
 }
 
-static uint32_t part_count(const struct plan *p, const struct block *b)
+static uint32_t part_count(const struct attn_planner *p, const struct attn_block *b)
 {
     uint32_t n = chunk_end(b) - chunk_first(p, b);
     if (!b->is_split || n <= p->lead)
@@ -141,16 +141,16 @@ static uint32_t part_count(const struct plan *p, const struct block *b)
 
 /* ---- how finely to cut ---- */
 
-struct need {
+struct attn_need {
     uint64_t blocks, items, slots, tiles;
     uint32_t parts_most;
 };
 
-static struct need count_need(const struct plan *p)
+static struct attn_need count_need(const struct attn_planner *p)
 {
-    struct need n = {0};
-    struct walk w = {0};
-    struct block b;
+    struct attn_need n = {0};
+    struct plan_walk w = {0};
+    struct attn_block b;
     while (next_block(p, &w, &b)) {
         uint32_t parts = part_count(p, &b);
         n.blocks++;
@@ -174,16 +174,16 @@ static uint64_t extra_items_max(const struct attn_shape *s)
     return s->slots_max / MIN(s->n_head / s->n_kv_head, (uint32_t)ATTN_COLS);
 }
 
-static bool need_fits(const struct plan *p, const struct need *n)
+static bool need_fits(const struct attn_planner *p, const struct attn_need *n)
 {
     return n->slots <= p->s->slots_max && n->items <= blocks_max(p->s) + extra_items_max(p->s);
 }
 
-static void choose_cut(struct plan *p)
+static void choose_cut(struct attn_planner *p)
 {
     p->lead = 1;
     p->cap = UINT32_MAX;
-    struct need n = count_need(p);
+    struct attn_need n = count_need(p);
     uint64_t share = n.tiles * p->s->n_kv_head / ((uint64_t)p->s->sm_count * BLOCKS_PER_SM);
     uint64_t lead = share / (SHARE_DIVISOR * CHUNK_TILES);
     if (lead > 1) {
@@ -214,8 +214,8 @@ static uint32_t length_class(uint32_t tiles)
 }
 
 /* Part i of the block: the first takes what the others, of one chunk each, leave. */
-static struct attn_item item_make(const struct plan *p, const struct block *b, uint32_t parts,
-                                  uint32_t part)
+static struct attn_item item_make(const struct attn_planner *p, const struct attn_block *b,
+                                  uint32_t parts, uint32_t part)
 {
     uint32_t end = chunk_end(b) - (parts - 1 - part);
     return (struct attn_item){
@@ -232,7 +232,7 @@ static struct attn_item item_make(const struct plan *p, const struct block *b, u
     };
 }
 
-static uint32_t item_class(const struct plan *p, const struct attn_item *i)
+static uint32_t item_class(const struct attn_planner *p, const struct attn_item *i)
 {
     uint32_t last = MIN(i->pos + i->n_row - 1, i->chunk_end * (uint32_t)ATTN_CHUNK - 1);
     uint32_t first = MAX(first_pos(p, i->pos), i->chunk_begin * (uint32_t)ATTN_CHUNK);
@@ -241,10 +241,11 @@ static uint32_t item_class(const struct plan *p, const struct attn_item *i)
 
 /* One walk over all items. at [2][LENGTHS]: where the next item of a list and class goes; items
  * NULL: count them instead. */
-static void each_item(const struct plan *p, uint32_t at[2][LENGTHS], struct attn_item *items)
+static void each_item(const struct attn_planner *p, uint32_t at[2][LENGTHS],
+                      struct attn_item *items)
 {
-    struct walk w = {0};
-    struct block b;
+    struct plan_walk w = {0};
+    struct attn_block b;
     uint32_t slot = 0, block = 0;
     while (next_block(p, &w, &b)) {
         uint32_t parts = part_count(p, &b);
@@ -266,9 +267,9 @@ static void each_item(const struct plan *p, uint32_t at[2][LENGTHS], struct attn
 
 size_t attn_plan(const struct attn_shape *s, const struct attn_rows *rows, struct attn_list *out)
 {
-    struct plan p = {.s = s, .rows = rows, .group = s->n_head / s->n_kv_head};
+    struct attn_planner p = {.s = s, .rows = rows, .group = s->n_head / s->n_kv_head};
     uint32_t at[2][LENGTHS] = {{0}}, begin[3] = {0}, row = 0;
-    struct run r;
+    struct attn_run r;
     CHECK(rows->n_tok <= s->rows_max && p.group >= 1 && p.group <= ATTN_GROUP_MAX);
     while (next_run(rows, &row, &r)) {
         CHECK(r.pos + r.count <= (uint32_t)UINT16_MAX * ATTN_CHUNK);

@@ -26,7 +26,7 @@ extern "C" {
 #define ALIGN_BYTES   256
 #define STAGING_BYTES ((size_t)4 << 20)
 
-struct run {
+struct arena_run {
     size_t at, bytes; /* of the arena, gap included */
     bool used;
 };
@@ -40,7 +40,7 @@ struct gpu {
     bool is_counting;
     uint64_t pinned_before; /* counted_pinned when it was opened */
     char *arena;
-    struct run *run; /* [RUNS_MAX], ascending, without holes */
+    struct arena_run *run; /* [RUNS_MAX], ascending, without holes */
     uint32_t run_count;
     uint64_t bytes_free;
     void *stream;
@@ -148,7 +148,7 @@ static enum status take_arena(struct gpu *g, const struct gpu_arena *want, struc
                          (double)p->bytes_total / 1048576.0, p->name, cudaGetErrorString(code));
     }
     g->arena = (char *)arena;
-    g->run = (struct run *)mem_array(RUNS_MAX, sizeof(*g->run));
+    g->run = (struct arena_run *)mem_array(RUNS_MAX, sizeof(*g->run));
     g->run[0].bytes = g->bytes_free = p->arena_bytes;
     g->run_count = 1;
     GUARD_RUN(g->arena, p->arena_bytes);
@@ -202,7 +202,7 @@ enum status gpu_open_counting(struct gpu **out, uint64_t arena_bytes, struct err
     g->prop.arena_bytes = arena_bytes / ALIGN_BYTES * ALIGN_BYTES;
     g->prop.bytes_total = g->prop.bytes_free = g->prop.arena_bytes;
     g->arena = (char *)(uintptr_t)ALIGN_BYTES; /* addresses that are never used */
-    g->run = (struct run *)mem_array(RUNS_MAX, sizeof(*g->run));
+    g->run = (struct arena_run *)mem_array(RUNS_MAX, sizeof(*g->run));
     g->run[0].bytes = g->bytes_free = g->prop.arena_bytes;
     g->run_count = 1;
     *out = g;
@@ -233,7 +233,7 @@ const struct gpu_properties *gpu_properties(const struct gpu *g)
 
 /* ---- the arena ---- */
 
-static void run_insert(struct gpu *g, uint32_t at, struct run r)
+static void run_insert(struct gpu *g, uint32_t at, struct arena_run r)
 {
     memmove(&g->run[at + 1], &g->run[at], (g->run_count - at) * sizeof(g->run[0]));
     g->run[at] = r;
@@ -254,13 +254,13 @@ void *gpu_alloc(struct gpu *g, size_t bytes)
         return NULL;
     want += GUARD_BYTES;
     for (uint32_t i = 0; i < g->run_count; i++) {
-        struct run *r = &g->run[i];
+        struct arena_run *r = &g->run[i];
         if (r->used || r->bytes < want)
             continue;
         if (r->bytes > want) {
             if (g->run_count == RUNS_MAX)
                 return NULL;
-            struct run rest = {r->at + want, r->bytes - want, false};
+            struct arena_run rest = {r->at + want, r->bytes - want, false};
             run_insert(g, i + 1, rest);
         }
         r->bytes = want;
@@ -286,7 +286,7 @@ void gpu_free(struct gpu *g, void *p)
         else
             hi = mid;
     }
-    struct run *r = &g->run[lo];
+    struct arena_run *r = &g->run[lo];
     if (r->at != at || !r->used) {
         fprintf(stderr, "gpu_free: %p is not an allocation of the arena\n", p);
         return;

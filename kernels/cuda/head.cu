@@ -27,7 +27,7 @@
 
 /* ---- score ---- */
 
-struct score_job {
+struct score_launch {
     const float *logits; /* [n_row, stride]: columns first_tile * SCORE_TILE .. */
     const int32_t *target;
     struct tile_stat *stat;
@@ -35,7 +35,7 @@ struct score_job {
     uint32_t n_vocab, n_tile, first_tile, end_tile, stride;
 };
 
-static KERNEL(SCORE_THREADS, 3) void score_tiles(struct score_job j)
+static KERNEL(SCORE_THREADS, 3) void score_tiles(struct score_launch j)
 {
     uint32_t row = blockIdx.y, tile = j.first_tile + blockIdx.x * SCORE_TILES + warp_id();
     pdl_wait();
@@ -55,11 +55,11 @@ static KERNEL(SCORE_THREADS, 3) void score_tiles(struct score_job j)
         j.target_logit[row] = x[target];
 }
 
-static KERNEL(LANES, 16) void score_rows(struct score_job j)
+static KERNEL(LANES, 16) void score_rows(struct score_launch j)
 {
     uint32_t row = blockIdx.x;
     pdl_wait();
-    struct lse l = row_lse(j.stat + (size_t)row * j.n_tile, j.n_tile);
+    struct row_sum l = row_lse(j.stat + (size_t)row * j.n_tile, j.n_tile);
     if (lane_id() == 0)
         j.logprob[row] = lse_logprob(&l, j.target_logit[row]);
 }
@@ -82,7 +82,7 @@ static enum status score_pass(struct backend *b, const struct score_args *a, uin
     g.n_row = n_row;
     g.x_stride = a->w.d_in;
     g.out_stride = h->span_tiles * SCORE_TILE;
-    struct score_job j = {};
+    struct score_launch j = {};
     j.logits = h->logits;
     j.target = (const int32_t *)(const void *)h->upload;
     j.stat = h->stat;

@@ -12,25 +12,25 @@
 
 static const uint32_t buckets[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256};
 
-struct shape { /* compared as bytes: no padding that is not zeroed */
+struct pass_shape { /* compared as bytes: no padding that is not zeroed */
     const void *owner, *kv, *hidden, *norm2;
     uint32_t rows, has_out;
     uint32_t flags;
     uint32_t zero;
 };
 
-struct entry {
-    struct shape shape;
+struct pass_entry {
+    struct pass_shape shape;
     void *graph; /* NULL: not recorded yet */
     uint32_t runs;
     uint64_t used; /* when last */
 };
 
 struct cuda_graphs {
-    struct entry entry[GRAPHS_MAX];
+    struct pass_entry entry[GRAPHS_MAX];
     uint32_t count;
     uint64_t clock;
-    struct entry *recording;
+    struct pass_entry *recording;
 };
 
 void cuda_graphs_create(struct cuda_backend *c)
@@ -69,9 +69,10 @@ static uint32_t bucket_of(const struct cuda_backend *c, uint32_t n_tok)
     return 0;
 }
 
-static struct shape shape_of(const struct cuda_backend *c, const struct pass_args *a, uint32_t rows)
+static struct pass_shape shape_of(const struct cuda_backend *c, const struct pass_args *a,
+                                  uint32_t rows)
 {
-    struct shape s;
+    struct pass_shape s;
     memset(&s, 0, sizeof(s));
     s.owner = a->owner;
     s.kv = a->kv;
@@ -85,16 +86,16 @@ static struct shape shape_of(const struct cuda_backend *c, const struct pass_arg
     return s;
 }
 
-static struct entry *entry_for(struct cuda_graphs *g, const struct shape *s)
+static struct pass_entry *entry_for(struct cuda_graphs *g, const struct pass_shape *s)
 {
-    struct entry *oldest = &g->entry[0];
+    struct pass_entry *oldest = &g->entry[0];
     for (uint32_t i = 0; i < g->count; i++) {
         if (memcmp(&g->entry[i].shape, s, sizeof(*s)) == 0)
             return &g->entry[i];
         if (g->entry[i].used < oldest->used)
             oldest = &g->entry[i];
     }
-    struct entry *e = g->count < GRAPHS_MAX ? &g->entry[g->count++] : oldest;
+    struct pass_entry *e = g->count < GRAPHS_MAX ? &g->entry[g->count++] : oldest;
     gpu_graph_destroy(e->graph);
     memset(e, 0, sizeof(*e));
     e->shape = *s;
@@ -113,8 +114,8 @@ enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct
     out->n_out = a->n_out ? rows : 0;
     if (!g)
         return STATUS_OK;
-    struct shape s = shape_of(c, a, rows);
-    struct entry *e = entry_for(g, &s);
+    struct pass_shape s = shape_of(c, a, rows);
+    struct pass_entry *e = entry_for(g, &s);
     e->used = ++g->clock;
     if (e->graph) {
         out->replayed = true;
@@ -130,7 +131,7 @@ enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct
 enum status cuda_pass_end(struct backend *b, const struct pass *p, enum status st)
 {
     struct cuda_backend *c = cuda_of(b);
-    struct entry *e = c->graphs ? c->graphs->recording : NULL;
+    struct pass_entry *e = c->graphs ? c->graphs->recording : NULL;
     if (p->replayed || !e)
         return st;
     c->graphs->recording = NULL;

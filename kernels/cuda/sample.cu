@@ -303,7 +303,7 @@ static KERNEL(STAT_THREADS, 4) void weigh(struct sample_job j)
 /* ---- pick: places in the order of candidates ---- */
 
 /* Candidates up to and including `id` weigh `sum`. */
-struct place {
+struct pick_place {
     uint64_t sum;
     uint32_t id;
 };
@@ -331,7 +331,7 @@ struct pick_smem {
     uint32_t count[BUCKETS]; /* cumulative */
     struct ruler ruler;
     struct span span, have; /* of the cut; of `candidate` */
-    struct place place;
+    struct pick_place place;
     uint32_t bucket, edge[2], filled;
 };
 
@@ -672,7 +672,7 @@ DEVICE void fill_out(const struct sample_job *j, uint32_t row, int32_t id, uint3
     const struct tile_stat *t = j->stat + (size_t)row * j->n_tile;
     const float *x = j->logits + (size_t)row * j->n_vocab;
     struct sample_out *o = &j->out[row];
-    struct lse l = row_lse(t, j->n_tile);
+    struct row_sum l = row_lse(t, j->n_tile);
     uint64_t last = 0, next[2];
     if (lane_id() == 0) {
         o->id = id;

@@ -160,14 +160,14 @@ DEVICE void tile_lse(const float v[LANE_LOGITS], uint32_t *key, float *sum)
 
 /* ---- a row ---- */
 
-struct lse {
+struct row_sum {
     double max, sum;
 };
 
 /* Whole warp, every lane the same. tile [n_tile] of one row. */
-DEVICE struct lse row_lse(const struct tile_stat *tile, uint32_t n_tile)
+DEVICE struct row_sum row_lse(const struct tile_stat *tile, uint32_t n_tile)
 {
-    struct lse l = {0, 0};
+    struct row_sum l = {0, 0};
     uint32_t best = KEY_NONE;
     for (uint32_t i = lane_id(); i < n_tile; i += LANES)
         best = tile[i].key < best ? tile[i].key : best;
@@ -179,7 +179,7 @@ DEVICE struct lse row_lse(const struct tile_stat *tile, uint32_t n_tile)
     l.sum = warp_sum_f64(l.sum);
     return l;
 }
-DEVICE float lse_logprob(const struct lse *l, float logit)
+DEVICE float lse_logprob(const struct row_sum *l, float logit)
 {
     return (float)((double)logit - (l->max + log(l->sum)));
 }

@@ -41,8 +41,8 @@ void cuda_uploads_release(struct cuda_backend *c)
     c->uploads = NULL;
 }
 
-static enum status upload_begin(struct backend *b, uint32_t lane, void *to, const void *pinned,
-                                size_t bytes)
+static enum status lane_begin(struct backend *b, uint32_t lane, void *to, const void *pinned,
+                              size_t bytes)
 {
     struct cuda_backend *c = cuda_of(b);
     struct cuda_uploads *u = c->uploads;
@@ -56,7 +56,7 @@ static enum status upload_begin(struct backend *b, uint32_t lane, void *to, cons
     return st ? st : gpu_event_record(u->landed[lane], u->stream);
 }
 
-static enum status upload_poll(struct backend *b, uint32_t lane, bool *done)
+static enum status lane_poll(struct backend *b, uint32_t lane, bool *done)
 {
     CHECK(lane < BACKEND_UPLOAD_LANES);
     return gpu_event_poll(cuda_of(b)->uploads->landed[lane], done);
@@ -67,6 +67,6 @@ const struct backend_adapter_ops cuda_adapter_ops = {
     .pack = lora_pack_blob,
     .pinned_alloc = gpu_pinned_alloc,
     .pinned_free = gpu_pinned_free,
-    .upload_begin = upload_begin,
-    .upload_poll = upload_poll,
+    .upload_begin = lane_begin,
+    .upload_poll = lane_poll,
 };

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-struct sample_work {
+struct ref_sample {
     double *weight;  /* of the sorted candidates */
     float *raw;      /* the row before any adjustment */
     float *logit;    /* the adjusted row (the caller's, clobbered) */
@@ -64,7 +64,7 @@ static void sort_ids(const float *logit, uint32_t *v, uint32_t n)
     }
 }
 
-static void count_tokens(struct sample_work *w, const struct sample_row *r)
+static void count_tokens(struct ref_sample *w, const struct sample_row *r)
 {
     memset(w->count, 0, w->n_vocab * sizeof(*w->count));
     for (uint32_t i = 0; i < r->n_prompt; i++)
@@ -75,7 +75,7 @@ static void count_tokens(struct sample_work *w, const struct sample_row *r)
             w->count[r->output[i]] = (w->count[r->output[i]] + 1) | SEEN;
 }
 
-static void adjust(struct sample_work *w, const struct sample_row *r)
+static void adjust(struct ref_sample *w, const struct sample_row *r)
 {
     for (uint32_t i = 0; i < r->bias_count; i++)
         if ((uint32_t)r->bias[i].id < w->n_vocab)
@@ -96,7 +96,7 @@ static void adjust(struct sample_work *w, const struct sample_row *r)
 }
 
 /* How many of the sorted candidates stay, and the sum of their weights. */
-static uint32_t cut(const struct sample_work *w, const struct sample_row *r, double *total)
+static uint32_t cut(const struct ref_sample *w, const struct sample_row *r, double *total)
 {
     uint32_t n = w->n_vocab, keep = 1;
     if (r->top_k > 0 && (uint32_t)r->top_k < n)
@@ -119,7 +119,7 @@ static uint32_t cut(const struct sample_work *w, const struct sample_row *r, dou
     return keep;
 }
 
-static uint32_t draw(struct sample_work *w, const struct sample_row *r)
+static uint32_t draw(struct ref_sample *w, const struct sample_row *r)
 {
     double max = (double)logit_key(w->logit[w->order[0]]);
     if (r->temperature == 0 || isinf(max))
@@ -175,7 +175,7 @@ enum status ref_sample(struct backend *b, const struct sample_args *a)
 {
     (void)b;
     for (uint32_t t = 0; t < a->n_row; t++) {
-        struct sample_work w = {.weight = a->scratch, .n_vocab = a->n_vocab};
+        struct ref_sample w = {.weight = a->scratch, .n_vocab = a->n_vocab};
         w.raw = (float *)(w.weight + a->n_vocab);
         w.order = (uint32_t *)(w.raw + a->n_vocab);
         w.count = w.order + a->n_vocab;
