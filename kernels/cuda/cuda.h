@@ -25,7 +25,7 @@ MUST_CHECK enum status cuda_backend_create(struct backend **out, const struct ba
 #define CUDA_NONE         UINT32_MAX
 #define CUDA_DECODE_ROWS  8  /* rows of an item of lora_decode */
 #define CUDA_PREFILL_ROWS 64 /* rows of an item of lora_prefill */
-#define CUDA_PREFILL_MIN  17 /* a segment of so many rows is prefill */
+#define CUDA_PREFILL_MIN  17 /* rows of one sequence, side by side: so many are prefill */
 
 /* One piece of LoRA work: rows begin .. begin+count-1 of segment seg. */
 struct cuda_item {

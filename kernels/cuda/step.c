@@ -62,8 +62,10 @@ static void place_all(struct cuda_tables *t, const struct cuda_backend *c)
     place(t, &t->page_begin, (size_t)lim->seqs_max * 4);
     place(t, &t->seg, (size_t)MAX(lim->segs_max, 1) * sizeof(struct lora_seg));
     place(t, &t->slot, (size_t)MAX(lim->slots_max, 1) * sizeof(struct lora_slot));
-    place(t, &t->lora_decode, (rows / CUDA_DECODE_ROWS + lim->segs_max + 1) * item);
-    place(t, &t->lora_prefill, (rows / CUDA_PREFILL_ROWS + lim->segs_max + 1) * item);
+    /* a segment's runs of one kind: at most one more than it has prompts, each of PREFILL_MIN */
+    size_t runs = (size_t)lim->segs_max + rows / CUDA_PREFILL_MIN + 1;
+    place(t, &t->lora_decode, (rows / CUDA_DECODE_ROWS + runs) * item);
+    place(t, &t->lora_prefill, (rows / CUDA_PREFILL_ROWS + runs) * item);
     place(t, &t->tail,
           cuda_attention_list_bytes_max(c) + (size_t)lim->seqs_max * lim->page_stride * 4);
 }
@@ -228,12 +230,46 @@ static void fill_rows(struct build *w)
     copy_words(at(w, &w->t->out_rows), a->out_rows, a->n_out);
 }
 
-static void cut(struct cuda_item *list, uint32_t *count, struct cuda_item run, uint32_t rows)
+/* A run of rows as items of the list for its kind. */
+static void cut(struct build *w, const struct cuda_item *run, bool is_prompt)
 {
-    for (uint32_t done = 0; done < run.count; done += rows) {
-        struct cuda_item item = {run.seg, run.begin + done, MIN(rows, run.count - done)};
+    struct cuda_item *list = at(w, is_prompt ? &w->t->lora_prefill : &w->t->lora_decode);
+    uint32_t *count = is_prompt ? &w->counts->n_lora_prefill : &w->counts->n_lora_decode;
+    const uint32_t rows = is_prompt ? CUDA_PREFILL_ROWS : CUDA_DECODE_ROWS;
+    for (uint32_t done = 0; done < run->count; done += rows) {
+        struct cuda_item item = {run->seg, run->begin + done, MIN(rows, run->count - done)};
         list[(*count)++] = item;
     }
+}
+
+/* Rows that decode, few of a sequence, go in items of 8 however many share their adapters: 64 of
+ * them are eight times the blocks that one item of 64 would be. A prompt's rows go in items of
+ * 64, which read the adapters once. Neighbours of one kind are one run. */
+static void fill_items(struct build *w, const struct lora_seg *seg, uint32_t seg_idx)
+{
+    const uint32_t *seq = at(w, &w->t->seq), end = seg->tok_begin + seg->tok_count;
+    struct cuda_item run = {seg_idx, seg->tok_begin, 0};
+    bool is_prompt = false;
+    for (uint32_t row = seg->tok_begin, next; row < end; row = next) {
+        for (next = row + 1; next < end && seq[next] == seq[row];)
+            next++;
+        bool more_prompt = next - row >= CUDA_PREFILL_MIN;
+        if (more_prompt != is_prompt) {
+            cut(w, &run, is_prompt);
+            run = (struct cuda_item){seg_idx, row, 0};
+        }
+        is_prompt = more_prompt;
+        run.count += next - row;
+    }
+    cut(w, &run, is_prompt);
+}
+
+static bool has_adapter_rows(const struct step_args *a)
+{
+    for (uint32_t i = 0; a->lora && i < a->n_seg; i++)
+        if (a->seg[i].part_count > 0)
+            return true;
+    return false;
 }
 
 static void fill_segments(struct build *w)
@@ -249,13 +285,8 @@ static void fill_segments(struct build *w)
         memset(seg, 0, sizeof(*seg));
         seg->tok_count = a->n_tok;
     }
-    for (uint32_t i = 0; i < n->n_seg; i++) {
-        struct cuda_item run = {i, seg[i].tok_begin, seg[i].tok_count};
-        if (run.count < CUDA_PREFILL_MIN)
-            cut(at(w, &w->t->lora_decode), &n->n_lora_decode, run, CUDA_DECODE_ROWS);
-        else
-            cut(at(w, &w->t->lora_prefill), &n->n_lora_prefill, run, CUDA_PREFILL_ROWS);
-    }
+    for (uint32_t i = 0; has_adapter_rows(a) && i < n->n_seg; i++) /* else nobody asks for items */
+        fill_items(w, &seg[i], i);
 }
 
 /* The list, then the page numbers, which the list's items know by their place behind it. */
@@ -308,14 +339,10 @@ static enum status fill_adapters(struct cuda_backend *c, struct build *w)
 
 static void set_pass(struct cuda_backend *c, const struct build *w)
 {
-    const struct step_args *a = w->a;
     const struct cuda_counts *n = w->counts;
     const struct attn_list *attn = at(w, &w->t->tail);
-    bool lora = false;
-    for (uint32_t i = 0; a->lora && i < a->n_seg && !lora; i++)
-        lora = a->seg[i].part_count > 0;
     c->pass = (struct cuda_pass){
-        .lora = lora,
+        .lora = has_adapter_rows(w->a),
         .lora_decode = n->n_lora_decode > 0,
         .lora_prefill = n->n_lora_prefill > 0,
         .attn_decode = attn->n_split > 0,

@@ -87,10 +87,6 @@ static void make_rows(struct lw *w)
     w->page_table = mem_array(w->n_page, 4);
     for (uint32_t i = 0; i < w->n_page; i++)
         w->page_table[i] = w->n_page - 1 - i;
-    for (uint32_t t = 0; t < w->rows_max; t++) {
-        w->pos[t] = fx_below(w->pos_max);
-        w->seq[t] = t;
-    }
     w->kv_host = mem_array(lw_kv_elems(w), 2);
     w->kv_dev = ec_alloc(&w->e, lw_kv_elems(w) * 2);
     lw_cache_reset(w);
@@ -189,6 +185,11 @@ void lw_segment(struct lw *w, uint32_t rows, uint32_t first, uint32_t parts)
     for (uint32_t p = 0; p < parts; p++)
         s->part[p] =
             (struct lora_part){(first + p) % LW_SLOTS, (int32_t)fx_below(1 << 18) - (1 << 16)};
+    for (uint32_t i = 0; i < rows; i++) {
+        uint32_t t = w->n_tok + i, of_prompt = i % w->pos_max;
+        w->seq[t] = w->decodes ? t : t - of_prompt;
+        w->pos[t] = w->decodes ? fx_below(w->pos_max) : of_prompt;
+    }
     w->n_tok += rows;
 }
 

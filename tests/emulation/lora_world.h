@@ -1,7 +1,7 @@
 /* A model's width, a handful of adapters and a batch, on kernels/ref and on the emulated device:
  * the tests of shrink and of the finishes run every op of a layer on both and compare.
  *
- * Use       lw_open -> lw_segments or lw_segment ... -> lw_run_ref / lw_run_cuda -> compare
+ * Use       lw_open -> lw_segment ... -> lw_run_ref / lw_run_cuda -> compare
  * A run of the rows t0 .. t0+n-1 is a step of its own: other rows, segments and launches are not
  * there, so that a row alone can be held against the same row in a batch. */
 #ifndef RS_TESTS_EMULATION_LORA_WORLD_H
@@ -49,6 +49,7 @@ struct lw {
     uint32_t rows_max, n_tok, n_seg;
     uint32_t x_stride, y_stride, s_stride, pos_max, pages, n_page, layer;
     bool has_bias, has_norm, has_table; /* table: false, no adapters exist */
+    bool decodes;                       /* of segments to come: each row is a sequence's only one */
     bool telemetry, keep, read_kv;
     struct lora_entry entry[LW_LAYOUTS][LW_LAYERS * LORA_MODULE_COUNT];
     struct lora_entry packed[LW_LAYOUTS][LW_LAYERS * LORA_MODULE_COUNT];
@@ -70,7 +71,8 @@ uint32_t lw_rank_mixed(uint32_t layout, uint32_t layer, uint32_t module);
 void lw_open(struct lw *w, const struct lw_shape *shape, uint32_t rows_max, lw_rank_fn *rank);
 void lw_close(struct lw *w);
 
-/* Rows more, of one composition: slots first .. first+parts-1, weights random; parts 0: base. */
+/* Rows more, of one composition: slots first .. first+parts-1, weights random; parts 0: base. They
+ * are prompts of at most 40 rows, or they decode. */
 void lw_segment(struct lw *w, uint32_t rows, uint32_t first, uint32_t parts);
 void lw_clear(struct lw *w);
 

@@ -83,6 +83,44 @@ static void test_mixes_equal_ref(void **state)
     }
 }
 
+static struct cuda_counts counts_of(struct lw *w)
+{
+    struct cuda_counts n;
+    ec_get(&w->e, &n, cuda_of(w->e.cuda)->step.counts, sizeof(n));
+    return n;
+}
+
+/* Rows that decode are work for many blocks however many share an adapter or have none; and they
+ * have the bits that they would have in a prompt. */
+static void test_rows_that_decode_stay_decode(void **state)
+{
+    struct lw w;
+    struct lw_out decode, prompt;
+    (void)state;
+    lw_open(&w, &shapes[2], 200, lw_rank_mixed);
+    w.decodes = true;
+    lw_segment(&w, 64, 1, 1);
+    lw_segment(&w, 30, 0, 0);
+    w.decodes = false;
+    lw_segment(&w, 40, 1, 1);
+    compare(&w, 2);
+    lw_run_cuda(&w, 0, w.n_tok, 0, &decode);
+    struct cuda_counts n = counts_of(&w);
+    assert_int_equal(n.n_lora_decode, 8 + 4);
+    assert_int_equal(n.n_lora_prefill, 1);
+    for (uint32_t t = 0; t < 94; t++)
+        w.seq[t] = t < 64 ? 0 : 64; /* the same rows, told as two prompts */
+    w.read_kv = false;              /* where k and v of a row go is another page */
+    lw_run_cuda(&w, 0, w.n_tok, 0, &prompt);
+    n = counts_of(&w);
+    assert_int_equal(n.n_lora_decode, 0);
+    assert_int_equal(n.n_lora_prefill, 3);
+    lw_same_bits(&w, &prompt, &decode, 0);
+    lw_free(&decode);
+    lw_free(&prompt);
+    lw_close(&w);
+}
+
 static uint32_t rank_none(uint32_t layout, uint32_t layer, uint32_t module)
 {
     (void)layer;
@@ -262,9 +300,12 @@ static void test_many_segments(void **state)
     lw_open(&w, &shapes[0], 1100, rank_two_tiles);
     for (uint32_t i = 0; i < 60; i++)
         lw_segment(&w, 1 + (i % 4 == 3 ? 15 : 9), i, i % 5 ? 1 : 0);
-    lw_segment(&w, 400, 0, 1);
+    lw_segment(&w, 320, 0, 1);
+    w.decodes = true;
+    lw_segment(&w, 90, 1, 1);
     struct lw_out all, part;
     compare(&w, 1);
+    assert_true(counts_of(&w).n_lora_decode > 128);
     lw_run_cuda(&w, 0, w.n_tok, 0, &all);
     for (uint32_t t = 0; t < w.n_tok; t += 97) {
         lw_run_cuda(&w, t, 1, 0, &part);
@@ -443,6 +484,7 @@ int main(void)
         cmocka_unit_test(test_packing_is_exact),
         cmocka_unit_test(test_lengths_equal_ref),
         cmocka_unit_test(test_mixes_equal_ref),
+        cmocka_unit_test(test_rows_that_decode_stay_decode),
         cmocka_unit_test(test_extreme_ranks),
         cmocka_unit_test(test_base_only),
         cmocka_unit_test(test_empty_batch),
