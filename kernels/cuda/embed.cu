@@ -17,6 +17,7 @@ struct embed_rows {
 static KERNEL(THREADS, 8) void embed_rows(struct embed_rows a)
 {
     uint32_t row = blockIdx.x;
+    pdl_trigger();
     pdl_wait();
     if (row >= a.counts->n_tok)
         return;

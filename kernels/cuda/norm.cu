@@ -22,6 +22,7 @@ static KERNEL(THREADS, 4) void norm_rows(struct norm_rows a)
     SMEM(smem);
     float *part = (float *)smem; /* [WARPS] */
     uint32_t t = blockIdx.x;
+    pdl_trigger(); /* the product that follows fetches its weights meanwhile */
     pdl_wait();
     if (t >= *a.count)
         return;

@@ -472,6 +472,10 @@ static void thread_main(void)
 {
     __tsan_acquire(&emu.begin);
     (*emu.body)();
+    if (emu_now.dependent && !emu_self->waited)
+        emu_fault(0, "a thread of a dependent launch ends without pdl_wait: what follows could "
+                     "start before what came before has ended");
+    emu_now.triggered |= emu_self->triggered;
     leave();
     __tsan_release(&emu.end);
     uint32_t next = pick();

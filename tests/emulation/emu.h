@@ -83,11 +83,13 @@ struct emu_op {
 struct emu_thread {
     dim3 tid;
     uint32_t lane, warp;
+    bool waited, triggered; /* has called pdl_wait, pdl_trigger */
 };
 struct emu_block {
     dim3 bid, bdim, gdim;
     char *smem;
     size_t smem_bytes;
+    bool dependent, triggered; /* by LAUNCH_PDL: every thread calls pdl_wait; some has triggered */
 };
 extern struct emu_thread *emu_self;
 extern struct emu_block emu_now;
@@ -105,7 +107,12 @@ void emu_copy_commit(void);
 /* The oldest copy that is not in the last n groups, or NULL. */
 void *emu_copy_next(uint32_t n, const void **gmem);
 /* Queued on the stream, or recorded while the stream is being captured (emu_runtime.cc). */
-void emu_launch(dim3 grid, dim3 block, size_t smem_bytes, void *stream, std::function<void()> body);
+struct emu_grid {
+    dim3 grid, block;
+    size_t smem_bytes;
+    bool dependent;
+};
+void emu_launch(const struct emu_grid *g, void *stream, std::function<void()> body);
 
 #define threadIdx  (emu_self->tid)
 #define blockIdx   (emu_now.bid)
@@ -117,15 +124,20 @@ void emu_launch(dim3 grid, dim3 block, size_t smem_bytes, void *stream, std::fun
 
 /* Arguments are copied at the launch, as a device launch does: a replay cannot see later values. */
 template <class... P, class... A>
-static inline void emu_launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes,
-                                     void *stream, A... args)
+static inline void emu_launch_kernel(void (*kernel)(P...), const struct emu_grid &g, void *stream,
+                                     A... args)
 {
     std::tuple<P...> copy((P)args...);
-    emu_launch(grid, block, smem_bytes, stream, [kernel, copy] { std::apply(kernel, copy); });
+    emu_launch(&g, stream, [kernel, copy] { std::apply(kernel, copy); });
+}
+static inline struct emu_grid emu_grid_of(dim3 grid, dim3 block, size_t smem_bytes, bool dependent)
+{
+    return {grid, block, smem_bytes, dependent};
 }
 #define LAUNCH(kernel, grid, block, smem_bytes, stream, ...)                                       \
-    emu_launch_kernel(kernel, dim3(grid), dim3(block), smem_bytes, stream, __VA_ARGS__)
-#define LAUNCH_PDL LAUNCH
+    emu_launch_kernel(kernel, emu_grid_of(grid, block, smem_bytes, false), stream, __VA_ARGS__)
+#define LAUNCH_PDL(kernel, grid, block, smem_bytes, stream, ...)                                   \
+    emu_launch_kernel(kernel, emu_grid_of(grid, block, smem_bytes, true), stream, __VA_ARGS__)
 
 /* ---- the vocabulary ---- */
 

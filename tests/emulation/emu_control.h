@@ -28,6 +28,9 @@ void emu_set_seed(uint64_t seed);
 bool emu_is_tsan(void);       /* the program looks for races: slow */
 void emu_spend_us(double us); /* the device's clock goes on: work that takes longer than it looks */
 uint64_t emu_switches(void);  /* of threads, so far: the cost of a test */
+/* Launches so far of which some block never called pdl_trigger: what follows starts when they end,
+ * and fetches nothing meanwhile. */
+uint64_t emu_late_launches(void);
 /* Device memory as it is, while work given to the streams still waits. */
 void emu_peek(void *to, const void *device, size_t bytes);
 

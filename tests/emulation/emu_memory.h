@@ -110,9 +110,11 @@ DEVICE void fence_device(void)
 }
 DEVICE void pdl_wait(void)
 {
+    emu_self->waited = true;
 }
 DEVICE void pdl_trigger(void)
 {
+    emu_self->triggered = true;
 }
 
 DEVICE float fast_exp2(float x)

@@ -129,23 +129,37 @@ void emu_spend_us(double us)
     clock_us += us;
 }
 
-static void run_grid(dim3 grid, dim3 block, size_t smem_bytes, const work *body)
+static uint64_t late_launches;
+
+uint64_t emu_late_launches(void)
 {
+    LOCKED;
+    return late_launches;
+}
+
+static void run_grid(const struct emu_grid &g, const work *body)
+{
+    dim3 grid = g.grid, block = g.block;
     uint32_t count = grid.x * grid.y * grid.z, stride;
     uint32_t at = emu_permute_begin(count, &stride);
+    bool triggered = true;
     for (uint32_t i = 0; i < count; i++, at = (uint32_t)(((uint64_t)at + stride) % count)) {
+        emu_now = {};
         emu_now.bid = dim3(at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y));
         emu_now.bdim = block;
         emu_now.gdim = grid;
-        emu_now.smem_bytes = smem_bytes;
-        emu_now.smem = smem_bytes ? smem_take(smem_bytes) : NULL;
-        if (smem_bytes)
-            memset(emu_now.smem, 0xff, smem_bytes);
+        emu_now.dependent = g.dependent;
+        emu_now.smem_bytes = g.smem_bytes;
+        emu_now.smem = g.smem_bytes ? smem_take(g.smem_bytes) : NULL;
+        if (g.smem_bytes)
+            memset(emu_now.smem, 0xff, g.smem_bytes);
         emu_run_block(body);
-        if (smem_bytes)
-            smem_drop(emu_now.smem, smem_bytes);
+        if (g.smem_bytes)
+            smem_drop(emu_now.smem, g.smem_bytes);
+        triggered = triggered && emu_now.triggered;
     }
     emu_launch_end();
+    late_launches += !triggered;
     emu_spend_us(1 + 0.1 * count * (block.x * block.y * block.z));
 }
 
@@ -172,16 +186,17 @@ static void run_until(emu_stream *s, uint64_t at)
     }
 }
 
-void emu_launch(dim3 grid, dim3 block, size_t smem_bytes, void *stream, work body)
+void emu_launch(const struct emu_grid *g, void *stream, work body)
 {
     LOCKED;
-    uint32_t threads = block.x * block.y * block.z;
-    if (grid.x * grid.y * grid.z == 0 || threads == 0 || threads > 1024 || grid.y > 65535 ||
-        grid.z > 65535 || smem_bytes > emu_device.smem_bytes_max) {
+    const struct emu_grid copy = *g;
+    uint32_t threads = g->block.x * g->block.y * g->block.z;
+    if (g->grid.x * g->grid.y * g->grid.z == 0 || threads == 0 || threads > 1024 ||
+        g->grid.y > 65535 || g->grid.z > 65535 || g->smem_bytes > emu_device.smem_bytes_max) {
         fail(cudaErrorInvalidValue);
         return;
     }
-    push((emu_stream *)stream, [=] { run_grid(grid, block, smem_bytes, &body); });
+    push((emu_stream *)stream, [=] { run_grid(copy, &body); });
 }
 
 /* ---- device ---- */

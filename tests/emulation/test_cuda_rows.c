@@ -138,10 +138,31 @@ static void padding_is_left_alone(void **state)
     ec_close(&e);
 }
 
+/* What follows them, a product or shrink, fetches its weights while they wait and work. */
+static void dependents_start_early(void **state)
+{
+    (void)state;
+    struct ec e;
+    int32_t ids[3] = {0};
+    ec_open(&e);
+    float *x = ec_alloc(&e, 3 * 64 * 4), *gain = ec_alloc(&e, 64 * 4);
+    void *table = ec_alloc(&e, 64 * 2), *out = ec_alloc(&e, 3 * 64 * 2);
+    struct embed_args embed = {x, {table, DTYPE_BF16, 1, 64}, ids, 3};
+    struct norm_args norm = {.out = out, .x = x, .gain = gain, .n_tok = 3, .d_model = 64};
+    ec_step_rows(&e, ids, 2, NULL, 0); /* a block of padding too */
+    uint64_t late = emu_late_launches();
+    assert_int_equal(e.cuda->ops->embed(e.cuda, &embed), STATUS_OK);
+    assert_int_equal(e.cuda->ops->norm(e.cuda, &norm), STATUS_OK);
+    mem_free(ec_get_acts(&e, out, 3 * 64));
+    assert_int_equal(emu_late_launches(), late);
+    ec_close(&e);
+}
+
 int main(void)
 {
     emu_set_seed(1);
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dependents_start_early),
         cmocka_unit_test(embed_equals_ref),
         cmocka_unit_test(norm_equals_ref),
         cmocka_unit_test(padding_is_left_alone),

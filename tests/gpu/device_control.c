@@ -78,6 +78,11 @@ uint64_t emu_switches(void)
     return 0;
 }
 
+uint64_t emu_late_launches(void)
+{
+    return 0;
+}
+
 void emu_break_device(void)
 {
     PANIC("this test belongs to the emulation");
