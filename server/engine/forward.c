@@ -4,8 +4,8 @@
  * simply takes the place of the scratch buffer, so that keep mode costs no copies.
  *
  * LoRA: a batch whose segments are all base-only runs without any LoRA call. Otherwise each group
- * (qkv | o | gate,up | down) is one shrink into s, read by the finish that follows the base GEMM.
- */
+ * (qkv | o | gate,up | down) is one shrink into s, before the base GEMM, whose input it shares and
+ * whose weights a device fetches meanwhile; the finish behind the GEMM reads s. */
 #include "server/engine/forward.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
@@ -340,17 +340,17 @@ static enum status attention_block(struct forward *f, const struct forward_batch
 
     enum status st = norm(f, l->attn_norm, x, keep->attn_rstd, b->n_tok);
     if (!st)
-        st = gemm(f, x, qkv, 3, b->n_tok);
-    if (!st)
         st = shrink(f, b, lora, layer, &in);
+    if (!st)
+        st = gemm(f, x, qkv, 3, b->n_tok);
     if (!st)
         st = qkv_finish(f, b, lora, layer, q, keep);
     if (!st)
         st = attend(f, b, layer, q, attn, keep->lse);
     if (!st)
-        st = gemm(f, attn, &l->o, 1, b->n_tok);
-    if (!st)
         st = shrink(f, b, lora, layer, &o);
+    if (!st)
+        st = gemm(f, attn, &l->o, 1, b->n_tok);
     if (!st)
         st = residual(f, b, lora, layer, LORA_MODULE_O);
     return st;
@@ -391,15 +391,15 @@ static enum status mlp_block(struct forward *f, const struct forward_batch *b,
 
     enum status st = norm(f, l->mlp_norm, x, keep->mlp_rstd, b->n_tok);
     if (!st)
-        st = gemm(f, x, gate_up, 2, b->n_tok);
-    if (!st)
         st = shrink(f, b, lora, layer, &in);
+    if (!st)
+        st = gemm(f, x, gate_up, 2, b->n_tok);
     if (!st)
         st = mlp_finish(f, b, lora, layer, act, keep);
     if (!st)
-        st = gemm(f, act, &l->down, 1, b->n_tok);
-    if (!st)
         st = shrink(f, b, lora, layer, &down);
+    if (!st)
+        st = gemm(f, act, &l->down, 1, b->n_tok);
     if (!st)
         st = residual(f, b, lora, layer, LORA_MODULE_DOWN);
     return st;
