@@ -1,6 +1,7 @@
 /* Methods of strings, dicts, lists and loops. What would change a value in place is known by name
  * and refused, as the reference's immutable sandbox refuses it. */
 #include "server/base/check.h"
+#include "server/text/jinja/format.h"
 #include "server/text/jinja/text.h"
 #include "server/text/utf8.h"
 
@@ -26,6 +27,7 @@ enum method {
     M_COUNT,
     M_REMOVEPREFIX,
     M_REMOVESUFFIX,
+    M_FORMAT,
     M_ISDIGIT,
     M_ISALPHA,
     M_ISALNUM,
@@ -66,6 +68,7 @@ static const struct {
                {JV_STRING, "count", M_COUNT},
                {JV_STRING, "removeprefix", M_REMOVEPREFIX},
                {JV_STRING, "removesuffix", M_REMOVESUFFIX},
+               {JV_STRING, "format", M_FORMAT},
                {JV_STRING, "isdigit", M_ISDIGIT},
                {JV_STRING, "isalpha", M_ISALPHA},
                {JV_STRING, "isalnum", M_ISALNUM},
@@ -98,7 +101,6 @@ static const struct {
                {JV_LIST, "extend", M_REFUSED},
                {JV_LIST, "remove", M_REFUSED},
                /* understood, not implemented: an error when called, not a missing attribute */
-               {JV_STRING, "format", M_REFUSED},
                {JV_STRING, "format_map", M_REFUSED},
                {JV_STRING, "encode", M_REFUSED},
                {JV_STRING, "translate", M_REFUSED},
@@ -301,6 +303,8 @@ static bool call_string(struct jrun *r, struct jstr s, enum method m, const stru
     case M_REMOVEPREFIX:
     case M_REMOVESUFFIX:
         return call_remove_affix(r, s, m == M_REMOVESUFFIX, args, out);
+    case M_FORMAT:
+        return jinja_format(r, s, args, out);
     case M_REPLACE:
         return call_replace(r, s, args, out);
     case M_UPPER:
@@ -422,7 +426,7 @@ bool jinja_method_call(struct jrun *r, struct jval self, struct jstr name, const
 {
     enum method m = (enum method)find_method(self, name);
     for (size_t i = 0; i < args->n_pos; i++) {
-        if (args->pos[i].kind == JV_UNDEFINED && self.kind == JV_STRING)
+        if (args->pos[i].kind == JV_UNDEFINED && self.kind == JV_STRING && m != M_FORMAT)
             return jrun_fail_undefined(r, args->pos[i]);
     }
     switch (self.kind) {
