@@ -3,20 +3,18 @@
  * repeat the reference to the letter: a discarded match still hides what it covered, and stripped
  * blanks never reach back over an earlier token. */
 #include "server/text/added.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/text/jsonget.h"
-#include "server/text/tokenizer.h"
 #include "server/text/utf8.h"
 
 #include <string.h>
 
-static enum status load_token(struct added_token *t, const json_t *json, struct errtext *err)
+/* Everything but the id. */
+static enum status load_flags(struct added_token *t, const json_t *json, struct errtext *err)
 {
     static const char where[] = "added_tokens";
-    uint32_t id = 0;
-    enum status st = json_get_count(json, where, "id", TOKENIZER_ID_MAX, &id, err);
-    if (!st)
-        st = json_get_text(json, where, "content", &t->content, &t->len, err);
+    enum status st = json_get_text(json, where, "content", &t->content, &t->len, err);
     if (!st)
         st = json_get_bool(json, where, "single_word", false, &t->single_word, err);
     if (!st)
@@ -28,13 +26,57 @@ static enum status load_token(struct added_token *t, const json_t *json, struct 
     if (!st)
         st = json_get_bool(json, where, "normalized", !t->special, &t->normalized, err);
     if (!st && (t->len == 0 || t->len > ADDED_CONTENT_BYTES_MAX))
-        st = err_set(err, STATUS_INVALID, "added_tokens: id %u has a content of %zu bytes; 1 to %u",
-                     id, t->len, ADDED_CONTENT_BYTES_MAX);
-    t->id = (int32_t)id;
+        st = err_set(err, STATUS_INVALID, "added_tokens: a content of %zu bytes; 1 to %u", t->len,
+                     ADDED_CONTENT_BYTES_MAX);
     return st;
 }
 
-enum status added_load(struct added *a, const json_t *json, struct errtext *err)
+static enum status load_token(struct added_token *t, const json_t *json, struct errtext *err)
+{
+    uint32_t id = 0;
+    enum status st = json_get_count(json, "added_tokens", "id", TOKENIZER_ID_MAX, &id, err);
+    t->id = (int32_t)id;
+    return st ? st : load_flags(t, json, err);
+}
+
+static enum status check_total(const struct added *a, struct errtext *err)
+{
+    size_t total = 0;
+    for (size_t i = 0; i < a->n; i++)
+        total += a->tokens[i].len;
+    if (total > ADDED_TOTAL_BYTES_MAX)
+        return err_set(err, STATUS_TOO_LARGE, "added_tokens: more than %u bytes of text",
+                       ADDED_TOTAL_BYTES_MAX);
+    return STATUS_OK;
+}
+
+/* The id of a text that is no added token yet: the vocabulary's, or the next that is free. The
+ * reference gives ids so, whatever id a file claims for a text that the vocabulary lacks. */
+static int32_t new_id(const struct vocab *vocab, const struct added_token *t, int32_t id_max)
+{
+    int32_t id = vocab_get(vocab, t->content, t->len);
+    if (id >= 0)
+        return id;
+    return id_max >= (int32_t)vocab->count ? id_max + 1 : (int32_t)vocab->count;
+}
+
+static void number_tokens(struct added *a, const struct vocab *vocab)
+{
+    int32_t id_max = -1;
+    for (size_t i = 0; i < a->n; i++) {
+        struct added_token *t = &a->tokens[i];
+        int32_t id = new_id(vocab, t, id_max);
+        if (id != t->id && vocab_get(vocab, t->content, t->len) < 0) {
+            log_warn("tokenizer", "added_tokens: \"%.40s\" says id %d, it is the token %d",
+                     t->content, t->id, id);
+            t->id = id;
+        }
+        id_max = t->id > id_max ? t->id : id_max;
+    }
+}
+
+enum status added_load(struct added *a, const json_t *json, const struct vocab *vocab,
+                       struct errtext *err)
 {
     if (!json || json_is_null(json))
         return STATUS_OK;
@@ -44,18 +86,82 @@ enum status added_load(struct added *a, const json_t *json, struct errtext *err)
     a->tokens = mem_try_array(json_array_size(json) + 1, sizeof(*a->tokens));
     if (!a->tokens)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the added tokens");
-    size_t total = 0;
     for (size_t i = 0; i < json_array_size(json); i++) {
         a->n++;
         enum status st = load_token(&a->tokens[i], json_array_get(json, i), err);
         if (st)
             return st;
-        total += a->tokens[i].len;
-        if (total > ADDED_TOTAL_BYTES_MAX)
-            return err_set(err, STATUS_TOO_LARGE, "added_tokens: more than %u bytes of text",
-                           ADDED_TOTAL_BYTES_MAX);
     }
+    number_tokens(a, vocab);
+    return check_total(a, err);
+}
+
+/* ---- what other files add ---- */
+
+struct extending {
+    struct added *a;
+    const struct vocab *vocab;
+    struct vocab at; /* content -> index in a->tokens */
+    int32_t id_max;  /* of the added tokens */
+};
+
+static enum status extend_one(struct extending *x, const struct tokenizer_extra_token *extra,
+                              struct errtext *err)
+{
+    struct added_token t = {0};
+    enum status st = load_flags(&t, extra->token, err);
+    int32_t idx = st ? -1 : vocab_get(&x->at, t.content, t.len);
+    struct added_token *old = idx >= 0 ? &x->a->tokens[idx] : NULL;
+    if (!st && !old) {
+        t.id = new_id(x->vocab, &t, x->id_max);
+        if (t.id > TOKENIZER_ID_MAX)
+            st = err_set(err, STATUS_TOO_LARGE, "added_tokens: ids above %d", TOKENIZER_ID_MAX);
+    }
+    if (st) {
+        mem_free(t.content);
+        return st;
+    }
+    if (!old) {
+        vocab_set(&x->at, t.content, t.len, (int32_t)x->a->n);
+        x->id_max = t.id > x->id_max ? t.id : x->id_max;
+        x->a->tokens[x->a->n++] = t;
+        return STATUS_OK;
+    }
+    if (extra->how == TOKENIZER_ADD_SPECIAL) {
+        old->special = true;
+    } else if (extra->how == TOKENIZER_ADD_SET) {
+        old->single_word = t.single_word;
+        old->lstrip = t.lstrip;
+        old->rstrip = t.rstrip;
+        old->special = t.special;
+        old->normalized = t.normalized;
+    }
+    mem_free(t.content);
     return STATUS_OK;
+}
+
+enum status added_extend(struct added *a, const struct tokenizer_extra *extra,
+                         const struct vocab *vocab, struct errtext *err)
+{
+    struct extending x = {.a = a, .vocab = vocab, .id_max = -1};
+    if (extra->count > ADDED_COUNT_MAX - a->n)
+        return err_set(err, STATUS_TOO_LARGE, "added_tokens: more than %u tokens", ADDED_COUNT_MAX);
+    struct added_token *grown =
+        mem_try_realloc(a->tokens, (a->n + extra->count + 1) * sizeof(*grown));
+    if (!grown || !vocab_init(&x.at, a->n + extra->count)) {
+        a->tokens = grown ? grown : a->tokens;
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the added tokens");
+    }
+    a->tokens = grown;
+    for (size_t i = 0; i < a->n; i++) {
+        vocab_set(&x.at, a->tokens[i].content, a->tokens[i].len, (int32_t)i);
+        x.id_max = a->tokens[i].id > x.id_max ? a->tokens[i].id : x.id_max;
+    }
+    enum status st = STATUS_OK;
+    for (size_t i = 0; !st && i < extra->count; i++)
+        st = extend_one(&x, &extra->token[i], err);
+    vocab_fini(&x.at);
+    return st ? st : check_total(a, err);
 }
 
 static uint32_t trie_node(struct added_trie *t, unsigned char byte, uint32_t sibling)

@@ -8,6 +8,8 @@
 #include "server/base/errtext.h"
 #include "server/text/normalize.h"
 #include "server/text/pieces.h"
+#include "server/text/tokenizer.h"
+#include "server/text/vocab.h"
 
 #include <jansson.h>
 
@@ -42,8 +44,12 @@ struct added {
     struct added_trie raw, normalized;
 };
 
-/* The "added_tokens" array (NULL: none). */
-MUST_CHECK enum status added_load(struct added *a, const json_t *json, struct errtext *err);
+/* The "added_tokens" array (NULL: none); vocab is the model's, for ids. */
+MUST_CHECK enum status added_load(struct added *a, const json_t *json, const struct vocab *vocab,
+                                  struct errtext *err);
+/* What other files add (tokenizer.h). */
+MUST_CHECK enum status added_extend(struct added *a, const struct tokenizer_extra *extra,
+                                    const struct vocab *vocab, struct errtext *err);
 /* Build the tries, after the normalizer is known. */
 MUST_CHECK enum status added_index(struct added *a, const struct normalizer *n,
                                    struct errtext *err);

@@ -108,7 +108,8 @@ enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t
     if (!st && framed)
         st = add_all(out, t->prefix, t->n_prefix, err);
     if (!st)
-        st = encode_with(t, &w, &io, !(flags & TOKENIZE_PARSE_SPECIAL), out, err);
+        st = encode_with(t, &w, &io, t->split_special || !(flags & TOKENIZE_PARSE_SPECIAL), out,
+                         err);
     if (!st && framed)
         st = add_all(out, t->suffix, t->n_suffix, err);
     work_fini(&w);

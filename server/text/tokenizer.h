@@ -16,6 +16,7 @@
 #include "server/base/errtext.h"
 #include "server/base/status.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,6 +32,26 @@
 
 struct tokenizer;
 
+/* What the files beside tokenizer.json add to it, in this order. A token is {"content": text} with
+ * the flags of an added token. A text that the tokenizer has keeps its id, a new one gets the next
+ * free id, as adding to a `tokenizers` object does.
+ *
+ *   SET       new, or the flags of the token that has this text
+ *   SPECIAL   new, or the token that has this text becomes special and keeps its other flags
+ *   MISSING   new, or nothing */
+enum tokenizer_add { TOKENIZER_ADD_SET, TOKENIZER_ADD_SPECIAL, TOKENIZER_ADD_MISSING };
+
+struct tokenizer_extra_token {
+    const json_t *token;
+    enum tokenizer_add how;
+};
+
+struct tokenizer_extra {
+    struct tokenizer_extra_token *token;
+    size_t count;
+    bool split_special; /* the text of special tokens is never parsed */
+};
+
 /* Growing list of ids. n_max is set by the caller (0 means TOKENIZE_TEXT_BYTES_MAX); ids is freed
  * with mem_free. */
 struct token_list {
@@ -43,14 +64,19 @@ struct token_list {
  *         maximum, NO_MEMORY. On error *out is NULL. */
 MUST_CHECK enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
                                       struct errtext *err);
+/* The same with what other files add; extra may be NULL. */
+MUST_CHECK enum status tokenizer_load_with(struct tokenizer **out, const char *json, size_t len,
+                                           const struct tokenizer_extra *extra,
+                                           struct errtext *err);
 void tokenizer_free(struct tokenizer *t);
 
 /* Highest id + 1, added tokens included. */
 uint32_t tokenizer_vocab_size(const struct tokenizer *t);
 
 /* tokenizer_encode - append the ids of text to out.
- * Without TOKENIZE_PARSE_SPECIAL the text of a special token is plain text, as
- * `tokenizer.encode_special_tokens = True` does: the safe mode for what users write.
+ * Without TOKENIZE_PARSE_SPECIAL, and always where the tokenizer splits special tokens, the text of
+ * a special token is plain text, as `tokenizer.encode_special_tokens = True` does: the safe mode
+ * for what users write.
  * Errors  INVALID text is not UTF-8, TOO_LARGE more than out->n_max ids, NO_MEMORY.
  * Cost    O(n log n) in the text. */
 MUST_CHECK enum status tokenizer_encode(const struct tokenizer *t, const char *text, size_t len,

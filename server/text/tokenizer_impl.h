@@ -27,6 +27,7 @@ struct tokenizer {
     struct decoder decoder;
     int32_t prefix[TEMPLATE_IDS_MAX], suffix[TEMPLATE_IDS_MAX]; /* of the post-processor */
     size_t n_prefix, n_suffix;
+    bool split_special;
     struct token_info *info; /* [n_ids] */
     uint32_t n_ids;
     struct vocab added_ids;               /* added content -> id */

@@ -1,6 +1,6 @@
 /* tokenizer.json -> struct tokenizer. The file may come from anyone: duplicate keys, wrong types,
  * ids out of range and counts past their maximum are refused with a sentence; components are loaded
- * by the file that runs them. Ids of added tokens are taken from the file and must not collide.
+ * by the file that runs them. Ids of added tokens must not collide with the vocabulary's.
  * "truncation" and "padding" are ignored: a server never cuts a prompt silently. */
 #include "server/base/mem.h"
 #include "server/text/jsonget.h"
@@ -216,7 +216,8 @@ static enum status check_frame(const struct tokenizer *t, struct errtext *err)
     return STATUS_OK;
 }
 
-static enum status load_all(struct tokenizer *t, const json_t *root, struct errtext *err)
+static enum status load_all(struct tokenizer *t, const json_t *root,
+                            const struct tokenizer_extra *extra, struct errtext *err)
 {
     enum status st = bpe_load(&t->bpe, json_object_get(root, "model"), err);
     if (!st)
@@ -228,7 +229,9 @@ static enum status load_all(struct tokenizer *t, const json_t *root, struct errt
     if (!st)
         st = load_post(t, json_object_get(root, "post_processor"), 4, err);
     if (!st)
-        st = added_load(&t->added, json_object_get(root, "added_tokens"), err);
+        st = added_load(&t->added, json_object_get(root, "added_tokens"), &t->bpe.vocab, err);
+    if (!st && extra)
+        st = added_extend(&t->added, extra, &t->bpe.vocab, err);
     if (!st)
         st = added_index(&t->added, &t->normalizer, err);
     if (!st)
@@ -240,6 +243,12 @@ static enum status load_all(struct tokenizer *t, const json_t *root, struct errt
 
 enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
                            struct errtext *err)
+{
+    return tokenizer_load_with(out, json, len, NULL, err);
+}
+
+enum status tokenizer_load_with(struct tokenizer **out, const char *json, size_t len,
+                                const struct tokenizer_extra *extra, struct errtext *err)
 {
     *out = NULL;
     if (len > TOKENIZER_JSON_BYTES_MAX)
@@ -254,7 +263,9 @@ enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,
     if (!st && !json_is_object(root))
         st = err_set(err, STATUS_INVALID, "tokenizer.json: expected an object");
     if (!st)
-        st = load_all(t, root, err);
+        st = load_all(t, root, extra, err);
+    if (!st)
+        t->split_special = extra && extra->split_special;
     json_decref(root);
     if (st) {
         tokenizer_free(t);

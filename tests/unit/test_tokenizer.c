@@ -130,7 +130,10 @@ static void test_refusals(void **state)
         {{.model = "{\"type\":\"BPE\",\"vocab\":{\"a\":1,\"a\":2},\"merges\":[]}"},
          STATUS_INVALID,
          "duplicate"},
-        {{.added = ADDED("1", "\"x\"")}, STATUS_INVALID, "id 1 is used by"},
+        {{.added = ADDED("2", "\"x\""),
+          .model = "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":2},\"merges\":[]}"},
+         STATUS_INVALID,
+         "id 2 is used by"},
         {{.added = ADDED("9", "\"ab\"")}, STATUS_INVALID, "in the vocabulary"},
         {{.added = ADDED("9", "\"\"")}, STATUS_INVALID, "content"},
         {{.added = ADDED("99999999999", "\"x\"")}, STATUS_INVALID, "\"id\""},
@@ -153,19 +156,19 @@ static void test_accessors(void **state)
     struct tokenizer *t = NULL;
     struct tiny_parts parts = {
         .model = "{\"vocab\":{\"a\":0,\"\\u0120b\":1,\"<0x41>\":2,\"\\u2581x\":3},\"merges\":[]}",
-        .added = "[{\"id\":9,\"content\":\"<end>\",\"special\":true}]",
+        .added = "[{\"id\":4,\"content\":\"<end>\",\"special\":true}]",
         .decoder = "{\"type\":\"ByteLevel\"}"};
     size_t len;
     (void)state;
     assert_int_equal(tiny_load(&parts, &t, &err), STATUS_OK);
-    assert_int_equal(tokenizer_vocab_size(t), 10);
-    assert_int_equal(tokenizer_token_to_id(t, "<end>"), 9);
+    assert_int_equal(tokenizer_vocab_size(t), 5);
+    assert_int_equal(tokenizer_token_to_id(t, "<end>"), 4);
     assert_int_equal(tokenizer_token_to_id(t, "a"), 0);
     assert_int_equal(tokenizer_token_to_id(t, "nope"), -1);
-    assert_true(tokenizer_is_special(t, 9));
+    assert_true(tokenizer_is_special(t, 4));
     assert_false(tokenizer_is_special(t, 0));
     assert_false(tokenizer_is_special(t, -5));
-    assert_string_equal(tokenizer_token_bytes(t, 9, &len), "<end>");
+    assert_string_equal(tokenizer_token_bytes(t, 4, &len), "<end>");
     assert_int_equal(len, 5);
     assert_memory_equal(tokenizer_token_bytes(t, 1, &len), " b", 2);
     assert_int_equal(len, 2);
@@ -174,6 +177,63 @@ static void test_accessors(void **state)
     assert_null(tokenizer_token_bytes(t, -1, &len));
     tokenizer_free(t);
     tokenizer_free(NULL);
+}
+
+static void expect_ids(const struct tokenizer *t, const char *text, const char *want)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct token_list ids = {0};
+    struct buf got;
+    buf_init(&got, 1024);
+    assert_int_equal(tokenizer_encode(t, text, strlen(text), TOKENIZE_PARSE_SPECIAL, &ids, &err),
+                     STATUS_OK);
+    for (size_t i = 0; i < ids.n; i++)
+        buf_printf(&got, i ? " %d" : "%d", ids.ids[i]);
+    assert_string_equal(got.data, want);
+    buf_fini(&got);
+    mem_free(ids.ids);
+}
+
+/* What `tokenizers` gives for from_str followed by add_tokens: ids are the next free ones whatever
+ * the file says, a text that is there keeps its id and takes the flags (as told). */
+static void test_extra_tokens(void **state)
+{
+    static const char *const more[] = {"{\"content\":\"<n>\",\"special\":true,\"rstrip\":true}",
+                                       "{\"content\":\"<o>\",\"normalized\":false,\"lstrip\":true}",
+                                       "{\"content\":\"<p>\",\"special\":true,\"lstrip\":true}",
+                                       "{\"content\":\"<q>\",\"special\":true,\"lstrip\":true}",
+                                       "{\"content\":\"ab\",\"special\":true}"};
+    static const enum tokenizer_add how[] = {TOKENIZER_ADD_MISSING, TOKENIZER_ADD_SET,
+                                             TOKENIZER_ADD_SPECIAL, TOKENIZER_ADD_MISSING,
+                                             TOKENIZER_ADD_MISSING};
+    static const char json[] =
+        "{\"added_tokens\":[{\"id\":30,\"content\":\"<o>\"},{\"id\":31,\"content\":\"<p>\"},{"
+        "\"id\":7,\"content\":\"<q>\"}],\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,"
+        "\"ab\":2,\" \":3,\"<\":4,\"p\":5,\">\":6},\"merges\":[\"a b\"]}}";
+    struct tokenizer_extra_token token[ARRAY_COUNT(more)];
+    struct tokenizer_extra extra = {.token = token, .count = ARRAY_COUNT(more)};
+    struct errtext err = ERRTEXT_INIT;
+    struct tokenizer *t = NULL;
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(more); i++)
+        token[i] = (struct tokenizer_extra_token){json_loads(more[i], 0, NULL), how[i]};
+    assert_int_equal(tokenizer_load_with(&t, json, strlen(json), &extra, &err), STATUS_OK);
+    expect_ids(t, "a <o> a", "0 7 3 0");   /* SET: lstrip now; the id is not the file's 30 */
+    expect_ids(t, "a <p> a", "0 3 8 3 0"); /* SPECIAL: flags stay */
+    expect_ids(t, "a <q> a", "0 3 9 3 0"); /* MISSING: nothing */
+    expect_ids(t, "a <n> a", "0 3 10 0");
+    expect_ids(t, "ab", "2"); /* has the vocabulary's id */
+    assert_true(tokenizer_is_special(t, 8) && tokenizer_is_special(t, 2));
+    assert_false(tokenizer_is_special(t, 7) || tokenizer_is_special(t, 9));
+    assert_int_equal(tokenizer_vocab_size(t), 11);
+    tokenizer_free(t);
+    extra.split_special = true;
+    assert_int_equal(tokenizer_load_with(&t, json, strlen(json), &extra, &err), STATUS_OK);
+    expect_ids(t, "<p>", "4 5 6");
+    expect_ids(t, "<o>", "7");
+    tokenizer_free(t);
+    for (size_t i = 0; i < ARRAY_COUNT(more); i++)
+        json_decref((json_t *)(uintptr_t)token[i].token);
 }
 
 static void test_limits(void **state)
@@ -283,8 +343,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goldens),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_accessors),     cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_hostile_texts), cmocka_unit_test(test_hostile_regex),
-        cmocka_unit_test(test_truncated_file)};
+        cmocka_unit_test(test_accessors),     cmocka_unit_test(test_extra_tokens),
+        cmocka_unit_test(test_limits),        cmocka_unit_test(test_hostile_texts),
+        cmocka_unit_test(test_hostile_regex), cmocka_unit_test(test_truncated_file)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
