@@ -1,8 +1,9 @@
-/* The public face: newlines made LF, UTF-8 checked, the template parsed into its own arena, and for
- * each render a fresh arena with the context copied into it. */
+/* The public face: newlines made LF, UTF-8 checked, the template parsed into its own arena and
+ * probed for its shape, and for each render a fresh arena with the context copied into it. */
 #include "server/text/chat.h"
 #include "server/base/mem.h"
 #include "server/text/jinja/run.h"
+#include "server/text/shape.h"
 #include "server/text/utf8.h"
 
 #include <string.h>
@@ -14,6 +15,7 @@ struct chat_template {
     size_t len;
     struct arena arena;
     struct jnode *top;
+    struct chat_shape shape;
 };
 
 /* \r\n and \r become \n, as the reference's lexer does. */
@@ -54,6 +56,7 @@ enum status chat_template_parse(struct chat_template **out, const char *text, si
         chat_template_free(t);
         return p.st ? p.st : STATUS_INVALID;
     }
+    t->shape = chat_shape_probe(t);
     *out = t;
     return STATUS_OK;
 }
@@ -65,6 +68,11 @@ void chat_template_free(struct chat_template *t)
     arena_fini(&t->arena);
     mem_free(t->text);
     mem_free(t);
+}
+
+const struct chat_shape *chat_template_shape(const struct chat_template *t)
+{
+    return &t->shape;
 }
 
 static bool value_of_json(struct jrun *r, const json_t *json, int depth, struct jval *out);
@@ -146,18 +154,43 @@ static bool bind_context(struct jrun *r, const json_t *context)
     return true;
 }
 
-enum status chat_template_render(const struct chat_template *t, const json_t *context,
-                                 struct buf *out, struct errtext *err)
+static struct jrun run_make(struct buf *out, uint64_t work, struct errtext *err)
 {
     struct jrun r = {.out = out,
                      .out_bytes_max = out->bytes_max,
-                     .work_left = JINJA_WORK_MAX,
+                     .work_left = work,
                      .line = 1,
                      .block_text = jv_none(),
                      .err = err};
     arena_init(&r.arena, JINJA_MEMORY_BYTES_MAX);
+    return r;
+}
+
+enum status chat_template_try(const struct chat_template *t, const json_t *context, uint64_t work,
+                              struct buf *out, struct errtext *err)
+{
+    struct jrun r = run_make(out, work, err);
     if (bind_context(&r, context))
         jinja_exec(&r, t->top);
+    arena_fini(&r.arena);
+    return r.st;
+}
+
+enum status chat_template_render(const struct chat_template *t, const json_t *context,
+                                 struct buf *out, struct errtext *err)
+{
+    return chat_template_try(t, context, JINJA_WORK_MAX, out, err);
+}
+
+enum status chat_json_text(const json_t *v, struct buf *out, struct errtext *err)
+{
+    struct jrun r = run_make(out, JINJA_WORK_MAX, err);
+    struct jargs none = {0};
+    struct jval value, text;
+    if (value_of_json(&r, v, CONTEXT_DEPTH_MAX, &value) && jinja_tojson(&r, value, &none, &text))
+        buf_put(out, text.str.s, text.str.len);
+    if (!r.st && out->failed)
+        jrun_fail(&r, STATUS_TOO_LARGE, "a text grew over %zu bytes", out->bytes_max);
     arena_fini(&r.arena);
     return r.st;
 }

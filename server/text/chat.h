@@ -15,24 +15,47 @@
 #include "server/base/status.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #define CHAT_TEMPLATE_BYTES_MAX ((size_t)1 << 20)
 
 struct chat_template;
+
+/* How a template wants its messages: found when it is parsed, by rendering small conversations with
+ * it (shape.c). Templates differ here and say so nowhere.
+ *
+ *   arguments_text   a tool call's arguments are concatenated: give the JSON text
+ *                    else they are iterated or dumped: give the object
+ *   content_parts    content is walked as [{"type": "text", "text": ...}]; else it is a string
+ *   null_call        what stands for content: null beside tool calls
+ *   null_plain       the same without tool calls */
+enum chat_null { CHAT_NULL_NONE, CHAT_NULL_EMPTY, CHAT_NULL_ABSENT };
+
+struct chat_shape {
+    bool arguments_text, content_parts;
+    enum chat_null null_call, null_plain;
+};
 
 /* Errors  INVALID a syntax error (with its line), UNSUPPORTED a statement we do not have,
  *         TOO_LARGE, NO_MEMORY. */
 MUST_CHECK enum status chat_template_parse(struct chat_template **out, const char *text, size_t len,
                                            struct errtext *err);
 void chat_template_free(struct chat_template *t);
+const struct chat_shape *chat_template_shape(const struct chat_template *t);
 
 /* chat_template_render - append the rendered text to out.
  * Before  context is a JSON object; its keys are the template's variables (messages, tools,
- *         add_generation_prompt, bos_token, eos_token and whatever else the caller allows).
+ *         add_generation_prompt, bos_token, eos_token and whatever else the caller allows), its
+ *         messages in the shape of chat_template_shape.
  * Errors  INVALID the template raised an exception (the text is its own) or made a mistake of
  *         types; TOO_LARGE a budget was spent or out is full; NO_MEMORY. */
 MUST_CHECK enum status chat_template_render(const struct chat_template *t, const json_t *context,
                                             struct buf *out, struct errtext *err);
+
+/* v as Python's json.dumps(v, ensure_ascii=False) writes it, appended: what a template that dumps
+ * it would show. Errors as chat_template_render. */
+MUST_CHECK enum status chat_json_text(const json_t *v, struct buf *out, struct errtext *err);
 
 #endif

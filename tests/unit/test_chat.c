@@ -165,10 +165,76 @@ static void test_messages(void **state)
     chat_template_free(NULL);
 }
 
+/* What each idiom of published templates wants. */
+static void test_shapes(void **state)
+{
+#define CALLS(print) "{% for m in messages %}{{ m.role }}:" print "{% endfor %}"
+#define EACH(print)                                                                                \
+    "{% for c in m.tool_calls or [] %}{% set f = c.function %}{{ f.name }}" print "{% endfor %}"
+#define PLAIN "{{ m.content or '' }}"
+    static const struct {
+        const char *text;
+        struct chat_shape want;
+    } cases[] = {
+        /* arguments dumped, iterated, concatenated, printed, both forms known */
+        {CALLS(PLAIN EACH("{{ f.arguments|tojson }}")), {.arguments_text = false}},
+        {CALLS(PLAIN EACH("{% for k, v in f.arguments|items %}{{ k }}={{ v }}{% endfor %}")),
+         {.arguments_text = false}},
+        {CALLS(PLAIN EACH("{{ '(' + f.arguments + ')' }}")), {.arguments_text = true}},
+        {CALLS(PLAIN EACH("{{ f.arguments }}")), {.arguments_text = true}},
+        {CALLS(PLAIN EACH("{% if f.arguments is string %}{{ f.arguments }}{% else %}"
+                          "{{ f.arguments|tojson }}{% endif %}")),
+         {.arguments_text = false}},
+        {CALLS("{% if m.tool_calls %}{{ m.tool_calls|tojson }}{% endif %}" PLAIN),
+         {.arguments_text = false}},
+        /* only beside tools; only where a user has the last word */
+        {"{% if tools %}" CALLS(PLAIN EACH("{{ '' + f.arguments }}")) "{% else %}" CALLS(
+             PLAIN) "{% endif %}",
+         {.arguments_text = true}},
+        {"{% if messages[-1].role != 'user' %}{{ raise_exception('user last') }}{% endif %}" CALLS(
+             PLAIN EACH("{{ '' + f.arguments }}")),
+         {.arguments_text = true}},
+        /* content: parts; null tested, printed, concatenated, asked for by presence */
+        {CALLS("{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+               "{% endfor %}"),
+         {.content_parts = true, .null_call = CHAT_NULL_EMPTY, .null_plain = CHAT_NULL_EMPTY}},
+        {CALLS("{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content or [] %}"
+               "{{ p.text }}{% endfor %}{% endif %}"),
+         {.content_parts = false}},
+        {CALLS("{{ m.content }}"), {.null_call = CHAT_NULL_EMPTY, .null_plain = CHAT_NULL_EMPTY}},
+        {CALLS("{{ m.content + '.' }}"),
+         {.null_call = CHAT_NULL_EMPTY, .null_plain = CHAT_NULL_EMPTY}},
+        {CALLS("{% if m.role == 'assistant' and m.content is none %}" EACH(
+             "{{ '' + f.arguments }}") "{% else %}{{ m.content }}{% endif %}"),
+         {.arguments_text = true}},
+        {CALLS("{% if 'content' in m %}{{ m.content.upper() + m.content[0] }}{% endif %}"),
+         {.null_call = CHAT_NULL_ABSENT, .null_plain = CHAT_NULL_ABSENT}},
+        {"{% for m in messages %}{% endfor %}None", {.arguments_text = false}},
+        {"{{ raise_exception('never') }}", {.arguments_text = false}},
+        {"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+         {.arguments_text = false}},
+    };
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct errtext err = ERRTEXT_INIT;
+        struct chat_template *t = NULL;
+        if (chat_template_parse(&t, cases[i].text, strlen(cases[i].text), &err))
+            fail_msg("case %zu: %s", i, err.text);
+        const struct chat_shape *got = chat_template_shape(t), *want = &cases[i].want;
+        if (got->arguments_text != want->arguments_text ||
+            got->content_parts != want->content_parts || got->null_call != want->null_call ||
+            got->null_plain != want->null_plain)
+            fail_msg("case %zu: text %d, parts %d, null %d and %d", i, got->arguments_text,
+                     got->content_parts, (int)got->null_call, (int)got->null_plain);
+        chat_template_free(t);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goldens), cmocka_unit_test(test_budgets),
-        cmocka_unit_test(test_deep_source), cmocka_unit_test(test_messages)};
+        cmocka_unit_test(test_deep_source), cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_shapes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
