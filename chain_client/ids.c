@@ -80,14 +80,14 @@ void ids_composition(uint8_t out[32], const struct tail_set *set)
     ids_end(&d, out);
 }
 
-void ids_engine(uint8_t out[32], const char *backend, const char *dtype, bool deterministic,
-                const char *kernel_version)
+void ids_engine(uint8_t out[32], const struct ids_engine_parts *p)
 {
     struct ids_digest d;
     ids_begin(&d, "residual.engine.1");
-    ids_text(&d, backend, strlen(backend));
-    ids_text(&d, dtype, strlen(dtype));
-    ids_u8(&d, deterministic ? 1 : 0);
-    ids_text(&d, kernel_version, strlen(kernel_version));
+    ids_text(&d, p->backend, strlen(p->backend));
+    ids_text(&d, p->dtype, strlen(p->dtype));
+    ids_u8(&d, p->deterministic ? 1 : 0);
+    ids_text(&d, p->kernel_version, strlen(p->kernel_version));
+    ids_text(&d, p->unicode, strlen(p->unicode));
     ids_end(&d, out);
 }

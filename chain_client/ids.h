@@ -40,8 +40,12 @@ void ids_hash(uint8_t out[32], const void *data, size_t len);
 void ids_composition(uint8_t out[32], const struct tail_set *set);
 
 /* BLAKE2b-256 of "residual.engine.1", backend, dtype (u32 length and bytes each), deterministic u8,
- * kernel version (u32 length and bytes). */
-void ids_engine(uint8_t out[32], const char *backend, const char *dtype, bool deterministic,
-                const char *kernel_version);
+ * kernel version, Unicode version (likewise): what decides an answer's bits beside the model. The
+ * Unicode version counts because the ids of a prompt depend on its tables. */
+struct ids_engine_parts {
+    const char *backend, *dtype, *kernel_version, *unicode;
+    bool deterministic;
+};
+void ids_engine(uint8_t out[32], const struct ids_engine_parts *parts);
 
 #endif

@@ -104,7 +104,8 @@ struct engine_stats {
     uint64_t control_ns_max; /* longest a step took outside the device's work */
 };
 void engine_get_stats(struct engine *e, struct engine_stats *out);
-/* Engine id of records: BLAKE2b-256 of backend, dtype, deterministic mode, kernel version. */
+/* Engine id of records (chain_client/ids.h): backend, dtype, deterministic mode, kernel version and
+ * the Unicode version of the tokenizer's tables. */
 void engine_get_id(const struct engine *e, uint8_t id[32]);
 
 #endif

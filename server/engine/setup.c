@@ -1,10 +1,12 @@
 /* Making and unmaking the engine: options checked by name, every byte planned and taken before the
  * thread starts, nothing afterwards. */
+#include "chain_client/ids.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
 #include "server/engine/steps.h"
+#include "server/text/unicode.h"
 
 #include <sodium.h>
 #include <string.h>
@@ -430,17 +432,9 @@ void engine_destroy(struct engine *e)
 
 void engine_get_id(const struct engine *e, uint8_t id[32])
 {
-    static const char domain[] = "residual.engine.1";
-    const char *dtype = dtype_name(e->model->dtype);
-    uint8_t deterministic = e->backend->deterministic;
-    crypto_generichash_state h;
-    crypto_generichash_init(&h, NULL, 0, 32);
-    /* Texts go in with their terminating zero, so that their borders cannot move. */
-    crypto_generichash_update(&h, (const uint8_t *)domain, sizeof(domain));
-    crypto_generichash_update(&h, (const uint8_t *)e->backend->name, strlen(e->backend->name) + 1);
-    crypto_generichash_update(&h, (const uint8_t *)dtype, strlen(dtype) + 1);
-    crypto_generichash_update(&h, &deterministic, 1);
-    crypto_generichash_update(&h, (const uint8_t *)e->backend->version,
-                              strlen(e->backend->version) + 1);
-    crypto_generichash_final(&h, id, 32);
+    ids_engine(id, &(struct ids_engine_parts){.backend = e->backend->name,
+                                              .dtype = dtype_name(e->model->dtype),
+                                              .deterministic = e->backend->deterministic,
+                                              .kernel_version = e->backend->version,
+                                              .unicode = unicode_version()});
 }

@@ -14,6 +14,7 @@
 #include "chain_client/ids.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
+#include "server/base/hex.h"
 #include "server/base/mem.h"
 
 static struct secp *ctx;
@@ -407,6 +408,25 @@ static void test_composition_id_depends_on_weight(void **state)
     assert_memory_equal(empty, b, 32);
 }
 
+/* Against Python's hashlib: H("residual.engine.1", texts with u32 lengths, a byte). */
+static void test_engine_id(void **state)
+{
+    struct ids_engine_parts parts = {.backend = "cpu",
+                                     .dtype = "bf16",
+                                     .deterministic = true,
+                                     .kernel_version = "cpu 1 avx2",
+                                     .unicode = "pcre2 14.0.0 utf8proc 15.0.0"};
+    uint8_t id[32], older[32], want[32];
+    (void)state;
+    ids_engine(id, &parts);
+    assert_true(
+        hex_decode(want, 32, "b6ce223e708206e4790ce103ff84f78282f052978e362edcb5db9ad60cecf8e6"));
+    assert_memory_equal(id, want, 32);
+    parts.unicode = "pcre2 13.0.0 utf8proc 15.0.0";
+    ids_engine(older, &parts);
+    assert_memory_not_equal(id, older, 32);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -422,6 +442,7 @@ int main(void)
         cmocka_unit_test(test_fee_is_rounded_once_and_never_overflows),
         cmocka_unit_test(test_draw),
         cmocka_unit_test(test_composition_id_depends_on_weight),
+        cmocka_unit_test(test_engine_id),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "server/base/check.h"
+#include "server/text/unicode.h"
 #include "tests/unit/text_fixture.h"
 
 static void check_text(const char *what, const json_t *row, const char *key, const struct buf *got)
@@ -236,6 +237,15 @@ static void test_extra_tokens(void **state)
         json_decref((json_t *)(uintptr_t)token[i].token);
 }
 
+static void test_unicode_version(void **state)
+{
+    unsigned a, b, c, d, e, f;
+    (void)state;
+    assert_int_equal(
+        sscanf(unicode_version(), "pcre2 %u.%u.%u utf8proc %u.%u.%u", &a, &b, &c, &d, &e, &f), 6);
+    assert_true(a >= 10 && d >= 10);
+}
+
 static void test_limits(void **state)
 {
     struct errtext err = ERRTEXT_INIT;
@@ -342,9 +352,10 @@ static void test_truncated_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_accessors),     cmocka_unit_test(test_extra_tokens),
-        cmocka_unit_test(test_limits),        cmocka_unit_test(test_hostile_texts),
-        cmocka_unit_test(test_hostile_regex), cmocka_unit_test(test_truncated_file)};
+        cmocka_unit_test(test_goldens),         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_accessors),       cmocka_unit_test(test_extra_tokens),
+        cmocka_unit_test(test_unicode_version), cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_hostile_texts),   cmocka_unit_test(test_hostile_regex),
+        cmocka_unit_test(test_truncated_file)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
