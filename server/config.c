@@ -24,7 +24,9 @@ static const struct option_row keys[] = {
     LIST(adapter, "NAME=DIR", "serve this PEFT adapter; may be repeated"),
     TEXT(adapter_dir, NULL, "DIR",
          "serve every adapter below this folder, named as its sub-folder"),
-    BOOL(strict, 0, "do not start with a bad adapter in adapter_dir; else it is listed as refused"),
+    BOOL(strict, 0,
+         "do not start with a bad adapter in adapter_dir (else it is listed as refused) or a chat "
+         "template that cannot be used (else there is no chat)"),
     LIST(adapter_roots, "DIR", "folders that /v1/load_lora_adapter may load from; may be repeated"),
     TEXT(listen, "127.0.0.1:8080", "HOST:PORT", "where to listen; beyond loopback needs api_keys"),
     TEXT(backend, "auto", "auto|cpu|ref|cuda", "what computes"),

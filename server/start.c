@@ -12,6 +12,7 @@
 #include "server/keys.h"
 #include "server/memory.h"
 #include "server/spool/ship.h"
+#include "server/text/unicode.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -209,8 +210,10 @@ static enum status make_model(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
     uint64_t last_ns = 0;
-    struct model_options opt = {
-        .cpu_has_bf16 = s->backend->has_bf16, .progress = show_progress, .progress_arg = &last_ns};
+    struct model_options opt = {.cpu_has_bf16 = s->backend->has_bf16,
+                                .strict = c->strict,
+                                .progress = show_progress,
+                                .progress_arg = &last_ns};
     if (!strcmp(c->dtype, "f32"))
         opt.dtype = DTYPE_CHOICE_F32;
     else if (!strcmp(c->dtype, "bf16"))
@@ -224,6 +227,8 @@ static enum status make_model(struct server *s, struct errtext *err)
     log_info("model", "'%s': %s, %u layers, d %u, vocabulary %u, %s, id %.16s", c->model_name,
              s->model->config.family_name, s->model->config.n_layer, s->model->config.d_model,
              s->model->config.n_vocab, s->model->dtype == DTYPE_F32 ? "f32" : "bf16", id);
+    log_info("model", "the tokenizer's Unicode tables: %s; part of the engine id",
+             unicode_version());
     return STATUS_OK;
 }
 

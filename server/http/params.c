@@ -329,7 +329,8 @@ static enum status ban_word(struct parse_state *p, const char *word, bool with_s
     int n = snprintf(text, sizeof(text), "%s%s", with_space ? " " : "", word);
     enum status st = STATUS_OK;
     if (n <= 0 || (size_t)n >= sizeof(text) ||
-        tokenizer_encode(p->env->model->tokenizer, text, (size_t)n, 0, &ids, NULL) || ids.n != 1)
+        tokenizer_encode(p->env->model->tokenizer, text, (size_t)n, 0, &ids, NULL) || ids.n != 1 ||
+        (uint32_t)ids.ids[0] >= p->env->model->config.n_vocab)
         st = err_param(p->err, STATUS_UNSUPPORTED, "bad_words",
                        "the bad word \"%.40s\" is not one token of this model; only words of one "
                        "token can be banned",

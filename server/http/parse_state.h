@@ -31,7 +31,11 @@ MUST_CHECK enum status parse_params(struct parse_state *p);
 /* prompt.c */
 MUST_CHECK enum status parse_prompts(struct parse_state *p);
 MUST_CHECK enum status parse_messages(struct parse_state *p);
-/* One text -> ids; flags as tokenizer_encode. param names the field in errors. Also /tokenize. */
+/* messages.c: the request's messages as a new list in the shape that the template wants. */
+MUST_CHECK enum status messages_shape(const json_t *list, const struct chat_shape *shape,
+                                      json_t **out, struct errtext *err);
+/* prompt.c. One text -> ids; flags as tokenizer_encode. param names the field in errors.
+ * Also /tokenize. */
 MUST_CHECK enum status prompt_encode(const struct parse_env *env, const char *text, size_t len,
                                      unsigned flags, struct token_list *out, struct errtext *err);
 /* Render messages of root with the model's template into text. Also /tokenize. */

@@ -1,6 +1,7 @@
 /* Prompts to token ids. Completions take text (with the tokenizer's own special tokens) or ids,
- * one or many. Chat messages are checked, brought to one shape (content a string), rendered by the
- * model's template, and tokenized without adding what the template already wrote. */
+ * one or many. Chat messages take the shape the model's template wants (messages.c), are rendered
+ * by it, and tokenized without adding what the template already wrote. A token that the model has
+ * no row for (a tokenizer may have more than the embedding) is refused where it is used. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/http/json_field.h"
@@ -48,11 +49,33 @@ static enum status truncate_prompts(struct parse_state *p)
     return STATUS_OK;
 }
 
+/* Ids past the embedding exist in some tokenizers ([PAD] behind a full vocabulary). */
+static enum status check_rows(const struct parse_env *env, const struct token_list *ids,
+                              struct errtext *err)
+{
+    const char *param = env->chat ? "messages" : "prompt";
+    for (size_t i = 0; i < ids->n; i++) {
+        size_t len;
+        int32_t id = ids->ids[i];
+        if ((uint32_t)id < env->model->config.n_vocab)
+            continue;
+        const char *text = tokenizer_token_bytes(env->model->tokenizer, id, &len);
+        return err_param(err, STATUS_INVALID, param,
+                         "'%s' has the token '%.*s' (id %d), which the tokenizer knows and the "
+                         "model does not: it has %u tokens",
+                         param, (int)MIN(len, 64), text ? text : "", id,
+                         env->model->config.n_vocab);
+    }
+    return STATUS_OK;
+}
+
 static enum status add_text(struct parse_state *p, const json_t *v, unsigned flags)
 {
     CHECK(p->prompt_count < REQUEST_PROMPTS_MAX);
-    return prompt_encode(p->env, json_string_value(v), json_string_length(v), flags,
-                         &p->prompt[p->prompt_count++], p->err);
+    struct token_list *ids = &p->prompt[p->prompt_count++];
+    enum status st =
+        prompt_encode(p->env, json_string_value(v), json_string_length(v), flags, ids, p->err);
+    return st ? st : check_rows(p->env, ids, p->err);
 }
 
 static enum status add_ids(struct parse_state *p, const json_t *list)
@@ -157,111 +180,8 @@ enum status parse_prompts(struct parse_state *p)
 
 /* ---- chat ---- */
 
-static enum status refuse_part(const json_t *part, size_t idx, struct errtext *err)
-{
-    char param[64];
-    const char *type = json_string_value(json_object_get(part, "type"));
-    snprintf(param, sizeof(param), "messages[%zu].content", idx);
-    if (!type)
-        return err_param(err, STATUS_INVALID, param,
-                         "each part of '%s' must be an object with a string 'type'", param);
-    if (strcmp(type, "text") == 0 || strcmp(type, "refusal") == 0)
-        return err_param(err, STATUS_INVALID, param,
-                         "a part of '%s' has the type '%s' but no string '%s'", param, type, type);
-    return err_param(err, STATUS_UNSUPPORTED, param,
-                     "a content part of type '%.40s' is not supported by this server; only 'text' "
-                     "is",
-                     type);
-}
-
-/* A list of text parts -> one string, parts joined by a line break. */
-static enum status join_parts(const json_t *parts, size_t idx, json_t **out, struct errtext *err)
-{
-    struct buf text;
-    size_t k;
-    json_t *part;
-    enum status st = STATUS_OK;
-    buf_init(&text, REQUEST_TEXT_BYTES_MAX);
-    json_array_foreach(parts, k, part)
-    {
-        const char *type = json_string_value(json_object_get(part, "type"));
-        const json_t *v = json_object_get(part, "text");
-        if (type && strcmp(type, "refusal") == 0)
-            v = json_object_get(part, "refusal");
-        else if (!type || strcmp(type, "text") != 0)
-            v = NULL;
-        if (!json_is_string(v)) {
-            st = refuse_part(part, idx, err);
-            break;
-        }
-        if (k > 0)
-            buf_putc(&text, '\n');
-        buf_put(&text, json_string_value(v), json_string_length(v));
-    }
-    if (!st && text.failed)
-        st = err_param(err, STATUS_INVALID, "messages", "'messages' has more than %u bytes of text",
-                       REQUEST_TEXT_BYTES_MAX);
-    if (!st)
-        *out = json_stringn(text.data ? text.data : "", text.len);
-    if (!st && !*out)
-        st = err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
-    buf_fini(&text);
-    return st;
-}
-
-static enum status check_content(json_t *copy, size_t idx, const char *role, struct errtext *err)
-{
-    const json_t *v = json_object_get(copy, "content");
-    json_t *text = NULL;
-    char param[64];
-    snprintf(param, sizeof(param), "messages[%zu].content", idx);
-    if (json_is_string(v))
-        return STATUS_OK;
-    if (json_is_array(v)) {
-        enum status st = join_parts(v, idx, &text, err);
-        if (!st && json_object_set_new(copy, "content", text))
-            st = err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
-        return st;
-    }
-    if ((!v || json_is_null(v)) && strcmp(role, "assistant") == 0)
-        return json_object_set_new(copy, "content", json_string(""))
-                   ? err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now")
-                   : STATUS_OK;
-    return err_param(err, STATUS_INVALID, param, "'%s' must be a string or a list of content parts",
-                     param);
-}
-
-/* A message in the one shape templates get: role known to old templates, content a string. */
-static enum status normalize_message(const json_t *message, size_t idx, json_t *list,
-                                     struct errtext *err)
-{
-    static const char *const roles[] = {"system", "user", "assistant", "tool", "function"};
-    char param[64];
-    bool known = false;
-    snprintf(param, sizeof(param), "messages[%zu].role", idx);
-    const char *role = json_string_value(json_object_get(message, "role"));
-    if (!json_is_object(message))
-        return err_param(err, STATUS_INVALID, "messages", "messages[%zu] must be an object", idx);
-    if (role && strcmp(role, "developer") == 0)
-        role = "system";
-    for (size_t i = 0; role && i < ARRAY_COUNT(roles); i++)
-        known = known || strcmp(role, roles[i]) == 0;
-    if (!known)
-        return err_param(err, STATUS_INVALID, param,
-                         "'%s' must be developer, system, user, assistant or tool", param);
-    json_t *copy = json_copy((json_t *)(uintptr_t)message);
-    if (!copy || json_object_set_new(copy, "role", json_string(role))) {
-        json_decref(copy);
-        return err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
-    }
-    enum status st = check_content(copy, idx, role, err);
-    if (!st && json_array_append(list, copy))
-        st = err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
-    json_decref(copy);
-    return st;
-}
-
-/* {messages, tools, add_generation_prompt, bos_token, eos_token} + chat_template_kwargs. */
+/* What the reference gives a template: the special tokens, no tools and no documents unless they
+ * are given, chat_template_kwargs over these, and the messages. */
 static enum status make_context(const struct parse_env *env, const json_t *root, json_t *context,
                                 json_t *messages, struct errtext *err)
 {
@@ -279,16 +199,31 @@ static enum status make_context(const struct parse_env *env, const json_t *root,
     if (go_on && json_field(root, "add_generation_prompt") && generation)
         return err_param(err, STATUS_INVALID, "continue_final_message",
                          "'continue_final_message' and 'add_generation_prompt' exclude each other");
-    int failed = kwargs ? json_object_update(context, (json_t *)(uintptr_t)kwargs) : 0;
+    int failed = 0;
+    for (size_t i = 0; i < env->model->special_count; i++)
+        failed |= json_object_set_new(context, env->model->special[i].name,
+                                      json_string(env->model->special[i].text));
+    failed |= json_object_set_new(context, "tools", json_null());
+    failed |= json_object_set_new(context, "documents", json_null());
+    if (kwargs)
+        failed |= json_object_update(context, (json_t *)(uintptr_t)kwargs);
     failed |= json_object_set(context, "messages", messages);
     if (json_is_array(tools) && json_array_size(tools) > 0)
         failed |= json_object_set(context, "tools", (json_t *)(uintptr_t)tools);
     failed |=
         json_object_set_new(context, "add_generation_prompt", json_boolean(generation && !go_on));
-    failed |= json_object_set_new(context, "bos_token", json_string(env->model->bos_token));
-    failed |= json_object_set_new(context, "eos_token", json_string(env->model->eos_token));
     return failed ? err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now")
                   : STATUS_OK;
+}
+
+/* The text of the last message, in either form of content. */
+static const char *final_text(const json_t *messages)
+{
+    const json_t *last = json_array_get(messages, json_array_size(messages) - 1);
+    const json_t *v = json_object_get(last, "content");
+    if (json_is_array(v))
+        v = json_object_get(json_array_get(v, json_array_size(v) - 1), "text");
+    return json_is_string(v) ? json_string_value(v) : "";
 }
 
 /* continue_final_message: cut what the template put after the last message's text. */
@@ -299,8 +234,7 @@ static enum status cut_after_final(const json_t *root, const json_t *messages, s
     enum status st = json_field_bool(root, "continue_final_message", &go_on, err);
     if (st || !go_on)
         return st;
-    const json_t *last = json_array_get(messages, json_array_size(messages) - 1);
-    const char *content = json_string_value(json_object_get(last, "content"));
+    const char *content = final_text(messages);
     size_t len = strlen(content);
     while (len > 0 && strchr(" \t\r\n", content[len - 1]))
         len--;
@@ -319,26 +253,23 @@ static enum status cut_after_final(const json_t *root, const json_t *messages, s
 enum status prompt_render_chat(const struct parse_env *env, const json_t *root, struct buf *text,
                                struct errtext *err)
 {
-    const json_t *list = json_field(root, "messages");
-    size_t idx;
-    json_t *item, *messages = NULL, *context = NULL;
-    enum status st = STATUS_OK;
-    if (!env->model->chat)
-        return err_param(err, STATUS_INVALID, "messages",
-                         "this model has no chat template; use /v1/completions");
-    if (!json_is_array(list) || json_array_size(list) == 0 ||
-        json_array_size(list) > REQUEST_MESSAGES_MAX)
-        return err_param(err, STATUS_INVALID, "messages",
-                         "'messages' must be a list of 1 to %d messages", REQUEST_MESSAGES_MAX);
-    messages = json_array();
-    context = json_object();
-    if (!messages || !context)
-        st = err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
-    json_array_foreach(list, idx, item)
-    {
-        if (!st)
-            st = normalize_message(item, idx, messages, err);
+    json_t *messages = NULL, *context = json_object();
+    if (!env->model->chat) {
+        json_decref(context);
+        return env->model->chat_refusal
+                   ? err_param(err, STATUS_INVALID, "messages",
+                               "this model serves no chat, for its chat template cannot be used "
+                               "(%s); use /v1/completions",
+                               env->model->chat_refusal)
+                   : err_param(err, STATUS_INVALID, "messages",
+                               "this model has no chat template; use /v1/completions");
     }
+    enum status st =
+        context ? STATUS_OK
+                : err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
+    if (!st)
+        st = messages_shape(json_field(root, "messages"), chat_template_shape(env->model->chat),
+                            &messages, err);
     if (!st)
         st = make_context(env, root, context, messages, err);
     if (!st) {
@@ -369,6 +300,8 @@ enum status parse_messages(struct parse_state *p)
         st = prompt_encode(p->env, text.data ? text.data : "", text.len,
                            TOKENIZE_PARSE_SPECIAL | (add_special ? TOKENIZE_ADD_SPECIAL : 0),
                            &p->prompt[p->prompt_count++], p->err);
+    if (!st)
+        st = check_rows(p->env, &p->prompt[p->prompt_count - 1], p->err);
     buf_fini(&text);
     return st ? st : truncate_prompts(p);
 }

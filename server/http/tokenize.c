@@ -113,7 +113,8 @@ static enum status read_tokens(struct exchange *x, const json_t *root, struct to
                                struct errtext *err)
 {
     const json_t *list = json_field(root, "tokens");
-    int64_t n_vocab = x->server->deps.model->config.n_vocab;
+    const struct model *m = x->server->deps.model;
+    int64_t n_vocab = MAX(m->config.n_vocab, tokenizer_vocab_size(m->tokenizer));
     size_t idx;
     json_t *item;
     if (!json_is_array(list) || json_array_size(list) > DETOKENIZE_COUNT_MAX)

@@ -14,6 +14,7 @@
 #include "server/model/model_id.h"
 #include "server/model/model_text.h"
 #include "server/model/shards.h"
+#include "server/model/token_config.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -402,7 +403,7 @@ enum status model_load(struct model **out, const char *dir, const struct model_o
     struct load l = {.m = m, .opt = opt, .err = err};
     enum status st = load_config(m, &config, dir, err);
     if (!st)
-        st = model_text_load(m, &text, dir, err);
+        st = model_text_load(m, &text, dir, opt->strict, err);
     if (!st)
         st = shard_set_open(&m->store->shards, dir, err);
     if (!st)
@@ -439,6 +440,8 @@ void model_free(struct model *m)
     chat_template_free(m->chat_tools);
     mem_free(m->chat_text);
     mem_free(m->tokenizer_info);
+    mem_free(m->chat_refusal);
+    model_special_free(m->special, m->special_count);
     mem_free(m->layer);
     mem_free(m);
 }

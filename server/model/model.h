@@ -18,6 +18,11 @@ struct model_layer {
     struct weight q, k, v, o, gate, up, down;
 };
 
+/* A special token by its name: "bos_token" is "<s>". */
+struct model_special {
+    char *name, *text;
+};
+
 struct model {
     struct model_config config;
     enum dtype dtype; /* what products are computed in: F32 or BF16 */
@@ -25,11 +30,13 @@ struct model {
     const float *final_norm;
     struct model_layer *layer; /* [n_layer] */
     struct tokenizer *tokenizer;
-    struct chat_template *chat;       /* NULL: no template, chat requests are refused by name */
+    struct chat_template *chat;       /* NULL: chat requests are refused by name */
+    char *chat_refusal;               /* why the template there is cannot be used, or NULL */
     struct chat_template *chat_tools; /* the named tool_use template, or NULL */
     char *chat_text;                  /* the default template's text, or NULL */
     char *tokenizer_info;             /* tokenizer_config.json as GET /tokenizer_info shows it */
-    char bos_token[64], eos_token[64];
+    struct model_special *special;    /* as templates get them */
+    size_t special_count;
     bool add_bos;                 /* tokenizer adds BOS by itself (post-processor) */
     uint8_t id[32];               /* modelId, SPEC 1 */
     uint8_t tokenizer_digest[32]; /* BLAKE2b-256 of tokenizer.json */
@@ -42,6 +49,7 @@ enum dtype_choice { DTYPE_CHOICE_AUTO, DTYPE_CHOICE_F32, DTYPE_CHOICE_BF16 };
 struct model_options {
     enum dtype_choice dtype;
     bool cpu_has_bf16; /* what auto asks */
+    bool strict;       /* refuse a chat template that cannot be used, instead of serving no chat */
     /* called with done/total bytes while loading and digesting; may be NULL */
     void (*progress)(void *arg, const char *what, uint64_t done, uint64_t total);
     void *progress_arg;
@@ -52,5 +60,7 @@ struct model_options {
 MUST_CHECK enum status model_load(struct model **out, const char *dir,
                                   const struct model_options *opt, struct errtext *err);
 void model_free(struct model *m);
+/* The text of the special token of that name, or NULL. */
+const char *model_special_text(const struct model *m, const char *name);
 
 #endif

@@ -4,16 +4,16 @@
  * tokenizer_config.json are not used. Two names matter to us: default and tool_use. */
 #include "server/model/model_text.h"
 #include "server/base/file.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/model/foreign.h"
+#include "server/model/token_config.h"
 
-#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
-#define TEXT_CONFIG_BYTES_MAX (32u << 20)
-#define TEMPLATE_BYTES_MAX    (1u << 20)
+#define TEMPLATE_BYTES_MAX (1u << 20)
 
 void model_text_fini(struct model_text *text)
 {
@@ -43,93 +43,79 @@ static enum status read_optional(const char *dir, const char *name, size_t bytes
     return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
 }
 
-static enum status read_json_optional(const char *dir, const char *name, json_t **root,
-                                      struct errtext *err)
-{
-    char *data;
-    size_t len;
-    json_error_t je;
-    *root = NULL;
-    enum status st = read_optional(dir, name, TEXT_CONFIG_BYTES_MAX, &data, &len, err);
-    if (st || !data)
-        return st;
-    *root = json_loadb(data, len, 0, &je);
-    mem_free(data);
-    if (json_is_object(*root))
-        return STATUS_OK;
-    st = *root ? err_set(err, STATUS_INVALID, "%s: expected a JSON object", name)
-               : err_set(err, STATUS_INVALID, "%s: not valid JSON at line %d: %s", name, je.line,
-                         je.text);
-    json_decref(*root);
-    *root = NULL;
-    return st;
-}
+struct model_templates {
+    struct model *m;
+    bool strict;
+};
 
-/* A special token is a string, or an added-token object with its content. */
-static void copy_token(char *out, size_t out_bytes, const json_t *root, const char *key)
+static enum status parse_template(struct chat_template **out, const char *text, size_t len,
+                                  const char *where, struct errtext *err)
 {
-    const json_t *v = json_object_get(root, key);
-    const char *text =
-        json_is_object(v) ? json_string_value(json_object_get(v, "content")) : json_string_value(v);
-    if (text && strlen(text) < out_bytes)
-        snprintf(out, out_bytes, "%s", text);
-}
-
-static enum status parse_template(struct chat_template **out, const char *text, const char *where,
-                                  struct errtext *err)
-{
-    if (strlen(text) > TEMPLATE_BYTES_MAX)
-        return err_set(err, STATUS_TOO_LARGE, "%s: %zu bytes, at most %u are read", where,
-                       strlen(text), TEMPLATE_BYTES_MAX);
-    enum status st = chat_template_parse(out, text, strlen(text), err);
+    enum status st = memchr(text, '\0', len) ? err_set(err, STATUS_INVALID, "holds a zero byte")
+                                             : chat_template_parse(out, text, len, err);
     if (st)
         err_prefix(err, "%s", where);
     return st;
 }
 
-static enum status set_default(struct model *m, const char *text, const char *where,
-                               struct errtext *err)
+/* A template that cannot be used costs chat, not the server: completions need none. */
+static enum status set_default(struct model_templates *t, const char *text, size_t len,
+                               const char *where, struct errtext *err)
 {
-    m->chat_text = mem_try_strndup(text, strlen(text));
-    if (!m->chat_text)
-        return err_set(err, STATUS_NO_MEMORY, "%s: no memory", where);
-    return parse_template(&m->chat, text, where, err);
+    struct errtext why = ERRTEXT_INIT;
+    t->m->chat_text = mem_try_strndup(text, len);
+    enum status st = t->m->chat_text ? parse_template(&t->m->chat, text, len, where, &why)
+                                     : err_set(&why, STATUS_NO_MEMORY, "%s: no memory", where);
+    if (st && (t->strict || st == STATUS_NO_MEMORY))
+        return err_set(err, st, "%s", why.text);
+    if (!st)
+        return STATUS_OK;
+    log_warn("model", "no chat is served: %s", why.text);
+    t->m->chat_refusal = mem_try_strndup(why.text, strlen(why.text));
+    return t->m->chat_refusal ? STATUS_OK : err_set(err, STATUS_NO_MEMORY, "%s: no memory", where);
 }
 
-static enum status templates_from_config(struct model *m, const json_t *v, struct errtext *err)
+/* The one for tools is a second template: without it there is the first. */
+static enum status set_tools(struct model_templates *t, const char *text, size_t len,
+                             const char *where, struct errtext *err)
+{
+    struct errtext why = ERRTEXT_INIT;
+    enum status st = parse_template(&t->m->chat_tools, text, len, where, &why);
+    if (st && (t->strict || st == STATUS_NO_MEMORY))
+        return err_set(err, st, "%s", why.text);
+    if (st)
+        log_warn("model", "the template for tools is not used: %s", why.text);
+    return STATUS_OK;
+}
+
+static enum status templates_from_config(struct model_templates *t, const json_t *v,
+                                         struct errtext *err)
 {
     const char *where = "tokenizer_config.json: chat_template";
     if (!v || json_is_null(v))
         return STATUS_OK;
     if (json_is_string(v))
-        return set_default(m, json_string_value(v), where, err);
+        return set_default(t, json_string_value(v), json_string_length(v), where, err);
     if (!json_is_array(v))
         return err_set(err, STATUS_INVALID, "%s: expected a string or a list", where);
     for (size_t i = 0; i < json_array_size(v); i++) {
         const json_t *item = json_array_get(v, i);
         const char *name = json_string_value(json_object_get(item, "name"));
-        const char *text = json_string_value(json_object_get(item, "template"));
+        const json_t *text = json_object_get(item, "template");
         enum status st = STATUS_OK;
-        if (!name || !text)
+        if (!name || !json_is_string(text))
             return err_set(err, STATUS_INVALID, "%s[%zu]: expected {name, template}", where, i);
-        if (!strcmp(name, "default") && !m->chat)
-            st = set_default(m, text, where, err);
-        else if (!strcmp(name, "tool_use") && !m->chat_tools)
-            st = parse_template(&m->chat_tools, text, where, err);
+        if (!strcmp(name, "default") && !t->m->chat_text)
+            st = set_default(t, json_string_value(text), json_string_length(text), where, err);
+        else if (!strcmp(name, "tool_use") && !t->m->chat_tools)
+            st = set_tools(t, json_string_value(text), json_string_length(text), where, err);
         if (st)
             return st;
     }
     return STATUS_OK;
 }
 
-static enum status check_text(const char *text, size_t len, const char *name, struct errtext *err)
-{
-    if (memchr(text, '\0', len))
-        return err_set(err, STATUS_INVALID, "%s: holds a zero byte", name);
-    return STATUS_OK;
-}
-
-static enum status load_templates(struct model *m, const char *dir, const json_t *config,
+static enum status load_templates(struct model_templates *t, const char *dir, const json_t *config,
                                   struct errtext *err)
 {
     static const char main_name[] = "chat_template.jinja";
@@ -140,32 +126,36 @@ static enum status load_templates(struct model *m, const char *dir, const json_t
     if (!st)
         st = read_optional(dir, tools_name, TEMPLATE_BYTES_MAX, &tools_text, &tools_len, err);
     if (!st && main_text)
-        st = check_text(main_text, main_len, main_name, err);
-    if (!st && main_text)
-        st = set_default(m, main_text, main_name, err);
+        st = set_default(t, main_text, main_len, main_name, err);
     if (!st && tools_text)
-        st = check_text(tools_text, tools_len, tools_name, err);
-    if (!st && tools_text)
-        st = parse_template(&m->chat_tools, tools_text, tools_name, err);
+        st = set_tools(t, tools_text, tools_len, tools_name, err);
     if (!st && !main_text && !tools_text)
-        st = templates_from_config(m, json_object_get(config, "chat_template"), err);
+        st = templates_from_config(t, json_object_get(config, "chat_template"), err);
     mem_free(main_text);
     mem_free(tools_text);
     return st;
 }
 
-static enum status load_special_tokens(struct model *m, const char *dir, const json_t *config,
-                                       struct errtext *err)
+const char *model_special_text(const struct model *m, const char *name)
 {
-    json_t *map = NULL;
-    enum status st = STATUS_OK;
-    if (!json_object_get(config, "bos_token") && !json_object_get(config, "eos_token"))
-        st = read_json_optional(dir, "special_tokens_map.json", &map, err);
-    const json_t *from = map ? map : config;
-    copy_token(m->bos_token, sizeof(m->bos_token), from, "bos_token");
-    copy_token(m->eos_token, sizeof(m->eos_token), from, "eos_token");
-    json_decref(map);
-    return st;
+    for (size_t i = 0; i < m->special_count; i++) {
+        if (strcmp(m->special[i].name, name) == 0)
+            return m->special[i].text;
+    }
+    return NULL;
+}
+
+/* vLLM's rule: what the tokenizer calls its end token ends an answer, beside the config's ids. */
+static void add_tokenizer_eos(struct model *m)
+{
+    struct model_config *c = &m->config;
+    const char *text = model_special_text(m, "eos_token");
+    int32_t id = text ? tokenizer_token_to_id(m->tokenizer, text) : -1;
+    bool known = id < 0 || (uint32_t)id >= c->n_vocab || c->eos_count == MODEL_EOS_MAX;
+    for (uint32_t i = 0; i < c->eos_count; i++)
+        known = known || c->eos_id[i] == id;
+    if (!known)
+        c->eos_id[c->eos_count++] = id;
 }
 
 /* Whether the post-processor puts the BOS token in front. */
@@ -173,8 +163,8 @@ static enum status probe_bos(struct model *m, struct errtext *err)
 {
     struct token_list ids = {.n_max = 64};
     enum status st = tokenizer_encode(m->tokenizer, "a", 1, TOKENIZE_ADD_SPECIAL, &ids, err);
-    int32_t bos =
-        m->bos_token[0] ? tokenizer_token_to_id(m->tokenizer, m->bos_token) : m->config.bos_id;
+    const char *text = model_special_text(m, "bos_token");
+    int32_t bos = text ? tokenizer_token_to_id(m->tokenizer, text) : m->config.bos_id;
     if (!st)
         m->add_bos = ids.n > 0 && bos >= 0 && ids.ids[0] == bos;
     mem_free(ids.ids);
@@ -182,7 +172,7 @@ static enum status probe_bos(struct model *m, struct errtext *err)
 }
 
 static enum status load_tokenizer(struct model *m, struct model_text *text, const char *dir,
-                                  struct errtext *err)
+                                  const struct tokenizer_extra *extra, struct errtext *err)
 {
     enum status st = read_member(dir, "tokenizer.json", TOKENIZER_JSON_BYTES_MAX,
                                  &text->tokenizer_json, &text->tokenizer_bytes, err);
@@ -191,15 +181,18 @@ static enum status load_tokenizer(struct model *m, struct model_text *text, cons
     const char *foreign = foreign_bytes(text->tokenizer_json, text->tokenizer_bytes);
     if (foreign)
         return err_set(err, STATUS_INVALID, "tokenizer.json: %s", foreign);
-    st = tokenizer_load(&m->tokenizer, text->tokenizer_json, text->tokenizer_bytes, err);
+    st =
+        tokenizer_load_with(&m->tokenizer, text->tokenizer_json, text->tokenizer_bytes, extra, err);
     if (st) {
         err_prefix(err, "tokenizer.json");
         return st;
     }
-    if (tokenizer_vocab_size(m->tokenizer) > m->config.n_vocab)
-        return err_set(err, STATUS_INVALID,
-                       "tokenizer.json: ids reach %u, but config.json: vocab_size is %u",
-                       tokenizer_vocab_size(m->tokenizer) - 1, m->config.n_vocab);
+    uint32_t ids = tokenizer_vocab_size(m->tokenizer);
+    if (ids > m->config.n_vocab)
+        log_warn("model",
+                 "the tokenizer's ids reach %u, config.json's vocab_size is %u: prompts with ids "
+                 "above are refused",
+                 ids - 1, m->config.n_vocab);
     return STATUS_OK;
 }
 
@@ -233,22 +226,27 @@ static enum status keep_info(struct model *m, const json_t *config, struct errte
                              : err_set(err, STATUS_NO_MEMORY, "tokenizer_config.json: no memory");
 }
 
-enum status model_text_load(struct model *m, struct model_text *text, const char *dir,
+enum status model_text_load(struct model *m, struct model_text *text, const char *dir, bool strict,
                             struct errtext *err)
 {
-    json_t *config = NULL;
+    struct token_config config;
+    struct model_templates templates = {.m = m, .strict = strict};
     memset(text, 0, sizeof(*text));
-    enum status st = load_tokenizer(m, text, dir, err);
+    enum status st = token_config_load(&config, dir, err);
     if (!st)
-        st = read_json_optional(dir, "tokenizer_config.json", &config, err);
+        st = load_tokenizer(m, text, dir, &config.extra, err);
     if (!st)
-        st = load_special_tokens(m, dir, config, err);
+        st = load_templates(&templates, dir, config.root, err);
+    m->special = config.special;
+    m->special_count = config.special_count;
+    config.special = NULL;
+    config.special_count = 0;
     if (!st)
-        st = load_templates(m, dir, config, err);
-    if (!st)
-        st = keep_info(m, config, err);
+        st = keep_info(m, config.root, err);
     if (!st)
         st = probe_bos(m, err);
-    json_decref(config);
+    if (!st)
+        add_tokenizer_eos(m);
+    token_config_fini(&config);
     return st;
 }

@@ -9,10 +9,12 @@ struct model_text {
     size_t tokenizer_bytes;
 };
 
-/* Fills the tokenizer, chat and special token fields of m, which stay m's on errors too. text is
- * freed by the caller with model_text_fini in every case. */
+/* Fills the tokenizer, chat and special token fields of m, which stay m's on errors too, and adds
+ * the tokenizer's end token to those of the config. A chat template that cannot be used is an error
+ * when strict, else the reason in m->chat_refusal and a warning. text is freed by the caller with
+ * model_text_fini in every case. */
 MUST_CHECK enum status model_text_load(struct model *m, struct model_text *text, const char *dir,
-                                       struct errtext *err);
+                                       bool strict, struct errtext *err);
 void model_text_fini(struct model_text *text);
 
 #endif

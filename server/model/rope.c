@@ -4,6 +4,7 @@
  */
 #include "server/model/rope.h"
 #include "server/base/check.h"
+#include "server/base/log.h"
 
 #include <math.h>
 #include <string.h>
@@ -25,6 +26,7 @@ static const char *const known_keys[] = {
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "finetuned",
+    "attn_factor",
 };
 
 static void check_keys(struct cfg_reader *r)
@@ -93,6 +95,12 @@ static void parse_yarn(struct cfg_reader *r, struct model_config *c)
                           ? yarn_mscale(rope->factor, mscale) / yarn_mscale(rope->factor, all_dim)
                           : yarn_mscale(rope->factor, 1);
     rope->attention_factor = cfg_num(r, "attention_factor", 0, 1e6, inferred);
+    double unread = cfg_num(r, "attn_factor", 0, 1e6, 1);
+    if (unread != 1)
+        log_warn("model",
+                 "config.json: attn_factor %.9g changes nothing, here as in transformers; "
+                 "attention_factor would",
+                 unread);
     if (rope->theta <= 1)
         cfg_fail(r, STATUS_INVALID, "rope_theta", "found %.9g, yarn needs more than 1",
                  rope->theta);

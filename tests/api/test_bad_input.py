@@ -164,11 +164,9 @@ FILES = {
     "tokenizer is cut": (lambda m: os.truncate(m / "tokenizer.json", 20_000), "tokenizer.json"),
     "tokenizer nests deep": (overwrite("tokenizer.json", "[" * 300_000), "tokenizer.json"),
     "tokenizer of another kind": (tokenizer_edit(lambda d: d["model"].update(type="WordPiece")), "WordPiece"),
-    "ids past the vocabulary": (tokenizer_edit(lambda d: d["model"]["vocab"].update(zzzz=5000)), "tokenizer.json"),
     "negative id": (tokenizer_edit(lambda d: d["model"]["vocab"].update(zzzz=-1)), "tokenizer.json"),
     "merge of unknown pieces": (tokenizer_edit(lambda d: d["model"]["merges"].append(["qqqq", "zzzz"])), "merge"),
     "unknown normalizer": (tokenizer_edit(lambda d: d.update(normalizer={"type": "Rot13"})), "Rot13"),
-    "broken template": (overwrite("chat_template.jinja", "{% for m in messages %}{{ m.content }}"), "chat_template"),
 }
 
 
@@ -178,6 +176,21 @@ def test_hostile_model_files_at_start(tmp_path, case):
     model = model_copy(tmp_path)
     bend(model)
     assert word in start_fails(tmp_path, model=model)
+
+
+def test_what_a_model_folder_may_lack_is_served_without(tmp_path):
+    """A template that cannot be used costs chat and a token without a row costs the prompts that use it."""
+    model = model_copy(tmp_path)
+    overwrite("chat_template.jinja", "{% for m in messages %}{{ m.content }}")(model)
+    tokenizer_edit(lambda d: d["added_tokens"].append({**d["added_tokens"][0], "id": 1024, "content": "[PAD]"}))(model)
+    assert "chat_template.jinja" in start_fails(tmp_path, "--strict", model=model)
+    with Server(model=model, data=tmp_path / "data") as s:
+        assert s.post("/v1/completions", {"model": BASE, "prompt": "x", "max_tokens": 1})[0] == 200
+        status, body = s.post("/v1/chat/completions", {"model": BASE, "messages": [{"role": "user", "content": "x"}]})
+        assert status == 400 and "chat_template.jinja" in message(body) and "/v1/completions" in message(body), body
+        status, body = s.post("/v1/completions", {"model": BASE, "prompt": "x [PAD]", "max_tokens": 1})
+        assert status == 400 and "[PAD]" in message(body) and body["error"]["param"] == "prompt", body
+        assert s.post("/tokenize", {"model": BASE, "prompt": "[PAD]"})[1]["tokens"] == [1024]
 
 
 def test_missing_model_folder_and_a_folder_of_nothing(tmp_path):
@@ -626,7 +639,7 @@ BOTH = {
 }
 COMPLETIONS = {"prompt": [5, {}, True, [], [{}], [[]], [["a"]], [1, "a"], ["a", 1], [-1], [1024], [1.5], "", [""]], "logprobs": [-1, 21, "x", [], {}],
                "echo": BOOL, "best_of": INT + [-1, 21]}
-CHAT = {"messages": ["x", 5, {}, [], [5], [{}], [{"role": "king", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 5}],
+CHAT = {"messages": ["x", 5, {}, [], [5], [{}], [{"role": "King", "content": "x"}], [{"role": "user"}], [{"role": "user", "content": 5}],
                      [{"role": "user", "content": [5]}], [{"role": "user", "content": [{"type": "text"}]}], [{"role": 5, "content": "x"}], [None]],
         "logprobs": ["x", 1, [], {}], "top_logprobs": INT + [-1, 21], "max_tokens": INT + [0], "max_completion_tokens": INT + [0, -1], "tools": [5, {}, [1]], "chat_template_kwargs": OBJECT,
         "add_generation_prompt": BOOL, "continue_final_message": BOOL}

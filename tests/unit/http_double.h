@@ -376,7 +376,10 @@ __attribute__((unused)) static void world_model(struct model *m)
     m->config.default_temperature = m->config.default_top_p = -1;
     m->config.default_min_p = m->config.default_repetition = -1;
     m->config.default_top_k = -1;
-    snprintf(m->eos_token, sizeof(m->eos_token), DOUBLE_EOS);
+    static char eos_name[] = "eos_token", eos_text[] = DOUBLE_EOS;
+    static struct model_special eos = {eos_name, eos_text};
+    m->special = &eos;
+    m->special_count = 1;
 }
 
 __attribute__((unused)) static void world_init(struct world *w)

@@ -154,6 +154,12 @@ static void test_rope_keys(void **state)
     assert_int_equal(c.rope.kind, ROPE_YARN);
     assert_true(fabs(c.rope.attention_factor - (0.1 * log(4.0) + 1)) < 1e-12);
     assert_int_equal(c.rope.original_pos_max, 1024);
+    /* a key that transformers knows nothing of; vLLM would multiply */
+    c = good("llama", "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"attn_factor\":0.5,"
+                      "\"original_max_position_embeddings\":1024}");
+    assert_true(fabs(c.rope.attention_factor - (0.1 * log(4.0) + 1)) < 1e-12);
+    bad("llama", "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"attn_factor\":\"x\"}",
+        STATUS_INVALID, "attn_factor", "");
 }
 
 static void test_generation(void **state)

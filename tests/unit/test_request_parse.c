@@ -8,6 +8,7 @@
 
 #include "server/http/auth.h"
 #include "server/http/json_field.h"
+#include "server/http/parse_state.h"
 #include "server/http/request_parse.h"
 #include "tests/unit/http_double.h"
 
@@ -284,7 +285,7 @@ static void test_message_forms(void **state)
         {"[]", "messages"},
         {"{}", "messages"},
         {"[1]", "messages"},
-        {"[{\"role\":\"king\",\"content\":\"x\"}]", "messages[0].role"},
+        {"[{\"role\":\"King\",\"content\":\"x\"}]", "messages[0].role"},
         {"[{\"content\":\"x\"}]", "messages[0].role"},
         {"[{\"role\":\"user\"}]", "messages[0].content"},
         {"[{\"role\":\"user\",\"content\":5}]", "messages[0].content"},
@@ -312,6 +313,100 @@ static void test_message_forms(void **state)
     assert_memory_equal(a->prompt[0].ids, b->prompt[0].ids, 4 * a->prompt[0].n_ids);
     request_discard(a);
     request_discard(b);
+}
+
+static void expect_shaped(const char *list, struct chat_shape shape, const char *want)
+{
+    json_t *in = json_loads(list, 0, NULL), *expected = json_loads(want, 0, NULL), *out = NULL;
+    err_clear(&err);
+    assert_non_null(in);
+    if (messages_shape(in, &shape, &out, &err))
+        fail_msg("%s: %s", list, err.text);
+    assert_non_null(expected);
+    if (!json_equal(out, expected)) {
+        char *got = json_dumps(out, 0);
+        fail_msg("%s\n  gives %s\n  want  %s", list, got, want);
+    }
+    json_decref(in);
+    json_decref(expected);
+    json_decref(out);
+}
+
+static void test_messages_take_the_shape_of_the_template(void **state)
+{
+#define CALLED(content, arguments)                                                                 \
+    "[{\"role\":\"assistant\"," content "\"tool_calls\":[{\"id\":\"c\",\"type\":\"function\","     \
+    "\"function\":{\"name\":\"f\"" arguments "}}]}]"
+#define TEXT_ARGUMENTS   ",\"arguments\":\"{\\\"a\\\": [1.5, \\\"\xC3\xA9\\\"]}\""
+#define OBJECT_ARGUMENTS ",\"arguments\":{\"a\":[1.5,\"\xC3\xA9\"]}"
+    static const struct chat_shape object = {.arguments_text = false};
+    static const struct chat_shape text = {.arguments_text = true, .null_call = CHAT_NULL_EMPTY};
+    static const struct chat_shape parts = {.content_parts = true, .null_plain = CHAT_NULL_EMPTY};
+    static const struct chat_shape absent = {.null_plain = CHAT_NULL_ABSENT};
+    (void)state;
+    /* what model_dump() of an answer sends back */
+    expect_shaped("[{\"role\":\"assistant\",\"content\":\"x\",\"refusal\":null,\"annotations\":[],"
+                  "\"audio\":null,\"function_call\":null,\"tool_calls\":null}]",
+                  object, "[{\"role\":\"assistant\",\"content\":\"x\",\"annotations\":[]}]");
+    expect_shaped("[{\"role\":\"assistant\",\"content\":\"x\",\"tool_calls\":[]}]", object,
+                  "[{\"role\":\"assistant\",\"content\":\"x\"}]");
+    expect_shaped("[{\"role\":\"assistant\",\"content\":\"x\",\"reasoning\":\"r\"}]", object,
+                  "[{\"role\":\"assistant\",\"content\":\"x\",\"reasoning\":\"r\","
+                  "\"reasoning_content\":\"r\"}]");
+    expect_shaped(CALLED("\"content\":null,", TEXT_ARGUMENTS), object,
+                  CALLED("\"content\":null,", OBJECT_ARGUMENTS));
+    expect_shaped(CALLED("", OBJECT_ARGUMENTS), object,
+                  CALLED("\"content\":null,", OBJECT_ARGUMENTS));
+    expect_shaped(CALLED("", TEXT_ARGUMENTS), text, CALLED("\"content\":\"\",", TEXT_ARGUMENTS));
+    expect_shaped(CALLED("", OBJECT_ARGUMENTS), text, CALLED("\"content\":\"\",", TEXT_ARGUMENTS));
+    expect_shaped(CALLED("", ",\"arguments\":null"), object,
+                  CALLED("\"content\":null,", ",\"arguments\":{}"));
+    expect_shaped(CALLED("", ",\"arguments\":\" \""), object,
+                  CALLED("\"content\":null,", ",\"arguments\":{}"));
+    expect_shaped(CALLED("", ""), text, CALLED("\"content\":\"\",", ",\"arguments\":\"{}\""));
+    expect_shaped(
+        "[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\"},{\"role\":\"user\","
+        "\"content\":[{\"type\":\"text\",\"text\":\"b\",\"cache_control\":{}},{\"type\":"
+        "\"refusal\",\"refusal\":\"c\"}]}]",
+        parts,
+        "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"}]},{\"role\":"
+        "\"assistant\",\"content\":[]},{\"role\":\"user\",\"content\":[{\"type\":\"text\","
+        "\"text\":\"b\"},{\"type\":\"text\",\"text\":\"c\"}]}]");
+    expect_shaped("[{\"role\":\"ipython\",\"content\":\"1\"}]", object,
+                  "[{\"role\":\"ipython\",\"content\":\"1\"}]");
+    expect_shaped("[{\"role\":\"assistant\",\"content\":null}]", absent,
+                  "[{\"role\":\"assistant\"}]");
+    static const char *const wrong[] = {
+        "[{\"role\":\"assistant\",\"tool_calls\":{}}]",
+        "[{\"role\":\"assistant\",\"tool_calls\":[1]}]", CALLED("", ",\"arguments\":\"{\""),
+        CALLED("", ",\"arguments\":\"[1]\""), CALLED("", ",\"arguments\":7")};
+    for (size_t i = 0; i < ARRAY_COUNT(wrong); i++) {
+        json_t *in = json_loads(wrong[i], 0, NULL), *out = NULL;
+        err_clear(&err);
+        assert_int_equal(messages_shape(in, &object, &out, &err), STATUS_INVALID);
+        assert_string_equal(err.param, "messages[0].tool_calls");
+        assert_null(out);
+        json_decref(in);
+    }
+}
+
+/* The double's tokenizer with a [PAD] behind the model's last row. */
+static void test_tokens_without_a_row_are_refused_where_used(void **state)
+{
+    (void)state;
+    struct model *m = &w.model;
+    uint32_t rows = m->config.n_vocab;
+    m->config.n_vocab = tokenizer_vocab_size(m->tokenizer);
+    int32_t last = -1;
+    struct request *r = parse(false, "{\"model\":\"base\",\"prompt\":\"hello\"}");
+    for (uint32_t i = 0; i < r->prompt[0].n_ids; i++)
+        last = MAX(last, r->prompt[0].ids[i]);
+    request_discard(r);
+    m->config.n_vocab = (uint32_t)last; /* now the largest id has no row */
+    assert_null(parse(false, "{\"model\":\"base\",\"prompt\":\"hello\"}"));
+    assert_string_equal(err.param, "prompt");
+    assert_non_null(strstr(err.text, "the model does not"));
+    m->config.n_vocab = rows;
 }
 
 static void test_continue_final_message_cuts_the_template(void **state)
@@ -504,6 +599,8 @@ int main(void)
         cmocka_unit_test(test_the_ends_of_the_ranges),
         cmocka_unit_test(test_prompt_forms),
         cmocka_unit_test(test_message_forms),
+        cmocka_unit_test(test_messages_take_the_shape_of_the_template),
+        cmocka_unit_test(test_tokens_without_a_row_are_refused_where_used),
         cmocka_unit_test(test_continue_final_message_cuts_the_template),
         cmocka_unit_test(test_targets),
         cmocka_unit_test(test_a_key_reaches_only_its_adapters),
