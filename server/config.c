@@ -97,6 +97,7 @@ static const struct option_row keys[] = {
     NUM(connections_per_ip_max, 0, 65536, 0, "connections",
         "open from one address; 0: three quarters of connections_max"),
     NUM(idle_timeout_s, 1, 86400, 120, "s", "an idle connection is closed"),
+    NUM(stream_rest_ms, 0, 1000, 40, "ms", "with many streams, tokens gather at most so long"),
     NUM(body_bytes_max, 1024, 1ull << 32, 8u << 20, "bytes", "largest JSON body"),
     NUM(n_max, 1, 128, 16, "choices", "largest n"),
     NUM(drain_s, 0, 86400, 45, "s", "SIGTERM: running answers may take this long"),

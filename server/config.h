@@ -21,8 +21,8 @@ struct config {
     uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max;
     uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max;
     uint64_t spool_bytes_max, group_max, chain_id, lane;
-    uint64_t http_threads, connections_max, connections_per_ip_max, idle_timeout_s, body_bytes_max,
-        n_max;
+    uint64_t http_threads, connections_max, connections_per_ip_max, idle_timeout_s, stream_rest_ms,
+        body_bytes_max, n_max;
     uint64_t drain_s, lame_duck_s;
 };
 

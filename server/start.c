@@ -126,6 +126,7 @@ static enum status take_address(struct server *s, struct errtext *err)
                                  .connections_max = (uint32_t)c->connections_max,
                                  .connections_per_ip_max = (uint32_t)c->connections_per_ip_max,
                                  .idle_timeout_s = (uint32_t)c->idle_timeout_s,
+                                 .stream_rest_ms = (uint32_t)c->stream_rest_ms,
                                  .body_bytes_max = c->body_bytes_max,
                                  .n_max = (uint32_t)c->n_max,
                                  .context_max = (uint32_t)c->context_max,

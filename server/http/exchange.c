@@ -17,11 +17,14 @@ struct exchange *exchange_create(struct http_server *s, void *transport, const c
         return NULL;
     x->server = s;
     x->transport = transport;
+    x->watch = s->watch[atomic_fetch_add(&s->watch_next, 1) % s->watch_count];
     x->watch_slot = UINT32_MAX;
+    x->fd = -1;
     x->path = mem_try_strndup(path, strlen(path));
     pthread_mutex_init(&x->lock, NULL);
     atomic_init(&x->refs, 1);
     buf_init(&x->out, REPLY_BYTES_MAX);
+    buf_init(&x->frame, REPLY_BYTES_MAX);
     if (x->path)
         return x;
     exchange_unref(x);
@@ -45,6 +48,7 @@ void exchange_unref(struct exchange *x)
     keyring_unref(x->keys);
     buf_fini(&x->body);
     buf_fini(&x->out);
+    buf_fini(&x->frame);
     pthread_mutex_destroy(&x->lock);
     mem_free(x->path);
     mem_free(x);

@@ -23,6 +23,7 @@ struct generation;
 struct keyring;
 struct route;
 struct upload;
+struct watch;
 
 enum exchange_retry { EXCHANGE_RETRY_UNSAID, EXCHANGE_RETRY_NO, EXCHANGE_RETRY_YES };
 
@@ -61,17 +62,27 @@ struct exchange {
     _Atomic(struct generation *) gen; /* the answer comes from the engine */
 
     /* waiting; see watch.h */
-    pthread_mutex_t lock; /* parked, pending, closed */
+    struct watch *watch;  /* the one that wakes it */
+    pthread_mutex_t lock; /* parked, pending, closed; while parked also what flow.h writes */
     bool parked, pending, closed;
-    atomic_bool gone;    /* the client has left */
-    atomic_bool ping;    /* a comment line is due */
-    atomic_bool working; /* a worker thread has it */
+    atomic_bool gone;                /* the client has left */
+    _Atomic uint64_t half_closed_ns; /* when the client has ended its side, or 0 */
+    bool probed;                     /* it was asked whether it still reads */
+    atomic_bool ping;                /* a comment line is due */
+    atomic_bool working;             /* a worker thread has it */
     atomic_bool wake_queued;
     struct exchange *wake_next;
     atomic_uint refs;
     uint32_t watch_slot; /* UINT32_MAX: its socket is not watched */
     struct exchange *live_prev, *live_next, *orphan_next;
     void *transport; /* the library's connection */
+
+    /* a stream past the library; see flow.h */
+    int fd; /* -1 until its socket is watched */
+    bool http10;
+    atomic_bool flows;           /* the head is out: chunks may be written by flow.c */
+    struct buf frame;            /* the rest of a chunk that did not fit into the socket */
+    _Atomic uint64_t blocked_ns; /* since when it does not, or 0 */
 };
 
 /* One reference, no reply yet; NULL: no memory. transport: the library's connection. */

@@ -37,7 +37,10 @@ static void on_wake(void *arg)
             return;
     }
     metrics_add(&g->server->metrics.wakes, 1);
-    watch_wake(g->server->watch, x);
+    if (atomic_load_explicit(&x->flows, memory_order_relaxed))
+        watch_wake_stream(x->watch, x);
+    else
+        watch_wake(x->watch, x);
 }
 
 static void fill_request(struct generation *g, struct request *r)

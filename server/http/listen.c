@@ -23,6 +23,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <microhttpd.h>
+#include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -132,6 +133,8 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
     struct generation *g = x->gen;
     (void)pos;
     for (;;) {
+        if (x->frame.len > 0) /* resumed in the middle of a chunk: the client is gone */
+            return MHD_CONTENT_READER_END_WITH_ERROR;
         if (x->out.len > 0) {
             size_t n = x->out.len < max ? x->out.len : max;
             memcpy(out, x->out.data, n);
@@ -145,7 +148,12 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
         if (atomic_load(&x->gone) || atomic_load(&x->server->stopping) || x->out.failed)
             return MHD_CONTENT_READER_END_WITH_ERROR;
         (void)generation_stream(g);
-        if (x->out.len == 0 && !g->ended && watch_park(x->server->watch, x, suspend))
+        if (x->out.len > 0 || g->ended)
+            continue;
+        /* Once here, head and first chunk are out. */
+        if (!x->http10 && x->fd >= 0 && !atomic_exchange(&x->flows, true))
+            atomic_fetch_add(&x->server->streams, 1);
+        if (watch_park(x->watch, x, suspend))
             return 0;
     }
 }
@@ -168,10 +176,13 @@ static enum MHD_Result send_stream(struct exchange *x)
 
 static void see_socket(struct exchange *x)
 {
+    int one = 1;
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(x->transport, MHD_CONNECTION_INFO_CONNECTION_FD);
-    if (info && x->watch_slot == UINT32_MAX)
-        watch_see(x->server->watch, x, info->connect_fd);
+    if (!info || x->fd >= 0)
+        return;
+    (void)setsockopt(info->connect_fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* flow.h */
+    watch_see(x->watch, x, info->connect_fd);
 }
 
 /* Look what there is to do; called until a response is queued. */
@@ -193,7 +204,7 @@ static enum MHD_Result step(struct exchange *x)
                 return send_stream(x);
         }
         see_socket(x);
-        if (watch_park(x->server->watch, x, suspend))
+        if (watch_park(x->watch, x, suspend))
             return MHD_YES;
     }
 }
@@ -268,10 +279,11 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
     struct exchange *x = exchange_create(s, c, url);
     if (!x)
         return NULL;
-    watch_enter(s->watch, x);
+    watch_enter(x->watch, x);
     snprintf(x->method, sizeof(x->method), "%s", method);
     snprintf(x->version, sizeof(x->version), "%s", version);
     set_peer(x);
+    x->http10 = strcmp(version, "HTTP/1.0") == 0;
     struct prepare_headers h = {
         .method = method,
         .path = x->path,
@@ -321,17 +333,18 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
 {
     struct http_server *s = cls;
     struct exchange *x = *con_cls;
+    (void)c;
     if (!x)
         return;
     *con_cls = NULL;
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
-    watch_unsee(s->watch, x, info ? info->connect_fd : -1);
-    watch_leave(s->watch, x);
+    watch_unsee(x->watch, x);
+    watch_leave(x->watch, x);
     pthread_mutex_lock(&x->lock);
     CHECK(!x->parked);
     x->closed = true;
     pthread_mutex_unlock(&x->lock);
+    if (atomic_load(&x->flows))
+        atomic_fetch_sub(&s->streams, 1);
     uint64_t ns = s->clock_ns() - x->arrive_ns;
     metrics_http(&s->metrics, x->route ? route_index(x->route) : METRICS_ROUTES_MAX,
                  x->code ? x->code : 499, (double)ns * 1e-9);
@@ -342,7 +355,7 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
         generation_cancel(x->gen);
     }
     if (x->gen && !generation_is_over(x->gen))
-        watch_orphan(s->watch, x);
+        watch_orphan(x->watch, x);
     else
         exchange_unref(x);
 }

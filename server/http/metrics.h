@@ -41,7 +41,7 @@ struct metrics {
     struct metrics_bins histogram[METRICS_HISTOGRAM_COUNT];
     _Atomic uint64_t http_requests[METRICS_ROUTES_MAX + 1][6]; /* [route, last: none][class] */
     _Atomic uint64_t http_request_bytes, http_reply_bytes;
-    _Atomic uint64_t disconnects, wakes, refused_full, retried;
+    _Atomic uint64_t disconnects, wakes, refused_full, retried, stream_writes;
     _Atomic uint64_t idempotent_hits, auth_failures;
 };
 

@@ -340,9 +340,14 @@ static void put_http(struct page *p)
         }
     }
     plain(p, "residual_http_connections", "gauge", "Requests on connections now.",
-          watch_live_count(p->s->watch));
+          http_live_count(p->s));
     plain(p, "residual_http_active_requests", "gauge", "Generations not yet answered.",
           atomic_load(&p->s->active));
+    plain(p, "residual_http_streams", "gauge", "Event streams that have begun.",
+          atomic_load(&p->s->streams));
+    plain(p, "residual_http_stream_writes_total", "counter",
+          "Writes of event streams; each carries the tokens since the last.",
+          (double)metrics_get(&m->stream_writes));
     plain(p, "residual_http_disconnects_total", "counter", "Clients gone before their answer.",
           (double)metrics_get(&m->disconnects));
     plain(p, "residual_http_refused_full_total", "counter", "Requests refused as full.",

@@ -43,6 +43,8 @@ void logprobs_put_prompt(struct buf *out, const struct generation *g,
                          const struct request_prompt *prompt);
 void reply_put_ids(struct buf *out, const int32_t *ids, uint32_t n);
 
+/* Stop producing when more than this waits to be sent: the rest stays in the request's arrays. */
+#define SSE_BACKLOG_BYTES (64u << 10)
 /* sse.c: events from the request's present state into x->out; true when the stream is complete. */
 bool sse_fill(struct generation *g, struct buf *out);
 

@@ -38,7 +38,7 @@ static void *work_main(void *arg)
         if (x) {
             x->route->handle(x);
             atomic_store_explicit(&x->working, false, memory_order_release);
-            watch_wake(s->watch, x);
+            watch_wake(x->watch, x);
             exchange_unref(x);
             continue;
         }
@@ -46,6 +46,20 @@ static void *work_main(void *arg)
             return NULL;
         mailbox_wait(&s->work, 1000);
     }
+}
+
+uint32_t http_live_count(struct http_server *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->watch_count; i++)
+        n += watch_live_count(s->watch[i]);
+    return n;
+}
+
+static void cancel_all(struct http_server *s)
+{
+    for (uint32_t i = 0; i < s->watch_count; i++)
+        watch_cancel_all(s->watch[i]);
 }
 
 void http_drain_tick(struct http_server *s, uint64_t now_ns)
@@ -60,7 +74,7 @@ void http_drain_tick(struct http_server *s, uint64_t now_ns)
     }
     if (since_ms >= s->opt.drain_s * 1000ull && !atomic_exchange(&s->drain_over, true)) {
         log_info("http", "drain deadline: %u requests are ended", atomic_load(&s->active));
-        watch_cancel_all(s->watch);
+        cancel_all(s);
     }
 }
 
@@ -119,6 +133,27 @@ static void work_stop(struct http_server *s)
         pthread_join(s->work_thread[i], NULL);
 }
 
+static enum status watches_start(struct http_server *s, struct errtext *err)
+{
+    uint32_t count = MIN(MAX(s->opt.thread_count, 1), HTTP_WATCHES_MAX);
+    enum status st = STATUS_OK;
+    while (!st && s->watch_count < count) {
+        struct watch_options opt = {.slots_max = s->opt.connections_max,
+                                    .resume = listener_resume,
+                                    .keeps_time = s->watch_count == 0,
+                                    .server = s};
+        st = watch_create(&s->watch[s->watch_count], &opt, err);
+        s->watch_count += !st;
+    }
+    return st;
+}
+
+static void watches_stop(struct http_server *s)
+{
+    while (s->watch_count > 0)
+        watch_destroy(s->watch[--s->watch_count]);
+}
+
 enum status http_start(struct http_server **out, const struct http_options *opt,
                        const struct http_deps *deps, int listen_fd, struct errtext *err)
 {
@@ -137,9 +172,7 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
     idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
     uploads_init(&s->uploads);
     mailbox_init(&s->work, HTTP_WORK_QUEUE_MAX);
-    struct watch_options wo = {
-        .slots_max = s->opt.connections_max, .resume = listener_resume, .server = s};
-    st = watch_create(&s->watch, &wo, err);
+    st = watches_start(s, err);
     for (uint32_t i = 0; !st && i < HTTP_WORK_THREADS; i++) {
         st = thread_start(&s->work_thread[i], "rs-http-work", work_main, s, err);
         s->work_count += st == STATUS_OK;
@@ -148,7 +181,7 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
         st = listener_start(&s->listener, s, listen_fd, err);
     if (st) {
         work_stop(s);
-        watch_destroy(s->watch);
+        watches_stop(s);
         parts_fini(s);
         return st;
     }
@@ -174,19 +207,21 @@ void http_stop(struct http_server *s)
     atomic_store(&s->drain_over, true);
     listener_quiesce(s->listener);
     work_stop(s);
-    watch_cancel_all(s->watch);
+    cancel_all(s);
     for (uint32_t ms = 0; ms < STOP_GRACE_MS && atomic_load(&s->active) > 0; ms += 5)
         clock_sleep_ms(5);
     atomic_store(&s->stopping, true);
-    watch_cancel_all(s->watch);
+    cancel_all(s);
     listener_stop(s->listener);
-    uint32_t left = watch_wait_orphans(s->watch, STOP_ORPHANS_MS);
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < s->watch_count; i++)
+        left += watch_wait_orphans(s->watch[i], STOP_ORPHANS_MS);
     if (left > 0) {
         /* Their chains may still wake them: memory that is freed now would be written later. */
         log_error("http", "%u requests never came back from the engine; their memory is kept",
                   left);
         return;
     }
-    watch_destroy(s->watch);
+    watches_stop(s);
     parts_fini(s);
 }

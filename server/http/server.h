@@ -38,6 +38,7 @@ struct http_options {
     uint32_t thread_count;
     uint32_t connections_max, connections_per_ip_max;
     uint32_t idle_timeout_s;
+    uint32_t stream_rest_ms; /* most that a token of a stream waits to leave with others */
     uint64_t body_bytes_max; /* JSON bodies */
     uint32_t n_max;          /* choices per prompt */
     uint32_t drain_s, lame_duck_s;

@@ -8,9 +8,6 @@
 
 #include <string.h>
 
-/* Stop producing when this much waits to be sent: the rest stays in the request's arrays. */
-#define SSE_BACKLOG_BYTES (64u << 10)
-
 static void put_head(struct buf *out, const struct generation *g)
 {
     buf_puts(out, "data: {\"id\":");

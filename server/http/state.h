@@ -11,6 +11,7 @@
 #include "server/http/upload.h"
 #include "server/http/watch.h"
 
+#define HTTP_WATCHES_MAX    64
 #define HTTP_WORK_THREADS   2
 #define HTTP_WORK_QUEUE_MAX 256
 
@@ -24,7 +25,9 @@ struct http_server {
     struct metrics metrics;
     struct idempotency idem;
     struct uploads uploads;
-    struct watch *watch;
+    struct watch *watch[HTTP_WATCHES_MAX];
+    uint32_t watch_count;
+    atomic_uint watch_next; /* whose turn it is to get an exchange */
     struct listener *listener;
     struct keyring *keys; /* behind keys_lock: a reload replaces it */
     pthread_mutex_t keys_lock;
@@ -38,11 +41,14 @@ struct http_server {
     uint8_t chat_digest[32]; /* of the chat template's text */
     atomic_bool draining, refusing, drain_over, stopping;
     _Atomic uint64_t drain_ns; /* when the drain began */
+    atomic_uint streams;       /* exchanges that flow */
     atomic_uint active;        /* exchanges with a generation not yet answered */
 };
 
 /* Hand an exchange to a worker thread; false when the queue is full. */
 bool http_work_push(struct http_server *s, struct exchange *x);
+/* Exchanges whose reply is not out yet. */
+uint32_t http_live_count(struct http_server *s);
 /* Ends the generations that still run, with an error event. The watch calls it at the drain's end.
  */
 void http_drain_tick(struct http_server *s, uint64_t now_ns);

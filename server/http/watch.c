@@ -1,13 +1,16 @@
 /* The watch thread. A wake is an atomic exchange and a push on a lock-free stack (the consumer
- * takes the whole stack at once, so there is no ABA); only the push on an empty stack writes the
- * eventfd. Sockets are watched by slot and generation, so that an event that was already on its way
- * when the slot was given up finds nothing. Lock order: watch.lock, then exchange.lock. */
+ * takes the whole stack at once, so there is no ABA); the eventfd is written only when the thread
+ * sleeps (for a stream's token: only when it does not rest), and it is edge-triggered, so that
+ * nobody reads it. Sockets are watched by slot and
+ * generation, so that an event that was already on its way when the slot was given up finds
+ * nothing. Lock order: watch.lock, then exchange.lock. */
 #include "server/http/watch.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
+#include "server/http/flow.h"
 #include "server/http/generate.h"
 #include "server/http/state.h"
 
@@ -21,6 +24,14 @@
 #define EVENTS_MAX   256
 #define WAKE_EVENT   UINT64_MAX
 #define IDLE_PING_NS (15ull * 1000000000)
+/* A turn's rest: writing at 6 us a stream is then at most a sixth of a core. Below a millisecond
+ * there is none. */
+#define REST_NS_PER_STREAM 40000ull
+#define REST_NS_MIN        1000000ull
+/* Whoever asks nothing more has this long to read its answer before it is probed. */
+#define PROBE_NS (2ull * 1000000000)
+
+enum watch_sleep { AWAKE, RESTING, ASLEEP };
 
 struct watch_slot {
     struct exchange *x;
@@ -33,30 +44,69 @@ struct watch {
     int epoll_fd, wake_fd;
     pthread_t thread;
     atomic_bool stopping;
-    _Atomic(struct exchange *) wakes;
+    _Atomic(enum watch_sleep) sleep;
+    _Atomic(struct exchange *) wakes, stream_wakes;
     pthread_mutex_t lock; /* slots, live list, orphans */
     struct watch_slot *slot;
     uint32_t free_head;
     struct exchange *live;
     uint32_t live_count;
     struct exchange *orphans;
+    uint64_t tick_ns, turn_ns; /* the thread's own; turn_ns: streams rest until then */
 };
+
+/* False: x waits on a stack already. */
+static bool push_wake(_Atomic(struct exchange *) *stack, struct exchange *x)
+{
+    if (atomic_exchange_explicit(&x->wake_queued, true, memory_order_acq_rel))
+        return false;
+    exchange_ref(x);
+    struct exchange *head = atomic_load_explicit(stack, memory_order_relaxed);
+    do {
+        x->wake_next = head;
+    } while (!atomic_compare_exchange_weak_explicit(stack, &head, x, memory_order_seq_cst,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+/* Pairs with fall_asleep: either we see that it sleeps, or it sees what was pushed. */
+static void rouse(struct watch *w, enum watch_sleep least)
+{
+    enum watch_sleep found = atomic_load(&w->sleep);
+    while (found >= least && found != AWAKE) {
+        if (!atomic_compare_exchange_weak(&w->sleep, &found, AWAKE))
+            continue;
+        uint64_t one = 1;
+        ssize_t n = write(w->wake_fd, &one, sizeof(one));
+        (void)n; /* a full counter cannot be: nobody writes 2^64 times */
+        return;
+    }
+}
 
 void watch_wake(struct watch *w, struct exchange *x)
 {
-    if (atomic_exchange_explicit(&x->wake_queued, true, memory_order_acq_rel))
-        return;
-    exchange_ref(x);
-    struct exchange *head = atomic_load_explicit(&w->wakes, memory_order_relaxed);
-    do {
-        x->wake_next = head;
-    } while (!atomic_compare_exchange_weak_explicit(&w->wakes, &head, x, memory_order_release,
-                                                    memory_order_relaxed));
-    if (!head) {
-        uint64_t one = 1;
-        ssize_t n = write(w->wake_fd, &one, sizeof(one));
-        (void)n; /* a full counter still wakes */
+    if (push_wake(&w->wakes, x))
+        rouse(w, RESTING);
+}
+
+void watch_wake_stream(struct watch *w, struct exchange *x)
+{
+    if (push_wake(&w->stream_wakes, x))
+        rouse(w, ASLEEP);
+}
+
+/* How many milliseconds epoll may wait. */
+static int fall_asleep(struct watch *w)
+{
+    uint64_t now_ns = clock_mono_ns();
+    bool streams = atomic_load(&w->stream_wakes) || now_ns < w->turn_ns;
+    uint64_t rest_ms = now_ns < w->turn_ns ? (w->turn_ns - now_ns + 999999) / 1000000 : 0;
+    atomic_store(&w->sleep, streams ? RESTING : ASLEEP);
+    if (atomic_load(&w->wakes) || (!streams && atomic_load(&w->stream_wakes))) {
+        atomic_store(&w->sleep, AWAKE);
+        return 0;
     }
+    return streams ? (int)MIN(rest_ms, TICK_MS) : TICK_MS;
 }
 
 bool watch_park(struct watch *w, struct exchange *x, void (*suspend)(struct exchange *x))
@@ -76,26 +126,45 @@ bool watch_park(struct watch *w, struct exchange *x, void (*suspend)(struct exch
     return parked;
 }
 
-static void resume(struct watch *w, struct exchange *x)
+/* Hear of x's socket what it may still tell: that it broke, that the client has ended its side
+ * (once), and when it can be written. */
+static void rearm(struct watch *w, const struct exchange *x, uint32_t events)
+{
+    const struct watch_slot *s = &w->slot[x->watch_slot];
+    struct epoll_event ev = {.events = events | EPOLLONESHOT};
+    if (!atomic_load(&x->half_closed_ns))
+        ev.events |= EPOLLRDHUP;
+    ev.data.u64 = (uint64_t)s->generation << 32 | x->watch_slot;
+    if (epoll_ctl(w->epoll_fd, EPOLL_CTL_MOD, x->fd, &ev) != 0)
+        log_warn("http", "cannot watch a client socket: %s", strerror(errno));
+}
+
+/* Something happened for x: write what there is, or let the library look. */
+static void stir(struct watch *w, struct exchange *x)
 {
     pthread_mutex_lock(&x->lock);
     if (x->parked) {
-        x->parked = false;
-        w->opt.resume(x);
+        enum flow_next next = flow_push(x);
+        if (next == FLOW_WRITE)
+            rearm(w, x, EPOLLOUT);
+        if (next == FLOW_RESUME) {
+            x->parked = false;
+            w->opt.resume(x);
+        }
     } else {
         x->pending = !x->closed;
     }
     pthread_mutex_unlock(&x->lock);
 }
 
-static void take_wakes(struct watch *w)
+static void take_wakes(struct watch *w, _Atomic(struct exchange *) *stack)
 {
-    struct exchange *x = atomic_exchange_explicit(&w->wakes, NULL, memory_order_acquire);
+    struct exchange *x = atomic_exchange_explicit(stack, NULL, memory_order_acquire);
     while (x) {
         struct exchange *next = x->wake_next;
         /* From here on a new wake queues x again. */
         atomic_store_explicit(&x->wake_queued, false, memory_order_release);
-        resume(w, x);
+        stir(w, x);
         exchange_unref(x);
         x = next;
     }
@@ -113,6 +182,7 @@ void watch_see(struct watch *w, struct exchange *x, int fd)
             w->free_head = s->next_free;
             s->x = x;
             x->watch_slot = idx;
+            x->fd = fd;
         } else {
             log_warn("http", "cannot watch a client socket for disconnects: %s", strerror(errno));
         }
@@ -120,43 +190,55 @@ void watch_see(struct watch *w, struct exchange *x, int fd)
     pthread_mutex_unlock(&w->lock);
 }
 
-void watch_unsee(struct watch *w, struct exchange *x, int fd)
+void watch_unsee(struct watch *w, struct exchange *x)
 {
     pthread_mutex_lock(&w->lock);
     if (x->watch_slot != UINT32_MAX) {
         struct watch_slot *s = &w->slot[x->watch_slot];
-        (void)epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
+        (void)epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, x->fd, NULL);
         s->x = NULL;
         s->generation++;
         s->next_free = w->free_head;
         w->free_head = x->watch_slot;
         x->watch_slot = UINT32_MAX;
+        x->fd = -1;
     }
     pthread_mutex_unlock(&w->lock);
 }
 
-static void hangup(struct watch *w, uint64_t token)
+static void leave(struct watch *w, struct exchange *x)
+{
+    if (atomic_exchange(&x->gone, true))
+        return;
+    struct generation *g = x->gen;
+    /* A client that closes after its last byte has left nothing unanswered. */
+    if (!g || !atomic_load_explicit(&g->req->done, memory_order_acquire))
+        metrics_add(&w->opt.server->metrics.disconnects, 1);
+    if (g)
+        generation_cancel(g);
+}
+
+static void on_socket(struct watch *w, const struct epoll_event *event)
 {
     struct exchange *x = NULL;
-    uint32_t idx = (uint32_t)token;
+    uint32_t idx = (uint32_t)event->data.u64;
     pthread_mutex_lock(&w->lock);
-    if (idx < w->opt.slots_max && w->slot[idx].generation == (uint32_t)(token >> 32)) {
+    if (idx < w->opt.slots_max && w->slot[idx].generation == (uint32_t)(event->data.u64 >> 32)) {
         x = w->slot[idx].x;
         if (x)
             exchange_ref(x);
+        if (x && event->events & EPOLLRDHUP && !atomic_load(&x->half_closed_ns))
+            atomic_store(&x->half_closed_ns, clock_mono_ns());
+        if (x && !(event->events & (EPOLLHUP | EPOLLERR)))
+            rearm(w, x, atomic_load(&x->blocked_ns) ? EPOLLOUT : 0);
     }
     pthread_mutex_unlock(&w->lock);
     if (!x)
         return;
-    if (!atomic_exchange(&x->gone, true)) {
-        struct generation *g = x->gen;
-        /* A client that closes after its last byte has left nothing unanswered. */
-        if (!g || !atomic_load_explicit(&g->req->done, memory_order_acquire))
-            metrics_add(&w->opt.server->metrics.disconnects, 1);
-        if (g)
-            generation_cancel(g);
-    }
-    resume(w, x);
+    if (event->events & (EPOLLHUP | EPOLLERR))
+        leave(w, x);
+    if (event->events & (EPOLLHUP | EPOLLERR | EPOLLOUT))
+        stir(w, x);
     exchange_unref(x);
 }
 
@@ -246,53 +328,99 @@ void watch_cancel_all(struct watch *w)
     for (struct exchange *x = w->live; x; x = x->live_next) {
         if (x->gen)
             generation_cancel(x->gen);
-        resume(w, x);
+        stir(w, x);
     }
     pthread_mutex_unlock(&w->lock);
 }
 
-/* An idle stream gets a comment line every 15 s, so that proxies keep it open. */
-static void ping_idle(struct watch *w, uint64_t now_ns)
+/* Has x's client ended its side long enough ago, and is its answer still being made? */
+static bool is_probe_due(const struct exchange *x, uint64_t now_ns)
+{
+    uint64_t at = atomic_load(&x->half_closed_ns);
+    return at != 0 && now_ns > at + PROBE_NS && !x->probed && x->gen;
+}
+
+/* False: x can have no answer any more. */
+static bool probe(struct exchange *x)
+{
+    pthread_mutex_lock(&x->lock);
+    bool ok = !x->parked || flow_probe(x);
+    x->probed = x->parked;
+    pthread_mutex_unlock(&x->lock);
+    return ok;
+}
+
+/* Does x's client take nothing of what waits for it? */
+static bool is_stuck(const struct watch *w, const struct exchange *x, uint64_t now_ns)
+{
+    uint64_t at = atomic_load(&x->blocked_ns);
+    return at != 0 && now_ns > at + w->opt.server->opt.idle_timeout_s * 1000000000ull;
+}
+
+/* An idle stream gets a comment line every 15 s, so that proxies keep it open; the line is also how
+ * a stream is probed. */
+static void look_at(struct watch *w, struct exchange *x, uint64_t now_ns)
+{
+    bool due = is_probe_due(x, now_ns);
+    if (is_stuck(w, x, now_ns) || (due && !probe(x))) {
+        leave(w, x);
+        stir(w, x);
+    } else if (x->gen && generation_is_idle_since(x->gen, due ? now_ns : now_ns - IDLE_PING_NS)) {
+        atomic_store(&x->ping, true);
+        stir(w, x);
+    }
+}
+
+static void look_around(struct watch *w, uint64_t now_ns)
 {
     pthread_mutex_lock(&w->lock);
-    for (struct exchange *x = w->live; x; x = x->live_next) {
-        if (x->gen && generation_is_idle_since(x->gen, now_ns - IDLE_PING_NS)) {
-            atomic_store(&x->ping, true);
-            resume(w, x);
-        }
-    }
+    for (struct exchange *x = w->live; x; x = x->live_next)
+        look_at(w, x, now_ns);
     pthread_mutex_unlock(&w->lock);
+}
+
+/* Write for every stream that has something new, then let tokens gather. */
+static void take_turn(struct watch *w)
+{
+    struct http_server *s = w->opt.server;
+    uint64_t now_ns = clock_mono_ns();
+    if (now_ns < w->turn_ns || !atomic_load(&w->stream_wakes))
+        return;
+    take_wakes(w, &w->stream_wakes);
+    uint64_t rest_ns =
+        MIN(atomic_load(&s->streams) * REST_NS_PER_STREAM, s->opt.stream_rest_ms * 1000000ull);
+    w->turn_ns = rest_ns < REST_NS_MIN ? 0 : now_ns + rest_ns;
+}
+
+static void tick(struct watch *w)
+{
+    uint64_t now_ns = clock_mono_ns();
+    if (now_ns - w->tick_ns < TICK_MS * 1000000ull)
+        return;
+    w->tick_ns = now_ns;
+    (void)reap(w);
+    if (w->opt.keeps_time)
+        http_drain_tick(w->opt.server, now_ns);
+    look_around(w, now_ns);
 }
 
 static void *watch_main(void *arg)
 {
     struct watch *w = arg;
     struct epoll_event event[EVENTS_MAX];
-    uint64_t tick_ns = 0, ping_ns = 0;
     while (!atomic_load(&w->stopping)) {
-        int n = epoll_wait(w->epoll_fd, event, EVENTS_MAX, TICK_MS);
+        int n = epoll_wait(w->epoll_fd, event, EVENTS_MAX, fall_asleep(w));
+        atomic_store(&w->sleep, AWAKE);
         for (int i = 0; i < n; i++) {
-            if (event[i].data.u64 == WAKE_EVENT) {
-                uint64_t drop;
-                ssize_t got = read(w->wake_fd, &drop, sizeof(drop));
-                (void)got;
-            } else {
-                hangup(w, event[i].data.u64);
-            }
+            if (event[i].data.u64 != WAKE_EVENT)
+                on_socket(w, &event[i]);
         }
-        take_wakes(w);
-        uint64_t now_ns = clock_mono_ns();
-        if (now_ns - tick_ns >= TICK_MS * 1000000ull) {
-            tick_ns = now_ns;
-            (void)reap(w);
-            http_drain_tick(w->opt.server, now_ns);
-        }
-        if (now_ns - ping_ns >= 1000000000ull) {
-            ping_ns = now_ns;
-            ping_idle(w, now_ns);
-        }
+        take_wakes(w, &w->wakes);
+        take_turn(w);
+        tick(w);
     }
-    take_wakes(w);
+    take_wakes(w, &w->wakes);
+    take_wakes(w, &w->stream_wakes);
     return NULL;
 }
 
@@ -306,7 +434,7 @@ static void slots_init(struct watch *w)
 enum status watch_create(struct watch **out, const struct watch_options *opt, struct errtext *err)
 {
     struct watch *w = mem_alloc(sizeof(*w));
-    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = WAKE_EVENT};
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.u64 = WAKE_EVENT};
     w->opt = *opt;
     CHECK(opt->slots_max > 0);
     CHECK(pthread_mutex_init(&w->lock, NULL) == 0);

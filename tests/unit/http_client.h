@@ -105,15 +105,15 @@ static struct reply client_read(int fd)
     return r;
 }
 
-static struct reply client_call(uint16_t port, const char *line, const char *headers,
-                                const char *body)
+__attribute__((unused)) static struct reply client_call(uint16_t port, const char *line,
+                                                        const char *headers, const char *body)
 {
     int fd = client_connect(port);
     client_request(fd, line, headers, body, body ? strlen(body) : 0);
     return client_read(fd);
 }
 
-static void reply_fini(struct reply *r)
+__attribute__((unused)) static void reply_fini(struct reply *r)
 {
     buf_fini(&r->head);
     buf_fini(&r->body);

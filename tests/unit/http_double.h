@@ -399,6 +399,7 @@ __attribute__((unused)) static void world_init(struct world *w)
                                    .thread_count = 2,
                                    .connections_max = 2048,
                                    .idle_timeout_s = 30,
+                                   .stream_rest_ms = 40,
                                    .body_bytes_max = 1u << 20,
                                    .n_max = 8,
                                    .upload_bytes_max = 1ull << 30,

@@ -390,8 +390,8 @@ static void test_a_client_that_leaves_cancels_its_request(void **state)
         client_request(fd, "POST /v1/completions", NULL, body, strlen(body));
         clock_sleep_ms(100);
         close(fd);
-        for (int i = 0; i < 200 && atomic_load(&w.engine.cancelled) == before; i++)
-            clock_sleep_ms(10);
+        for (int i = 0; i < 500 && atomic_load(&w.engine.cancelled) == before; i++)
+            clock_sleep_ms(10); /* it may only have ended its side, until it is probed */
         assert_int_equal(atomic_load(&w.engine.cancelled), before + 1);
     }
     atomic_store(&w.engine.step_ms, 1);
@@ -598,6 +598,33 @@ static void test_many_streams_all_finish(void **state)
     mem_free(fd);
 }
 
+/* A client that reads slowly: chunks are cut by a full socket, and nothing may be lost or doubled.
+ */
+static void test_a_slow_reader_gets_every_byte(void **state)
+{
+    (void)state;
+    enum { CHOICES = 8, TOKENS = 400 };
+    const char *body = "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":400,"
+                       "\"ignore_eos\":true,\"stream\":true,\"n\":8,\"logprobs\":20}";
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(http_port(w.server))};
+    int small = 128 << 10, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    size_t tokens = 0;
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)), 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof(to)), 0);
+    client_request(fd, "POST /v1/completions", NULL, body, strlen(body));
+    clock_sleep_ms(700);
+    struct reply r = client_read(fd);
+    json_t *list = events(&r);
+    assert_non_null(strstr(r.body.data, "[DONE]"));
+    for (size_t i = 0; i < json_array_size(list); i++)
+        tokens += json_array_size(at(json_array_get(list, i), "choices.0.logprobs.tokens"));
+    assert_int_equal(tokens, CHOICES * TOKENS);
+    assert_null(strstr(r.body.data, ": ping")); /* it never waited for one to go on */
+    json_decref(list);
+    reply_fini(&r);
+}
+
 static void test_stop_with_running_streams_ends_them(void **state)
 {
     (void)state;
@@ -623,10 +650,13 @@ static void test_stop_with_running_streams_ends_them(void **state)
     reply_fini(&r);
 }
 
-static void test_waiting_is_not_idling(void **state)
+/* RFC 9112 9.6: a client may end its side after its request, and reads its answer all the same. The
+ * whole one takes long enough to be probed: an interim reply comes before it. */
+static void test_waiting_and_half_closed_is_not_idling_or_gone(void **state)
 {
     (void)state;
     struct world own;
+    static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
     world_init(&own);
     own.opt.idle_timeout_s = 1;
     atomic_store(&own.engine.step_ms, 50);
@@ -637,7 +667,15 @@ static void test_waiting_is_not_idling(void **state)
                  "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":50,\"ignore_eos\":true,"
                  "\"stream\":%s}",
                  stream ? "true" : "false");
-        struct reply r = client_call(http_port(own.server), "POST /v1/completions", NULL, body);
+        int fd = client_connect(http_port(own.server));
+        client_request(fd, "POST /v1/completions", NULL, body, strlen(body));
+        assert_int_equal(shutdown(fd, SHUT_WR), 0);
+        if (!stream) {
+            char head[sizeof(interim)] = "";
+            assert_int_equal(recv(fd, head, sizeof(interim) - 1, MSG_WAITALL), sizeof(interim) - 1);
+            assert_string_equal(head, interim);
+        }
+        struct reply r = client_read(fd);
         assert_int_equal(r.code, 200);
         assert_non_null(strstr(r.body.data, stream ? "[DONE]" : "\"completion_tokens\":50"));
         reply_fini(&r);
@@ -701,8 +739,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_tokenize_and_back),
         cmocka_unit_test(test_foreign_pages_cannot_drive_a_keyless_server),
         cmocka_unit_test(test_many_streams_all_finish),
+        cmocka_unit_test(test_a_slow_reader_gets_every_byte),
         cmocka_unit_test(test_stop_with_running_streams_ends_them),
-        cmocka_unit_test(test_waiting_is_not_idling),
+        cmocka_unit_test(test_waiting_and_half_closed_is_not_idling_or_gone),
         cmocka_unit_test(test_a_port_in_use_is_said_so)};
     if (argc >= 3 && strcmp(argv[1], "--serve") == 0) {
         world_init(&w);

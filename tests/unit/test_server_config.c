@@ -74,6 +74,7 @@ static const struct {
     N(http_threads, 2, 1, 64),
     N(connections_max, 4096, 8, 65536),
     N(idle_timeout_s, 120, 1, 86400),
+    N(stream_rest_ms, 40, 0, 1000),
     N(body_bytes_max, 8 << 20, 1024, 1ull << 32),
     N(n_max, 16, 1, 128),
     N(drain_s, 45, 0, 86400),
