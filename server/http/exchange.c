@@ -65,7 +65,7 @@ void exchange_fail_code(struct exchange *x, int code, const char *error_code,
     if (code == 429 || code == 503) {
         x->retry = EXCHANGE_RETRY_YES;
         x->retry_after_ms = x->retry_after_ms ? x->retry_after_ms : 1000;
-    } else if (code == 409 || code == 422 || code == 413) {
+    } else if (code == 409 || code == 422 || code == 413 || code == 415) {
         x->retry = EXCHANGE_RETRY_NO;
     }
 }

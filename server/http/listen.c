@@ -27,6 +27,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -92,6 +93,8 @@ static void add_headers(struct exchange *x, struct MHD_Response *r)
         add_header(r, "Allow", x->allow);
     if (x->code == 401)
         add_header(r, "WWW-Authenticate", "Bearer");
+    if (x->code == 415)
+        add_header(r, "Accept-Encoding", "identity");
     add_header(r, "Access-Control-Allow-Origin", "*");
     add_header(r, "Access-Control-Expose-Headers",
                "x-request-id, openai-processing-ms, retry-after, retry-after-ms, x-should-retry");
@@ -273,10 +276,33 @@ static void set_peer(struct exchange *x)
         snprintf(x->peer, sizeof(x->peer), "-");
 }
 
-static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *url,
+/* Each header line: the library looks at the first of a name only. */
+static enum MHD_Result see_header(void *cls, enum MHD_ValueKind kind, const char *name,
+                                  const char *value)
+{
+    struct prepare_headers *h = cls;
+    size_t len = strlen(name);
+    (void)kind;
+    if (len > 0 && (name[len - 1] == ' ' || name[len - 1] == '\t'))
+        h->blank_in_name = true;
+    h->host_count += strcasecmp(name, "Host") == 0;
+    if (strcasecmp(name, "Content-Length") == 0) {
+        h->lengths_differ |= h->content_length && strcmp(h->content_length, value) != 0;
+        h->content_length = value;
+    } else if (strcasecmp(name, "Transfer-Encoding") == 0) {
+        h->codings_many |= h->transfer_encoding != NULL;
+        h->transfer_encoding = value;
+    }
+    return MHD_YES;
+}
+
+static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *target,
                               const char *method, const char *version)
 {
-    struct exchange *x = exchange_create(s, c, url);
+    char authority[256];
+    const char *path;
+    bool known = prepare_target(target, &path, authority, sizeof(authority));
+    struct exchange *x = exchange_create(s, c, path);
     if (!x)
         return NULL;
     watch_enter(x->watch, x);
@@ -289,15 +315,17 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
         .path = x->path,
         .authorization = header(c, "Authorization"),
         .origin = header(c, "Origin"),
-        .host = header(c, "Host"),
+        .host = authority[0] ? authority : header(c, "Host"),
         .request_id = header(c, "x-request-id"),
         .idempotency_key = header(c, "Idempotency-Key"),
         .accept = header(c, "Accept"),
         .retry_count = header(c, "x-stainless-retry-count"),
-        .content_length = header(c, "Content-Length"),
+        .content_encoding = header(c, "Content-Encoding"),
         .cors_headers = header(c, "Access-Control-Request-Headers"),
         .query_first = MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, "first"),
         .query_last = MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, "last")};
+    (void)MHD_get_connection_values(c, MHD_HEADER_KIND, see_header, &h);
+    h.bad_target = !known;
     prepare_exchange(x, &h);
     return x;
 }
@@ -311,8 +339,9 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *c, const char
     if (!x) {
         x = begin(cls, c, url, method, version);
         *con_cls = x;
-        /* A client that waits for leave to send its body gets the refusal instead. */
-        if (x && x->code && header(c, "Expect"))
+        /* A client that waits for leave to send its body gets the refusal instead, and so does one
+         * whose body has no known end. */
+        if (x && x->code && (x->close || header(c, "Expect")))
             return send_reply(x);
         return x ? MHD_YES : MHD_NO;
     }

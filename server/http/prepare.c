@@ -30,6 +30,24 @@ uint64_t prepare_body_max(const struct exchange *x)
     return x->server->opt.body_bytes_max;
 }
 
+bool prepare_target(const char *target, const char **path, char *authority, size_t authority_bytes)
+{
+    size_t scheme = strncasecmp(target, "http://", 7) == 0    ? 7
+                    : strncasecmp(target, "https://", 8) == 0 ? 8
+                                                              : 0;
+    authority[0] = '\0';
+    *path = target;
+    if (scheme == 0)
+        return true;
+    size_t len = strcspn(target + scheme, "/");
+    *path = target[scheme + len] ? target + scheme + len : "/";
+    if (len == 0 || len >= authority_bytes)
+        return false;
+    memcpy(authority, target + scheme, len);
+    authority[len] = '\0';
+    return true;
+}
+
 /* Copy printable ASCII; anything else makes it absent. */
 static bool copy_token(char *out, size_t out_bytes, const char *text)
 {
@@ -132,6 +150,54 @@ static bool check_length(struct exchange *x, const char *content_length)
     return false;
 }
 
+/* What stands in one message must mean one message to everybody on its way (RFC 9112 3.2, 5.1, 6.1,
+ * 6.3). After a refusal nobody knows where the next request begins. */
+static bool check_framing(struct exchange *x, const struct prepare_headers *h)
+{
+    struct errtext err = ERRTEXT_INIT;
+    const char *te = h->transfer_encoding;
+    size_t te_len = te ? strlen(te) : 0;
+    bool chunked_last = te_len >= 7 && strcasecmp(te + te_len - 7, "chunked") == 0;
+    int code = 400;
+    if (h->bad_target)
+        (void)err_set(&err, STATUS_INVALID, "the request target has no usable authority");
+    else if (h->blank_in_name)
+        (void)err_set(&err, STATUS_INVALID, "there is a blank between a header's name and its ':'");
+    else if (h->host_count > 1 || (h->host_count == 0 && !x->http10))
+        (void)err_set(&err, STATUS_INVALID,
+                      "the request has %u Host headers; HTTP/1.1 needs exactly one", h->host_count);
+    else if (h->lengths_differ)
+        (void)err_set(&err, STATUS_INVALID, "the Content-Length headers differ");
+    else if (te && h->content_length)
+        (void)err_set(&err, STATUS_INVALID,
+                      "the request has both Content-Length and Transfer-Encoding");
+    else if (te && (x->http10 || h->codings_many || !chunked_last))
+        (void)err_set(&err, STATUS_INVALID,
+                      "Transfer-Encoding '%.64s' does not end in one 'chunked' of HTTP/1.1", te);
+    else if (te && te_len > 7) {
+        code = 501;
+        (void)err_set(&err, STATUS_UNSUPPORTED,
+                      "Transfer-Encoding '%.64s': only 'chunked' is understood", te);
+    }
+    if (!err.text[0])
+        return true;
+    x->close = true;
+    exchange_fail_code(x, code, NULL, &err);
+    return false;
+}
+
+static bool check_coding(struct exchange *x, const char *coding)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (!coding || !*coding || strcasecmp(coding, "identity") == 0 ||
+        x->route->body == ROUTE_BODY_NONE)
+        return true;
+    (void)err_set(&err, STATUS_UNSUPPORTED,
+                  "Content-Encoding '%.64s' is not understood; send the body as it is", coding);
+    exchange_fail_code(x, 415, "unsupported_content_encoding", &err);
+    return false;
+}
+
 static bool check_open(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
@@ -152,8 +218,8 @@ void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
     x->openmetrics = h->accept && strstr(h->accept, "application/openmetrics-text");
     if (h->retry_count && strtoll(h->retry_count, NULL, 10) > 0)
         metrics_add(&x->server->metrics.retried, 1);
-    if (!find_route(x, h) || !check_key(x, h) || !check_open(x) ||
-        !check_length(x, h->content_length))
+    if (!check_framing(x, h) || !find_route(x, h) || !check_key(x, h) || !check_open(x) ||
+        !check_coding(x, h->content_encoding) || !check_length(x, h->content_length))
         return;
     if (h->idempotency_key && *h->idempotency_key &&
         !copy_token(x->idempotency_key, sizeof(x->idempotency_key), h->idempotency_key)) {

@@ -8,12 +8,20 @@
 /* Header values, any may be NULL; copied where they are kept. */
 struct prepare_headers {
     const char *method, *path;
+    /* how the message is framed, as far as the library leaves it to us */
+    const char *transfer_encoding, *content_encoding;
+    uint32_t host_count;
+    bool lengths_differ, codings_many, blank_in_name, bad_target;
     const char *authorization, *origin, *host, *request_id, *idempotency_key, *accept;
     const char *retry_count, *content_length, *cors_headers;
     const char *query_first, *query_last;
 };
 
-/* Fill x; a refusal is left as its reply (x->code). */
+/* The path of a request target; of one in absolute form (RFC 9112 3.2.2) also the authority, which
+ * then stands for the Host header. False: an absolute form without a usable authority. */
+MUST_CHECK bool prepare_target(const char *target, const char **path, char *authority,
+                               size_t authority_bytes);
+/* Fill x; a refusal is left as its reply (x->code). With x->close nothing more can be read. */
 void prepare_exchange(struct exchange *x, const struct prepare_headers *h);
 /* Bytes of this exchange's body that may be kept. */
 uint64_t prepare_body_max(const struct exchange *x);
