@@ -22,7 +22,7 @@ struct config {
     uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max;
     uint64_t spool_bytes_max, group_max, chain_id, lane;
     uint64_t http_threads, connections_max, connections_per_ip_max, idle_timeout_s, stream_rest_ms,
-        body_bytes_max, n_max;
+        header_timeout_s, body_timeout_s, bodies_bytes_max, body_bytes_max, n_max;
     uint64_t drain_s, lame_duck_s;
 };
 

@@ -46,12 +46,43 @@ void exchange_unref(struct exchange *x)
         generation_free(x->gen);
     uploads_detach(x);
     keyring_unref(x->keys);
-    buf_fini(&x->body);
+    exchange_drop_body(x);
     buf_fini(&x->out);
     buf_fini(&x->frame);
     pthread_mutex_destroy(&x->lock);
     mem_free(x->path);
     mem_free(x);
+}
+
+void exchange_drop_body(struct exchange *x)
+{
+    buf_fini(&x->body);
+    atomic_fetch_sub(&x->server->bodies_bytes, x->body_charged);
+    x->body_charged = 0;
+}
+
+void exchange_keep_body(struct exchange *x, const char *data, size_t len)
+{
+    struct http_server *s = x->server;
+    struct errtext err = ERRTEXT_INIT;
+    buf_put(&x->body, data, len);
+    size_t grown = x->body.cap - x->body_charged;
+    uint64_t all = atomic_fetch_add(&s->bodies_bytes, grown) + grown;
+    x->body_charged += grown;
+    if (x->body.failed) {
+        (void)err_set(&err, STATUS_NO_MEMORY, "there is no memory for this body now");
+    } else if (grown > 0 && all > s->opt.bodies_bytes_max) {
+        metrics_add(&s->metrics.bodies_refused, 1);
+        (void)err_set(
+            &err, STATUS_FULL,
+            "the bodies of all requests together need more than %llu bytes of memory, the "
+            "maximum (bodies_bytes_max); retry",
+            (unsigned long long)s->opt.bodies_bytes_max);
+    } else {
+        return;
+    }
+    exchange_drop_body(x);
+    exchange_fail_code(x, 503, NULL, &err);
 }
 
 void exchange_fail_code(struct exchange *x, int code, const char *error_code,

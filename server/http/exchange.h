@@ -46,6 +46,7 @@ struct exchange {
     uint64_t arrive_ns, arrive_wall_ms;
     uint64_t body_bytes; /* received, kept or not */
     struct buf body;
+    size_t body_charged;   /* memory of body that counts in http_server.bodies_bytes */
     struct upload *upload; /* a streamed body goes here instead of `body` */
 
     /* the reply */
@@ -75,7 +76,8 @@ struct exchange {
     atomic_uint refs;
     uint32_t watch_slot; /* UINT32_MAX: its socket is not watched */
     struct exchange *live_prev, *live_next, *orphan_next;
-    void *transport; /* the library's connection */
+    void *transport;               /* the library's connection */
+    struct connection *connection; /* its socket's entry, or NULL */
 
     /* a stream past the library; see flow.h */
     int fd; /* -1 until its socket is watched */
@@ -90,6 +92,10 @@ struct exchange *exchange_create(struct http_server *s, void *transport, const c
 /* Thread: any. The last unref frees: the connection is finished and nothing can wake it. */
 void exchange_ref(struct exchange *x);
 void exchange_unref(struct exchange *x);
+
+/* Keep more of the body, or leave a refusal: too much memory in all. */
+void exchange_keep_body(struct exchange *x, const char *data, size_t len);
+void exchange_drop_body(struct exchange *x);
 
 /* Fill in an error reply: the OpenAI error object for st and err. */
 void exchange_fail(struct exchange *x, enum status st, const struct errtext *err);

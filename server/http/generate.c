@@ -196,7 +196,7 @@ static void start(struct exchange *x, bool chat)
     if (!submit(g))
         drop_key(g);
     else
-        buf_fini(&x->body);
+        exchange_drop_body(x);
 }
 
 void handle_chat(struct exchange *x)

@@ -12,6 +12,7 @@
  * The listening socket is ours (http_bind). Both 0.9.75 (Debian 12) and 1.0 build. */
 #include "server/http/listen.h"
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/http/access_log.h"
@@ -235,13 +236,14 @@ static enum MHD_Result receive(struct exchange *x, const char *data, size_t len)
     struct errtext err = ERRTEXT_INIT;
     x->body_bytes += len;
     metrics_add(&x->server->metrics.http_request_bytes, len);
+    connections_add_body(&x->server->connections, x->connection, len);
     if (x->code)
         return x->body_bytes > DROP_BYTES_MAX ? MHD_NO : MHD_YES;
     if (x->body_bytes > prepare_body_max(x)) {
         (void)err_set(&err, STATUS_TOO_LARGE,
                       "the body is larger than %llu bytes, the maximum here",
                       (unsigned long long)prepare_body_max(x));
-        buf_fini(&x->body);
+        exchange_drop_body(x);
         x->close = true;
         exchange_fail_code(x, 413, NULL, &err);
         return MHD_YES;
@@ -249,11 +251,7 @@ static enum MHD_Result receive(struct exchange *x, const char *data, size_t len)
     if (x->upload)
         upload_write(x, data, len);
     else if (x->route->body != ROUTE_BODY_NONE)
-        buf_put(&x->body, data, len);
-    if (x->body.failed) {
-        (void)err_set(&err, STATUS_NO_MEMORY, "there is no memory for this body now");
-        exchange_fail_code(x, 503, NULL, &err);
-    }
+        exchange_keep_body(x, data, len);
     return MHD_YES;
 }
 
@@ -296,6 +294,27 @@ static enum MHD_Result see_header(void *cls, enum MHD_ValueKind kind, const char
     return MHD_YES;
 }
 
+static struct connection *entry_of(struct MHD_Connection *c)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    return info ? info->socket_context : NULL;
+}
+
+/* A reserved place is for routes that need no key, one request each. */
+static void refuse_crowd(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    x->close = true;
+    if (x->code || x->route->roles == ROUTE_ROLE_NONE)
+        return;
+    (void)err_set(&err, STATUS_FULL,
+                  "too many connections are open, here or from this address (connections_max %u, "
+                  "connections_per_ip_max %u); retry, or keep fewer",
+                  x->server->opt.connections_max, x->server->opt.connections_per_ip_max);
+    exchange_fail_code(x, 503, "too_many_connections", &err);
+}
+
 static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *target,
                               const char *method, const char *version)
 {
@@ -327,6 +346,10 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
     (void)MHD_get_connection_values(c, MHD_HEADER_KIND, see_header, &h);
     h.bad_target = !known;
     prepare_exchange(x, &h);
+    x->connection = entry_of(c);
+    if (x->connection && x->connection->reserved)
+        refuse_crowd(x);
+    connections_enter(&s->connections, x->connection, CONNECTION_BODY, clock_mono_ns());
     return x;
 }
 
@@ -352,6 +375,7 @@ static enum MHD_Result on_access(void *cls, struct MHD_Connection *c, const char
     }
     if (!x->dispatched) {
         x->dispatched = true;
+        connections_enter(&x->server->connections, x->connection, CONNECTION_BUSY, clock_mono_ns());
         dispatch(x);
     }
     return step(x);
@@ -368,6 +392,8 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
     *con_cls = NULL;
     watch_unsee(x->watch, x);
     watch_leave(x->watch, x);
+    connections_enter(&s->connections, x->connection, CONNECTION_IDLE, clock_mono_ns());
+    x->connection = NULL;
     pthread_mutex_lock(&x->lock);
     CHECK(!x->parked);
     x->closed = true;
@@ -387,6 +413,33 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
         watch_orphan(x->watch, x);
     else
         exchange_unref(x);
+}
+
+static void on_socket_notice(void *cls, struct MHD_Connection *c, void **entry,
+                             enum MHD_ConnectionNotificationCode code)
+{
+    struct http_server *s = cls;
+    if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
+        connections_close(&s->connections, *entry);
+        *entry = NULL;
+        return;
+    }
+    const union MHD_ConnectionInfo *fd =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
+    const union MHD_ConnectionInfo *from =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    *entry = fd && from ? connections_open(&s->connections, fd->connect_fd, from->client_addr,
+                                           clock_mono_ns())
+                        : NULL;
+}
+
+/* The first line of a request is here. The value returned becomes con_cls. */
+static void *on_first_line(void *cls, const char *uri, struct MHD_Connection *c)
+{
+    struct http_server *s = cls;
+    (void)uri;
+    connections_enter(&s->connections, entry_of(c), CONNECTION_HEAD, clock_mono_ns());
+    return NULL;
 }
 
 /* ---- the listening socket and the daemon ---- */
@@ -416,7 +469,7 @@ enum status http_bind(int *fd, const struct http_options *opt, struct errtext *e
 static void raise_fd_limit(uint32_t connections_max)
 {
     struct rlimit lim;
-    rlim_t want = (rlim_t)connections_max + SPARE_FDS;
+    rlim_t want = (rlim_t)connections_max + CONNECTIONS_RESERVED + SPARE_FDS;
     if (getrlimit(RLIMIT_NOFILE, &lim) != 0 || lim.rlim_cur >= want)
         return;
     lim.rlim_cur = lim.rlim_max == RLIM_INFINITY || lim.rlim_max >= want ? want : lim.rlim_max;
@@ -435,12 +488,14 @@ static struct MHD_Daemon *start_daemon(struct listener *l, int family)
     if (family == AF_INET6)
         flags |= MHD_USE_IPv6;
     uint32_t threads = opt->thread_count > 1 ? opt->thread_count : 2;
+    /* connections.h says who may stay; no thread may stop to accept before it does. */
+    uint32_t limit = threads * (opt->connections_max + CONNECTIONS_RESERVED + SPARE_FDS);
     return MHD_start_daemon(
         flags, l->port, NULL, NULL, on_access, l->server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, l->server, MHD_OPTION_LISTEN_SOCKET, l->fd,
         MHD_OPTION_THREAD_POOL_SIZE, (unsigned)threads, MHD_OPTION_CONNECTION_LIMIT,
-        (unsigned)opt->connections_max, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
-        (unsigned)opt->connections_per_ip_max, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)limit, MHD_OPTION_NOTIFY_CONNECTION, on_socket_notice, l->server,
+        MHD_OPTION_URI_LOG_CALLBACK, on_first_line, l->server, MHD_OPTION_CONNECTION_TIMEOUT,
         (unsigned)opt->idle_timeout_s, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         (size_t)CONNECTION_MEMORY_BYTES, MHD_OPTION_LISTEN_BACKLOG_SIZE, (unsigned)LISTEN_BACKLOG,
         MHD_OPTION_END);

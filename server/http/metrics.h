@@ -42,7 +42,7 @@ struct metrics {
     _Atomic uint64_t http_requests[METRICS_ROUTES_MAX + 1][6]; /* [route, last: none][class] */
     _Atomic uint64_t http_request_bytes, http_reply_bytes;
     _Atomic uint64_t disconnects, wakes, refused_full, retried, stream_writes;
-    _Atomic uint64_t idempotent_hits, auth_failures;
+    _Atomic uint64_t idempotent_hits, auth_failures, bodies_refused;
 };
 
 void metrics_observe(struct metrics *m, enum metrics_histogram h, double value);

@@ -323,6 +323,27 @@ static void put_recorder(struct page *p)
           (double)r.append_failures);
 }
 
+static void put_sockets(struct page *p)
+{
+    struct http_server *s = p->s;
+    struct connections_stats c;
+    connections_get_stats(&s->connections, &c);
+    plain(p, "residual_http_sockets", "gauge", "Open connections.", c.open);
+    plain(p, "residual_http_sockets_reserved", "gauge",
+          "Open connections in the places kept for health and metrics.", c.reserved);
+    plain(p, "residual_http_sockets_reaped_total", "counter",
+          "Idle connections closed for a newcomer.", (double)c.reaped);
+    plain(p, "residual_http_sockets_refused_total", "counter",
+          "Connections beyond a maximum: 503, but for health and metrics.", (double)c.refused);
+    plain(p, "residual_http_timeouts_total", "counter",
+          "Headers and bodies that took too long: 408.", (double)c.timed_out);
+    plain(p, "residual_http_bodies_bytes", "gauge", "Memory of request bodies.",
+          (double)metrics_get(&s->bodies_bytes));
+    plain(p, "residual_http_bodies_refused_total", "counter",
+          "Requests refused because bodies needed more than bodies_bytes_max.",
+          (double)metrics_get(&s->metrics.bodies_refused));
+}
+
 static void put_http(struct page *p)
 {
     const struct metrics *m = &p->s->metrics;
@@ -343,6 +364,7 @@ static void put_http(struct page *p)
           http_live_count(p->s));
     plain(p, "residual_http_active_requests", "gauge", "Generations not yet answered.",
           atomic_load(&p->s->active));
+    put_sockets(p);
     plain(p, "residual_http_streams", "gauge", "Event streams that have begun.",
           atomic_load(&p->s->streams));
     plain(p, "residual_http_stream_writes_total", "counter",

@@ -34,8 +34,10 @@ MUST_CHECK enum status parse_messages(struct parse_state *p);
 /* messages.c: the request's messages as a new list in the shape that the template wants. */
 MUST_CHECK enum status messages_shape(const json_t *list, const struct chat_shape *shape,
                                       json_t **out, struct errtext *err);
-/* prompt.c. One text -> ids; flags as tokenizer_encode. param names the field in errors.
- * Also /tokenize. */
+/* prompt.c. Before a text is tokenized: INVALID if it cannot fit into the context, by its bytes
+ * alone. */
+MUST_CHECK enum status prompt_check_bytes(const struct parse_state *p, size_t len);
+/* One text -> ids; flags as tokenizer_encode. param names the field in errors. Also /tokenize. */
 MUST_CHECK enum status prompt_encode(const struct parse_env *env, const char *text, size_t len,
                                      unsigned flags, struct token_list *out, struct errtext *err);
 /* Render messages of root with the model's template into text. Also /tokenize. */

@@ -28,6 +28,37 @@ enum status prompt_encode(const struct parse_env *env, const char *text, size_t 
     return st;
 }
 
+enum status prompt_check_bytes(const struct parse_state *p, size_t len)
+{
+    const char *param = p->env->chat ? "messages" : "prompt";
+    size_t per_id = tokenizer_bytes_per_id_max(p->env->model->tokenizer);
+    if (per_id == SIZE_MAX || len / per_id < p->env->context_max ||
+        json_field(p->root, "truncate_prompt_tokens"))
+        return STATUS_OK;
+    return err_param(p->err, STATUS_INVALID, param,
+                     "This model's maximum context length is %u tokens. However, your prompt has "
+                     "%zu bytes, which are more: no token stands for more than %zu bytes. Shorten "
+                     "it.",
+                     p->env->context_max, len, per_id);
+}
+
+/* All texts of a list, before the first is tokenized. */
+static enum status check_texts(const struct parse_state *p, const json_t *v)
+{
+    size_t idx;
+    json_t *item;
+    if (json_is_string(v))
+        return prompt_check_bytes(p, json_string_length(v));
+    json_array_foreach(v, idx, item)
+    {
+        enum status st =
+            json_is_string(item) ? prompt_check_bytes(p, json_string_length(item)) : STATUS_OK;
+        if (st)
+            return st;
+    }
+    return STATUS_OK;
+}
+
 static enum status truncate_prompts(struct parse_state *p)
 {
     int64_t keep = 0;
@@ -153,6 +184,9 @@ enum status parse_prompts(struct parse_state *p)
     unsigned flags = TOKENIZE_PARSE_SPECIAL | (add_special ? TOKENIZE_ADD_SPECIAL : 0);
     if (!v)
         return err_param(p->err, STATUS_INVALID, "prompt", "'prompt' is missing");
+    st = check_texts(p, v);
+    if (st)
+        return st;
     if (!json_is_array(v)) {
         st = add_item(p, v, flags);
     } else if (json_array_size(v) == 0) {
@@ -296,6 +330,8 @@ enum status parse_messages(struct parse_state *p)
     buf_init(&text, REQUEST_TEXT_BYTES_MAX);
     if (!st)
         st = prompt_render_chat(p->env, p->root, &text, p->err);
+    if (!st)
+        st = prompt_check_bytes(p, text.len);
     if (!st)
         st = prompt_encode(p->env, text.data ? text.data : "", text.len,
                            TOKENIZE_PARSE_SPECIAL | (add_special ? TOKENIZE_ADD_SPECIAL : 0),

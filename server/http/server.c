@@ -23,8 +23,9 @@
 
 bool http_work_push(struct http_server *s, struct exchange *x)
 {
+    struct http_lane *lane = &s->lane[x->route->blocking ? HTTP_LANE_DISK : HTTP_LANE_TEXT];
     exchange_ref(x);
-    if (mailbox_push(&s->work, x) == STATUS_OK)
+    if (mailbox_push(&lane->box, x) == STATUS_OK)
         return true;
     exchange_unref(x);
     return false;
@@ -32,9 +33,10 @@ bool http_work_push(struct http_server *s, struct exchange *x)
 
 static void *work_main(void *arg)
 {
-    struct http_server *s = arg;
+    struct http_lane *lane = arg;
+    struct http_server *s = lane->server;
     for (;;) {
-        struct exchange *x = mailbox_pop(&s->work);
+        struct exchange *x = mailbox_pop(&lane->box);
         if (x) {
             x->route->handle(x);
             atomic_store_explicit(&x->working, false, memory_order_release);
@@ -44,7 +46,7 @@ static void *work_main(void *arg)
         }
         if (atomic_load(&s->work_closed))
             return NULL;
-        mailbox_wait(&s->work, 1000);
+        mailbox_wait(&lane->box, 1000);
     }
 }
 
@@ -62,8 +64,9 @@ static void cancel_all(struct http_server *s)
         watch_cancel_all(s->watch[i]);
 }
 
-void http_drain_tick(struct http_server *s, uint64_t now_ns)
+void http_tick(struct http_server *s, uint64_t now_ns)
 {
+    connections_expire(&s->connections, now_ns);
     if (!atomic_load(&s->draining))
         return;
     uint64_t since_ms = (now_ns - atomic_load(&s->drain_ns)) / 1000000;
@@ -92,6 +95,7 @@ void http_begin_drain(struct http_server *s)
 static void init_state(struct http_server *s)
 {
     const struct http_options *o = &s->opt;
+    s->opt.bodies_bytes_max = MAX(o->bodies_bytes_max, 2 * o->body_bytes_max);
     s->clock_ns = o->clock_ns ? o->clock_ns : clock_mono_ns;
     s->context_max = o->context_max ? o->context_max : s->deps.model->config.pos_max;
     s->start_wall_ms = clock_wall_ms();
@@ -114,9 +118,30 @@ static enum status check_options(const struct http_options *o, struct errtext *e
     return STATUS_OK;
 }
 
+static void parts_init(struct http_server *s)
+{
+    struct connections_options opt = {.connections_max = s->opt.connections_max,
+                                      .per_address_max = s->opt.connections_per_ip_max,
+                                      .idle_s = s->opt.idle_timeout_s,
+                                      .head_s = s->opt.header_timeout_s,
+                                      .body_s = s->opt.body_timeout_s};
+    connections_init(&s->connections, &opt);
+    CHECK(pthread_mutex_init(&s->keys_lock, NULL) == 0);
+    s->keys = keyring_create(s->opt.key, s->opt.key_count);
+    audit_init(&s->audit);
+    idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
+    uploads_init(&s->uploads);
+    for (uint32_t i = 0; i < HTTP_LANE_COUNT; i++) {
+        s->lane[i].server = s;
+        mailbox_init(&s->lane[i].box, HTTP_WORK_QUEUE_MAX);
+    }
+}
+
 static void parts_fini(struct http_server *s)
 {
-    mailbox_fini(&s->work);
+    for (uint32_t i = 0; i < HTTP_LANE_COUNT; i++)
+        mailbox_fini(&s->lane[i].box);
+    connections_fini(&s->connections);
     uploads_fini(&s->uploads);
     idempotency_fini(&s->idem);
     audit_fini(&s->audit);
@@ -125,12 +150,33 @@ static void parts_fini(struct http_server *s)
     mem_free(s);
 }
 
+static void lane_stop(struct http_lane *lane)
+{
+    mailbox_close(&lane->box);
+    for (uint32_t i = 0; i < lane->thread_count; i++)
+        pthread_join(lane->thread[i], NULL);
+}
+
 static void work_stop(struct http_server *s)
 {
     atomic_store(&s->work_closed, true);
-    mailbox_close(&s->work);
-    for (uint32_t i = 0; i < s->work_count; i++)
-        pthread_join(s->work_thread[i], NULL);
+    for (uint32_t i = 0; i < HTTP_LANE_COUNT; i++)
+        lane_stop(&s->lane[i]);
+}
+
+static enum status work_start(struct http_server *s, struct errtext *err)
+{
+    static const char *const name[HTTP_LANE_COUNT] = {
+        [HTTP_LANE_TEXT] = "rs-http-text", [HTTP_LANE_DISK] = "rs-http-disk"};
+    for (uint32_t i = 0; i < HTTP_LANE_COUNT * HTTP_WORK_THREADS; i++) {
+        struct http_lane *lane = &s->lane[i / HTTP_WORK_THREADS];
+        enum status st = thread_start(&lane->thread[lane->thread_count],
+                                      name[i / HTTP_WORK_THREADS], work_main, lane, err);
+        if (st)
+            return st;
+        lane->thread_count++;
+    }
+    return STATUS_OK;
 }
 
 static enum status watches_start(struct http_server *s, struct errtext *err)
@@ -138,7 +184,7 @@ static enum status watches_start(struct http_server *s, struct errtext *err)
     uint32_t count = MIN(MAX(s->opt.thread_count, 1), HTTP_WATCHES_MAX);
     enum status st = STATUS_OK;
     while (!st && s->watch_count < count) {
-        struct watch_options opt = {.slots_max = s->opt.connections_max,
+        struct watch_options opt = {.slots_max = s->opt.connections_max + CONNECTIONS_RESERVED,
                                     .resume = listener_resume,
                                     .keeps_time = s->watch_count == 0,
                                     .server = s};
@@ -166,17 +212,10 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
     s->opt = *opt;
     s->deps = *deps;
     init_state(s);
-    CHECK(pthread_mutex_init(&s->keys_lock, NULL) == 0);
-    s->keys = keyring_create(opt->key, opt->key_count);
-    audit_init(&s->audit);
-    idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
-    uploads_init(&s->uploads);
-    mailbox_init(&s->work, HTTP_WORK_QUEUE_MAX);
+    parts_init(s);
     st = watches_start(s, err);
-    for (uint32_t i = 0; !st && i < HTTP_WORK_THREADS; i++) {
-        st = thread_start(&s->work_thread[i], "rs-http-work", work_main, s, err);
-        s->work_count += st == STATUS_OK;
-    }
+    if (!st)
+        st = work_start(s, err);
     if (!st)
         st = listener_start(&s->listener, s, listen_fd, err);
     if (st) {

@@ -38,9 +38,11 @@ struct http_options {
     uint32_t thread_count;
     uint32_t connections_max, connections_per_ip_max;
     uint32_t idle_timeout_s;
-    uint32_t stream_rest_ms; /* most that a token of a stream waits to leave with others */
-    uint64_t body_bytes_max; /* JSON bodies */
-    uint32_t n_max;          /* choices per prompt */
+    uint32_t stream_rest_ms;   /* most that a token of a stream waits to leave with others */
+    uint64_t body_bytes_max;   /* JSON bodies */
+    uint64_t bodies_bytes_max; /* memory of all bodies together; at least two of the largest */
+    uint32_t header_timeout_s, body_timeout_s; /* for the whole; a body gains time with its bytes */
+    uint32_t n_max;                            /* choices per prompt */
     uint32_t drain_s, lame_duck_s;
     const struct http_key
         *key; /* none: anyone on loopback has every role; beyond loopback it refuses to start */

@@ -5,6 +5,7 @@
 
 #include "server/base/mailbox.h"
 #include "server/http/audit.h"
+#include "server/http/connections.h"
 #include "server/http/exchange.h"
 #include "server/http/idempotency.h"
 #include "server/http/metrics.h"
@@ -17,6 +18,21 @@
 
 struct keyring;
 struct listener;
+
+/* Work that a polling thread must not do. Two lanes, so that what waits for a disk never waits for
+ * somebody's long prompt. */
+enum http_lane_kind {
+    HTTP_LANE_TEXT, /* large bodies: parsing and tokenizing */
+    HTTP_LANE_DISK, /* routes that may wait for disk or engine */
+    HTTP_LANE_COUNT
+};
+
+struct http_lane {
+    struct http_server *server;
+    struct mailbox box; /* of struct exchange */
+    pthread_t thread[HTTP_WORK_THREADS];
+    uint32_t thread_count;
+};
 
 struct http_server {
     struct http_options opt;
@@ -35,22 +51,24 @@ struct http_server {
     struct mailbox work; /* of struct exchange */
     pthread_t work_thread[HTTP_WORK_THREADS];
     uint32_t work_count;
+    struct connections connections;
+    struct http_lane lane[HTTP_LANE_COUNT];
     atomic_bool work_closed;
     uint64_t start_wall_ms;
     uint64_t (*clock_ns)(void);
     uint8_t chat_digest[32]; /* of the chat template's text */
     atomic_bool draining, refusing, drain_over, stopping;
-    _Atomic uint64_t drain_ns; /* when the drain began */
-    atomic_uint streams;       /* exchanges that flow */
-    atomic_uint active;        /* exchanges with a generation not yet answered */
+    _Atomic uint64_t drain_ns;     /* when the drain began */
+    _Atomic uint64_t bodies_bytes; /* memory of the bodies that are kept now */
+    atomic_uint streams;           /* exchanges that flow */
+    atomic_uint active;            /* exchanges with a generation not yet answered */
 };
 
 /* Hand an exchange to a worker thread; false when the queue is full. */
 bool http_work_push(struct http_server *s, struct exchange *x);
 /* Exchanges whose reply is not out yet. */
 uint32_t http_live_count(struct http_server *s);
-/* Ends the generations that still run, with an error event. The watch calls it at the drain's end.
- */
-void http_drain_tick(struct http_server *s, uint64_t now_ns);
+/* What time brings: overdue connections are cut, a drain goes on. One watch calls it. */
+void http_tick(struct http_server *s, uint64_t now_ns);
 
 #endif

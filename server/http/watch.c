@@ -400,7 +400,7 @@ static void tick(struct watch *w)
     w->tick_ns = now_ns;
     (void)reap(w);
     if (w->opt.keeps_time)
-        http_drain_tick(w->opt.server, now_ns);
+        http_tick(w->opt.server, now_ns);
     look_around(w, now_ns);
 }
 

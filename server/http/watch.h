@@ -29,7 +29,7 @@ struct watch;
 struct watch_options {
     uint32_t slots_max;                 /* sockets watched at a time */
     void (*resume)(struct exchange *x); /* transport: un-suspend; lock is held, x was parked */
-    bool keeps_time;                    /* one of them calls http_drain_tick */
+    bool keeps_time;                    /* one of them calls http_tick */
     struct http_server *server;
 };
 

@@ -73,6 +73,10 @@ void tokenizer_free(struct tokenizer *t);
 /* Highest id + 1, added tokens included. */
 uint32_t tokenizer_vocab_size(const struct tokenizer *t);
 
+/* The most bytes of text that one id can stand for; SIZE_MAX: nothing bounds them. So a text of
+ * more than n times as many has more than n ids, and need not be tokenized to know it. */
+size_t tokenizer_bytes_per_id_max(const struct tokenizer *t);
+
 /* tokenizer_encode - append the ids of text to out.
  * Without TOKENIZE_PARSE_SPECIAL, and always where the tokenizer splits special tokens, the text of
  * a special token is plain text, as `tokenizer.encode_special_tokens = True` does: the safe mode

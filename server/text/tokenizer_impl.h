@@ -33,6 +33,10 @@ struct tokenizer {
     struct vocab added_ids;               /* added content -> id */
     struct buf bytes;                     /* every token's bytes in a stream */
     const struct decode_step *lead_strip; /* a Strip of the start of the whole text, or NULL */
+    size_t bytes_per_id_max;
 };
+
+/* bound.c: fill in bytes_per_id_max; the last step of a load. */
+void tokenizer_set_bound(struct tokenizer *t);
 
 #endif

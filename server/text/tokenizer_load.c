@@ -238,7 +238,11 @@ static enum status load_all(struct tokenizer *t, const json_t *root,
         st = fill_info(t, err);
     if (!st)
         st = fill_bytes(t, err);
-    return st ? st : check_frame(t, err);
+    if (!st)
+        st = check_frame(t, err);
+    if (!st)
+        tokenizer_set_bound(t);
+    return st;
 }
 
 enum status tokenizer_load(struct tokenizer **out, const char *json, size_t len,

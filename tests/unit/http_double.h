@@ -400,6 +400,8 @@ __attribute__((unused)) static void world_init(struct world *w)
                                    .connections_max = 2048,
                                    .idle_timeout_s = 30,
                                    .stream_rest_ms = 40,
+                                   .header_timeout_s = 30,
+                                   .body_timeout_s = 60,
                                    .body_bytes_max = 1u << 20,
                                    .n_max = 8,
                                    .upload_bytes_max = 1ull << 30,

@@ -286,87 +286,6 @@ static void test_prompt_over_context_names_both_numbers(void **state)
     reply_fini(&r);
 }
 
-/* One request given as bytes: its status, and the body in *text if not NULL. */
-static int raw_status(const char *bytes, struct buf *text)
-{
-    int fd = client_connect(http_port(w.server));
-    client_send(fd, bytes, strlen(bytes));
-    struct reply r = client_read(fd);
-    if (text)
-        buf_puts(text, r.body.data);
-    reply_fini(&r);
-    return r.code;
-}
-
-#define BODY       "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":2}"
-#define BODY_BYTES "44"
-#define POST       "POST /v1/completions HTTP/1.1\r\nConnection: close\r\n"
-
-/* RFC 9112: what two readers could take for two different messages is refused. */
-static void test_framing_is_of_one_meaning(void **state)
-{
-    static const struct {
-        const char *bytes;
-        int code;
-    } cases[] = {
-        {POST "Host: localhost\r\nContent-Length: " BODY_BYTES "\r\n\r\n" BODY, 200},
-        {POST "Content-Length: " BODY_BYTES "\r\n\r\n" BODY, 400},
-        {POST "Host: localhost\r\nHost: localhost\r\nContent-Length: " BODY_BYTES "\r\n\r\n" BODY,
-         400},
-        {POST "Host: localhost\r\nContent-Length: " BODY_BYTES "\r\nContent-Length: 3\r\n\r\n" BODY,
-         400},
-        {POST "Host: localhost\r\nContent-Length: " BODY_BYTES "\r\nContent-Length: " BODY_BYTES
-              "\r\n\r\n" BODY,
-         200},
-        {POST "Host: localhost\r\nContent-Length : " BODY_BYTES "\r\n\r\n" BODY, 400},
-        {POST "Host: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-         400},
-        {POST "Host: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n2c\r\n" BODY "\r\n0\r\n\r\n",
-         200},
-        {POST "Host: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501},
-        {POST "Host: localhost\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", 400},
-        {POST "Host: localhost\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
-              "0\r\n\r\n",
-         400},
-        {"POST /v1/completions HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
-        {"POST /v1/completions HTTP/1.0\r\nContent-Length: " BODY_BYTES "\r\n\r\n" BODY, 200},
-        {POST
-         "Host: localhost\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x01",
-         415},
-        {POST "Host: localhost\r\nContent-Encoding: identity\r\nContent-Length: " BODY_BYTES
-              "\r\n\r\n" BODY,
-         200},
-        {"GET http://localhost:9/readyz?x=1 HTTP/1.1\r\nHost: localhost\r\nConnection: "
-         "close\r\n\r\n",
-         200},
-        {"GET HTTPS://localhost HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 404},
-        {"GET http:///readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 400}};
-    (void)state;
-    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
-        int code = raw_status(cases[i].bytes, NULL);
-        if (code != cases[i].code)
-            fail_msg("%s\n-> %d, expected %d", cases[i].bytes, code, cases[i].code);
-    }
-}
-
-/* A page may not drive a server without keys by naming it in an absolute target. */
-static void test_an_absolute_target_stands_for_the_host(void **state)
-{
-    (void)state;
-    struct buf text;
-    buf_init(&text, 4096);
-    assert_int_equal(raw_status("GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\n"
-                                "Origin: http://localhost\r\nConnection: close\r\n\r\n",
-                                NULL),
-                     403);
-    assert_int_equal(
-        raw_status(POST "Host: localhost\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\nx",
-                   &text),
-        415);
-    assert_non_null(strstr(text.data, "Content-Encoding 'br'"));
-    buf_fini(&text);
-}
-
 static void test_a_huge_body_is_refused_without_being_kept(void **state)
 {
     (void)state;
@@ -742,10 +661,10 @@ static void test_waiting_and_half_closed_is_not_idling_or_gone(void **state)
     own.opt.idle_timeout_s = 1;
     atomic_store(&own.engine.step_ms, 50);
     world_serve(&own);
-    for (int stream = 0; stream < 2; stream++) { /* 2.5 s of computing, idle timeout 1 s */
+    for (int stream = 0; stream < 2; stream++) { /* 3.5 s of computing, idle timeout 1 s */
         char body[160];
         snprintf(body, sizeof(body),
-                 "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":50,\"ignore_eos\":true,"
+                 "{\"model\":\"base\",\"prompt\":\"a\",\"max_tokens\":70,\"ignore_eos\":true,"
                  "\"stream\":%s}",
                  stream ? "true" : "false");
         int fd = client_connect(http_port(own.server));
@@ -758,7 +677,7 @@ static void test_waiting_and_half_closed_is_not_idling_or_gone(void **state)
         }
         struct reply r = client_read(fd);
         assert_int_equal(r.code, 200);
-        assert_non_null(strstr(r.body.data, stream ? "[DONE]" : "\"completion_tokens\":50"));
+        assert_non_null(strstr(r.body.data, stream ? "[DONE]" : "\"completion_tokens\":70"));
         reply_fini(&r);
     }
     world_fini(&own);
@@ -806,8 +725,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_echo_with_logprobs_is_what_lm_eval_reads),
         cmocka_unit_test(test_errors_are_openai_objects),
         cmocka_unit_test(test_prompt_over_context_names_both_numbers),
-        cmocka_unit_test(test_framing_is_of_one_meaning),
-        cmocka_unit_test(test_an_absolute_target_stands_for_the_host),
         cmocka_unit_test(test_a_huge_body_is_refused_without_being_kept),
         cmocka_unit_test(test_full_says_when_to_retry),
         cmocka_unit_test(test_a_failure_before_any_token_is_an_http_error),

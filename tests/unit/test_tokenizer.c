@@ -44,6 +44,8 @@ static void check_decode(const struct tokenizer *t, const json_t *row, const str
     buf_fini(&stream);
 }
 
+static uint32_t bounded_count; /* rows of tokenizers that bound the bytes of an id */
+
 static void check_row(const struct tokenizer *t, const json_t *row)
 {
     struct errtext err = ERRTEXT_INIT;
@@ -55,6 +57,11 @@ static void check_row(const struct tokenizer *t, const json_t *row)
         tokenizer_encode(t, json_string_value(text), json_string_length(text), flags, &ids, &err);
     if (st)
         fail_msg("'%s': %s", json_string_value(text), err.text);
+    size_t per_id = tokenizer_bytes_per_id_max(t);
+    bounded_count += per_id != SIZE_MAX;
+    if (per_id != SIZE_MAX && json_string_length(text) > ids.n * per_id)
+        fail_msg("'%s': %zu ids for more than %zu bytes each", json_string_value(text), ids.n,
+                 per_id);
     if (ids.n != json_array_size(want))
         fail_msg("'%s': %zu ids, want %zu", json_string_value(text), ids.n, json_array_size(want));
     for (size_t i = 0; i < ids.n; i++)
@@ -86,6 +93,7 @@ static void test_goldens(void **state)
         free(spec); /* lint: waive banned - jansson's memory */
         json_decref(golden);
     }
+    assert_true(bounded_count > 100);
 }
 
 static void test_refusals(void **state)
@@ -173,6 +181,8 @@ static void test_accessors(void **state)
     assert_int_equal(len, 5);
     assert_memory_equal(tokenizer_token_bytes(t, 1, &len), " b", 2);
     assert_int_equal(len, 2);
+    assert_int_equal(tokenizer_bytes_per_id_max(t),
+                     SIZE_MAX); /* what it does not know is dropped */
     assert_null(tokenizer_token_bytes(t, 5, &len));
     assert_null(tokenizer_token_bytes(t, 10, &len));
     assert_null(tokenizer_token_bytes(t, -1, &len));
