@@ -99,23 +99,41 @@ int32_t tokenizer_token_to_id(const struct tokenizer *t, const char *content);
 MUST_CHECK enum status tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n,
                                         bool skip_special, struct buf *out, struct errtext *err);
 
-/* Streaming: feed ids, get only complete UTF-8. The concatenation equals tokenizer_decode, except
- * inside a run of byte-fallback tokens that is not UTF-8: there the whole-text decoder replaces
- * the whole run, and a stream, which cannot take text back, only its bad bytes. */
+/* Streaming: feed ids, get only complete UTF-8. The concatenation equals tokenizer_decode.
+ *
+ * A run of byte-fallback tokens is text only if all of it is UTF-8; one bad byte, and each of its
+ * bytes is U+FFFD. So the characters of a run that goes on are `loose`: the last bytes given out,
+ * which the next step may take back. Whoever gives text away keeps those. */
 struct detok {
     const struct tokenizer *t;
     bool skip_special;
     bool started;   /* a token has been seen: first-token rules no longer apply */
     uint8_t n_tail; /* bytes of an incomplete character */
+    uint8_t n_old;  /* of these, bytes of earlier tokens */
     unsigned char tail[4];
     uint32_t strip_left; /* characters still to strip at the start of the text */
+    uint32_t run;        /* byte tokens in the run that has not ended */
+    uint32_t run_strip;  /* strip_left when it began */
+    uint32_t loose;
+    bool run_bad;
+    /* of the last step: bytes of earlier steps that are void, bytes it gave that earlier tokens
+     * made, whether it found the run bad */
+    uint32_t taken, lead;
+    bool spoiled;
 };
 
 void detok_init(struct detok *d, const struct tokenizer *t, bool skip_special);
 /* As detok_init, for text that continues a prompt: the first token keeps its leading space. */
 void detok_init_continued(struct detok *d, const struct tokenizer *t, bool skip_special);
+/* out holds the loose bytes at its end; what is taken back is taken from there. */
 void detok_push(struct detok *d, int32_t id, struct buf *out);
 /* Flush an incomplete tail as U+FFFD. */
 void detok_finish(struct detok *d, struct buf *out);
+/* detok_push for one who keeps no text: appends what is new; d->taken says what is void. */
+void detok_step(struct detok *d, int32_t id, struct buf *out);
+/* Whether id is a byte of a fallback run that d shows. */
+bool detok_is_byte(const struct detok *d, int32_t id);
+/* The most bytes that one step can give after `steps` of them. */
+size_t detok_step_bytes_max(const struct tokenizer *t, size_t steps);
 
 #endif

@@ -9,6 +9,9 @@
 
 #include "tests/unit/text_fixture.h"
 
+#define MARK "\xEF\xBF\xBD"
+#define EURO "\xE2\x82\xAC"
+
 struct stream {
     struct detok d;
     struct buf out;
@@ -95,9 +98,7 @@ static void test_byte_fallback(void **state)
     expect_push(&s, 2, "a a\xE2\x82\xAC");
     expect_push(&s, 0, "a a\xE2\x82\xAC");
     expect_push(&s, 1, "a a\xE2\x82\xAC");
-    expect_push(&s, 4,
-                "a a\xE2\x82\xAC\xEF\xBF\xBD\xEF\xBF\xBD"
-                "b"); /* one mark per byte */
+    expect_push(&s, 4, "a a" MARK MARK MARK MARK MARK "b"); /* all of the run, a mark per byte */
     buf_fini(&s.out);
     assert_memory_equal(tokenizer_token_bytes(t, 0, &len), "\xE2", 1);
     assert_memory_equal(tokenizer_token_bytes(t, 3, &len), " a", 2);
@@ -105,6 +106,52 @@ static void test_byte_fallback(void **state)
     detok_init_continued(&s.d, t, true);
     expect_push(&s, 3, " a"); /* after a prompt the blank stays */
     buf_fini(&s.out);
+    tokenizer_free(t);
+}
+
+/* All of a run is text, or none of it, as in the whole-text decoder: the rest is taken back. */
+static void test_a_run_of_bytes_is_text_or_marks(void **state)
+{
+    static const struct tiny_parts parts = {
+        .model = "{\"vocab\":{\"<0xE2>\":0,\"<0x82>\":1,\"<0xAC>\":2,\"\\u2581a\":3,\"b\":4,"
+                 "\"<0x20>\":5},\"merges\":[]}",
+        .added = "[{\"id\":6,\"content\":\"<e>\",\"special\":true}]",
+        .decoder = LLAMA_DECODER};
+    static const char *const runs[] = {"012",   "01201", "0120124", "012014",       "2012",
+                                       "5012",  "50124", "512",     "40162",        "4012600",
+                                       "01212", "555",   "0",       "301260126012", "31012"};
+    struct tokenizer *t = load(&parts);
+    (void)state;
+    struct stream s;
+    start(&s, t, true);
+    expect_push(&s, 0, "");
+    expect_push(&s, 1, "");
+    expect_push(&s, 2, EURO);
+    assert_int_equal(s.d.loose, 3);
+    expect_push(&s, 1, MARK MARK MARK MARK);
+    assert_int_equal(s.d.taken, 3);
+    assert_int_equal(s.d.lead, 9);
+    expect_push(&s, 0, MARK MARK MARK MARK MARK);
+    expect_push(&s, 4, MARK MARK MARK MARK MARK "b");
+    buf_fini(&s.out);
+    for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+        for (int skip = 0; skip < 2; skip++) {
+            int32_t ids[32];
+            size_t n = strlen(runs[i]);
+            struct buf whole;
+            buf_init(&whole, 1 << 10);
+            start(&s, t, skip);
+            for (size_t k = 0; k < n; k++) {
+                ids[k] = runs[i][k] - '0';
+                detok_push(&s.d, ids[k], &s.out);
+            }
+            detok_finish(&s.d, &s.out);
+            assert_int_equal(tokenizer_decode(t, ids, n, skip, &whole, NULL), STATUS_OK);
+            assert_string_equal(s.out.data, whole.data ? whole.data : "");
+            buf_fini(&whole);
+            buf_fini(&s.out);
+        }
+    }
     tokenizer_free(t);
 }
 
@@ -148,6 +195,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_byte_level), cmocka_unit_test(test_byte_fallback),
+        cmocka_unit_test(test_a_run_of_bytes_is_text_or_marks),
         cmocka_unit_test(test_first_token_rules), cmocka_unit_test(test_refused_decoder)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
