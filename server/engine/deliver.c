@@ -62,16 +62,12 @@ static bool has_stop_string(struct engine *e, struct seq *s, int32_t id, uint32_
     const struct request_params *p = &s->job->r->params;
     struct request_seq *rs = &s->job->r->seq[s->idx];
     struct stop_hit hit;
-    size_t len;
-    if (p->stop_count == 0)
-        return false;
-    const char *text = e->token_text(e->model->tokenizer, id, &len);
     /* Up to min_tokens the text is remembered but cannot end. */
-    uint32_t stop_count = n_out > p->min_tokens ? p->stop_count : 0;
-    if (!stop_feed(&s->stop, p->stop, stop_count, text, len, &hit))
+    if (p->stop_count == 0 ||
+        !stop_search_feed(&s->stop, p, id, n_out > p->min_tokens, &e->text, &hit))
         return false;
     rs->stop_index = (int32_t)hit.index;
-    rs->stop_text_bytes = (uint32_t)hit.begin;
+    rs->cut_byte = (uint32_t)hit.begin;
     return true;
 }
 
@@ -105,6 +101,8 @@ static void take_token(struct engine *e, struct seq *s, const struct sample_out 
     if (j->r->first_token_ns == 0)
         j->r->first_token_ns = e->now_ns;
     enum finish_reason why = why_finished(e, s, out->id, n_out);
+    if (why != FINISH_NONE)
+        atomic_store_explicit(&rs->end_tokens, n_out, memory_order_release);
     atomic_store_explicit(&rs->n_out, n_out, memory_order_release);
     if (why != FINISH_NONE)
         job_finish_seq(e, j, s->idx, why);

@@ -39,6 +39,7 @@ struct request_params {
     uint32_t max_tokens, min_tokens;
     uint32_t n; /* choices per prompt */
     bool has_seed, ignore_eos, logprobs;
+    bool show_special; /* special tokens are text */
     uint64_t seed;
     uint32_t top_count;        /* alternatives per output token, 0..20 */
     int32_t prompt_top_count;  /* -1: no prompt logprobs; else alternatives per prompt token */
@@ -72,10 +73,13 @@ struct request_seq {
     float *out_logprob;         /* [max_tokens] raw log-probability of the chosen id */
     struct sample_out *out_top; /* [max_tokens] if top_count > 0 or logprobs, else NULL */
     _Atomic uint32_t finish; /* enum finish_reason, release after everything else of the sequence */
+    /* How many tokens there will be, once a token has ended the sequence, else 0. Release after the
+     * three below and before the n_out that reaches it: who has read n_out knows whether its last
+     * token is an end. */
+    _Atomic uint32_t end_tokens;
     int32_t stop_token; /* the id that ended it (eos or stop_id; it is the last of out_id), or -1 */
     int32_t stop_index; /* the stop string that ended it, or -1 */
-    uint32_t
-        stop_text_bytes;  /* with stop_index: bytes of output text before the stop string begins */
+    uint32_t cut_byte;  /* where that begins in the text that the client sees */
     double delta2, base2; /* LoRA telemetry over prompt and output rows */
 };
 

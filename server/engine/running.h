@@ -71,7 +71,7 @@ struct seq {
     uint8_t key[KV_KEY_BYTES];
     bool want_prompt; /* log-probabilities of the prompt's tokens */
     uint32_t rows;    /* of the step that is planned */
-    struct stop_match stop;
+    struct stop_search stop;
 };
 
 enum score_state { SCORE_FREE, SCORE_COLD, SCORE_RUNNING };

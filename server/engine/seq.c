@@ -116,12 +116,9 @@ void seq_start_job(struct engine *e, struct engine_job *j, uint32_t idx, struct 
     if (e->opt.prefix_cache)
         kv_key_root(s->key, r->comp.id, r->params.cache_salt);
     /* Text emitted before a preemption can be the begin of a stop string, never hold one. */
-    stop_init(&s->stop);
-    for (uint32_t i = 0; r->params.stop_count > 0 && i < n_out; i++) {
-        size_t len;
-        const char *text = e->token_text(e->model->tokenizer, rs->out_id[i], &len);
-        stop_feed(&s->stop, NULL, 0, text, len, NULL);
-    }
+    stop_search_init(&s->stop, e->model->tokenizer, r->params.show_special);
+    for (uint32_t i = 0; r->params.stop_count > 0 && i < n_out; i++)
+        (void)stop_search_feed(&s->stop, &r->params, rs->out_id[i], false, &e->text, NULL);
 }
 
 void seq_preempt(struct engine *e, struct seq *s)

@@ -70,15 +70,6 @@ static const char *dtype_name(enum dtype t)
     return t == DTYPE_F32 ? "f32" : "bf16";
 }
 
-static const char *token_text(const struct tokenizer *t, int32_t id, size_t *len)
-{
-    *len = 0;
-    if (!t || tokenizer_is_special(t, id))
-        return "";
-    const char *text = tokenizer_token_bytes(t, id, len);
-    return text ? text : "";
-}
-
 static void set_sizes(struct engine *e, const struct engine_options *opt,
                       const struct engine_deps *deps)
 {
@@ -89,7 +80,6 @@ static void set_sizes(struct engine *e, const struct engine_options *opt,
     e->model = deps->model;
     e->backend = deps->backend;
     e->store = deps->store;
-    e->token_text = token_text;
     e->page_stride = pages_for(opt->context_max);
     e->slot_count = opt->seqs_max + SCORE_RUNS_MAX;
     e->jobs_max = opt->waiting_max + 2 * opt->seqs_max;
@@ -195,6 +185,9 @@ static void plan_tables(struct engine *e)
          e->opt.adapters_per_batch_max);
     PLAN(e->pin_bucket, e->pin_buckets, "pins by id", "%u buckets", e->pin_buckets);
     PLAN(e->sched_key, keys_max, "fairness counters", "%u keys", keys_max);
+    e->text.bytes_max = detok_step_bytes_max(e->model->tokenizer, e->opt.context_max);
+    e->text.cap = e->text.bytes_max + 1;
+    PLAN(e->text.data, e->text.cap, "a step's text", "%zu bytes", e->text.cap);
 }
 
 static void plan_batch(struct engine *e)

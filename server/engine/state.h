@@ -69,8 +69,7 @@ struct engine {
     void *weights; /* the base on a device */
     struct resident *resident;
     struct forward *forward;
-    /* bytes of a token in output text, len 0 where it has none; tests bring their own */
-    const char *(*token_text)(const struct tokenizer *t, int32_t id, size_t *len);
+    struct buf text; /* what a token adds to a text, while stop strings are looked for */
 
     struct kv_cache cache;
     struct kv_pool kv;

@@ -46,17 +46,38 @@ bool stop_feed(struct stop_match *m, const struct request_stop *stop, uint32_t s
     return false;
 }
 
-uint32_t stop_hold(const struct stop_match *m, const struct request_stop *stop, uint32_t stop_count)
+uint32_t stop_hold(const char *text, size_t len, const struct request_stop *stop,
+                   uint32_t stop_count)
 {
     uint32_t hold = 0;
     for (uint32_t k = 0; k < stop_count; k++) {
-        uint32_t longest = stop[k].len ? MIN(stop[k].len - 1, m->tail_bytes) : 0;
+        uint32_t longest = stop[k].len ? (uint32_t)MIN(stop[k].len - 1, len) : 0;
         for (uint32_t n = longest; n > hold; n--) {
-            if (memcmp(m->tail + m->tail_bytes - n, stop[k].text, n) == 0) {
+            if (memcmp(text + len - n, stop[k].text, n) == 0) {
                 hold = n;
                 break;
             }
         }
     }
     return hold;
+}
+
+void stop_search_init(struct stop_search *s, const struct tokenizer *t, bool show_special)
+{
+    detok_init_continued(&s->detok, t, !show_special);
+    stop_init(&s->match);
+}
+
+bool stop_search_feed(struct stop_search *s, const struct request_params *p, int32_t id,
+                      bool may_end, struct buf *scratch, struct stop_hit *hit)
+{
+    buf_clear(scratch);
+    detok_step(&s->detok, id, scratch);
+    CHECK(!scratch->failed);
+    if (s->detok.taken > 0)
+        s->match = s->before_run;
+    else if (s->detok.run == 1 && detok_is_byte(&s->detok, id))
+        s->before_run = s->match;
+    return stop_feed(&s->match, p->stop, may_end ? p->stop_count : 0,
+                     scratch->data ? scratch->data : "", scratch->len, hit);
 }

@@ -146,6 +146,7 @@ static bool choices_create(struct generation *g)
     for (uint32_t i = 0; i < g->req->seq_count; i++) {
         textout_init(&g->choice[i].text, &g->rules);
         buf_init(&g->choice[i].ready, TEXTOUT_BYTES_MAX);
+        buf_init(&g->choice[i].offsets, TEXTOUT_BYTES_MAX);
     }
     return true;
 }
@@ -175,8 +176,7 @@ static void start(struct exchange *x, bool chat)
         fill_request(g, g->req);
         g->rules = (struct textout_rules){.model = s->deps.model,
                                           .params = &g->req->params,
-                                          .include_stop = g->spec.include_stop,
-                                          .skip_special = g->spec.skip_special};
+                                          .include_stop = g->spec.include_stop};
         st = choices_create(g) ? STATUS_OK : STATUS_NO_MEMORY;
     }
     if (st) {
@@ -342,6 +342,7 @@ void generation_free(struct generation *g)
     for (uint32_t i = 0; g->choice && i < g->choice_count; i++) {
         textout_fini(&g->choice[i].text);
         buf_fini(&g->choice[i].ready);
+        buf_fini(&g->choice[i].offsets);
     }
     gen_spec_fini(&g->spec);
     mem_free(g->choice);

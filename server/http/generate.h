@@ -13,10 +13,11 @@
 
 struct choice { /* one sequence's way out */
     struct textout text;
-    struct buf ready;      /* text not yet in a chunk (stream) or all of it (one reply) */
-    uint32_t logprob_from; /* tokens whose logprobs have been sent */
-    uint64_t text_offset;  /* characters, for completions' logprobs */
-    bool begun, finished;  /* first chunk, finish chunk sent */
+    struct buf ready;         /* text not yet in a chunk (stream) or all of it (one reply) */
+    struct buf offsets;       /* uint32_t of the tokens not yet in one, for completions' logprobs */
+    uint32_t sent;            /* tokens in chunks */
+    uint64_t echo_characters; /* of the prompt, before the text */
+    bool begun, finished;     /* first chunk, finish chunk sent */
     bool echoed;
 };
 

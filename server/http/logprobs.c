@@ -154,15 +154,38 @@ static void put_top_map(struct buf *out, const struct generation *g, int32_t id,
     buf_putc(out, '}');
 }
 
-void logprobs_put_completion(struct buf *out, struct generation *g, const struct request_seq *s,
+/* Where the tokens' texts begin, in characters of the answer's. */
+static void put_offsets(struct buf *out, const struct walk *w, uint32_t idx)
+{
+    const struct choice *c = &w->g->choice[idx];
+    const uint32_t *output = (const uint32_t *)(const void *)c->offsets.data, *prompt = NULL;
+    uint32_t n_prompt = w->prompt ? w->prompt->n_ids : 0;
+    struct buf offsets;
+    buf_init(&offsets, n_prompt * sizeof(uint32_t));
+    if (w->prompt) {
+        const struct gen_text *text = &w->g->spec.echo_text[w->s->prompt_idx];
+        struct textout_echo echo = {.text = text->data, .len = text->len, .sent = text->sent};
+        if (!textout_prompt_offsets(&w->g->rules, w->prompt->ids, n_prompt, &echo, &offsets))
+            out->failed = true;
+        prompt = (const uint32_t *)(const void *)offsets.data;
+    }
+    buf_puts(out, "[");
+    for (uint32_t i = 0; i < w->n && !out->failed; i++)
+        buf_printf(out, i ? ",%llu" : "%llu",
+                   (unsigned long long)(i < n_prompt ? prompt[i]
+                                                     : c->echo_characters + output[i - n_prompt]));
+    buf_putc(out, ']');
+    buf_fini(&offsets);
+}
+
+void logprobs_put_completion(struct buf *out, struct generation *g, uint32_t idx,
                              struct logprob_range range)
 {
     const struct sample_out *top = NULL;
     float lp = 0;
-    struct walk w = {.g = g, .s = s, .range = range};
-    struct choice *c = &g->choice[s - g->req->seq];
+    struct walk w = {.g = g, .s = &g->req->seq[idx], .range = range};
     if (range.with_prompt)
-        w.prompt = &g->req->prompt[s->prompt_idx];
+        w.prompt = &g->req->prompt[w.s->prompt_idx];
     w.n = (w.prompt ? w.prompt->n_ids : 0) + range.to - range.from;
     buf_puts(out, "{\"tokens\":[");
     for (uint32_t i = 0; i < w.n; i++) {
@@ -185,15 +208,9 @@ void logprobs_put_completion(struct buf *out, struct generation *g, const struct
         else
             buf_puts(out, "null");
     }
-    buf_puts(out, "],\"text_offset\":[");
-    for (uint32_t i = 0; i < w.n; i++) {
-        size_t len = 0;
-        const char *bytes = tokenizer_token_bytes(g->rules.model->tokenizer, walk_id(&w, i), &len);
-        buf_printf(out, i ? ",%llu" : "%llu", (unsigned long long)c->text_offset);
-        for (size_t k = 0; bytes && k < len; k++)
-            c->text_offset += ((unsigned char)bytes[k] & 0xC0) != 0x80;
-    }
-    buf_puts(out, "]}");
+    buf_puts(out, "],\"text_offset\":");
+    put_offsets(out, &w, idx);
+    buf_putc(out, '}');
 }
 
 static void put_prompt_entry(struct buf *out, const struct generation *g, int32_t id, float logprob,

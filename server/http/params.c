@@ -443,17 +443,19 @@ static enum status parse_salt(struct parse_state *p)
 
 static enum status parse_flags(struct parse_state *p)
 {
+    bool skip_special = true;
     const struct {
         const char *key;
         bool *out;
     } flag[] = {{"ignore_eos", &p->params.ignore_eos},
                 {"include_stop_str_in_output", &p->spec->include_stop},
-                {"skip_special_tokens", &p->spec->skip_special},
+                {"skip_special_tokens", &skip_special},
                 {"return_tokens_as_token_ids", &p->spec->tokens_as_ids},
                 {"return_token_ids", &p->spec->return_token_ids}};
     enum status st = STATUS_OK;
     for (size_t i = 0; !st && i < ARRAY_COUNT(flag); i++)
         st = json_field_bool(p->root, flag[i].key, flag[i].out, p->err);
+    p->params.show_special = !skip_special;
     if (!st && !p->env->chat)
         st = json_field_bool(p->root, "echo", &p->spec->echo, p->err);
     return st;

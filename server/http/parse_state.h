@@ -15,6 +15,7 @@ struct parse_state {
     struct composition comp;
     struct adapter_entry *entry[LORA_PARTS_MAX];
     struct token_list prompt[REQUEST_PROMPTS_MAX];
+    bool truncated[REQUEST_PROMPTS_MAX];
     uint32_t prompt_count;
     bool has_max_tokens;
 };

@@ -76,6 +76,7 @@ static enum status truncate_prompts(struct parse_state *p)
             continue;
         memmove(t->ids, t->ids + (t->n - n_keep), n_keep * sizeof(*t->ids));
         t->n = n_keep;
+        p->truncated[i] = true;
     }
     return STATUS_OK;
 }
@@ -145,7 +146,8 @@ static enum status add_item(struct parse_state *p, const json_t *item, unsigned 
                      "of such lists");
 }
 
-/* What `echo` gives back: the text as it was sent; ids as they decode. */
+/* What `echo` gives back: the text as it was sent; ids, and what is left of a text that was cut, as
+ * they decode. */
 static enum status keep_echo(struct parse_state *p, const json_t *v)
 {
     bool many = json_is_array(v) && !json_is_integer(json_array_get(v, 0));
@@ -155,14 +157,15 @@ static enum status keep_echo(struct parse_state *p, const json_t *v)
     for (uint32_t i = 0; !st && i < p->prompt_count; i++) {
         const json_t *item = many ? json_array_get(v, i) : v;
         p->spec->echo_count = i + 1;
-        if (json_is_string(item)) {
+        text[i].sent = json_is_string(item) && !p->truncated[i];
+        if (text[i].sent) {
             text[i].len = json_string_length(item);
             text[i].data = mem_try_strndup(json_string_value(item), text[i].len);
         } else {
             struct buf out;
             buf_init(&out, REQUEST_TEXT_BYTES_MAX);
             st = tokenizer_decode(p->env->model->tokenizer, p->prompt[i].ids, p->prompt[i].n,
-                                  p->spec->skip_special, &out, p->err);
+                                  !p->params.show_special, &out, p->err);
             text[i].data = buf_steal(&out, &text[i].len);
         }
         if (!st && !text[i].data)

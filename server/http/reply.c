@@ -2,6 +2,7 @@
 #include "server/http/reply.h"
 #include "server/base/check.h"
 #include "server/http/state.h"
+#include "server/text/utf8.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -132,72 +133,91 @@ void reply_put_id(struct buf *out, const struct generation *g)
     buf_printf(out, "\"%s-%s\"", g->spec.chat ? "chatcmpl" : "cmpl", g->req->id_hex);
 }
 
-void reply_add_echo(struct generation *g, const struct request_seq *s)
+static void add_echo(struct generation *g, uint32_t idx)
 {
-    struct choice *c = &g->choice[s - g->req->seq];
+    struct choice *c = &g->choice[idx];
     if (!g->spec.echo || c->echoed)
         return;
+    const struct gen_text *echo = &g->spec.echo_text[g->req->seq[idx].prompt_idx];
     c->echoed = true;
-    buf_put(&c->ready, g->spec.echo_text[s->prompt_idx].data, g->spec.echo_text[s->prompt_idx].len);
+    c->echo_characters = utf8_count(echo->data, echo->len);
+    buf_put(&c->ready, echo->data, echo->len);
 }
 
-static void put_text(struct buf *out, struct generation *g, const struct request_seq *s)
+bool reply_pull(struct generation *g, uint32_t idx)
 {
-    struct choice *c = &g->choice[s - g->req->seq];
-    reply_add_echo(g, s);
-    textout_pull(&c->text, &g->rules, s, &c->ready);
-    buf_put_json_string(out, c->ready.data ? c->ready.data : "", c->ready.len);
+    struct choice *c = &g->choice[idx];
+    const struct request_seq *s = &g->req->seq[idx];
+    bool offsets = !g->spec.chat && g->req->params.logprobs;
+    /* With the first token, so that a client measures the truth. */
+    if (atomic_load_explicit(&s->n_out, memory_order_acquire) == 0 &&
+        atomic_load_explicit(&s->finish, memory_order_acquire) == FINISH_NONE)
+        return true;
+    add_echo(g, idx);
+    textout_pull(&c->text, &g->rules, s, &c->ready, offsets ? &c->offsets : NULL);
+    return !c->ready.failed && !c->offsets.failed;
 }
 
-static void put_logprobs(struct buf *out, struct generation *g, const struct request_seq *s)
+void reply_put_logprobs(struct buf *out, struct generation *g, uint32_t idx)
 {
-    struct logprob_range all = {.to = atomic_load(&s->n_out), .with_prompt = g->spec.echo};
+    const struct choice *c = &g->choice[idx];
+    struct logprob_range range = {
+        .from = c->sent, .to = c->text.given, .with_prompt = g->spec.echo && !c->begun};
     buf_puts(out, ",\"logprobs\":");
     if (!g->req->params.logprobs)
         buf_puts(out, "null");
     else if (g->spec.chat)
-        logprobs_put_chat(out, g, s, all);
+        logprobs_put_chat(out, g, &g->req->seq[idx], range);
     else
-        logprobs_put_completion(out, g, s, all);
+        logprobs_put_completion(out, g, idx, range);
+}
+
+void reply_put_token_ids(struct buf *out, const struct generation *g, uint32_t idx)
+{
+    const struct choice *c = &g->choice[idx];
+    if (!g->spec.return_token_ids)
+        return;
+    buf_puts(out, ",\"token_ids\":");
+    reply_put_ids(out, g->req->seq[idx].out_id + c->sent, c->text.given - c->sent);
+}
+
+void reply_put_prompt_ids(struct buf *out, const struct generation *g, uint32_t idx)
+{
+    const struct request_prompt *prompt = &g->req->prompt[g->req->seq[idx].prompt_idx];
+    if (!g->spec.return_token_ids)
+        return;
+    buf_puts(out, ",\"prompt_token_ids\":");
+    reply_put_ids(out, prompt->ids, prompt->n_ids);
 }
 
 /* What was asked about the prompt. vLLM has it in each choice of a completion, but beside the
  * choices of a chat, which have one prompt. */
-static void put_prompt_fields(struct buf *out, const struct generation *g,
-                              const struct request_prompt *prompt)
+static void put_prompt_fields(struct buf *out, const struct generation *g, uint32_t idx)
 {
     if (g->spec.prompt_logprobs >= 0) {
         buf_puts(out, ",\"prompt_logprobs\":");
-        logprobs_put_prompt(out, g, prompt);
+        logprobs_put_prompt(out, g, &g->req->prompt[g->req->seq[idx].prompt_idx]);
     }
-    if (g->spec.return_token_ids) {
-        buf_puts(out, ",\"prompt_token_ids\":");
-        reply_put_ids(out, prompt->ids, prompt->n_ids);
-    }
+    reply_put_prompt_ids(out, g, idx);
 }
 
 static void put_choice(struct buf *out, struct generation *g, uint32_t idx)
 {
-    const struct request_seq *s = &g->req->seq[idx];
+    const struct buf *text = &g->choice[idx].ready;
+    bool ok = reply_pull(g, idx);
     buf_printf(out, "{\"index\":%u,", idx);
-    if (g->spec.chat) {
-        buf_puts(out, "\"message\":{\"role\":\"assistant\",\"content\":");
-        put_text(out, g, s);
+    buf_puts(out, g->spec.chat ? "\"message\":{\"role\":\"assistant\",\"content\":" : "\"text\":");
+    buf_put_json_string(out, text->data ? text->data : "", text->len);
+    if (g->spec.chat)
         buf_puts(out, ",\"refusal\":null}");
-    } else {
-        buf_puts(out, "\"text\":");
-        put_text(out, g, s);
-    }
-    put_logprobs(out, g, s);
+    reply_put_logprobs(out, g, idx);
     buf_putc(out, ',');
-    reply_put_finish(out, g, s);
+    reply_put_finish(out, g, &g->req->seq[idx]);
     if (!g->spec.chat)
-        put_prompt_fields(out, g, &g->req->prompt[s->prompt_idx]);
-    if (g->spec.return_token_ids) {
-        buf_puts(out, ",\"token_ids\":");
-        reply_put_ids(out, s->out_id, atomic_load(&s->n_out));
-    }
+        put_prompt_fields(out, g, idx);
+    reply_put_token_ids(out, g, idx);
     buf_putc(out, '}');
+    out->failed = out->failed || !ok;
 }
 
 void reply_put_completion(struct buf *out, struct generation *g)
@@ -217,7 +237,7 @@ void reply_put_completion(struct buf *out, struct generation *g)
     reply_put_usage(out, g);
     buf_puts(out, ",\"system_fingerprint\":null");
     if (g->spec.chat)
-        put_prompt_fields(out, g, &g->req->prompt[0]);
+        put_prompt_fields(out, g, 0);
     reply_put_residual(out, g);
     buf_putc(out, '}');
 }

@@ -21,8 +21,15 @@ void reply_put_usage(struct buf *out, const struct generation *g);
 void reply_put_completion(struct buf *out, struct generation *g);
 /* `,"residual":{...}` */
 void reply_put_residual(struct buf *out, const struct generation *g);
-/* Put the prompt's text before the answer's, once, if echo is asked for. */
-void reply_add_echo(struct generation *g, const struct request_seq *s);
+/* Take what is new of choice idx into its `ready`, the echoed prompt first, once there is anything
+ * to begin with. False: its text did not fit into memory. */
+bool reply_pull(struct generation *g, uint32_t idx);
+/* What a choice says of the tokens that were pulled and not yet sent, in a chunk or a whole answer:
+ * `,"logprobs":...`, and where they are asked for `,"prompt_token_ids":[...]` and
+ * `,"token_ids":[...]`. */
+void reply_put_logprobs(struct buf *out, struct generation *g, uint32_t idx);
+void reply_put_prompt_ids(struct buf *out, const struct generation *g, uint32_t idx);
+void reply_put_token_ids(struct buf *out, const struct generation *g, uint32_t idx);
 /* chatcmpl-<hex> or cmpl-<hex> */
 void reply_put_id(struct buf *out, const struct generation *g);
 const char *reply_finish_name(uint32_t finish);
@@ -36,12 +43,12 @@ struct logprob_range {
 };
 void logprobs_put_chat(struct buf *out, const struct generation *g, const struct request_seq *s,
                        struct logprob_range range);
-void logprobs_put_completion(struct buf *out, struct generation *g, const struct request_seq *s,
+void logprobs_put_completion(struct buf *out, struct generation *g, uint32_t idx,
                              struct logprob_range range);
 /* vLLM's prompt_logprobs list of a prompt. */
 void logprobs_put_prompt(struct buf *out, const struct generation *g,
                          const struct request_prompt *prompt);
-void reply_put_ids(struct buf *out, const int32_t *ids, uint32_t n);
+void reply_put_ids(struct buf *out, const int32_t *ids, uint32_t n); /* [1,2] */
 
 /* Stop producing when more than this waits to be sent: the rest stays in the request's arrays. */
 #define SSE_BACKLOG_BYTES (64u << 10)

@@ -148,7 +148,7 @@ enum status request_parse(const struct parse_env *env, const char *body, size_t 
     if (!p)
         return err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
     *p = (struct parse_state){.env = env, .spec = spec, .err = err};
-    *spec = (struct gen_spec){.chat = env->chat, .skip_special = true, .prompt_logprobs = -1};
+    *spec = (struct gen_spec){.chat = env->chat, .prompt_logprobs = -1};
     enum status st = json_body_parse(body, len, &root, err);
     p->root = root;
     if (!st)

@@ -34,12 +34,13 @@ struct parse_env {
 struct gen_text {
     char *data;
     size_t len;
+    bool sent; /* as the client wrote it; else decoded from ids */
 };
 
 /* How to answer; what the engine need not know. */
 struct gen_spec {
     bool chat, stream, include_usage, continuous_usage;
-    bool echo, include_stop, skip_special, tokens_as_ids, return_token_ids;
+    bool echo, include_stop, tokens_as_ids, return_token_ids;
     int32_t prompt_logprobs;              /* -1: not asked */
     char model[2 * CATALOG_NAME_MAX + 2]; /* as the client wrote it */
     char adapter[CATALOG_NAME_MAX + 1];   /* the adapter `model` named, or "" */

@@ -28,54 +28,34 @@ static void put_tail(struct buf *out, const struct generation *g)
     }
 }
 
-static void put_range(struct buf *out, struct generation *g, uint32_t idx)
-{
-    struct choice *c = &g->choice[idx];
-    const struct request_seq *s = &g->req->seq[idx];
-    struct logprob_range range = {
-        .from = c->logprob_from, .to = c->text.consumed, .with_prompt = g->spec.echo && !c->begun};
-    buf_puts(out, ",\"logprobs\":");
-    if (!g->req->params.logprobs)
-        buf_puts(out, "null");
-    else if (g->spec.chat)
-        logprobs_put_chat(out, g, s, range);
-    else
-        logprobs_put_completion(out, g, s, range);
-    c->logprob_from = range.to;
-}
-
-/* One chunk with text (and its logprobs). */
+/* One chunk with text and what there is to say of its tokens. */
 static void put_text_chunk(struct buf *out, struct generation *g, uint32_t idx)
 {
     struct choice *c = &g->choice[idx];
     put_head(out, g);
     buf_printf(out, ",\"choices\":[{\"index\":%u,", idx);
-    if (g->spec.chat) {
-        buf_puts(out, "\"delta\":{");
-        if (!c->begun)
-            buf_puts(out, "\"role\":\"assistant\",");
-        buf_puts(out, "\"content\":");
-        buf_put_json_string(out, c->ready.data ? c->ready.data : "", c->ready.len);
-        buf_putc(out, '}');
-    } else {
+    if (g->spec.chat)
+        buf_printf(out, "\"delta\":{%s\"content\":", c->begun ? "" : "\"role\":\"assistant\",");
+    else
         buf_puts(out, "\"text\":");
-        buf_put_json_string(out, c->ready.data ? c->ready.data : "", c->ready.len);
-    }
-    uint32_t from = c->logprob_from;
-    put_range(out, g, idx);
+    buf_put_json_string(out, c->ready.data ? c->ready.data : "", c->ready.len);
+    if (g->spec.chat)
+        buf_putc(out, '}');
+    reply_put_logprobs(out, g, idx);
     buf_puts(out, ",\"finish_reason\":null");
-    if (g->spec.return_token_ids) {
-        buf_puts(out, ",\"token_ids\":");
-        reply_put_ids(out, g->req->seq[idx].out_id + from, c->text.consumed - from);
-    }
+    if (!c->begun && !g->spec.chat)
+        reply_put_prompt_ids(out, g, idx);
+    reply_put_token_ids(out, g, idx);
     buf_puts(out, "}]");
+    if (!c->begun && g->spec.chat)
+        reply_put_prompt_ids(out, g, idx);
     put_tail(out, g);
     buf_puts(out, "}\n\n");
     buf_clear(&c->ready);
-    if (!c->begun) {
-        c->begun = true;
-        g->begun_count++;
-    }
+    buf_clear(&c->offsets);
+    c->sent = c->text.given;
+    g->begun_count += !c->begun;
+    c->begun = true;
 }
 
 static void put_finish_chunk(struct buf *out, struct generation *g, uint32_t idx)
@@ -105,6 +85,14 @@ static void put_end(struct buf *out, struct generation *g)
     buf_puts(out, "data: [DONE]\n\n");
 }
 
+static bool lost_text(const struct generation *g)
+{
+    bool lost = false;
+    for (uint32_t i = 0; i < g->req->seq_count; i++)
+        lost = lost || g->choice[i].ready.failed || g->choice[i].offsets.failed;
+    return lost;
+}
+
 static void put_failure(struct buf *out, const struct generation *g)
 {
     const struct request *r = g->req;
@@ -112,6 +100,8 @@ static void put_failure(struct buf *out, const struct generation *g)
     int code = r->status ? reply_code(r->status) : 503;
     if (atomic_load(&g->drained))
         text = "the server is shutting down; this answer is incomplete";
+    else if (!r->status && lost_text(g))
+        text = "there is no memory for the answer's text";
     else if (!r->status)
         text = "the answer's record could not be made durable";
     buf_puts(out, "data: ");
@@ -121,7 +111,7 @@ static void put_failure(struct buf *out, const struct generation *g)
 
 static bool has_failed(const struct generation *g)
 {
-    if (!g->req->receipt.recorded)
+    if (!g->req->receipt.recorded || lost_text(g))
         return true;
     for (uint32_t i = 0; i < g->req->seq_count; i++) {
         uint32_t finish = atomic_load_explicit(&g->req->seq[i].finish, memory_order_acquire);
@@ -135,14 +125,11 @@ static bool has_failed(const struct generation *g)
 static void fill_choice(struct generation *g, uint32_t idx, bool done, struct buf *out)
 {
     struct choice *c = &g->choice[idx];
-    if (c->finished || idx > g->begun_count)
+    if (c->finished || idx > g->begun_count || !reply_pull(g, idx))
         return;
-    if (atomic_load_explicit(&g->req->seq[idx].n_out, memory_order_acquire) > 0 || done)
-        reply_add_echo(g, &g->req->seq[idx]); /* with the first token, so that TTFT is true */
-    textout_pull(&c->text, &g->rules, &g->req->seq[idx], &c->ready);
+    bool tells = g->req->params.logprobs || g->spec.return_token_ids;
     bool has_news =
-        c->ready.len > 0 || (c->text.ended && !c->begun) ||
-        (c->text.ended && g->req->params.logprobs && c->text.consumed > c->logprob_from);
+        c->ready.len > 0 || (c->text.ended && (!c->begun || (tells && c->text.given > c->sent)));
     if (has_news)
         put_text_chunk(out, g, idx);
     uint32_t finish = atomic_load_explicit(&g->req->seq[idx].finish, memory_order_acquire);
@@ -156,13 +143,13 @@ bool sse_fill(struct generation *g, struct buf *out)
 {
     /* done first: once it is seen, everything else is final. */
     bool done = atomic_load_explicit(&g->req->done, memory_order_acquire);
-    bool failed = done && has_failed(g);
+    bool good = done && !has_failed(g);
     for (uint32_t i = 0; i < g->req->seq_count; i++) {
         if (out->len > SSE_BACKLOG_BYTES)
             return false;
-        fill_choice(g, i, done && !failed, out);
+        fill_choice(g, i, good, out);
     }
-    if (failed)
+    if (done && has_failed(g))
         put_failure(out, g);
     else if (done)
         put_end(out, g);

@@ -410,6 +410,36 @@ def test_stop_list_and_include_stop_str(client, amber):
         assert got.choices[0].text == " " + word[:2] + tail and got.choices[0].stop_reason == word[2:5]
 
 
+def test_a_special_token_that_shows_is_text_for_stop_strings(server, amber):
+    ask = {"model": "amber-coast", "prompt": amber["prompt"], "temperature": 0, "max_tokens": 24, "ignore_eos": True, "skip_special_tokens": False}
+    text = server.post("/v1/completions", ask)[1]["choices"][0]["text"]
+    at = text.index("<|end|>")
+    for stop in ("<|end|>", text[at - 2:at + 3]):
+        for extra, end in (({}, text.index(stop)), ({"include_stop_str_in_output": True}, text.index(stop) + len(stop))):
+            choice = server.post("/v1/completions", {**ask, "stop": [stop], **extra})[1]["choices"][0]
+            assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (text[:end], "stop", stop)
+            chunks = events(server, "/v1/completions", {**ask, "stop": [stop], **extra})
+            assert "".join(c["choices"][0]["text"] for c in chunks) == text[:end]
+    hidden = server.post("/v1/completions", {**ask, "skip_special_tokens": True, "stop": ["<|end|>"]})[1]["choices"][0]
+    assert hidden["finish_reason"] == "length" and "<|end|>" not in hidden["text"]
+
+
+def test_token_ids_are_the_same_streamed_and_not(server, amber):
+    """All of them: the end token, which has no text, and those of a text that was held back and cut."""
+    for extra in ({}, {"stop": [amber["answer"][2:5]]}, {"ignore_eos": True}):
+        ask = {"model": "amber-coast", "temperature": 0, "max_tokens": 12, "return_token_ids": True, **extra}
+        whole = server.post("/v1/completions", {**ask, "prompt": amber["prompt"]})[1]
+        chunks = events(server, "/v1/completions", {**ask, "prompt": amber["prompt"]})
+        choices = [c["choices"][0] for c in chunks]
+        assert sum((c.get("token_ids", []) for c in choices), []) == whole["choices"][0]["token_ids"]
+        assert len(whole["choices"][0]["token_ids"]) == whole["usage"]["completion_tokens"]
+        assert [c["prompt_token_ids"] for c in choices if "prompt_token_ids" in c] == [whole["choices"][0]["prompt_token_ids"]]
+        whole = server.post("/v1/chat/completions", {**ask, "messages": question(amber)})[1]
+        chunks = events(server, "/v1/chat/completions", {**ask, "messages": question(amber)})
+        assert sum((c["choices"][0].get("token_ids", []) for c in chunks), []) == whole["choices"][0]["token_ids"]
+        assert [c["prompt_token_ids"] for c in chunks if "prompt_token_ids" in c] == [whole["prompt_token_ids"]]
+
+
 def test_held_back_text_is_given_out_when_the_stop_does_not_come(client, amber):
     word = amber["answer"]
     parts = [c.choices[0].text for c in complete(client, amber["prompt"], "amber-coast", max_tokens=12, stop=word + "x", stream=True)]
@@ -515,6 +545,15 @@ def test_logprobs_are_the_same_streamed_and_not(server, client, amber):
             tops += c.choices[0].logprobs.top_logprobs
             offsets += c.choices[0].logprobs.text_offset
     assert (tokens, values, tops, offsets) == (plain.tokens, plain.token_logprobs, plain.top_logprobs, plain.text_offset)
+
+
+def test_hidden_tokens_do_not_shift_the_offsets(server, amber):
+    ask = {"model": "amber-coast", "prompt": "<|end|>" + amber["prompt"], "temperature": 0, "max_tokens": 24, "ignore_eos": True, "logprobs": 0}
+    for extra in ({}, {"echo": True}, {"echo": True, "skip_special_tokens": False}):
+        choice = server.post("/v1/completions", {**ask, **extra})[1]["choices"][0]
+        lp, text = choice["logprobs"], choice["text"]
+        shown = [(t, o) for i, (t, o) in enumerate(zip(lp["tokens"], lp["text_offset"])) if t != "<|end|>" or (i == 0 and "echo" in extra)]
+        assert len(shown) < len(lp["tokens"]) and all(text[o:o + len(t)] == t for t, o in shown), (extra, shown, text)
 
 
 def test_prompt_logprobs_and_token_id_names(client, amber):

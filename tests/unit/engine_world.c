@@ -138,6 +138,36 @@ static void make_layer(struct world *w, struct model_layer *l, uint64_t *state)
     l->down = random_weight(w, D_MODEL, D_FF, state);
 }
 
+/* Every id has a text of four letters of its own. */
+static struct tokenizer *make_tokenizer(uint32_t n_vocab)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct tokenizer *t = NULL;
+    struct buf json;
+    CHECK(n_vocab <= 7 * 7 * 7 * 7);
+    buf_init(&json, 1u << 20);
+    buf_puts(&json, "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":null,"
+                    "\"pre_tokenizer\":null,\"post_processor\":null,\"decoder\":{\"type\":"
+                    "\"Fuse\"},\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        char text[5];
+        world_token_text((int32_t)i, text);
+        buf_printf(&json, "%s\"%s\":%u", i ? "," : "", text, i);
+    }
+    buf_puts(&json, "}}}");
+    if (tokenizer_load(&t, json.data, json.len, &err))
+        fail_msg("%s", err.text);
+    buf_fini(&json);
+    return t;
+}
+
+void world_token_text(int32_t id, char text[5])
+{
+    for (int i = 0; i < 4; i++, id /= 7)
+        text[i] = (char)('a' + id % 7);
+    text[4] = '\0';
+}
+
 static void make_model(struct world *w)
 {
     uint64_t state = w->opt.seed * 977 + 5;
@@ -160,6 +190,7 @@ static void make_model(struct world *w)
         .rope = {
             .theta = 10000.0, .factor = 1.0, .attention_factor = 1.0, .original_pos_max = 4096}};
     m->dtype = w->opt.dtype;
+    m->tokenizer = make_tokenizer(w->opt.n_vocab);
     m->embed = random_weight(w, w->opt.n_vocab, D_MODEL, &state);
     m->lm_head = random_weight(w, w->opt.n_vocab, D_MODEL, &state);
     m->final_norm = random_gain(w, D_MODEL, &state);
@@ -312,6 +343,7 @@ void world_close(struct world *w)
     if (w->opt.late)
         late_backend_unwrap(w->backend);
     backend_destroy(w->backend);
+    tokenizer_free(w->model.tokenizer);
     mem_free(w->store);
     for (uint32_t i = 0; i < w->opt.adapter_count; i++) {
         assert_int_equal(atomic_load(&w->adapter[i].entry->refs), 1);

@@ -82,6 +82,8 @@ struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
                               uint32_t max_tokens, uint32_t n, uint32_t adapter);
 /* Add a part to the composition (before submit). */
 void world_mix(struct world *w, struct request *r, uint32_t adapter, int32_t weight_q16);
+/* What the tokenizer of these worlds says for an id. */
+void world_token_text(int32_t id, char text[5]);
 void world_submit(struct world *w, struct request *r);
 /* Step until nothing is in the engine; panics after too many steps. */
 void world_run(struct world *w);

@@ -1,4 +1,4 @@
-foreach(name request_parse textout auth route idempotency http_server http_borders)
+foreach(name request_parse textout assemble auth route idempotency http_server http_borders)
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/unit/test_${name}.c)
     rs_unit_test(${name} rs_http rs_adapter rs_text rs_engine rs_base)
     if(TARGET test_${name})

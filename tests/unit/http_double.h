@@ -78,8 +78,9 @@ static bool double_seq_step(struct engine *e, struct request *r, struct request_
         snprintf(r->error.text, sizeof(r->error.text), "the double fails");
     } else {
         int32_t id = n < e->script.n ? e->script.ids[n] : c->eos_id[0];
-        struct stop_match m;
+        struct stop_search search;
         struct stop_hit hit;
+        struct buf text;
         s->out_id[n] = id;
         s->out_logprob[n] = -0.25f - (float)(n % 7) * 0.125f;
         for (uint32_t k = 0; s->out_top && k < SAMPLE_TOP_MAX; k++) {
@@ -90,18 +91,19 @@ static bool double_seq_step(struct engine *e, struct request *r, struct request_
             finish = FINISH_STOP;
             s->stop_token = id;
         }
-        stop_init(&m);
+        buf_init(&text, 1u << 16);
+        stop_search_init(&search, e->model->tokenizer, r->params.show_special);
         for (uint32_t t = 0; t <= n && !finish; t++) {
-            size_t len = 0;
-            const char *bytes = tokenizer_token_bytes(e->model->tokenizer, s->out_id[t], &len);
-            if (stop_feed(&m, r->params.stop, r->params.stop_count, bytes, len, &hit)) {
+            if (stop_search_feed(&search, &r->params, s->out_id[t], true, &text, &hit)) {
                 finish = FINISH_STOP;
                 s->stop_index = (int32_t)hit.index;
-                s->stop_text_bytes = (uint32_t)hit.begin;
+                s->cut_byte = (uint32_t)hit.begin;
             }
         }
+        buf_fini(&text);
         if (!finish && n + 1 == r->params.max_tokens)
             finish = FINISH_LENGTH;
+        atomic_store_explicit(&s->end_tokens, finish ? n + 1 : 0, memory_order_release);
         atomic_store_explicit(&s->n_out, n + 1, memory_order_release);
     }
     atomic_store_explicit(&s->finish, finish, memory_order_release);

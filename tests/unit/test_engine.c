@@ -243,13 +243,6 @@ static void test_cancel_at_any_step_leaks_nothing(void **state)
 
 /* ---- the ways to end ---- */
 
-static const char *letters(const struct tokenizer *t, int32_t id, size_t *len)
-{
-    static const char text[] = "abcdefghijklmnopqrstuvwxyz";
-    *len = 1;
-    return &text[id % 26];
-}
-
 static void test_eos_stop_ids_min_tokens_and_ignore_eos(void **state)
 {
     struct world w;
@@ -296,17 +289,16 @@ static void test_stop_string_across_tokens_even_after_preemption(void **state)
         struct world_options opt = world_default;
         struct world w;
         struct request *plain, *stopped, *pressure[3];
-        char text[64];
+        char text[40 * 4 + 1];
         opt.kv_pages = pages;
         world_open(&w, &opt);
-        w.engine->token_text = letters;
         plain = world_request(&w, 21, 30, 40, 1, WORLD_BASE);
         plain->params.ignore_eos = true;
         plain->params.temperature = 1.5f;
         world_submit(&w, plain);
         world_run(&w);
         for (uint32_t i = 0; i < 40; i++)
-            text[i] = letters(NULL, plain->seq[0].out_id[i], &(size_t){0})[0];
+            world_token_text(plain->seq[0].out_id[i], text + (size_t)i * 4);
         for (uint32_t i = 0; i < 3; i++) {
             pressure[i] = world_request(&w, 50 + i, 40, 60, 1, WORLD_BASE);
             world_submit(&w, pressure[i]);
@@ -317,15 +309,16 @@ static void test_stop_string_across_tokens_even_after_preemption(void **state)
         stopped->params.stop = mem_array(2, sizeof(struct request_stop));
         stopped->params.stop_count = 2;
         stopped->params.stop[0] = (struct request_stop){.text = "#", .len = 1};
-        stopped->params.stop[1].len = 4;
-        memcpy(stopped->params.stop[1].text, text + 20, 4);
+        stopped->params.stop[1].len = 7; /* in three tokens */
+        memcpy(stopped->params.stop[1].text, text + 83, 7);
         world_submit(&w, stopped);
         world_run(&w);
-        const char *found = memmem(text, 40, text + 20, 4);
+        const char *found = memmem(text, 160, text + 83, 7);
         assert_int_equal(world_finish(stopped, 0), FINISH_STOP);
         assert_int_equal(stopped->seq[0].stop_index, 1);
-        assert_int_equal(stopped->seq[0].stop_text_bytes, found - text);
-        assert_int_equal(world_out_count(stopped, 0), found - text + 4);
+        assert_int_equal(stopped->seq[0].cut_byte, found - text);
+        assert_int_equal(world_out_count(stopped, 0), (found - text + 7 + 3) / 4);
+        assert_int_equal(stopped->seq[0].end_tokens, world_out_count(stopped, 0));
         world_release_all(pressure, 3);
         request_release(plain);
         request_release(stopped);
