@@ -57,8 +57,9 @@ void engine_stop(struct engine *e, uint32_t deadline_ms);
 void engine_destroy(struct engine *e);
 
 /* Hand over a request. OK: the chain's reference passes to the engine. Else nothing happened:
- * INVALID (can never fit: names prompt tokens, max_tokens and the context or the KV pool), FULL
- * (queue), CANCELLED (draining). Thread: any. */
+ * INVALID (can never fit: names prompt tokens, max_tokens and the KV pool, or the adapters), FULL
+ * (queue), CANCELLED (draining). Ids lie in the vocabulary, prompt and max_tokens in the context:
+ * the caller has seen to it. Thread: any. */
 MUST_CHECK enum status engine_submit(struct engine *e, struct request *r, struct errtext *err);
 
 /* Drop an adapter's bytes and wait until they are free (bounded by wait_ms). Thread: any but the

@@ -1,7 +1,8 @@
 /* What other threads may call: submit, score, unload, stop. Each is a message in a bounded mailbox;
- * an unload also waits for its answer. A request that could never run is refused here, on the
- * caller's thread, with the numbers. `waiting` counts requests without a running sequence wherever
- * they are, so that the mailbox and the jobs behind it have one maximum. */
+ * an unload also waits for its answer. What a client may ask for is HTTP's to check
+ * (request_parse.h); a request that could never run for what only the engine knows is refused here,
+ * on the caller's thread, with the numbers. `waiting` counts requests without a running sequence
+ * wherever they are, so that the mailbox and the jobs behind it have one maximum. */
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/thread.h"
@@ -11,97 +12,52 @@
 #include <string.h>
 #include <time.h>
 
-static enum status check_prompt(const struct engine *e, const struct request_prompt *p,
-                                struct errtext *err)
-{
-    uint32_t n_vocab = e->model->config.n_vocab;
-    if (p->n_ids == 0)
-        return err_param(err, STATUS_INVALID, "prompt", "the prompt has no tokens");
-    for (uint32_t i = 0; i < p->n_ids; i++) {
-        if (p->ids[i] < 0 || (uint32_t)p->ids[i] >= n_vocab)
-            return err_param(err, STATUS_INVALID, "prompt",
-                             "prompt token %u has id %d, the vocabulary has ids 0 to %u", i,
-                             p->ids[i], n_vocab - 1);
-    }
-    return STATUS_OK;
-}
-
-static enum status check_size(const struct engine *e, const struct request_prompt *p,
-                              uint32_t max_tokens, struct errtext *err)
-{
-    uint64_t total = (uint64_t)p->n_ids + max_tokens;
-    uint64_t pool = (uint64_t)e->kv.page_count * KV_PAGE_TOK;
-    if (p->n_ids > e->opt.context_max || (max_tokens > 0 && p->n_ids == e->opt.context_max))
-        return err_param(err, STATUS_INVALID, "prompt", "prompt has %u tokens, the context is %u",
-                         p->n_ids, e->opt.context_max);
-    if (total > e->opt.context_max)
-        return err_param(err, STATUS_INVALID, "max_tokens",
-                         "prompt has %u tokens and max_tokens is %u, the context is %u", p->n_ids,
-                         max_tokens, e->opt.context_max);
-    if (total > pool)
-        return err_param(err, STATUS_INVALID, "max_tokens",
-                         "prompt has %u tokens and max_tokens is %u, the KV pool holds %llu tokens",
-                         p->n_ids, max_tokens, (unsigned long long)pool);
-    return STATUS_OK;
-}
-
-static enum status check_biases(const struct engine *e, const struct request_params *p,
-                                struct errtext *err)
-{
-    uint32_t n_vocab = e->model->config.n_vocab;
-    for (uint32_t i = 0; i < p->bias_count; i++) {
-        if (p->bias[i].id < 0 || (uint32_t)p->bias[i].id >= n_vocab)
-            return err_param(err, STATUS_INVALID, "logit_bias",
-                             "token id %d is outside the vocabulary of %u", p->bias[i].id, n_vocab);
-    }
-    for (uint32_t i = 0; i < p->stop_id_count; i++) {
-        if (p->stop_id[i] < 0 || (uint32_t)p->stop_id[i] >= n_vocab)
-            return err_param(err, STATUS_INVALID, "stop_token_ids",
-                             "token id %d is outside the vocabulary of %u", p->stop_id[i], n_vocab);
-    }
-    return STATUS_OK;
-}
-
-static enum status check_params(const struct engine *e, const struct request *r,
-                                struct errtext *err)
+/* What the submitter has to know. Ids index tables: checking builds look at each. */
+static void check_contract(const struct engine *e, const struct request *r)
 {
     const struct request_params *p = &r->params;
-    if (p->top_count > SAMPLE_TOP_MAX || p->prompt_top_count > SAMPLE_TOP_MAX)
-        return err_param(err, STATUS_INVALID, "logprobs", "at most %d alternatives are given",
-                         SAMPLE_TOP_MAX);
-    if (p->stop_count > REQUEST_STOPS_MAX || p->stop_id_count > REQUEST_STOP_IDS_MAX)
-        return err_param(err, STATUS_INVALID, "stop", "at most %d strings and %d ids are taken",
-                         REQUEST_STOPS_MAX, REQUEST_STOP_IDS_MAX);
-    if (p->bias_count > REQUEST_BIAS_MAX)
-        return err_param(err, STATUS_INVALID, "logit_bias", "%u entries, at most %d are taken",
-                         p->bias_count, REQUEST_BIAS_MAX);
+    CHECK(r->prompt_count > 0 && r->prompt_count <= REQUEST_PROMPTS_MAX);
+    CHECK(r->seq_count == r->prompt_count * p->n && r->seq_count <= REQUEST_SEQS_MAX);
+    CHECK(p->top_count <= SAMPLE_TOP_MAX && p->prompt_top_count <= SAMPLE_TOP_MAX);
+    CHECK(p->stop_count <= REQUEST_STOPS_MAX && p->stop_id_count <= REQUEST_STOP_IDS_MAX);
+    CHECK(p->bias_count <= REQUEST_BIAS_MAX);
+    CHECK(p->top_count == 0 || r->seq[0].out_top);
+    for (uint32_t i = 0; i < r->prompt_count; i++) {
+        const struct request_prompt *q = &r->prompt[i];
+        CHECK(q->n_ids > 0 && (uint64_t)q->n_ids + p->max_tokens <= e->opt.context_max);
+        CHECK(p->prompt_top_count < 0 || q->logprob);
+        for (uint32_t t = 0; RS_CHECKING && t < q->n_ids; t++)
+            VERIFY((uint32_t)q->ids[t] < e->model->config.n_vocab);
+    }
+    for (uint32_t i = 0; i < p->bias_count; i++)
+        VERIFY((uint32_t)p->bias[i].id < e->model->config.n_vocab);
+    for (uint32_t i = 0; i < p->stop_id_count; i++)
+        VERIFY((uint32_t)p->stop_id[i] < e->model->config.n_vocab);
+}
+
+/* What only the engine knows: how many tokens its pool holds, how many adapters a batch takes. */
+static enum status check_room(const struct engine *e, const struct request *r, struct errtext *err)
+{
+    uint64_t pool = (uint64_t)e->kv.page_count * KV_PAGE_TOK;
     if (r->comp.n > e->opt.adapters_per_batch_max)
         return err_param(err, STATUS_INVALID, "model",
                          "the request mixes %u adapters, this server takes %u in a batch",
                          r->comp.n, e->opt.adapters_per_batch_max);
-    return check_biases(e, p, err);
-}
-
-static enum status check_request(const struct engine *e, const struct request *r,
-                                 struct errtext *err)
-{
-    CHECK(r->prompt_count > 0 && r->prompt_count <= REQUEST_PROMPTS_MAX);
-    CHECK(r->seq_count == r->prompt_count * r->params.n);
-    CHECK(r->seq_count <= REQUEST_SEQS_MAX);
-    CHECK(r->params.top_count == 0 || r->seq[0].out_top);
-    enum status st = check_params(e, r, err);
-    for (uint32_t i = 0; i < r->prompt_count && !st; i++) {
-        CHECK(r->params.prompt_top_count < 0 || r->prompt[i].logprob);
-        st = check_prompt(e, &r->prompt[i], err);
-        if (!st)
-            st = check_size(e, &r->prompt[i], r->params.max_tokens, err);
+    for (uint32_t i = 0; i < r->prompt_count; i++) {
+        uint32_t n_ids = r->prompt[i].n_ids, max_tokens = r->params.max_tokens;
+        if ((uint64_t)n_ids + max_tokens > pool)
+            return err_param(err, STATUS_INVALID, "max_tokens",
+                             "prompt has %u tokens and max_tokens is %u, the KV pool holds %llu "
+                             "tokens",
+                             n_ids, max_tokens, (unsigned long long)pool);
     }
-    return st;
+    return STATUS_OK;
 }
 
 enum status engine_submit(struct engine *e, struct request *r, struct errtext *err)
 {
-    enum status st = check_request(e, r, err);
+    check_contract(e, r);
+    enum status st = check_room(e, r, err);
     if (st)
         return st;
     if (atomic_load_explicit(&e->draining, memory_order_acquire))

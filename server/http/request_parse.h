@@ -1,5 +1,6 @@
 /* A JSON body of /v1/completions or /v1/chat/completions -> a struct request the engine can run,
- * and a gen_spec of how to answer. Every input limit of these two routes is here. Absent and null
+ * and a gen_spec of how to answer. What a client may ask for is limited here, by the constants
+ * below and those of engine/request.h; the engine adds only what nobody else knows. Absent and null
  * are the same; fields nobody defines are ignored; fields that somebody defines and that we do not
  * do are refused by name. Pure but for catalog references; thread: any. */
 #ifndef RS_HTTP_REQUEST_PARSE_H

@@ -188,19 +188,13 @@ static void test_what_can_never_run_is_refused_with_numbers(void **state)
     struct world_options opt = world_default;
     struct world w;
     opt.kv_pages = 8;
+    opt.adapters_per_batch_max = 2;
     world_open(&w, &opt);
-    refuse(&w, world_request(&w, 1, 200, 100, 1, WORLD_BASE), STATUS_INVALID,
-           "prompt has 200 tokens and max_tokens is 100, the context is 256");
-    refuse(&w, world_request(&w, 1, 300, 100, 1, WORLD_BASE), STATUS_INVALID,
-           "prompt has 300 tokens, the context is 256");
     refuse(&w, world_request(&w, 1, 100, 60, 1, WORLD_BASE), STATUS_INVALID,
            "prompt has 100 tokens and max_tokens is 60, the KV pool holds 128 tokens");
     struct request *r = world_request(&w, 1, 10, 5, 1, WORLD_BASE);
-    r->prompt[0].ids[4] = 96;
-    refuse(&w, r, STATUS_INVALID, "prompt token 4 has id 96, the vocabulary has ids 0 to 95");
-    r = world_request(&w, 1, 10, 5, 1, WORLD_BASE);
-    r->prompt[0].n_ids = 0;
-    refuse(&w, r, STATUS_INVALID, "the prompt has no tokens");
+    r->comp.n = 3;
+    refuse(&w, r, STATUS_INVALID, "the request mixes 3 adapters, this server takes 2 in a batch");
     world_close(&w);
 }
 
