@@ -484,6 +484,40 @@ static void test_streamed_and_whole_say_the_same(void **state)
     assert_true(stopped > ANSWERS / 4);
 }
 
+/* The bytes of a character stand where it does; those of a bad run are a mark each. */
+static void test_bytes_of_a_run_have_their_places(void **state)
+{
+    static const struct {
+        int32_t ids[7];
+        uint32_t offset[7];
+    } cases[] = {{{257, 0xF0, 0x9F, 0xA6, 0x8A, 257, 257}, {0, 1, 1, 1, 1, 2, 3}},
+                 {{257, 0xF0, 0x9F, 0xA6, 0x8A, 0xC3, 257}, {0, 1, 2, 3, 4, 5, 6}},
+                 {{257, 0xC3, 0xA9, 283, 0xA9, 257, 257}, {0, 1, 2, 3, 3, 4, 5}},
+                 {{0xC3, 283, 0xA9, 257, 0xC3, 257, 0xC3}, {0, 0, 0, 1, 2, 3, 4}}};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(cases); i++) {
+        struct request_params params = {0};
+        struct textout_rules rules = {.model = &fallback, .params = &params};
+        struct request_seq s = {.stop_token = -1, .stop_index = -1};
+        struct textout t;
+        struct buf out, offsets;
+        s.out_id = (int32_t *)(uintptr_t)cases[i].ids;
+        buf_init(&out, 1024);
+        buf_init(&offsets, 1024);
+        textout_init(&t, &rules);
+        for (uint32_t n = 1; n <= 7; n++) {
+            atomic_store(&s.end_tokens, n == 7 ? 7 : 0);
+            atomic_store(&s.n_out, n);
+            textout_pull(&t, &rules, &s, &out, &offsets);
+        }
+        assert_int_equal(offsets.len, sizeof(cases[i].offset));
+        assert_memory_equal(offsets.data, cases[i].offset, offsets.len);
+        textout_fini(&t);
+        buf_fini(&out);
+        buf_fini(&offsets);
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -505,6 +539,7 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_streamed_and_whole_say_the_same)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_streamed_and_whole_say_the_same),
+                                       cmocka_unit_test(test_bytes_of_a_run_have_their_places)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
