@@ -3,10 +3,10 @@
  * worker thread. */
 #include "server/base/check.h"
 #include "server/base/hex.h"
+#include "server/base/json.h"
 #include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
-#include "server/http/json_field.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
 
@@ -289,32 +289,27 @@ static void put_success(struct exchange *x, const char *name, const char *what)
     x->code = 200;
 }
 
-/* Both spellings' name; INVALID if missing. */
-static enum status lora_name(const json_t *root, const char **name, struct errtext *err)
+/* A name or path that must be there; NULL and a fault if it is missing or empty. */
+static const char *need_text(struct json_reader *in, const char *key)
 {
-    enum status st = json_field_string(root, "lora_name", name, err);
-    if (!st && (!*name || !**name))
-        st = err_param(err, STATUS_INVALID, "lora_name", "'lora_name' is missing");
-    return st;
+    const char *text = json_need_string(in, key);
+    if (!*text)
+        json_fail(in, STATUS_INVALID, key, "found \"\", expected a string that is not empty");
+    return in->st ? NULL : text;
 }
 
 void handle_lora_load(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
-    const char *name = NULL, *path = NULL;
-    bool replace = false;
     json_t *root = NULL;
     if (!runtime_loading_is_on(x, "load adapter"))
         return;
-    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
-    if (!st)
-        st = lora_name(root, &name, &err);
-    if (!st)
-        st = json_field_string(root, "lora_path", &path, &err);
-    if (!st && (!path || !*path))
-        st = err_param(&err, STATUS_INVALID, "lora_path", "'lora_path' is missing");
-    if (!st)
-        st = json_field_bool(root, "load_inplace", &replace, &err);
+    enum status st =
+        json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
+    struct json_reader in = {.obj = root, .st = st, .err = &err};
+    const char *name = need_text(&in, "lora_name"), *path = need_text(&in, "lora_path");
+    bool replace = json_read_bool(&in, "load_inplace", false);
+    st = in.st;
     if (!st)
         st = publisher_load_dir(x->server->deps.publisher, name, path, false, replace, &err);
     audit_action(x, "load adapter", name, st, &err);
@@ -328,13 +323,14 @@ void handle_lora_load(struct exchange *x)
 void handle_lora_unload(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
-    const char *name = NULL;
     json_t *root = NULL;
     if (!runtime_loading_is_on(x, "unload adapter"))
         return;
-    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
-    if (!st)
-        st = lora_name(root, &name, &err);
+    enum status st =
+        json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
+    struct json_reader in = {.obj = root, .st = st, .err = &err};
+    const char *name = need_text(&in, "lora_name");
+    st = in.st;
     if (!st)
         st = unload(x, name, false, &err);
     audit_action(x, "unload adapter", name, st, &err);

@@ -2,7 +2,6 @@
  * temperature and the like come from the model's generation_config.json, as vLLM does. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
-#include "server/http/json_field.h"
 #include "server/http/parse_state.h"
 
 #include <errno.h>
@@ -117,19 +116,15 @@ enum status parse_refusals(struct parse_state *p)
 static enum status get_f32(struct parse_state *p, const char *key, double min, double max,
                            float *out)
 {
-    double v = (double)*out;
-    enum status st = json_field_double(p->root, key, min, max, &v, p->err);
-    *out = (float)v;
-    return st;
+    *out = (float)json_read_num(&p->in, key, min, max, (double)*out);
+    return p->in.st;
 }
 
 static enum status get_u32(struct parse_state *p, const char *key, int64_t min, int64_t max,
                            uint32_t *out)
 {
-    int64_t v = *out;
-    enum status st = json_field_int(p->root, key, min, max, &v, p->err);
-    *out = (uint32_t)v;
-    return st;
+    *out = (uint32_t)json_read_int(&p->in, key, (struct json_range){min, max}, *out);
+    return p->in.st;
 }
 
 static void set_defaults(struct parse_state *p)
@@ -148,7 +143,6 @@ static void set_defaults(struct parse_state *p)
 static enum status parse_sampling(struct parse_state *p)
 {
     struct request_params *q = &p->params;
-    int64_t top_k = q->top_k;
     enum status st = get_f32(p, "temperature", 0, REQUEST_TEMPERATURE_MAX, &q->temperature);
     if (!st)
         st = get_f32(p, "top_p", 0, 1, &q->top_p);
@@ -161,19 +155,19 @@ static enum status parse_sampling(struct parse_state *p)
         st = get_f32(p, "frequency_penalty", -2, 2, &q->frequency);
     if (!st)
         st = get_f32(p, "repetition_penalty", 0.01, 10, &q->repetition);
-    if (!st)
-        st = json_field_int(p->root, "top_k", -1, INT32_MAX, &top_k, p->err);
+    if (st)
+        return st;
+    int64_t top_k = json_read_int(&p->in, "top_k", (struct json_range){-1, INT32_MAX}, q->top_k);
     q->top_k = (int32_t)MAX(top_k, 0);
-    return st;
+    return p->in.st;
 }
 
 static enum status parse_seed(struct parse_state *p)
 {
-    int64_t seed = 0;
-    enum status st = json_field_int(p->root, "seed", INT64_MIN, INT64_MAX, &seed, p->err);
-    p->params.has_seed = json_field(p->root, "seed") != NULL;
-    p->params.seed = (uint64_t)seed;
-    return st;
+    struct json_range any = {INT64_MIN, INT64_MAX};
+    p->params.has_seed = json_has(&p->in, "seed");
+    p->params.seed = (uint64_t)json_read_int(&p->in, "seed", any, 0);
+    return p->in.st;
 }
 
 static enum status parse_counts(struct parse_state *p)
@@ -371,22 +365,22 @@ static enum status parse_bad_words(struct parse_state *p)
 static enum status parse_logprobs(struct parse_state *p)
 {
     struct request_params *q = &p->params;
-    int64_t count = -1, prompt = -1;
+    struct json_range range = {0, SAMPLE_TOP_MAX};
+    int64_t count = -1;
     enum status st = STATUS_OK;
     if (p->env->chat) {
-        st = json_field_bool(p->root, "logprobs", &q->logprobs, p->err);
-        if (!st)
-            st = get_u32(p, "top_logprobs", 0, SAMPLE_TOP_MAX, &q->top_count);
+        q->logprobs = json_read_bool(&p->in, "logprobs", q->logprobs);
+        st = get_u32(p, "top_logprobs", 0, SAMPLE_TOP_MAX, &q->top_count);
         if (!st && q->top_count > 0 && !q->logprobs)
             st = err_param(p->err, STATUS_INVALID, "top_logprobs",
                            "'top_logprobs' needs 'logprobs': true");
     } else {
-        st = json_field_int(p->root, "logprobs", 0, SAMPLE_TOP_MAX, &count, p->err);
+        count = json_read_int(&p->in, "logprobs", range, -1);
         q->logprobs = count >= 0;
         q->top_count = (uint32_t)MAX(count, 0);
     }
-    if (!st)
-        st = json_field_int(p->root, "prompt_logprobs", 0, SAMPLE_TOP_MAX, &prompt, p->err);
+    int64_t prompt = json_read_int(&p->in, "prompt_logprobs", range, -1);
+    st = st ? st : p->in.st;
     if (!st && prompt >= 0 && p->spec->stream)
         st = err_param(p->err, STATUS_INVALID, "prompt_logprobs",
                        "'prompt_logprobs' cannot be streamed");
@@ -397,27 +391,23 @@ static enum status parse_logprobs(struct parse_state *p)
 
 static enum status parse_stream(struct parse_state *p)
 {
-    const json_t *options = json_field(p->root, "stream_options");
-    enum status st = json_field_bool(p->root, "stream", &p->spec->stream, p->err);
-    if (st || !options)
-        return st;
+    struct json_reader options = json_enter(&p->in, "stream_options");
+    p->spec->stream = json_read_bool(&p->in, "stream", p->spec->stream);
+    if (p->in.st || !options.obj)
+        return p->in.st;
     if (!p->spec->stream)
         return err_param(p->err, STATUS_INVALID, "stream_options",
                          "'stream_options' needs 'stream': true");
-    if (!json_is_object(options))
-        return err_param(p->err, STATUS_INVALID, "stream_options",
-                         "'stream_options' must be an object");
-    st = json_field_bool(options, "include_usage", &p->spec->include_usage, p->err);
-    if (!st)
-        st = json_field_bool(options, "continuous_usage_stats", &p->spec->continuous_usage, p->err);
-    return st;
+    p->spec->include_usage = json_read_bool(&options, "include_usage", false);
+    p->spec->continuous_usage = json_read_bool(&options, "continuous_usage_stats", false);
+    return p->in.st;
 }
 
 /* vLLM's priority: lower runs first. Ahead of everybody is for the operator. */
 static enum status parse_priority(struct parse_state *p)
 {
-    int64_t v = 0;
-    enum status st = json_field_int(p->root, "priority", -1000000, 1000000, &v, p->err);
+    int64_t v = json_read_int(&p->in, "priority", (struct json_range){-1000000, 1000000}, 0);
+    enum status st = p->in.st;
     if (!st && v < 0 && !(p->env->roles & HTTP_ROLE_ADMIN))
         st = err_param(p->err, STATUS_DENIED, "priority",
                        "'priority' below 0 (ahead of others) needs a key with the role admin");
@@ -427,10 +417,9 @@ static enum status parse_priority(struct parse_state *p)
 
 static enum status parse_salt(struct parse_state *p)
 {
-    const char *salt = NULL;
-    enum status st = json_field_string(p->root, "cache_salt", &salt, p->err);
-    if (st || !salt)
-        return st;
+    const char *salt = json_read_string(&p->in, "cache_salt");
+    if (!salt)
+        return p->in.st;
     size_t len = strlen(salt);
     if (len == 0 || len > REQUEST_SALT_BYTES_MAX)
         return err_param(p->err, STATUS_INVALID, "cache_salt",
@@ -452,13 +441,12 @@ static enum status parse_flags(struct parse_state *p)
                 {"skip_special_tokens", &skip_special},
                 {"return_tokens_as_token_ids", &p->spec->tokens_as_ids},
                 {"return_token_ids", &p->spec->return_token_ids}};
-    enum status st = STATUS_OK;
-    for (size_t i = 0; !st && i < ARRAY_COUNT(flag); i++)
-        st = json_field_bool(p->root, flag[i].key, flag[i].out, p->err);
+    for (size_t i = 0; i < ARRAY_COUNT(flag); i++)
+        *flag[i].out = json_read_bool(&p->in, flag[i].key, *flag[i].out);
     p->params.show_special = !skip_special;
-    if (!st && !p->env->chat)
-        st = json_field_bool(p->root, "echo", &p->spec->echo, p->err);
-    return st;
+    if (!p->env->chat)
+        p->spec->echo = json_read_bool(&p->in, "echo", false);
+    return p->in.st;
 }
 
 enum status parse_params(struct parse_state *p)

@@ -3,11 +3,13 @@
 #ifndef RS_HTTP_PARSE_STATE_H
 #define RS_HTTP_PARSE_STATE_H
 
+#include "server/base/json.h"
 #include "server/http/request_parse.h"
 
 struct parse_state {
     const struct parse_env *env;
     const json_t *root;
+    struct json_reader in; /* root's getters */
     struct gen_spec *spec;
     struct errtext *err;
     /* owned until moved into the request */

@@ -4,7 +4,6 @@
  * no row for (a tokenizer may have more than the embedding) is refused where it is used. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
-#include "server/http/json_field.h"
 #include "server/http/parse_state.h"
 
 #include <stdio.h>
@@ -61,11 +60,10 @@ static enum status check_texts(const struct parse_state *p, const json_t *v)
 
 static enum status truncate_prompts(struct parse_state *p)
 {
-    int64_t keep = 0;
     const char *key = "truncate_prompt_tokens";
-    enum status st = json_field_int(p->root, key, -1, INT32_MAX, &keep, p->err);
-    if (st || !json_field(p->root, key))
-        return st;
+    int64_t keep = json_read_int(&p->in, key, (struct json_range){-1, INT32_MAX}, 0);
+    if (p->in.st || !json_has(&p->in, key))
+        return p->in.st;
     if (keep == 0)
         return err_param(p->err, STATUS_INVALID, key,
                          "'%s' must be at least 1, or -1 for the context length", key);
@@ -123,13 +121,10 @@ static enum status add_ids(struct parse_state *p, const json_t *list)
     json_array_foreach(list, idx, item)
     {
         int64_t id = (int64_t)json_integer_value(item);
-        if (!json_is_integer(item) || id < 0 || id >= n_vocab) {
-            char found[96];
-            json_picture(item, found, sizeof(found));
+        if (!json_is_integer(item) || id < 0 || id >= n_vocab)
             return err_param(p->err, STATUS_INVALID, "prompt",
-                             "'prompt' has %s where a token id from 0 to %lld is expected", found,
-                             (long long)n_vocab - 1);
-        }
+                             "'prompt' has %s where a token id from 0 to %lld is expected",
+                             json_shown(item), (long long)n_vocab - 1);
         out->ids[out->n++] = (int32_t)id;
     }
     return STATUS_OK;
@@ -178,10 +173,10 @@ static enum status keep_echo(struct parse_state *p, const json_t *v)
 enum status parse_prompts(struct parse_state *p)
 {
     const json_t *v = json_field(p->root, "prompt");
-    bool add_special = true;
+    bool add_special = json_read_bool(&p->in, "add_special_tokens", true);
     size_t idx;
     json_t *item;
-    enum status st = json_field_bool(p->root, "add_special_tokens", &add_special, p->err);
+    enum status st = p->in.st;
     if (st)
         return st;
     unsigned flags = TOKENIZE_PARSE_SPECIAL | (add_special ? TOKENIZE_ADD_SPECIAL : 0);
@@ -222,18 +217,14 @@ enum status parse_prompts(struct parse_state *p)
 static enum status make_context(const struct parse_env *env, const json_t *root, json_t *context,
                                 json_t *messages, struct errtext *err)
 {
-    const json_t *kwargs = json_field(root, "chat_template_kwargs");
+    struct json_reader in = {.obj = root, .err = err};
+    const json_t *kwargs = json_enter(&in, "chat_template_kwargs").obj;
     const json_t *tools = json_field(root, "tools");
-    bool generation = true, go_on = false;
-    enum status st = json_field_bool(root, "add_generation_prompt", &generation, err);
-    if (!st)
-        st = json_field_bool(root, "continue_final_message", &go_on, err);
-    if (!st && kwargs && !json_is_object(kwargs))
-        st = err_param(err, STATUS_INVALID, "chat_template_kwargs",
-                       "'chat_template_kwargs' must be an object");
-    if (st)
-        return st;
-    if (go_on && json_field(root, "add_generation_prompt") && generation)
+    bool generation = json_read_bool(&in, "add_generation_prompt", true);
+    bool go_on = json_read_bool(&in, "continue_final_message", false);
+    if (in.st)
+        return in.st;
+    if (go_on && json_has(&in, "add_generation_prompt") && generation)
         return err_param(err, STATUS_INVALID, "continue_final_message",
                          "'continue_final_message' and 'add_generation_prompt' exclude each other");
     int failed = 0;
@@ -267,10 +258,9 @@ static const char *final_text(const json_t *messages)
 static enum status cut_after_final(const json_t *root, const json_t *messages, struct buf *text,
                                    struct errtext *err)
 {
-    bool go_on = false;
-    enum status st = json_field_bool(root, "continue_final_message", &go_on, err);
-    if (st || !go_on)
-        return st;
+    struct json_reader in = {.obj = root, .err = err};
+    if (!json_read_bool(&in, "continue_final_message", false))
+        return in.st;
     const char *content = final_text(messages);
     size_t len = strlen(content);
     while (len > 0 && strchr(" \t\r\n", content[len - 1]))
@@ -328,8 +318,8 @@ enum status prompt_render_chat(const struct parse_env *env, const json_t *root, 
 enum status parse_messages(struct parse_state *p)
 {
     struct buf text;
-    bool add_special = false;
-    enum status st = json_field_bool(p->root, "add_special_tokens", &add_special, p->err);
+    bool add_special = json_read_bool(&p->in, "add_special_tokens", false);
+    enum status st = p->in.st;
     buf_init(&text, REQUEST_TEXT_BYTES_MAX);
     if (!st)
         st = prompt_render_chat(p->env, p->root, &text, p->err);

@@ -3,7 +3,6 @@
 #include "server/http/request_parse.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
-#include "server/http/json_field.h"
 #include "server/http/parse_state.h"
 
 #include <sodium.h>
@@ -149,8 +148,9 @@ enum status request_parse(const struct parse_env *env, const char *body, size_t 
         return err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
     *p = (struct parse_state){.env = env, .spec = spec, .err = err};
     *spec = (struct gen_spec){.chat = env->chat, .prompt_logprobs = -1};
-    enum status st = json_body_parse(body, len, &root, err);
+    enum status st = json_doc_parse(&root, "the body", body, len, JSON_DOC_NUL, err);
     p->root = root;
+    p->in = (struct json_reader){.obj = root, .err = err};
     if (!st)
         st = parse_refusals(p);
     if (!st)

@@ -4,7 +4,6 @@
  * that refusals do not tell which names exist. */
 #include "server/base/check.h"
 #include "server/http/auth.h"
-#include "server/http/json_field.h"
 #include "server/http/parse_state.h"
 
 #include <math.h>
@@ -53,28 +52,20 @@ static const char *adapter_of_model(const struct parse_env *env, const char *mod
     return model;
 }
 
-static enum status parse_weight(struct parse_state *p, const json_t *item, size_t idx,
-                                int32_t *weight_q16)
+static int32_t parse_weight(struct json_reader *item)
 {
-    double w = 1.0;
-    char param[48];
-    snprintf(param, sizeof(param), "adapters[%zu].weight", idx);
-    struct errtext inner = ERRTEXT_INIT;
-    if (json_field_double(item, "weight", -REQUEST_WEIGHT_MAX, REQUEST_WEIGHT_MAX, &w, &inner))
-        return err_param(p->err, STATUS_INVALID, param, "adapters[%zu]: %s", idx, inner.text);
-    *weight_q16 = (int32_t)llrint(w * COMPOSITION_WEIGHT_ONE);
-    if (*weight_q16 == 0)
-        return err_param(p->err, STATUS_INVALID, param,
-                         "'%s' is %g, which is zero in steps of 1/65536; leave the adapter out "
-                         "instead",
-                         param, w);
-    return STATUS_OK;
+    double w = json_read_num(item, "weight", -REQUEST_WEIGHT_MAX, REQUEST_WEIGHT_MAX, 1.0);
+    int32_t weight_q16 = (int32_t)llrint(w * COMPOSITION_WEIGHT_ONE);
+    if (weight_q16 == 0)
+        json_fail(item, STATUS_INVALID, "weight",
+                  "found %g, which is zero in steps of 1/65536; leave the adapter out instead", w);
+    return weight_q16;
 }
 
 static enum status parse_adapters(struct parse_state *p, const json_t *list)
 {
     size_t idx;
-    json_t *item;
+    json_t *v;
     if (!json_is_array(list))
         return err_param(p->err, STATUS_INVALID, "adapters",
                          "'adapters' must be a list of {\"model\", \"weight\"} objects");
@@ -82,20 +73,14 @@ static enum status parse_adapters(struct parse_state *p, const json_t *list)
         return err_param(p->err, STATUS_INVALID, "adapters",
                          "'adapters' has %zu items; at most %d are accepted", json_array_size(list),
                          LORA_PARTS_MAX);
-    json_array_foreach(list, idx, item)
+    json_array_foreach(list, idx, v)
     {
-        const char *name = NULL;
         char param[48];
-        int32_t weight_q16 = 0;
-        struct errtext inner = ERRTEXT_INIT;
+        struct json_reader item = json_enter_item(&p->in, "adapters", idx, v);
+        const char *name = json_need_string(&item, "model");
+        int32_t weight_q16 = parse_weight(&item);
         snprintf(param, sizeof(param), "adapters[%zu].model", idx);
-        if (!json_is_object(item))
-            return err_param(p->err, STATUS_INVALID, "adapters",
-                             "adapters[%zu] must be an object {\"model\", \"weight\"}", idx);
-        if (json_field_string(item, "model", &name, &inner) || !name)
-            return err_param(p->err, STATUS_INVALID, param, "'%s' must be the name of an adapter",
-                             param);
-        enum status st = parse_weight(p, item, idx, &weight_q16);
+        enum status st = p->in.st;
         if (!st)
             st = add_part(p, name, param, weight_q16);
         if (st)
@@ -127,10 +112,9 @@ static enum status parse_single(struct parse_state *p, const char *model, const 
     static const char *const alias[] = {"adapter_id", "lora_path"};
     *name = adapter_of_model(p->env, model);
     for (size_t i = 0; i < ARRAY_COUNT(alias); i++) {
-        const char *other = NULL;
-        enum status st = json_field_string(p->root, alias[i], &other, p->err);
-        if (st)
-            return st;
+        const char *other = json_read_string(&p->in, alias[i]);
+        if (p->in.st)
+            return p->in.st;
         if (!other || !*other)
             continue;
         if (*name && strcmp(*name, other) != 0)
@@ -144,9 +128,9 @@ static enum status parse_single(struct parse_state *p, const char *model, const 
 
 enum status parse_target(struct parse_state *p)
 {
-    const char *model = NULL, *name = NULL;
+    const char *model = json_read_string(&p->in, "model"), *name = NULL;
     const json_t *list = json_field(p->root, "adapters");
-    enum status st = json_field_string(p->root, "model", &model, p->err);
+    enum status st = p->in.st;
     if (st)
         return st;
     if (!model || !*model)

@@ -5,7 +5,6 @@
 #include "server/base/mem.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
-#include "server/http/json_field.h"
 #include "server/http/parse_state.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
@@ -28,10 +27,10 @@ static struct parse_env make_env(struct exchange *x, bool chat)
 
 static enum status check_model(struct exchange *x, const json_t *root, struct errtext *err)
 {
-    const char *name = NULL;
-    enum status st = json_field_string(root, "model", &name, err);
-    if (st || !name || strcmp(name, x->server->opt.model_name) == 0)
-        return st;
+    struct json_reader in = {.obj = root, .err = err};
+    const char *name = json_read_string(&in, "model");
+    if (!name || strcmp(name, x->server->opt.model_name) == 0)
+        return in.st;
     struct catalog *c = auth_allows_adapter(x->key, name) ? x->server->deps.catalog : NULL;
     struct adapter_entry *e = c ? catalog_find(c, name) : NULL;
     if (!e)
@@ -43,13 +42,14 @@ static enum status check_model(struct exchange *x, const json_t *root, struct er
 static enum status encode(struct exchange *x, const json_t *root, struct token_list *ids,
                           struct errtext *err)
 {
+    struct json_reader in = {.obj = root, .err = err};
     const json_t *prompt = json_field(root, "prompt");
-    bool chat = !prompt && json_field(root, "messages"), add_special = !chat;
+    bool chat = !prompt && json_has(&in, "messages");
+    bool add_special = json_read_bool(&in, "add_special_tokens", !chat);
     struct parse_env env = make_env(x, chat);
     struct buf text;
-    enum status st = json_field_bool(root, "add_special_tokens", &add_special, err);
-    if (st)
-        return st;
+    if (in.st)
+        return in.st;
     unsigned flags = TOKENIZE_PARSE_SPECIAL | (add_special ? TOKENIZE_ADD_SPECIAL : 0);
     if (json_is_string(prompt))
         return prompt_encode(&env, json_string_value(prompt), json_string_length(prompt), flags,
@@ -58,7 +58,7 @@ static enum status encode(struct exchange *x, const json_t *root, struct token_l
         return err_param(err, STATUS_INVALID, "prompt",
                          "give 'prompt' (a string) or 'messages' (a list)");
     buf_init(&text, REQUEST_TEXT_BYTES_MAX);
-    st = prompt_render_chat(&env, root, &text, err);
+    enum status st = prompt_render_chat(&env, root, &text, err);
     if (!st)
         st = prompt_encode(&env, text.data ? text.data : "", text.len, flags, ids, err);
     buf_fini(&text);
@@ -83,12 +83,13 @@ void handle_tokenize(struct exchange *x)
     json_t *root = NULL;
     struct errtext err = ERRTEXT_INIT;
     struct token_list ids = {0};
-    bool strings = false;
-    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
+    enum status st =
+        json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
+    struct json_reader in = {.obj = root, .st = st, .err = &err};
+    bool strings = json_read_bool(&in, "return_token_strs", false);
+    st = in.st;
     if (!st)
         st = check_model(x, root, &err);
-    if (!st)
-        st = json_field_bool(root, "return_token_strs", &strings, &err);
     if (!st)
         st = encode(x, root, &ids, &err);
     if (st) {
@@ -142,7 +143,8 @@ void handle_detokenize(struct exchange *x)
     struct token_list ids = {0};
     struct buf text;
     buf_init(&text, REQUEST_TEXT_BYTES_MAX);
-    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
+    enum status st =
+        json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
     if (!st)
         st = check_model(x, root, &err);
     if (!st)

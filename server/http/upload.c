@@ -2,11 +2,11 @@
 #include "server/http/upload.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
-#include "server/http/json_field.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
 
@@ -293,20 +293,15 @@ static enum status publish(struct exchange *x, struct upload_slot *s, struct pub
 static enum status read_request(struct exchange *x, json_t *root, struct publish_upload *p,
                                 struct errtext *err)
 {
-    enum status st = json_field_string(root, "name", &p->name, err);
-    if (!st && !p->name)
-        st = err_param(err, STATUS_INVALID, "name", "'name' is missing");
-    if (!st)
-        st = json_field_bool(root, "replace", &p->replace, err);
-    if (!st)
-        st = json_field_bool(root, "dry_run", &p->dry_run, err);
-    p->manifest = json_field(root, "manifest");
-    if (!st && p->manifest && !json_is_object(p->manifest))
-        st = err_param(err, STATUS_INVALID, "manifest", "'manifest' must be an object");
-    if (!st && !auth_allows_adapter(x->key, p->name))
-        st = err_param(err, STATUS_DENIED, "name", "this API key may not publish as '%.128s'",
-                       p->name);
-    return st;
+    struct json_reader in = {.obj = root, .err = err};
+    p->name = json_need_string(&in, "name");
+    p->replace = json_read_bool(&in, "replace", p->replace);
+    p->dry_run = json_read_bool(&in, "dry_run", p->dry_run);
+    p->manifest = json_enter(&in, "manifest").obj;
+    if (!in.st && !auth_allows_adapter(x->key, p->name))
+        return err_param(err, STATUS_DENIED, "name", "this API key may not publish as '%.128s'",
+                         p->name);
+    return in.st;
 }
 
 void handle_publish(struct exchange *x)
@@ -316,7 +311,8 @@ void handle_publish(struct exchange *x)
                                .quota_bytes = x->key ? x->key->publish_bytes_max : 0};
     struct upload_slot *slot = NULL;
     json_t *root = NULL;
-    enum status st = json_body_parse(x->body.data, x->body.len, &root, &err);
+    enum status st =
+        json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
     if (!st)
         st = read_request(x, root, &p, &err);
     if (!st)

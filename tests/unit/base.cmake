@@ -1,2 +1,3 @@
 # server/base.
 rs_unit_test(base rs_base)
+rs_unit_test(json rs_base)

@@ -7,7 +7,6 @@
 #include <math.h>
 
 #include "server/http/auth.h"
-#include "server/http/json_field.h"
 #include "server/http/parse_state.h"
 #include "server/http/request_parse.h"
 #include "tests/unit/http_double.h"
@@ -171,7 +170,8 @@ static void test_types_and_ranges(void **state)
     bad(false, "\"logit_bias\":{\"99999999\":1}", "logit_bias");
     bad(false, "\"stream_options\":{\"include_usage\":true}", "stream_options");
     bad(false, "\"stream\":true,\"stream_options\":[]", "stream_options");
-    bad(false, "\"stream\":true,\"stream_options\":{\"include_usage\":1}", "include_usage");
+    bad(false, "\"stream\":true,\"stream_options\":{\"include_usage\":1}",
+        "stream_options.include_usage");
     bad(false, "\"stream\":true,\"prompt_logprobs\":1", "prompt_logprobs");
     bad(false, "\"cache_salt\":\"\"", "cache_salt");
     bad(false, "\"truncate_prompt_tokens\":0", "truncate_prompt_tokens");
@@ -454,7 +454,7 @@ static void test_targets(void **state)
     bad(false, "\"adapters\":[{\"model\":\"alpha\",\"weight\":17}]", "adapters[0].weight");
     bad(false, "\"adapters\":[{\"model\":\"alpha\",\"weight\":\"1\"}]", "adapters[0].weight");
     bad(false, "\"adapters\":[{\"weight\":1}]", "adapters[0].model");
-    bad(false, "\"adapters\":[1]", "adapters");
+    bad(false, "\"adapters\":[1]", "adapters[0]");
     bad(false, "\"adapters\":{}", "adapters");
     bad(false, "\"adapters\":[1,2,3,4,5,6,7,8,9]", "adapters");
     assert_null(parse_with(false, "\"adapters\":[{\"model\":\"alpha\"},{\"model\":\"alpha\"}]"));
@@ -521,6 +521,37 @@ static void test_fields_arrive(void **state)
     request_discard(r);
     r = parse_with(true, "\"max_tokens\":5,\"max_completion_tokens\":9");
     assert_int_equal(r->params.max_tokens, 9);
+    request_discard(r);
+}
+
+/* Numbers as Python and JavaScript write them: what nobody reads never refuses a request, what is
+ * read is exact or refused by its name. */
+static void test_numbers_of_other_clients(void **state)
+{
+    static const char *const fine[] = {"\"metadata\":{\"trace\":18446744073709551615}",
+                                       "\"user_seq\":9223372036854775808",
+                                       "\"x\":1e999,\"y\":-1e999",
+                                       "\"x\":123456789012345678901234567890",
+                                       "\"max_tokens\":1e0,\"n\":1.0",
+                                       "\"temperature\":-0,\"top_p\":1E0",
+                                       "\"seed\":-9223372036854775808"};
+    static const char *const limits[] = {"\"seed\":9223372036854775808", "\"seed\":1e999",
+                                         "\"seed\":9007199254740992.0", "\"seed\":0.5"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(fine); i++) {
+        good(false, fine[i]);
+        good(true, fine[i]);
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(limits); i++)
+        bad(false, limits[i], "seed");
+    bad(false, "\"stop_token_ids\":[18446744073709551615]", "stop_token_ids");
+    bad(false, "\"temperature\":1e999", "temperature");
+    struct request *r = parse_with(false, "\"x\":1e999,\"seed\":9007199254740993");
+    assert_non_null(r);
+    assert_int_equal(r->params.seed, 9007199254740993);
+    request_discard(r);
+    r = parse(false, "\xEF\xBB\xBF{\"model\":\"base\",\"prompt\":\"hello\"}");
+    assert_non_null(r); /* a byte order mark is no part of the text */
     request_discard(r);
 }
 
@@ -605,6 +636,7 @@ int main(void)
         cmocka_unit_test(test_targets),
         cmocka_unit_test(test_a_key_reaches_only_its_adapters),
         cmocka_unit_test(test_fields_arrive),
+        cmocka_unit_test(test_numbers_of_other_clients),
         cmocka_unit_test(test_hostile_bodies)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
