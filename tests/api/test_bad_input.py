@@ -611,8 +611,6 @@ BODIES = {
     "deep lists": (b"[" * 100_000, "nests 100000 deep"), "deep objects": (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nests 5000 deep"),
     "bad UTF-8": (b'{"model": "\xff\xfe"}', "not valid JSON"), "duplicate": (b'{"model": "a", "model": "b"}', "duplicate"),
     "NaN": (b'{"model": "residual-demo", "prompt": "x", "temperature": NaN}', "not valid JSON"),
-    "huge number": (b'{"model": "residual-demo", "prompt": "x", "temperature": 1e999}', "not valid JSON"),
-    "huge integer": (b'{"model": "residual-demo", "prompt": "x", "seed": 99999999999999999999}', "not valid JSON"),
     "lone surrogate": (b'{"model": "residual-demo", "prompt": "\\ud800"}', "not valid JSON"),
     "trailing": (b'{"model": "residual-demo"} {}', "not valid JSON"),
 }
@@ -624,6 +622,17 @@ def test_bad_json(server, case):
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/load_lora_adapter", "/tokenize"):
         status, _, reply = http(server.url + path, body, "POST")
         assert status == 400 and word in message(json.loads(reply)), (path, reply)
+
+
+@pytest.mark.parametrize("number", ["18446744073709551615", "-9223372036854775809", "9" * 400, "1e999", "-1e999"])
+def test_numbers_that_no_type_holds(server, number):
+    """Ignored where nobody reads them, refused by the field's name where somebody does."""
+    body = f'{{"model": "{BASE}", "prompt": "x", "max_tokens": 1, %s}}'
+    status, _, reply = http(server.url + "/v1/completions", (body % f'"metadata": {{"trace": [{number}]}}, "seed": 9007199254740993').encode(), "POST")
+    assert status == 200, reply
+    for field in ("seed", "temperature", "n"):
+        status, _, reply = http(server.url + "/v1/completions", (body % f'"{field}": {number}').encode(), "POST")
+        assert status == 400 and json.loads(reply)["error"]["param"] == field, (field, reply)
 
 
 NUMBER, INT, BOOL, STRING, OBJECT = (["x", [], {}, True], ["1", 1.5, [], {}, True], ["true", 1, [], {}], [5, [], {}, True], ["x", 5, [1], True])
