@@ -3,9 +3,9 @@
  * repeat the reference to the letter: a discarded match still hides what it covered, and stripped
  * blanks never reach back over an earlier token. */
 #include "server/text/added.h"
+#include "server/base/json.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
-#include "server/text/jsonget.h"
 #include "server/text/utf8.h"
 
 #include <string.h>
@@ -13,30 +13,24 @@
 /* Everything but the id. */
 static enum status load_flags(struct added_token *t, const json_t *json, struct errtext *err)
 {
-    static const char where[] = "added_tokens";
-    enum status st = json_get_text(json, where, "content", &t->content, &t->len, err);
-    if (!st)
-        st = json_get_bool(json, where, "single_word", false, &t->single_word, err);
-    if (!st)
-        st = json_get_bool(json, where, "lstrip", false, &t->lstrip, err);
-    if (!st)
-        st = json_get_bool(json, where, "rstrip", false, &t->rstrip, err);
-    if (!st)
-        st = json_get_bool(json, where, "special", false, &t->special, err);
-    if (!st)
-        st = json_get_bool(json, where, "normalized", !t->special, &t->normalized, err);
-    if (!st && (t->len == 0 || t->len > ADDED_CONTENT_BYTES_MAX))
-        st = err_set(err, STATUS_INVALID, "added_tokens: a content of %zu bytes; 1 to %u", t->len,
-                     ADDED_CONTENT_BYTES_MAX);
-    return st;
+    struct json_reader r = {.obj = json, .where = "added_tokens", .err = err};
+    t->content = json_need_copy(&r, "content", &t->len);
+    t->single_word = json_read_bool(&r, "single_word", false);
+    t->lstrip = json_read_bool(&r, "lstrip", false);
+    t->rstrip = json_read_bool(&r, "rstrip", false);
+    t->special = json_read_bool(&r, "special", false);
+    t->normalized = json_read_bool(&r, "normalized", !t->special);
+    if (t->len == 0 || t->len > ADDED_CONTENT_BYTES_MAX)
+        json_fail(&r, STATUS_INVALID, "content", "found %zu bytes, expected 1 to %u", t->len,
+                  ADDED_CONTENT_BYTES_MAX);
+    return r.st;
 }
 
 static enum status load_token(struct added_token *t, const json_t *json, struct errtext *err)
 {
-    uint32_t id = 0;
-    enum status st = json_get_count(json, "added_tokens", "id", TOKENIZER_ID_MAX, &id, err);
-    t->id = (int32_t)id;
-    return st ? st : load_flags(t, json, err);
+    struct json_reader r = {.obj = json, .where = "added_tokens", .err = err};
+    t->id = (int32_t)json_need_int(&r, "id", (struct json_range){0, TOKENIZER_ID_MAX});
+    return r.st ? r.st : load_flags(t, json, err);
 }
 
 static enum status check_total(const struct added *a, struct errtext *err)

@@ -1,8 +1,8 @@
 /* The "model" object of a tokenizer file into struct bpe. Everything is copied out of the JSON, all
  * counts have a maximum, and every merge must lead to a token of the vocabulary. */
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/text/bpe.h"
-#include "server/text/jsonget.h"
 #include "server/text/utf8.h"
 
 #include <stdio.h>
@@ -32,16 +32,15 @@ static enum status load_flags(struct bpe *b, const json_t *json, struct errtext 
     enum status st = refuse_affix(json, "continuing_subword_prefix", err);
     if (!st)
         st = refuse_affix(json, "end_of_word_suffix", err);
-    if (!st)
-        st = json_get_bool(json, WHERE, "fuse_unk", false, &b->fuse_unk, err);
-    if (!st)
-        st = json_get_bool(json, WHERE, "byte_fallback", false, &b->byte_fallback, err);
-    if (!st)
-        st = json_get_bool(json, WHERE, "ignore_merges", false, &b->ignore_merges, err);
-    const json_t *unk = json_object_get(json, "unk_token");
-    if (!st && unk && !json_is_null(unk))
-        st = json_get_text(json, WHERE, "unk_token", &b->unk_token, &b->unk_len, err);
-    return st;
+    if (st)
+        return st;
+    struct json_reader r = {.obj = json, .where = WHERE, .err = err};
+    b->fuse_unk = json_read_bool(&r, "fuse_unk", false);
+    b->byte_fallback = json_read_bool(&r, "byte_fallback", false);
+    b->ignore_merges = json_read_bool(&r, "ignore_merges", false);
+    if (json_has(&r, "unk_token"))
+        b->unk_token = json_need_copy(&r, "unk_token", &b->unk_len);
+    return r.st;
 }
 
 static enum status check_entry(const char *key, const json_t *v, struct errtext *err)
@@ -171,11 +170,12 @@ enum status bpe_load(struct bpe *b, const json_t *json, struct errtext *err)
     if (st)
         return st;
     json_t *vocab = json_object_get(json, "vocab");
-    json_t *merges;
     if (!json_is_object(vocab) || json_object_size(vocab) > (size_t)TOKENIZER_ID_MAX)
         return err_set(err, STATUS_INVALID, WHERE ": \"vocab\" must be an object of at most %d ids",
                        TOKENIZER_ID_MAX);
-    st = json_get_array(json, WHERE, "merges", BPE_MERGES_MAX, &merges, err);
+    struct json_reader r = {.obj = json, .where = WHERE, .err = err};
+    const json_t *merges = json_need_list(&r, "merges", BPE_MERGES_MAX);
+    st = r.st;
     if (!st)
         st = load_vocab(b, vocab, err);
     if (!st)

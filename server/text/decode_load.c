@@ -1,7 +1,7 @@
 /* The "decoder" object into a list of steps. */
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/text/decode.h"
-#include "server/text/jsonget.h"
 #include "server/text/utf8.h"
 
 #include <string.h>
@@ -17,23 +17,22 @@ void decoder_fini(struct decoder *d)
     *d = (struct decoder){0};
 }
 
-static enum status load_char(struct decode_step *s, const json_t *json, const char *where,
-                             const char *key, struct errtext *err)
+static void load_char(struct decode_step *s, struct json_reader *r, const char *key)
 {
-    enum status st = json_get_text(json, where, key, &s->content, &s->content_len, err);
-    if (!st && utf8_count(s->content, s->content_len) != 1)
-        st = err_set(err, STATUS_INVALID, "%s: \"%s\" must be one character", where, key);
-    return st;
+    s->content = json_need_copy(r, key, &s->content_len);
+    if (s->content && utf8_count(s->content, s->content_len) != 1)
+        json_fail(r, STATUS_INVALID, key, "found \"%.40s\", expected one character", s->content);
 }
 
 static enum status load_strip(struct decode_step *s, const json_t *json, struct errtext *err)
 {
-    static const char where[] = "decoder Strip";
+    struct json_reader r = {.obj = json, .where = "decoder Strip", .err = err};
+    struct json_range range = {0, DECODE_STRIP_MAX};
     s->kind = DECODE_STRIP;
-    enum status st = load_char(s, json, where, "content", err);
-    if (!st)
-        st = json_get_count(json, where, "start", DECODE_STRIP_MAX, &s->strip_start, err);
-    return st ? st : json_get_count(json, where, "stop", DECODE_STRIP_MAX, &s->strip_stop, err);
+    load_char(s, &r, "content");
+    s->strip_start = (uint32_t)json_need_int(&r, "start", range);
+    s->strip_stop = (uint32_t)json_need_int(&r, "stop", range);
+    return r.st;
 }
 
 static enum status load_step(struct decode_step *s, const json_t *json, const char *type,
@@ -59,8 +58,10 @@ static enum status load_step(struct decode_step *s, const json_t *json, const ch
         return load_strip(s, json, err);
     if (strcmp(type, "Metaspace") == 0) {
         enum prepend_scheme scheme;
+        struct json_reader r = {.obj = json, .where = "decoder Metaspace", .err = err};
         s->kind = DECODE_METASPACE;
-        enum status st = load_char(s, json, "decoder Metaspace", "replacement", err);
+        load_char(s, &r, "replacement");
+        enum status st = r.st;
         if (!st)
             st = metaspace_load_scheme(json, &scheme, err);
         if (!st)
@@ -72,13 +73,13 @@ static enum status load_step(struct decode_step *s, const json_t *json, const ch
 
 static enum status load_into(struct decoder *d, const json_t *json, int depth, struct errtext *err)
 {
-    const char *type;
-    enum status st = json_get_type(json, "decoder", &type, err);
-    if (st)
-        return st;
+    struct json_reader r = {.obj = json, .where = "decoder", .err = err};
+    const char *type = json_need_string(&r, "type");
+    if (r.st)
+        return r.st;
     if (strcmp(type, "Sequence") == 0) {
-        json_t *list;
-        st = json_get_array(json, "decoder Sequence", "decoders", DECODE_STEPS_MAX, &list, err);
+        const json_t *list = json_need_list(&r, "decoders", DECODE_STEPS_MAX);
+        enum status st = r.st;
         if (!st && depth == 0)
             st = err_set(err, STATUS_TOO_LARGE, "decoder: Sequences nested too deep");
         for (size_t i = 0; !st && i < json_array_size(list); i++)

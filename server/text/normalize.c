@@ -2,8 +2,8 @@
  * there swaps neighbours, which is quadratic in a long run of combining marks; here a run is put in
  * order by counting classes, so that the cost stays linear in any text. */
 #include "server/text/normalize.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
-#include "server/text/jsonget.h"
 #include "server/text/utf8.h"
 
 #include <string.h>
@@ -28,15 +28,25 @@ void normalizer_fini(struct normalizer *n)
     n->n = 0;
 }
 
+char *pattern_load(struct json_reader *r, size_t *len, bool *is_regex)
+{
+    struct json_reader pattern = json_enter(r, "pattern");
+    *is_regex = json_has(&pattern, "Regex");
+    if (json_object_size(pattern.obj) != 1)
+        json_fail(r, STATUS_INVALID, "pattern",
+                  "expected {\"String\": text} or {\"Regex\": text}");
+    return json_need_copy(&pattern, *is_regex ? "Regex" : "String", len);
+}
+
 enum status normalize_replace_load(struct normalize_step *step, const json_t *json,
                                    const char *where, struct errtext *err)
 {
     bool is_regex = false;
+    struct json_reader r = {.obj = json, .where = where, .err = err};
     step->kind = NORMALIZE_REPLACE;
-    enum status st =
-        json_get_pattern(json, where, &step->pattern, &step->pattern_len, &is_regex, err);
-    if (!st)
-        st = json_get_text(json, where, "content", &step->text, &step->text_len, err);
+    step->pattern = pattern_load(&r, &step->pattern_len, &is_regex);
+    step->text = json_need_copy(&r, "content", &step->text_len);
+    enum status st = r.st;
     if (!st && is_regex)
         st = regex_compile(&step->regex, step->pattern, step->pattern_len, err);
     if (!st && !is_regex && step->pattern_len == 0)
@@ -56,6 +66,7 @@ static enum status load_step(struct normalize_step *step, const json_t *json, co
                  {"NFKD", NORMALIZE_NFKD},
                  {"Lowercase", NORMALIZE_LOWERCASE},
                  {"StripAccents", NORMALIZE_STRIP_ACCENTS}};
+    struct json_reader r = {.obj = json, .err = err};
     for (size_t i = 0; i < sizeof(plain) / sizeof(plain[0]); i++) {
         if (strcmp(type, plain[i].name) == 0) {
             step->kind = plain[i].kind;
@@ -64,17 +75,18 @@ static enum status load_step(struct normalize_step *step, const json_t *json, co
     }
     if (strcmp(type, "Prepend") == 0) {
         step->kind = NORMALIZE_PREPEND;
-        return json_get_text(json, "normalizer Prepend", "prepend", &step->text, &step->text_len,
-                             err);
+        r.where = "normalizer Prepend";
+        step->text = json_need_copy(&r, "prepend", &step->text_len);
+        return r.st;
     }
     if (strcmp(type, "Replace") == 0)
         return normalize_replace_load(step, json, "normalizer Replace", err);
     if (strcmp(type, "Strip") == 0) {
         step->kind = NORMALIZE_STRIP;
-        enum status st =
-            json_get_bool(json, "normalizer Strip", "strip_left", true, &step->left, err);
-        return st ? st
-                  : json_get_bool(json, "normalizer Strip", "strip_right", true, &step->right, err);
+        r.where = "normalizer Strip";
+        step->left = json_read_bool(&r, "strip_left", true);
+        step->right = json_read_bool(&r, "strip_right", true);
+        return r.st;
     }
     return err_set(err, STATUS_UNSUPPORTED, "normalizer \"%s\" is not supported", type);
 }
@@ -82,14 +94,13 @@ static enum status load_step(struct normalize_step *step, const json_t *json, co
 static enum status load_into(struct normalizer *n, const json_t *json, int depth,
                              struct errtext *err)
 {
-    const char *type;
-    enum status st = json_get_type(json, "normalizer", &type, err);
-    if (st)
-        return st;
+    struct json_reader r = {.obj = json, .where = "normalizer", .err = err};
+    const char *type = json_need_string(&r, "type");
+    if (r.st)
+        return r.st;
     if (strcmp(type, "Sequence") == 0) {
-        json_t *list;
-        st = json_get_array(json, "normalizer Sequence", "normalizers", NORMALIZE_STEPS_MAX, &list,
-                            err);
+        const json_t *list = json_need_list(&r, "normalizers", NORMALIZE_STEPS_MAX);
+        enum status st = r.st;
         if (!st && depth == 0)
             st = err_set(err, STATUS_TOO_LARGE, "normalizer: Sequences nested too deep");
         for (size_t i = 0; !st && i < json_array_size(list); i++)

@@ -4,10 +4,9 @@
 #define RS_TEXT_NORMALIZE_H
 
 #include "server/base/buf.h"
-#include "server/base/errtext.h"
+#include "server/base/json.h"
 #include "server/text/regex.h"
 
-#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -45,6 +44,8 @@ struct normalize_work {
     size_t cps_cap, sorted_cap;
 };
 
+/* The {"String": s} or {"Regex": s} at "pattern": a copy (mem_free), or NULL after a fault of r. */
+char *pattern_load(struct json_reader *r, size_t *len, bool *is_regex);
 /* json may be NULL or null: no steps. */
 MUST_CHECK enum status normalizer_load(struct normalizer *n, const json_t *json,
                                        struct errtext *err);

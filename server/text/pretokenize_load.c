@@ -1,6 +1,6 @@
 /* The "pre_tokenizer" object into a list of steps. */
+#include "server/base/json.h"
 #include "server/base/mem.h"
-#include "server/text/jsonget.h"
 #include "server/text/pretokenize.h"
 #include "server/text/utf8.h"
 
@@ -44,13 +44,12 @@ static enum status load_behavior(const json_t *json, const char *where, bool req
 static enum status load_split(struct pretokenize_step *s, const json_t *json, struct errtext *err)
 {
     static const char where[] = "pre_tokenizer Split";
+    struct json_reader r = {.obj = json, .where = where, .err = err};
     bool is_regex = false;
     s->kind = PRETOKENIZE_SPLIT;
-    enum status st = json_get_pattern(json, where, &s->literal, &s->literal_len, &is_regex, err);
-    if (!st)
-        st = load_behavior(json, where, true, &s->behavior, err);
-    if (!st)
-        st = json_get_bool(json, where, "invert", false, &s->invert, err);
+    s->literal = pattern_load(&r, &s->literal_len, &is_regex);
+    s->invert = json_read_bool(&r, "invert", false);
+    enum status st = r.st ? r.st : load_behavior(json, where, true, &s->behavior, err);
     if (!st && is_regex)
         st = regex_compile(&s->regex, s->literal, s->literal_len, err);
     if (!st && s->literal_len == 0)
@@ -61,13 +60,12 @@ static enum status load_split(struct pretokenize_step *s, const json_t *json, st
 static enum status load_byte_level(struct pretokenize_step *s, const json_t *json,
                                    struct errtext *err)
 {
-    static const char where[] = "pre_tokenizer ByteLevel";
+    struct json_reader r = {.obj = json, .where = "pre_tokenizer ByteLevel", .err = err};
     s->kind = PRETOKENIZE_BYTE_LEVEL;
     s->behavior = SPLIT_ISOLATED;
-    enum status st =
-        json_get_bool(json, where, "add_prefix_space", true, &s->add_prefix_space, err);
-    if (!st)
-        st = json_get_bool(json, where, "use_regex", true, &s->cut, err);
+    s->add_prefix_space = json_read_bool(&r, "add_prefix_space", true);
+    s->cut = json_read_bool(&r, "use_regex", true);
+    enum status st = r.st;
     if (!st && s->cut)
         st = regex_compile(&s->regex, GPT2_PATTERN, sizeof(GPT2_PATTERN) - 1, err);
     return st;
@@ -78,19 +76,17 @@ enum status metaspace_load_scheme(const json_t *json, enum prepend_scheme *schem
 {
     static const char *const names[] = {
         [PREPEND_FIRST] = "first", [PREPEND_NEVER] = "never", [PREPEND_ALWAYS] = "always"};
-    const json_t *v = json_object_get(json, "prepend_scheme");
-    const json_t *old = json_object_get(json, "add_prefix_space");
-    if (old && !json_is_boolean(old) && !json_is_null(old))
-        return err_set(err, STATUS_INVALID,
-                       "Metaspace: \"add_prefix_space\" must be true or false");
-    *scheme = json_is_false(old) ? PREPEND_NEVER : PREPEND_ALWAYS;
-    if (!v || json_is_null(v))
-        return STATUS_OK;
+    struct json_reader r = {.obj = json, .where = "Metaspace", .err = err};
+    const json_t *v = json_field(json, "prepend_scheme");
+    bool prefix = json_read_bool(&r, "add_prefix_space", true);
+    *scheme = prefix ? PREPEND_ALWAYS : PREPEND_NEVER;
+    if (!v || r.st)
+        return r.st;
     for (size_t i = 0; json_is_string(v) && i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcmp(json_string_value(v), names[i]) != 0)
             continue;
         *scheme = (enum prepend_scheme)i;
-        if (json_is_false(old) && *scheme != PREPEND_NEVER)
+        if (!prefix && *scheme != PREPEND_NEVER)
             return err_set(err, STATUS_INVALID,
                            "Metaspace: add_prefix_space false contradicts prepend_scheme \"%s\"",
                            names[i]);
@@ -103,15 +99,15 @@ enum status metaspace_load_scheme(const json_t *json, enum prepend_scheme *schem
 static enum status load_metaspace(struct pretokenize_step *s, const json_t *json,
                                   struct errtext *err)
 {
-    static const char where[] = "pre_tokenizer Metaspace";
+    struct json_reader r = {.obj = json, .where = "pre_tokenizer Metaspace", .err = err};
     s->kind = PRETOKENIZE_METASPACE;
     s->behavior = SPLIT_MERGED_WITH_NEXT;
-    enum status st = json_get_text(json, where, "replacement", &s->literal, &s->literal_len, err);
-    if (!st && utf8_count(s->literal, s->literal_len) != 1)
-        st = err_set(err, STATUS_INVALID, "%s: \"replacement\" must be one character", where);
-    if (!st)
-        st = metaspace_load_scheme(json, &s->scheme, err);
-    return st ? st : json_get_bool(json, where, "split", true, &s->cut, err);
+    s->literal = json_need_copy(&r, "replacement", &s->literal_len);
+    if (s->literal && utf8_count(s->literal, s->literal_len) != 1)
+        json_fail(&r, STATUS_INVALID, "replacement", "found \"%.40s\", expected one character",
+                  s->literal);
+    s->cut = json_read_bool(&r, "split", true);
+    return r.st ? r.st : metaspace_load_scheme(json, &s->scheme, err);
 }
 
 static enum status load_step(struct pretokenize_step *s, const json_t *json, const char *type,
@@ -124,11 +120,11 @@ static enum status load_step(struct pretokenize_step *s, const json_t *json, con
     if (strcmp(type, "Metaspace") == 0)
         return load_metaspace(s, json, err);
     if (strcmp(type, "Digits") == 0) {
+        struct json_reader r = {.obj = json, .where = "pre_tokenizer Digits", .err = err};
         s->kind = PRETOKENIZE_DIGITS;
-        enum status st = json_get_bool(json, "pre_tokenizer Digits", "individual_digits", false,
-                                       &s->each_digit, err);
+        s->each_digit = json_read_bool(&r, "individual_digits", false);
         s->behavior = s->each_digit ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS;
-        return st;
+        return r.st;
     }
     if (strcmp(type, "Punctuation") == 0) {
         s->kind = PRETOKENIZE_PUNCTUATION;
@@ -147,14 +143,13 @@ static enum status load_step(struct pretokenize_step *s, const json_t *json, con
 static enum status load_into(struct pretokenizer *p, const json_t *json, int depth,
                              struct errtext *err)
 {
-    const char *type;
-    enum status st = json_get_type(json, "pre_tokenizer", &type, err);
-    if (st)
-        return st;
+    struct json_reader r = {.obj = json, .where = "pre_tokenizer", .err = err};
+    const char *type = json_need_string(&r, "type");
+    if (r.st)
+        return r.st;
     if (strcmp(type, "Sequence") == 0) {
-        json_t *list;
-        st = json_get_array(json, "pre_tokenizer Sequence", "pretokenizers", PRETOKENIZE_STEPS_MAX,
-                            &list, err);
+        const json_t *list = json_need_list(&r, "pretokenizers", PRETOKENIZE_STEPS_MAX);
+        enum status st = r.st;
         if (!st && depth == 0)
             st = err_set(err, STATUS_TOO_LARGE, "pre_tokenizer: Sequences nested too deep");
         for (size_t i = 0; !st && i < json_array_size(list); i++)

@@ -2,8 +2,8 @@
  * ids out of range and counts past their maximum are refused with a sentence; components are loaded
  * by the file that runs them. Ids of added tokens must not collide with the vocabulary's.
  * "truncation" and "padding" are ignored: a server never cuts a prompt silently. */
+#include "server/base/json.h"
 #include "server/base/mem.h"
-#include "server/text/jsonget.h"
 #include "server/text/tokenizer.h"
 #include "server/text/tokenizer_impl.h"
 
@@ -32,19 +32,17 @@ static enum status template_ids(const json_t *specials, const char *name, int32_
                                 struct errtext *err)
 {
     static const char where[] = "post_processor TemplateProcessing";
-    json_t *ids;
-    const json_t *entry = json_object_get(specials, name);
-    enum status st = json_get_array(entry, where, "ids", TEMPLATE_IDS_MAX, &ids, err);
-    for (size_t i = 0; !st && i < json_array_size(ids); i++) {
-        const json_t *v = json_array_get(ids, i);
-        if (!json_is_integer(v) || json_integer_value(v) < 0 ||
-            json_integer_value(v) > TOKENIZER_ID_MAX)
-            return err_set(err, STATUS_INVALID, "%s: \"%.40s\" has a bad id", where, name);
+    struct json_reader r = {.obj = specials, .where = where, .err = err};
+    struct json_reader entry = json_enter(&r, name);
+    const json_t *ids = json_need_list(&entry, "ids", TEMPLATE_IDS_MAX);
+    for (size_t i = 0; !r.st && i < json_array_size(ids); i++) {
+        int64_t id = json_item_int(&entry, "ids", i, json_array_get(ids, i),
+                                   (struct json_range){0, TOKENIZER_ID_MAX});
         if (*n == TEMPLATE_IDS_MAX)
             return err_set(err, STATUS_TOO_LARGE, "%s: more than %d ids", where, TEMPLATE_IDS_MAX);
-        list[(*n)++] = (int32_t)json_integer_value(v);
+        list[(*n)++] = (int32_t)id;
     }
-    return st;
+    return r.st;
 }
 
 struct frame {
@@ -55,9 +53,10 @@ struct frame {
 static enum status read_template(const json_t *json, struct frame *f, struct errtext *err)
 {
     static const char where[] = "post_processor TemplateProcessing";
-    json_t *single;
+    struct json_reader r = {.obj = json, .where = where, .err = err};
     const json_t *specials = json_object_get(json, "special_tokens");
-    enum status st = json_get_array(json, where, "single", TEMPLATE_IDS_MAX, &single, err);
+    const json_t *single = json_need_list(&r, "single", TEMPLATE_IDS_MAX);
+    enum status st = r.st;
     bool seen = false;
     for (size_t i = 0; !st && i < json_array_size(single); i++) {
         const json_t *item = json_array_get(single, i);
@@ -100,21 +99,20 @@ static enum status load_template(struct tokenizer *t, const json_t *json, struct
 static enum status load_post(struct tokenizer *t, const json_t *json, int depth,
                              struct errtext *err)
 {
-    const char *type;
+    struct json_reader r = {.obj = json, .where = "post_processor", .err = err};
     if (!json || json_is_null(json))
         return STATUS_OK;
-    enum status st = json_get_type(json, "post_processor", &type, err);
-    if (st)
-        return st;
+    const char *type = json_need_string(&r, "type");
+    if (r.st)
+        return r.st;
     if (strcmp(type, "ByteLevel") == 0) /* changes offsets only */
         return STATUS_OK;
     if (strcmp(type, "TemplateProcessing") == 0)
         return load_template(t, json, err);
     if (strcmp(type, "Sequence") != 0)
         return err_set(err, STATUS_UNSUPPORTED, "post_processor \"%.64s\" is not supported", type);
-    json_t *list;
-    st = json_get_array(json, "post_processor Sequence", "processors", POST_PROCESSORS_MAX, &list,
-                        err);
+    const json_t *list = json_need_list(&r, "processors", POST_PROCESSORS_MAX);
+    enum status st = r.st;
     if (!st && depth == 0)
         st = err_set(err, STATUS_TOO_LARGE, "post_processor: Sequences nested too deep");
     for (size_t i = 0; !st && i < json_array_size(list); i++)
@@ -258,14 +256,12 @@ enum status tokenizer_load_with(struct tokenizer **out, const char *json, size_t
     if (len > TOKENIZER_JSON_BYTES_MAX)
         return err_set(err, STATUS_TOO_LARGE, "tokenizer.json: %zu bytes; at most %zu", len,
                        TOKENIZER_JSON_BYTES_MAX);
-    json_error_t why;
-    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &why);
-    if (!root)
-        return err_set(err, STATUS_INVALID, "tokenizer.json: line %d: %s", why.line, why.text);
+    json_t *root;
+    enum status st = json_doc_parse(&root, "tokenizer.json", json, len, JSON_DOC_NUL, err);
+    if (st)
+        return st;
     struct tokenizer *t = mem_try_alloc(sizeof(*t));
-    enum status st = t ? STATUS_OK : STATUS_NO_MEMORY;
-    if (!st && !json_is_object(root))
-        st = err_set(err, STATUS_INVALID, "tokenizer.json: expected an object");
+    st = t ? STATUS_OK : STATUS_NO_MEMORY;
     if (!st)
         st = load_all(t, root, extra, err);
     if (!st)
