@@ -5,7 +5,7 @@
  * checkpoint would give wrong answers without a word. Absent keys take the family's defaults. */
 #include "server/model/config.h"
 #include "server/base/check.h"
-#include "server/model/config_json.h"
+#include "server/base/json.h"
 #include "server/model/foreign.h"
 #include "server/model/rope.h"
 
@@ -87,7 +87,7 @@ static bool is_neutral(const json_t *v)
 }
 
 /* transformers' key, its old name, and mlx's. */
-static void refuse_quantised(struct cfg_reader *r)
+static void refuse_quantised(struct json_reader *r)
 {
     static const char *const names[] = {"quantization_config", "compression_config",
                                         "quantization"};
@@ -98,28 +98,28 @@ static void refuse_quantised(struct cfg_reader *r)
             continue;
         foreign_quantised(json_string_value(json_object_get(v, "quant_method")), text,
                           sizeof(text));
-        cfg_fail(r, STATUS_UNSUPPORTED, names[i], "%s", text);
+        json_fail(r, STATUS_UNSUPPORTED, names[i], "%s", text);
     }
 }
 
-static void refuse_foreign_keys(struct cfg_reader *r)
+static void refuse_foreign_keys(struct json_reader *r)
 {
     refuse_quantised(r);
     for (size_t i = 0; i < ARRAY_COUNT(refused_keys); i++) {
         const json_t *v = json_object_get(r->obj, refused_keys[i]);
         if (v && !is_neutral(v))
-            cfg_fail(r, STATUS_UNSUPPORTED, refused_keys[i],
-                     "found %s: it changes inference in a way this server does not compute",
-                     cfg_shown(v));
+            json_fail(r, STATUS_UNSUPPORTED, refused_keys[i],
+                      "found %s: it changes inference in a way this server does not compute",
+                      json_shown(v));
     }
 }
 
-static void parse_family(struct cfg_reader *r, struct model_config *c)
+static void parse_family(struct json_reader *r, struct model_config *c)
 {
-    const char *type = cfg_string(r, "model_type");
+    const char *type = json_read_string(r, "model_type");
     if (!type)
-        cfg_fail(r, STATUS_INVALID, "model_type",
-                 "missing, expected llama, mistral, qwen2 or qwen3");
+        json_fail(r, STATUS_INVALID, "model_type",
+                  "missing, expected llama, mistral, qwen2 or qwen3");
     for (size_t i = 0; type && i < ARRAY_COUNT(families); i++) {
         if (strcmp(families[i].name, type))
             continue;
@@ -127,65 +127,65 @@ static void parse_family(struct cfg_reader *r, struct model_config *c)
         snprintf(c->family_name, sizeof(c->family_name), "%s", type);
     }
     if (type && c->family_name[0] == '\0')
-        cfg_fail(r, STATUS_UNSUPPORTED, "model_type",
-                 "found \"%.40s\", expected llama, mistral, qwen2 or qwen3", type);
-    if (r->st || !cfg_has(r, "architectures"))
+        json_fail(r, STATUS_UNSUPPORTED, "model_type",
+                  "found \"%.40s\", expected llama, mistral, qwen2 or qwen3", type);
+    if (r->st || !json_has(r, "architectures"))
         return;
     const json_t *list = json_object_get(r->obj, "architectures");
     const char *arch = json_string_value(json_array_get(list, 0));
     if (!json_is_array(list) || json_array_size(list) != 1 || !arch ||
         strcmp(arch, families[c->family].architecture))
-        cfg_fail(r, STATUS_UNSUPPORTED, "architectures", "found %s, expected [\"%s\"]",
-                 arch ? arch : cfg_shown(list), families[c->family].architecture);
+        json_fail(r, STATUS_UNSUPPORTED, "architectures", "found %s, expected [\"%s\"]",
+                  arch ? arch : json_shown(list), families[c->family].architecture);
 }
 
-static void parse_dims(struct cfg_reader *r, struct model_config *c)
+static void parse_dims(struct json_reader *r, struct model_config *c)
 {
     const struct family_facts *f = &families[c->family];
-    c->d_model = (uint32_t)cfg_int_required(r, "hidden_size", (struct cfg_range){1, 65536});
-    c->d_ff = (uint32_t)cfg_int_required(r, "intermediate_size", (struct cfg_range){1, 1 << 19});
+    c->d_model = (uint32_t)json_need_int(r, "hidden_size", (struct json_range){1, 65536});
+    c->d_ff = (uint32_t)json_need_int(r, "intermediate_size", (struct json_range){1, 1 << 19});
     c->n_layer =
-        (uint32_t)cfg_int_required(r, "num_hidden_layers", (struct cfg_range){1, MODEL_LAYERS_MAX});
-    c->n_head = (uint32_t)cfg_int_required(r, "num_attention_heads", (struct cfg_range){1, 1024});
-    c->n_vocab = (uint32_t)cfg_int_required(r, "vocab_size", (struct cfg_range){1, 1 << 22});
-    c->pos_max =
-        (uint32_t)cfg_int(r, "max_position_embeddings", (struct cfg_range){1, 1 << 24}, f->pos_max);
+        (uint32_t)json_need_int(r, "num_hidden_layers", (struct json_range){1, MODEL_LAYERS_MAX});
+    c->n_head = (uint32_t)json_need_int(r, "num_attention_heads", (struct json_range){1, 1024});
+    c->n_vocab = (uint32_t)json_need_int(r, "vocab_size", (struct json_range){1, 1 << 22});
+    c->pos_max = (uint32_t)json_read_int(r, "max_position_embeddings",
+                                         (struct json_range){1, 1 << 24}, f->pos_max);
     if (r->st)
         return;
     /* null means "as many as heads" everywhere; absent means the class's own default */
     bool kv_null = json_is_null(json_object_get(r->obj, "num_key_value_heads"));
     int64_t kv_absent = f->n_kv_head && !kv_null ? f->n_kv_head : c->n_head;
     c->n_kv_head =
-        (uint32_t)cfg_int(r, "num_key_value_heads", (struct cfg_range){1, 1024}, kv_absent);
-    bool has_d_head = cfg_has(r, "head_dim");
-    c->d_head = (uint32_t)cfg_int(r, "head_dim", (struct cfg_range){2, 512},
-                                  f->d_head ? f->d_head : c->d_model / c->n_head);
+        (uint32_t)json_read_int(r, "num_key_value_heads", (struct json_range){1, 1024}, kv_absent);
+    bool has_d_head = json_has(r, "head_dim");
+    c->d_head = (uint32_t)json_read_int(r, "head_dim", (struct json_range){2, 512},
+                                        f->d_head ? f->d_head : c->d_model / c->n_head);
     if (!has_d_head && !f->d_head && c->d_model % c->n_head)
-        cfg_fail(r, STATUS_INVALID, "hidden_size",
-                 "found %u, expected a multiple of num_attention_heads (%u)", c->d_model,
-                 c->n_head);
+        json_fail(r, STATUS_INVALID, "hidden_size",
+                  "found %u, expected a multiple of num_attention_heads (%u)", c->d_model,
+                  c->n_head);
     if (c->n_head % c->n_kv_head)
-        cfg_fail(r, STATUS_INVALID, "num_key_value_heads",
-                 "found %u, expected a divisor of num_attention_heads (%u)", c->n_kv_head,
-                 c->n_head);
+        json_fail(r, STATUS_INVALID, "num_key_value_heads",
+                  "found %u, expected a divisor of num_attention_heads (%u)", c->n_kv_head,
+                  c->n_head);
     if (c->d_head < 2 || c->d_head % 2)
-        cfg_fail(r, STATUS_INVALID, "head_dim", "found %u, expected an even number", c->d_head);
+        json_fail(r, STATUS_INVALID, "head_dim", "found %u, expected an even number", c->d_head);
 }
 
-static void parse_flags(struct cfg_reader *r, struct model_config *c)
+static void parse_flags(struct json_reader *r, struct model_config *c)
 {
     const struct family_facts *f = &families[c->family];
-    const char *act = cfg_string(r, "hidden_act");
+    const char *act = json_read_string(r, "hidden_act");
     if (act && strcmp(act, "silu") && strcmp(act, "swish"))
-        cfg_fail(r, STATUS_UNSUPPORTED, "hidden_act", "found \"%.40s\", expected \"silu\"", act);
-    c->norm_eps = (float)cfg_num(r, "rms_norm_eps", 0, 1, 1e-6);
-    c->tied = cfg_bool(r, "tie_word_embeddings", false);
+        json_fail(r, STATUS_UNSUPPORTED, "hidden_act", "found \"%.40s\", expected \"silu\"", act);
+    c->norm_eps = (float)json_read_num(r, "rms_norm_eps", 0, 1, 1e-6);
+    c->tied = json_read_bool(r, "tie_word_embeddings", false);
     c->qk_norm = f->qk_norm;
-    bool attention_bias = f->reads_attention_bias && cfg_bool(r, "attention_bias", false);
+    bool attention_bias = f->reads_attention_bias && json_read_bool(r, "attention_bias", false);
     c->bias_qkv = f->bias_qkv || attention_bias;
     c->bias_o = attention_bias;
-    c->bias_mlp = f->reads_mlp_bias && cfg_bool(r, "mlp_bias", false);
-    const char *dtype = cfg_string(r, cfg_has(r, "dtype") ? "dtype" : "torch_dtype");
+    c->bias_mlp = f->reads_mlp_bias && json_read_bool(r, "mlp_bias", false);
+    const char *dtype = json_read_string(r, json_has(r, "dtype") ? "dtype" : "torch_dtype");
     if (dtype && !strcmp(dtype, "bfloat16"))
         c->stored_dtype = DTYPE_BF16;
     else if (dtype && !strcmp(dtype, "float16"))
@@ -194,24 +194,24 @@ static void parse_flags(struct cfg_reader *r, struct model_config *c)
         c->stored_dtype = DTYPE_F32;
 }
 
-static void mark_window_layers(struct cfg_reader *r, struct model_config *c, const json_t *types)
+static void mark_window_layers(struct json_reader *r, struct model_config *c, const json_t *types)
 {
     if (!json_is_array(types) || json_array_size(types) != c->n_layer) {
-        cfg_fail(r, STATUS_INVALID, "layer_types",
-                 "found %s, expected a list of %u (num_hidden_layers)", cfg_shown(types),
-                 c->n_layer);
+        json_fail(r, STATUS_INVALID, "layer_types",
+                  "found %s, expected a list of %u (num_hidden_layers)", json_shown(types),
+                  c->n_layer);
         return;
     }
     for (uint32_t i = 0; i < c->n_layer; i++) {
         const char *type = json_string_value(json_array_get(types, i));
         bool sliding = type && !strcmp(type, "sliding_attention");
         if (!type || (!sliding && strcmp(type, "full_attention")))
-            cfg_fail(r, STATUS_UNSUPPORTED, "layer_types",
-                     "entry %u is %s, expected \"full_attention\" or \"sliding_attention\"", i,
-                     cfg_shown(json_array_get(types, i)));
+            json_fail(r, STATUS_UNSUPPORTED, "layer_types",
+                      "entry %u is %s, expected \"full_attention\" or \"sliding_attention\"", i,
+                      json_shown(json_array_get(types, i)));
         if (sliding && c->window == 0)
-            cfg_fail(r, STATUS_INVALID, "layer_types",
-                     "entry %u is \"sliding_attention\", but no sliding_window is in use", i);
+            json_fail(r, STATUS_INVALID, "layer_types",
+                      "entry %u is \"sliding_attention\", but no sliding_window is in use", i);
         if (sliding)
             c->window_layers[i / 8] |= (uint8_t)(1u << (i % 8));
     }
@@ -219,25 +219,27 @@ static void mark_window_layers(struct cfg_reader *r, struct model_config *c, con
 
 /* llama has no window; mistral's covers every layer; qwen's is off unless use_sliding_window, and
  * then covers layer_types' sliding layers or those from max_window_layers on. */
-static void parse_window(struct cfg_reader *r, struct model_config *c)
+static void parse_window(struct json_reader *r, struct model_config *c)
 {
-    struct cfg_range range = {1, 1 << 24};
+    struct json_range range = {1, 1 << 24};
     bool is_qwen = c->family == MODEL_QWEN2 || c->family == MODEL_QWEN3;
     bool is_absent = !json_object_get(r->obj, "sliding_window");
-    uint32_t window = (uint32_t)cfg_int(r, "sliding_window", range,
-                                        c->family != MODEL_LLAMA && is_absent ? 4096 : 0);
-    const json_t *types = cfg_has(r, "layer_types") ? json_object_get(r->obj, "layer_types") : NULL;
+    uint32_t window = (uint32_t)json_read_int(r, "sliding_window", range,
+                                              c->family != MODEL_LLAMA && is_absent ? 4096 : 0);
+    const json_t *types =
+        json_has(r, "layer_types") ? json_object_get(r->obj, "layer_types") : NULL;
     uint32_t first = 0;
     if (r->st)
         return;
     if (c->family == MODEL_LLAMA && window) {
-        cfg_fail(r, STATUS_UNSUPPORTED, "sliding_window", "found %u: llama models have none",
-                 window);
+        json_fail(r, STATUS_UNSUPPORTED, "sliding_window", "found %u: llama models have none",
+                  window);
         return;
     }
     if (is_qwen) {
-        window = cfg_bool(r, "use_sliding_window", false) ? window : 0;
-        first = (uint32_t)cfg_int(r, "max_window_layers", (struct cfg_range){0, 1 << 20}, 28);
+        window = json_read_bool(r, "use_sliding_window", false) ? window : 0;
+        first =
+            (uint32_t)json_read_int(r, "max_window_layers", (struct json_range){0, 1 << 20}, 28);
     }
     c->window = window;
     if (types && !r->st) {
@@ -252,17 +254,17 @@ static void parse_window(struct cfg_reader *r, struct model_config *c)
         all = all && model_config_window(c, i);
     }
     if (c->family == MODEL_MISTRAL && window && !all)
-        cfg_fail(r, STATUS_UNSUPPORTED, "layer_types",
-                 "mistral attends through its window in every layer, found a mixture");
+        json_fail(r, STATUS_UNSUPPORTED, "layer_types",
+                  "mistral attends through its window in every layer, found a mixture");
     if (!any)
         c->window = 0;
 }
 
-static void add_eos(struct cfg_reader *r, struct model_config *c, const json_t *v)
+static void add_eos(struct json_reader *r, struct model_config *c, const json_t *v)
 {
     if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX) {
-        cfg_fail(r, STATUS_INVALID, "eos_token_id",
-                 "found %s, expected a token id or a list of token ids", cfg_shown(v));
+        json_fail(r, STATUS_INVALID, "eos_token_id",
+                  "found %s, expected a token id or a list of token ids", json_shown(v));
         return;
     }
     int32_t id = (int32_t)json_integer_value(v);
@@ -271,12 +273,12 @@ static void add_eos(struct cfg_reader *r, struct model_config *c, const json_t *
             return;
     }
     if (c->eos_count == MODEL_EOS_MAX)
-        cfg_fail(r, STATUS_INVALID, "eos_token_id", "more than %d ids", MODEL_EOS_MAX);
+        json_fail(r, STATUS_INVALID, "eos_token_id", "more than %d ids", MODEL_EOS_MAX);
     else
         c->eos_id[c->eos_count++] = id;
 }
 
-static void parse_special_ids(struct cfg_reader *r, struct model_config *c, int32_t bos_absent)
+static void parse_special_ids(struct json_reader *r, struct model_config *c, int32_t bos_absent)
 {
     const json_t *eos = json_object_get(r->obj, "eos_token_id");
     if (json_is_array(eos)) {
@@ -285,51 +287,36 @@ static void parse_special_ids(struct cfg_reader *r, struct model_config *c, int3
     } else if (eos && !json_is_null(eos)) {
         add_eos(r, c, eos);
     }
-    if (cfg_has(r, "bos_token_id"))
-        c->bos_id =
-            (int32_t)cfg_int(r, "bos_token_id", (struct cfg_range){-1, INT32_MAX}, bos_absent);
+    if (json_has(r, "bos_token_id"))
+        c->bos_id = (int32_t)json_read_int(r, "bos_token_id", (struct json_range){-1, INT32_MAX},
+                                           bos_absent);
 }
 
-static void parse_generation(struct cfg_reader *r, struct model_config *c)
+static void parse_generation(struct json_reader *r, struct model_config *c)
 {
     parse_special_ids(r, c, c->bos_id);
-    c->default_temperature = (float)cfg_num(r, "temperature", 0, 100, NAN);
-    c->default_top_p = (float)cfg_num(r, "top_p", 0, 1, NAN);
-    c->default_min_p = (float)cfg_num(r, "min_p", 0, 1, NAN);
-    c->default_repetition = (float)cfg_num(r, "repetition_penalty", 1e-6, 100, NAN);
-    c->default_top_k = (int32_t)cfg_int(r, "top_k", (struct cfg_range){-1, INT32_MAX}, -1);
-}
-
-static enum status load_object(struct cfg_reader *r, const char *json, size_t len, json_t **root)
-{
-    json_error_t je;
-    *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &je);
-    if (!*root)
-        return err_set(r->err, STATUS_INVALID, "%s: not valid JSON at line %d, column %d: %s",
-                       r->where, je.line, je.column, je.text);
-    if (!json_is_object(*root)) {
-        json_decref(*root);
-        *root = NULL;
-        return err_set(r->err, STATUS_INVALID, "%s: expected a JSON object", r->where);
-    }
-    r->obj = *root;
-    return STATUS_OK;
+    c->default_temperature = (float)json_read_num(r, "temperature", 0, 100, NAN);
+    c->default_top_p = (float)json_read_num(r, "top_p", 0, 1, NAN);
+    c->default_min_p = (float)json_read_num(r, "min_p", 0, 1, NAN);
+    c->default_repetition = (float)json_read_num(r, "repetition_penalty", 1e-6, 100, NAN);
+    c->default_top_k = (int32_t)json_read_int(r, "top_k", (struct json_range){-1, INT32_MAX}, -1);
 }
 
 enum status model_config_parse(struct model_config *out, const char *json, size_t len,
                                const char *generation_json, size_t generation_len,
                                struct errtext *err)
 {
-    struct cfg_reader r = {.where = "config.json", .err = err};
+    struct json_reader r = {.where = "config.json", .err = err};
     json_t *root;
     memset(out, 0, sizeof(*out));
     out->bos_id = -1;
     out->default_temperature = out->default_top_p = NAN;
     out->default_min_p = out->default_repetition = NAN;
     out->default_top_k = -1;
-    enum status st = load_object(&r, json, len, &root);
+    enum status st = json_doc_parse(&root, r.where, json, len, 0, err);
     if (st)
         return st;
+    r.obj = root;
     parse_family(&r, out);
     if (!r.st) {
         refuse_foreign_keys(&r);
@@ -345,9 +332,10 @@ enum status model_config_parse(struct model_config *out, const char *json, size_
     if (r.st || !generation_json)
         return r.st;
     r.where = "generation_config.json";
-    st = load_object(&r, generation_json, generation_len, &root);
+    st = json_doc_parse(&root, r.where, generation_json, generation_len, 0, err);
     if (st)
         return st;
+    r.obj = root;
     parse_generation(&r, out);
     json_decref(root);
     return r.st;

@@ -11,11 +11,11 @@
 #include "server/base/buf.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
+#include "server/base/json.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <limits.h>
 #include <sodium.h>
 #include <stdio.h>
@@ -146,9 +146,11 @@ static bool cache_read(uint8_t out[32], const struct shard_set *s, const char *p
 {
     char *text;
     size_t len;
+    json_t *root;
     if (file_read(path, CACHE_BYTES_MAX, &text, &len, NULL))
         return false;
-    json_t *root = json_loadb(text, len, 0, NULL);
+    if (json_doc_parse(&root, path, text, len, 0, NULL))
+        root = NULL;
     const char *hex = json_string_value(json_object_get(root, "tensors"));
     struct buf now;
     buf_init(&now, CACHE_BYTES_MAX);

@@ -29,7 +29,7 @@ static const char *const known_keys[] = {
     "attn_factor",
 };
 
-static void check_keys(struct cfg_reader *r)
+static void check_keys(struct json_reader *r)
 {
     const char *key;
     json_t *value;
@@ -39,21 +39,21 @@ static void check_keys(struct cfg_reader *r)
         for (size_t i = 0; i < ARRAY_COUNT(known_keys); i++)
             known = known || !strcmp(known_keys[i], key);
         if (!known && json_is_object(value))
-            cfg_fail(r, STATUS_UNSUPPORTED, key, "rope settings per layer type are not supported");
+            json_fail(r, STATUS_UNSUPPORTED, key, "rope settings per layer type are not supported");
         else if (!known)
-            cfg_fail(r, STATUS_UNSUPPORTED, key, "found %s, this key is not known",
-                     cfg_shown(value));
+            json_fail(r, STATUS_UNSUPPORTED, key, "found %s, this key is not known",
+                      json_shown(value));
     }
 }
 
-static void parse_kind(struct cfg_reader *r, struct rope_config *rope)
+static void parse_kind(struct json_reader *r, struct rope_config *rope)
 {
     static const char *const names[] = {[ROPE_DEFAULT] = "default",
                                         [ROPE_LINEAR] = "linear",
                                         [ROPE_LLAMA3] = "llama3",
                                         [ROPE_YARN] = "yarn"};
-    const char *key = cfg_has(r, "rope_type") ? "rope_type" : "type";
-    const char *kind = cfg_string(r, key);
+    const char *key = json_has(r, "rope_type") ? "rope_type" : "type";
+    const char *kind = json_read_string(r, key);
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) {
         if (!kind || !strcmp(names[i], kind)) {
             rope->kind = (enum rope_kind)i;
@@ -67,8 +67,8 @@ static void parse_kind(struct cfg_reader *r, struct rope_config *rope)
     else if (!strcmp(kind, "dynamic"))
         why = " (its frequencies change with the length of each sequence, which this server does "
               "not compute; without rope_scaling the model serves its original context)";
-    cfg_fail(r, STATUS_UNSUPPORTED, key,
-             "found \"%.40s\"%s, expected default, linear, llama3 or yarn", kind, why);
+    json_fail(r, STATUS_UNSUPPORTED, key,
+              "found \"%.40s\"%s, expected default, linear, llama3 or yarn", kind, why);
 }
 
 static double yarn_mscale(double factor, double mscale)
@@ -76,86 +76,75 @@ static double yarn_mscale(double factor, double mscale)
     return factor <= 1 ? 1.0 : 0.1 * mscale * log(factor) + 1.0;
 }
 
-static void parse_yarn(struct cfg_reader *r, struct model_config *c)
+static void parse_yarn(struct json_reader *r, struct model_config *c)
 {
     struct rope_config *rope = &c->rope;
     if (!json_object_get(r->obj, "factor"))
-        cfg_fail(r, STATUS_INVALID, "factor", "missing, yarn needs a number from 1 to 1e6");
-    rope->factor = cfg_num(r, "factor", 1e-3, 1e6, (double)c->pos_max / rope->original_pos_max);
-    rope->beta_fast = cfg_num(r, "beta_fast", 0, 1e6, 32);
-    rope->beta_slow = cfg_num(r, "beta_slow", 0, 1e6, 1);
+        json_fail(r, STATUS_INVALID, "factor", "missing, yarn needs a number from 1 to 1e6");
+    rope->factor =
+        json_read_num(r, "factor", 1e-3, 1e6, (double)c->pos_max / rope->original_pos_max);
+    rope->beta_fast = json_read_num(r, "beta_fast", 0, 1e6, 32);
+    rope->beta_slow = json_read_num(r, "beta_slow", 0, 1e6, 1);
     if (rope->beta_fast == 0)
         rope->beta_fast = 32;
     if (rope->beta_slow == 0)
         rope->beta_slow = 1;
-    rope->truncate = cfg_bool(r, "truncate", true);
-    double mscale = cfg_num(r, "mscale", -1e6, 1e6, 0);
-    double all_dim = cfg_num(r, "mscale_all_dim", -1e6, 1e6, 0);
+    rope->truncate = json_read_bool(r, "truncate", true);
+    double mscale = json_read_num(r, "mscale", -1e6, 1e6, 0);
+    double all_dim = json_read_num(r, "mscale_all_dim", -1e6, 1e6, 0);
     double inferred = mscale != 0 && all_dim != 0
                           ? yarn_mscale(rope->factor, mscale) / yarn_mscale(rope->factor, all_dim)
                           : yarn_mscale(rope->factor, 1);
-    rope->attention_factor = cfg_num(r, "attention_factor", 0, 1e6, inferred);
-    double unread = cfg_num(r, "attn_factor", 0, 1e6, 1);
+    rope->attention_factor = json_read_num(r, "attention_factor", 0, 1e6, inferred);
+    double unread = json_read_num(r, "attn_factor", 0, 1e6, 1);
     if (unread != 1)
         log_warn("model",
                  "config.json: attn_factor %.9g changes nothing, here as in transformers; "
                  "attention_factor would",
                  unread);
     if (rope->theta <= 1)
-        cfg_fail(r, STATUS_INVALID, "rope_theta", "found %.9g, yarn needs more than 1",
-                 rope->theta);
+        json_fail(r, STATUS_INVALID, "rope_theta", "found %.9g, yarn needs more than 1",
+                  rope->theta);
 }
 
-static void parse_llama3(struct cfg_reader *r, struct rope_config *rope)
+static void parse_llama3(struct json_reader *r, struct rope_config *rope)
 {
-    rope->factor = cfg_num_required(r, "factor", 1e-3, 1e6);
-    rope->low_freq_factor = cfg_num_required(r, "low_freq_factor", 1e-6, 1e6);
-    rope->high_freq_factor = cfg_num_required(r, "high_freq_factor", 1e-6, 1e6);
+    rope->factor = json_need_num(r, "factor", 1e-3, 1e6);
+    rope->low_freq_factor = json_need_num(r, "low_freq_factor", 1e-6, 1e6);
+    rope->high_freq_factor = json_need_num(r, "high_freq_factor", 1e-6, 1e6);
     if (rope->high_freq_factor <= rope->low_freq_factor)
-        cfg_fail(r, STATUS_INVALID, "high_freq_factor",
-                 "found %.9g, expected more than low_freq_factor (%.9g)", rope->high_freq_factor,
-                 rope->low_freq_factor);
+        json_fail(r, STATUS_INVALID, "high_freq_factor",
+                  "found %.9g, expected more than low_freq_factor (%.9g)", rope->high_freq_factor,
+                  rope->low_freq_factor);
 }
 
-void rope_config_parse(struct cfg_reader *r, struct model_config *c)
+void rope_config_parse(struct json_reader *r, struct model_config *c)
 {
     struct rope_config *rope = &c->rope;
-    struct cfg_range positions = {1, 1 << 24};
+    struct json_range positions = {1, 1 << 24};
     /* the order of transformers: rope_scaling, where set, replaces rope_parameters */
-    const char *key = cfg_has(r, "rope_scaling") ? "rope_scaling" : "rope_parameters";
-    bool has_dict = cfg_has(r, key);
-    json_t *none = json_object();
-    const json_t *dict = has_dict ? json_object_get(r->obj, key) : none;
-    char where[64];
-    snprintf(where, sizeof(where), "%s: %s", r->where, key);
-    struct cfg_reader d = {.obj = dict, .where = where, .err = r->err, .st = r->st};
+    const char *key = json_has(r, "rope_scaling") ? "rope_scaling" : "rope_parameters";
+    struct json_reader d = json_enter(r, key);
     rope->attention_factor = 1;
     rope->factor = 1;
-    if (!json_is_object(dict)) {
-        cfg_fail(r, STATUS_INVALID, key, "found %s, expected an object", cfg_shown(dict));
-        json_decref(none);
-        return;
-    }
     parse_kind(&d, rope); /* first: an unknown kind explains its unknown keys */
     check_keys(&d);
-    rope->theta = cfg_num(&d, "rope_theta", 1e-3, 1e12, cfg_num(r, "rope_theta", 1e-3, 1e12, 1e4));
-    double partial = cfg_num(&d, "partial_rotary_factor", 0, 1, 1);
+    double theta = json_read_num(r, "rope_theta", 1e-3, 1e12, 1e4);
+    rope->theta = json_read_num(&d, "rope_theta", 1e-3, 1e12, theta);
+    double partial = json_read_num(&d, "partial_rotary_factor", 0, 1, 1);
     if (partial != 1)
-        cfg_fail(&d, STATUS_UNSUPPORTED, "partial_rotary_factor",
-                 "found %.9g, only a full rotation (1) is supported", partial);
+        json_fail(&d, STATUS_UNSUPPORTED, "partial_rotary_factor",
+                  "found %.9g, only a full rotation (1) is supported", partial);
     /* a top-level original_max_position_embeddings has priority, as in transformers */
-    int64_t inner = cfg_int(&d, "original_max_position_embeddings", positions, c->pos_max);
+    int64_t inner = json_read_int(&d, "original_max_position_embeddings", positions, c->pos_max);
     rope->original_pos_max =
-        (uint32_t)cfg_int(r, "original_max_position_embeddings", positions, inner);
+        (uint32_t)json_read_int(r, "original_max_position_embeddings", positions, inner);
     if (rope->kind == ROPE_LINEAR)
-        rope->factor = cfg_num_required(&d, "factor", 1e-3, 1e6);
+        rope->factor = json_need_num(&d, "factor", 1e-3, 1e6);
     else if (rope->kind == ROPE_LLAMA3)
         parse_llama3(&d, rope);
     else if (rope->kind == ROPE_YARN)
         parse_yarn(&d, c);
-    if (!r->st)
-        r->st = d.st;
-    json_decref(none);
 }
 
 /* theta^(2i/dim), f32 as torch computes it. */

@@ -3,11 +3,11 @@
 #ifndef RS_MODEL_ROPE_H
 #define RS_MODEL_ROPE_H
 
+#include "server/base/json.h"
 #include "server/model/config.h"
-#include "server/model/config_json.h"
 
 /* r reads the whole config.json; c's dimensions and pos_max are already set. Errors are left in
  * r. */
-void rope_config_parse(struct cfg_reader *r, struct model_config *c);
+void rope_config_parse(struct json_reader *r, struct model_config *c);
 
 #endif

@@ -5,11 +5,11 @@
  * (no holes, no overlaps, nothing appended). Zero-sized tensors are legal. Neither alignment nor
  * any order of the tensors is assumed. */
 #include "server/model/safetensors.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/model/foreign.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -198,8 +198,6 @@ static enum status parse_header(struct st_file *out, json_t *root, uint64_t data
     const char *key;
     json_t *value;
     enum status st = STATUS_OK;
-    if (!json_is_object(root))
-        return err_set(err, STATUS_CORRUPT, "header: expected a JSON object");
     size_t count = json_object_size(root);
     if (count > SAFETENSORS_TENSORS_MAX + 1)
         return err_set(err, STATUS_TOO_LARGE, "header: %zu tensors, at most %d are read", count,
@@ -250,12 +248,11 @@ enum status safetensors_parse(struct st_file *out, const void *head, size_t head
                        "header length: found %" PRIu64 ", but the file has only %" PRIu64 " bytes",
                        n, file_bytes);
     out->data_begin = 8 + n;
-    json_error_t je;
-    json_t *root = json_loadb((const char *)head + 8, (size_t)n, JSON_REJECT_DUPLICATES, &je);
-    if (!root)
-        return err_set(err, STATUS_CORRUPT, "header: not valid JSON at byte %d: %s", je.position,
-                       je.text);
-    enum status st = parse_header(out, root, file_bytes - out->data_begin, err);
+    json_t *root;
+    enum status st = json_doc_parse(&root, "header", (const char *)head + 8, (size_t)n, 0, err);
+    if (st)
+        return st == STATUS_INVALID ? STATUS_CORRUPT : st;
+    st = parse_header(out, root, file_bytes - out->data_begin, err);
     json_decref(root);
     if (st)
         safetensors_fini(out);

@@ -4,12 +4,12 @@
  * Pickled weights are refused. */
 #include "server/model/shards.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -195,17 +195,10 @@ static enum status open_indexed(struct shard_set *s, const char *dir, json_t *ro
 static enum status open_index_file(struct shard_set *s, const char *dir, const char *path,
                                    struct errtext *err)
 {
-    char *text;
-    size_t len;
-    json_error_t je;
-    enum status st = file_read(path, SHARD_INDEX_BYTES_MAX, &text, &len, err);
+    json_t *root;
+    enum status st = json_doc_load(&root, path, SHARD_INDEX_BYTES_MAX, 0, err);
     if (st)
         return st;
-    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
-    mem_free(text);
-    if (!root)
-        return err_set(err, STATUS_INVALID, "%s: not valid JSON at line %d: %s", index_name,
-                       je.line, je.text);
     st = open_indexed(s, dir, root, err);
     json_decref(root);
     return st;

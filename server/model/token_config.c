@@ -10,6 +10,7 @@
 #include "server/model/token_config.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/model/foreign.h"
 
@@ -37,7 +38,6 @@ static enum status read_object(const char *dir, const char *name, json_t **root,
 {
     char path[PATH_MAX], *data;
     size_t len;
-    json_error_t je;
     struct errtext why = ERRTEXT_INIT;
     *root = NULL;
     if ((size_t)snprintf(path, sizeof(path), "%s/%s", dir, name) >= sizeof(path))
@@ -47,21 +47,12 @@ static enum status read_object(const char *dir, const char *name, json_t **root,
         return STATUS_OK;
     if (st)
         return err_set(err, st, "%s", why.text);
-    *root = json_loadb(data, len, JSON_ALLOW_NUL, &je);
-    if (!*root && json_error_code(&je) == json_error_numeric_overflow)
-        *root = json_loadb(data, len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &je);
-    const char *foreign = *root ? NULL : foreign_bytes(data, len);
+    st = json_doc_parse(root, name, data, len, JSON_DOC_NUL | JSON_DOC_REPEATS, &why);
+    const char *foreign = st ? foreign_bytes(data, len) : NULL;
     mem_free(data);
-    if (json_is_object(*root))
-        return STATUS_OK;
     if (foreign)
-        return err_set(err, STATUS_INVALID, "%s: %s", name, foreign);
-    st = *root ? err_set(err, STATUS_INVALID, "%s: expected a JSON object", name)
-               : err_set(err, STATUS_INVALID, "%s: not valid JSON at line %d: %s", name, je.line,
-                         je.text);
-    json_decref(*root);
-    *root = NULL;
-    return st;
+        return err_set(err, st, "%s: %s", name, foreign);
+    return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
 }
 
 /* A token is a string, or an object with its content; NULL: neither. */

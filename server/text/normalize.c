@@ -33,8 +33,7 @@ char *pattern_load(struct json_reader *r, size_t *len, bool *is_regex)
     struct json_reader pattern = json_enter(r, "pattern");
     *is_regex = json_has(&pattern, "Regex");
     if (json_object_size(pattern.obj) != 1)
-        json_fail(r, STATUS_INVALID, "pattern",
-                  "expected {\"String\": text} or {\"Regex\": text}");
+        json_fail(r, STATUS_INVALID, "pattern", "expected {\"String\": text} or {\"Regex\": text}");
     return json_need_copy(&pattern, *is_regex ? "Regex" : "String", len);
 }
 

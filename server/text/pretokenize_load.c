@@ -1,6 +1,7 @@
 /* The "pre_tokenizer" object into a list of steps. */
 #include "server/base/json.h"
 #include "server/base/mem.h"
+#include "server/text/normalize.h"
 #include "server/text/pretokenize.h"
 #include "server/text/utf8.h"
 

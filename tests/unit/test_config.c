@@ -130,20 +130,20 @@ static void test_refusals(void **state)
 static void test_rope_keys(void **state)
 {
     bad("llama", "\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}", STATUS_UNSUPPORTED,
-        "type", "length of each sequence");
+        "rope_scaling.type", "length of each sequence");
     bad("llama", "\"rope_scaling\":{\"rope_type\":\"longrope\",\"short_factor\":[1]}",
-        STATUS_UNSUPPORTED, "rope_type", "short-context variant");
+        STATUS_UNSUPPORTED, "rope_scaling.rope_type", "short-context variant");
     bad("llama", "\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":2,\"short_factor\":[1]}",
-        STATUS_UNSUPPORTED, "short_factor", "not known");
-    bad("llama", "\"rope_scaling\":{\"rope_type\":\"linear\"}", STATUS_INVALID, "factor",
-        "missing");
+        STATUS_UNSUPPORTED, "rope_scaling.short_factor", "not known");
+    bad("llama", "\"rope_scaling\":{\"rope_type\":\"linear\"}", STATUS_INVALID,
+        "rope_scaling.factor", "missing");
     bad("llama", "\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0}", STATUS_INVALID,
-        "low_freq_factor", "missing");
+        "rope_scaling.low_freq_factor", "missing");
     bad("llama", "\"rope_scaling\":7", STATUS_INVALID, "rope_scaling", "expected an object");
     bad("llama", "\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}",
-        STATUS_UNSUPPORTED, "full_attention", "per layer type");
+        STATUS_UNSUPPORTED, "rope_parameters.full_attention", "per layer type");
     bad("llama", "\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}",
-        STATUS_UNSUPPORTED, "partial_rotary_factor", "0.5");
+        STATUS_UNSUPPORTED, "rope_parameters.partial_rotary_factor", "0.5");
     bad("llama", "\"partial_rotary_factor\":0.5", STATUS_UNSUPPORTED, "partial_rotary_factor", "");
     bad("llama", "\"rope_theta\":\"1e4\"", STATUS_INVALID, "rope_theta", "");
     struct model_config c = good("llama", "\"rope_theta\":500000,\"rope_scaling\":null");

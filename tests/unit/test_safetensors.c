@@ -140,7 +140,7 @@ static void test_deep_json(void **state)
     for (int i = 0; i < 15000; i++)
         deep[n++] = '[';
     deep[n] = '\0';
-    expect(deep, 0, STATUS_CORRUPT, "not valid JSON");
+    expect(deep, 0, STATUS_CORRUPT, "at most 64 is accepted");
 }
 
 static void test_fields(void **state)
@@ -155,7 +155,8 @@ static void test_fields(void **state)
     expect("{" T("a", "F32", "[1]", "[-4,0]") "}", 4, STATUS_CORRUPT, "data_offsets");
     expect("{" T("a", "F32", "[1]", "[4,0]") "}", 4, STATUS_CORRUPT, "outside");
     expect("{" T("a", "F32", "[2]", "[0,8]") "}", 4, STATUS_CORRUPT, "outside");
-    expect("{" T("a", "F32", "[1]", "[0,9223372036854775808]") "}", 4, STATUS_CORRUPT, "JSON");
+    expect("{" T("a", "F32", "[1]", "[0,9223372036854775808]") "}", 4, STATUS_CORRUPT,
+           "data_offsets");
 }
 
 static void test_sizes(void **state)

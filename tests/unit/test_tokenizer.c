@@ -145,7 +145,9 @@ static void test_refusals(void **state)
          "id 2 is used by"},
         {{.added = ADDED("9", "\"ab\"")}, STATUS_INVALID, "in the vocabulary"},
         {{.added = ADDED("9", "\"\"")}, STATUS_INVALID, "content"},
-        {{.added = ADDED("99999999999", "\"x\"")}, STATUS_INVALID, "id: found 99999999999, expected an integer from 0"},
+        {{.added = ADDED("99999999999", "\"x\"")},
+         STATUS_INVALID,
+         "id: found 99999999999, expected an integer from 0"},
         {{.added = ADDED("9", "\"x\",\"lstrip\":3")}, STATUS_INVALID, "lstrip"},
     };
     (void)state;

@@ -5,8 +5,8 @@
  * fan_in_fan_out is ignored: peft itself sets it to false for linear layers. */
 #include "server/adapter/peft/config.h"
 #include "server/base/check.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
-#include "server/model/config_json.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -72,7 +72,7 @@ static bool is_off(const json_t *v)
            (json_is_object(v) && !json_object_size(v));
 }
 
-static void check_fields(struct cfg_reader *r)
+static void check_fields(struct json_reader *r)
 {
     const char *key;
     json_t *value;
@@ -84,54 +84,54 @@ static void check_fields(struct cfg_reader *r)
         bool is_known = i < ARRAY_COUNT(fields);
         if (is_off(value) || (is_known && fields[i].class != FIELD_REFUSED))
             continue;
-        cfg_fail(r, STATUS_UNSUPPORTED, key, "found %s: %s", cfg_shown(value),
-                 is_known
-                     ? "this server does not compute it, expected it off; train without it, or "
-                       "merge the adapter into its base (merge_and_unload) and serve that"
-                     : "this field is not known, and may change what the adapter computes");
+        json_fail(r, STATUS_UNSUPPORTED, key, "found %s: %s", json_shown(value),
+                  is_known
+                      ? "this server does not compute it, expected it off; train without it, or "
+                        "merge the adapter into its base (merge_and_unload) and serve that"
+                      : "this field is not known, and may change what the adapter computes");
     }
 }
 
-static void check_kind(struct cfg_reader *r)
+static void check_kind(struct json_reader *r)
 {
-    const char *type = cfg_string(r, "peft_type");
+    const char *type = json_read_string(r, "peft_type");
     if (!type || strcmp(type, "LORA"))
-        cfg_fail(r, STATUS_UNSUPPORTED, "peft_type", "found %s, expected \"LORA\"",
-                 cfg_shown(json_object_get(r->obj, "peft_type")));
-    const char *task = cfg_string(r, "task_type");
+        json_fail(r, STATUS_UNSUPPORTED, "peft_type", "found %s, expected \"LORA\"",
+                  json_shown(json_object_get(r->obj, "peft_type")));
+    const char *task = json_read_string(r, "task_type");
     if (task && strcmp(task, "CAUSAL_LM"))
-        cfg_fail(r, STATUS_UNSUPPORTED, "task_type", "found \"%.40s\", expected \"CAUSAL_LM\"",
-                 task);
-    const char *bias = cfg_string(r, "bias");
+        json_fail(r, STATUS_UNSUPPORTED, "task_type", "found \"%.40s\", expected \"CAUSAL_LM\"",
+                  task);
+    const char *bias = json_read_string(r, "bias");
     if (bias && strcmp(bias, "none"))
-        cfg_fail(r, STATUS_UNSUPPORTED, "bias",
-                 "found \"%.40s\", expected \"none\": trained biases are not served", bias);
+        json_fail(r, STATUS_UNSUPPORTED, "bias",
+                  "found \"%.40s\", expected \"none\": trained biases are not served", bias);
     const json_t *init = json_object_get(r->obj, "init_lora_weights");
     static const char *const plain[] = {"gaussian", "eva", "orthogonal", "mica"};
     bool ok = !init || json_is_null(init) || json_is_boolean(init);
     for (size_t i = 0; json_is_string(init) && i < ARRAY_COUNT(plain); i++)
         ok = ok || !strcmp(json_string_value(init), plain[i]);
     if (!ok)
-        cfg_fail(r, STATUS_UNSUPPORTED, "init_lora_weights",
-                 "found %s: it belongs to changed base weights; save the adapter with peft's "
-                 "path_initial_model_for_weight_conversion",
-                 cfg_shown(init));
+        json_fail(r, STATUS_UNSUPPORTED, "init_lora_weights",
+                  "found %s: it belongs to changed base weights; save the adapter with peft's "
+                  "path_initial_model_for_weight_conversion",
+                  json_shown(init));
 }
 
-static void check_name_list(struct cfg_reader *r, const char *key, const json_t *list)
+static void check_name_list(struct json_reader *r, const char *key, const json_t *list)
 {
     if (json_array_size(list) > PEFT_PATTERNS_MAX)
-        cfg_fail(r, STATUS_TOO_LARGE, key, "%zu entries, at most %d are read",
-                 json_array_size(list), PEFT_PATTERNS_MAX);
+        json_fail(r, STATUS_TOO_LARGE, key, "%zu entries, at most %d are read",
+                  json_array_size(list), PEFT_PATTERNS_MAX);
     for (size_t i = 0; i < json_array_size(list); i++) {
         if (!json_is_string(json_array_get(list, i)))
-            cfg_fail(r, STATUS_INVALID, key, "entry %zu is %s, expected a module name", i,
-                     cfg_shown(json_array_get(list, i)));
+            json_fail(r, STATUS_INVALID, key, "entry %zu is %s, expected a module name", i,
+                      json_shown(json_array_get(list, i)));
     }
 }
 
 /* A list of names, or one regular expression. */
-static void parse_selector(struct cfg_reader *r, const char *key, const json_t **list,
+static void parse_selector(struct json_reader *r, const char *key, const json_t **list,
                            struct peft_pattern **pattern)
 {
     const json_t *v = json_object_get(r->obj, key);
@@ -143,12 +143,12 @@ static void parse_selector(struct cfg_reader *r, const char *key, const json_t *
     } else if (json_is_string(v)) {
         r->st = peft_pattern_compile(pattern, PEFT_PATTERN_FULL, json_string_value(v), key, r->err);
     } else {
-        cfg_fail(r, STATUS_INVALID, key, "found %s, expected a list of names or a pattern",
-                 cfg_shown(v));
+        json_fail(r, STATUS_INVALID, key, "found %s, expected a list of names or a pattern",
+                  json_shown(v));
     }
 }
 
-static void parse_targets(struct cfg_reader *r, struct peft_rules *out)
+static void parse_targets(struct json_reader *r, struct peft_rules *out)
 {
     const json_t *target = json_object_get(r->obj, "target_modules");
     const char *text = json_string_value(target);
@@ -159,43 +159,43 @@ static void parse_targets(struct cfg_reader *r, struct peft_rules *out)
         parse_selector(r, "target_modules", &out->target_list, &out->target);
 }
 
-static void parse_layers(struct cfg_reader *r, struct peft_rules *out)
+static void parse_layers(struct json_reader *r, struct peft_rules *out)
 {
     const json_t *v = json_object_get(r->obj, "layers_to_transform");
     if (v && !json_is_null(v) && !(json_is_array(v) && !json_array_size(v)))
         out->layers = v;
     if (out->layers && !json_is_integer(v) && !json_is_array(v))
-        cfg_fail(r, STATUS_INVALID, "layers_to_transform",
-                 "found %s, expected a layer number or a list of them", cfg_shown(v));
+        json_fail(r, STATUS_INVALID, "layers_to_transform",
+                  "found %s, expected a layer number or a list of them", json_shown(v));
     if (json_is_array(v) && json_array_size(v) > PEFT_PATTERNS_MAX)
-        cfg_fail(r, STATUS_TOO_LARGE, "layers_to_transform", "%zu entries, at most %d are read",
-                 json_array_size(v), PEFT_PATTERNS_MAX);
+        json_fail(r, STATUS_TOO_LARGE, "layers_to_transform", "%zu entries, at most %d are read",
+                  json_array_size(v), PEFT_PATTERNS_MAX);
     if (out->layers && out->target)
-        cfg_fail(r, STATUS_INVALID, "layers_to_transform",
-                 "cannot be used with a target_modules pattern, only with a list");
+        json_fail(r, STATUS_INVALID, "layers_to_transform",
+                  "cannot be used with a target_modules pattern, only with a list");
     const json_t *p = json_object_get(r->obj, "layers_pattern");
     if (r->st || !p || is_off(p) || (json_is_string(p) && !json_string_length(p)))
         return;
     if (!out->layers)
-        cfg_fail(r, STATUS_INVALID, "layers_pattern", "needs layers_to_transform");
+        json_fail(r, STATUS_INVALID, "layers_pattern", "needs layers_to_transform");
     size_t n = json_is_string(p) ? 1 : json_array_size(p);
     if (n == 0 || n > 64) {
-        cfg_fail(r, STATUS_INVALID, "layers_pattern",
-                 "found %s, expected a name or a list of 1 to 64 names", cfg_shown(p));
+        json_fail(r, STATUS_INVALID, "layers_pattern",
+                  "found %s, expected a name or a list of 1 to 64 names", json_shown(p));
         return;
     }
     out->layers_pattern = mem_array(n, sizeof(*out->layers_pattern));
     for (size_t i = 0; i < n && !r->st; i++) {
         const char *text = json_string_value(json_is_string(p) ? p : json_array_get(p, i));
         if (!text)
-            cfg_fail(r, STATUS_INVALID, "layers_pattern", "entry %zu: expected a name", i);
+            json_fail(r, STATUS_INVALID, "layers_pattern", "entry %zu: expected a name", i);
         else
             r->st = peft_pattern_compile(&out->layers_pattern[out->layers_pattern_count++],
                                          PEFT_PATTERN_LAYER, text, "layers_pattern", r->err);
     }
 }
 
-static void parse_patterns(struct cfg_reader *r, const char *key, struct cfg_range range,
+static void parse_patterns(struct json_reader *r, const char *key, struct json_range range,
                            struct peft_pattern_entry **out, uint32_t *count)
 {
     json_t *dict = json_object_get(r->obj, key);
@@ -204,22 +204,22 @@ static void parse_patterns(struct cfg_reader *r, const char *key, struct cfg_ran
     if (r->st || !dict || json_is_null(dict))
         return;
     if (!json_is_object(dict) || json_object_size(dict) > PEFT_PATTERNS_MAX) {
-        cfg_fail(r, STATUS_INVALID, key, "found %s, expected an object of at most %d patterns",
-                 cfg_shown(dict), PEFT_PATTERNS_MAX);
+        json_fail(r, STATUS_INVALID, key, "found %s, expected an object of at most %d patterns",
+                  json_shown(dict), PEFT_PATTERNS_MAX);
         return;
     }
     *out = mem_try_array(json_object_size(dict) + 1, sizeof(**out));
     if (!*out) {
-        cfg_fail(r, STATUS_NO_MEMORY, key, "no memory for %zu patterns", json_object_size(dict));
+        json_fail(r, STATUS_NO_MEMORY, key, "no memory for %zu patterns", json_object_size(dict));
         return;
     }
     json_object_foreach(dict, pattern, value)
     {
         double v = json_is_number(value) ? json_number_value(value) : NAN;
         if (!(v >= (double)range.lo && v <= (double)range.hi))
-            cfg_fail(r, STATUS_INVALID, key,
-                     "\"%.60s\": found %s, expected a number from %lld to %lld", pattern,
-                     cfg_shown(value), (long long)range.lo, (long long)range.hi);
+            json_fail(r, STATUS_INVALID, key,
+                      "\"%.60s\": found %s, expected a number from %lld to %lld", pattern,
+                      json_shown(value), (long long)range.lo, (long long)range.hi);
         if (r->st)
             return;
         (*out)[*count].value = v;
@@ -231,30 +231,23 @@ static void parse_patterns(struct cfg_reader *r, const char *key, struct cfg_ran
 enum status peft_rules_parse(struct peft_rules *out, const char *json, size_t len,
                              struct errtext *err)
 {
-    json_error_t je;
     memset(out, 0, sizeof(*out));
     out->budget = PEFT_MATCHES_MAX;
-    out->root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &je);
-    if (!json_is_object(out->root)) {
-        bool parsed = out->root != NULL;
-        peft_rules_fini(out);
-        return parsed ? err_set(err, STATUS_INVALID, "adapter_config.json: expected a JSON object")
-                      : err_set(err, STATUS_INVALID,
-                                "adapter_config.json: not valid JSON at line %d, column %d: %s",
-                                je.line, je.column, je.text);
-    }
-    struct cfg_reader r = {.obj = out->root, .where = "adapter_config.json", .err = err};
+    enum status st = json_doc_parse(&out->root, "adapter_config.json", json, len, 0, err);
+    if (st)
+        return st;
+    struct json_reader r = {.obj = out->root, .where = "adapter_config.json", .err = err};
     check_kind(&r);
     check_fields(&r);
-    (void)cfg_string(&r, "base_model_name_or_path");
-    out->r = (uint32_t)cfg_int(&r, "r", (struct cfg_range){1, PEFT_RANK_MAX}, 8);
-    out->alpha = cfg_num(&r, "lora_alpha", -1e6, 1e6, 8);
-    out->use_rslora = cfg_bool(&r, "use_rslora", false);
+    (void)json_read_string(&r, "base_model_name_or_path");
+    out->r = (uint32_t)json_read_int(&r, "r", (struct json_range){1, PEFT_RANK_MAX}, 8);
+    out->alpha = json_read_num(&r, "lora_alpha", -1e6, 1e6, 8);
+    out->use_rslora = json_read_bool(&r, "use_rslora", false);
     parse_targets(&r, out);
     parse_layers(&r, out);
-    parse_patterns(&r, "rank_pattern", (struct cfg_range){1, PEFT_RANK_MAX}, &out->rank,
+    parse_patterns(&r, "rank_pattern", (struct json_range){1, PEFT_RANK_MAX}, &out->rank,
                    &out->rank_count);
-    parse_patterns(&r, "alpha_pattern", (struct cfg_range){-1000000, 1000000}, &out->alpha_of,
+    parse_patterns(&r, "alpha_pattern", (struct json_range){-1000000, 1000000}, &out->alpha_of,
                    &out->alpha_count);
     if (r.st)
         peft_rules_fini(out);
