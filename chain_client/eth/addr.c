@@ -40,6 +40,17 @@ enum status addr_parse(uint8_t address[20], const char *text, struct errtext *er
     return STATUS_OK;
 }
 
+void addr_need(uint8_t address[20], struct json_reader *r, const char *key)
+{
+    struct errtext why = ERRTEXT_INIT;
+    const char *text = json_need_string(r, key);
+    memset(address, 0, 20);
+    if (r->st || addr_parse(address, text, &why) == STATUS_OK)
+        return;
+    memset(address, 0, 20);
+    json_fail(r, STATUS_INVALID, key, "%s", why.text);
+}
+
 bool addr_is_zero(const uint8_t address[20])
 {
     static const uint8_t zero[20];

@@ -4,6 +4,7 @@
 #include "chain_client/eth/keccak.h"
 #include "chain_client/eth/secp.h"
 #include "server/base/check.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <sodium.h>
@@ -17,54 +18,32 @@
 
 /* ---- fields ---- */
 
-static enum status field_error(struct errtext *err, const char *field, const char *expected)
+static const struct json_range whole = {0, INT64_MAX};
+
+static struct json_reader reader(const json_t *json, struct errtext *err)
 {
-    return err_param(err, STATUS_INVALID, "manifest", "manifest.%s: expected %s", field, expected);
+    return (struct json_reader){.obj = json, .err = err, .at = "manifest."};
 }
 
-static enum status get_hex(uint8_t *out, size_t n, const json_t *json, const char *field,
-                           struct errtext *err)
+static u128 get_price(struct json_reader *prices, const char *key)
 {
-    const char *text = json_string_value(json_object_get(json, field));
-    char expected[48];
-    snprintf(expected, sizeof(expected), "0x and %zu hex digits", 2 * n);
-    return text && hex_decode(out, n, text) ? STATUS_OK : field_error(err, field, expected);
+    const char *text = json_need_string(prices, key);
+    u128 v = 0;
+    if (!u128_parse(&v, text) || v >> 80)
+        json_fail(prices, STATUS_INVALID, key,
+                  "found \"%.60s\", expected a decimal string of base units below 2^80", text);
+    return v;
 }
 
-static enum status get_address(uint8_t out[20], const json_t *json, const char *field,
-                               struct errtext *err)
+static void get_prices(struct tariff *out, struct json_reader *r, const char *key)
 {
-    const char *text = json_string_value(json_object_get(json, field));
-    return text && addr_parse(out, text, NULL) == STATUS_OK
-               ? STATUS_OK
-               : field_error(err, field, "a chain address (0x, 40 digits, EIP-55)");
-}
-
-static enum status get_u64(uint64_t *out, const json_t *json, const char *field,
-                           struct errtext *err)
-{
-    const json_t *v = json_object_get(json, field);
-    if (!json_is_integer(v) || json_integer_value(v) < 0)
-        return field_error(err, field, "a whole number");
-    *out = (uint64_t)json_integer_value(v);
-    return STATUS_OK;
-}
-
-static enum status get_prices(struct tariff *out, const json_t *prices, struct errtext *err)
-{
-    const char *in = json_string_value(json_object_get(prices, "in")),
-               *o = json_string_value(json_object_get(prices, "out"));
-    if (!in || !o || !u128_parse(&out->in, in) || !u128_parse(&out->out, o) || out->in >> 80 ||
-        out->out >> 80)
-        return field_error(err, "prices",
-                           "{\"in\", \"out\"}: decimal strings of base units below 2^80");
-    return STATUS_OK;
+    struct json_reader prices = json_enter(r, key);
+    out->in = get_price(&prices, "in");
+    out->out = get_price(&prices, "out");
 }
 
 static uint8_t role_code(const char *name)
 {
-    if (!name)
-        return 0;
     if (!strcmp(name, "author") || !strcmp(name, "owner"))
         return 1;
     return !strcmp(name, "data") ? 2 : !strcmp(name, "other") ? 3 : 0;
@@ -78,79 +57,72 @@ static int compare_split(const void *a, const void *b)
     return memcmp(x->payee, y->payee, 20);
 }
 
-static enum status get_split(struct manifest *m, const json_t *split, struct errtext *err)
+static void get_split(struct manifest *m, struct json_reader *r)
 {
+    const json_t *split = json_need_list(r, "split", CATALOG_SPLIT_MAX);
     size_t n = json_array_size(split);
     uint32_t sum = 0;
-    if (!json_is_array(split) || n == 0 || n > CATALOG_SPLIT_MAX)
-        return field_error(err, "split", "1 to 64 entries {payee, role, bps}");
     for (size_t i = 0; i < n; i++) {
-        const json_t *e = json_array_get(split, i);
+        struct json_reader e = json_enter_item(r, "split", i, json_array_get(split, i));
         struct split_entry *s = &m->split[i];
-        uint64_t bps = 0;
-        enum status st = get_address(s->payee, e, "payee", err);
-        if (!st)
-            st = get_u64(&bps, e, "bps", err);
-        s->role = role_code(json_string_value(json_object_get(e, "role")));
-        if (!st && (!s->role || bps == 0 || bps > 10000))
-            st = field_error(err, "split", "role author, data or other, and bps 1 to 10000");
-        if (st)
-            return st;
-        s->bps = (uint16_t)bps;
+        const char *role = json_need_string(&e, "role");
+        addr_need(s->payee, &e, "payee");
+        s->bps = (uint16_t)json_need_int(&e, "bps", (struct json_range){1, 10000});
+        s->role = role_code(role);
+        if (!s->role)
+            json_fail(&e, STATUS_INVALID, "role",
+                      "found \"%.40s\", expected the role author, data or other", role);
         sum += s->bps;
     }
     if (sum != 10000)
-        return err_param(err, STATUS_INVALID, "manifest",
-                         "manifest.split: the bps sum to %u, expected 10000", sum);
+        json_fail(r, STATUS_INVALID, "split", "the bps sum to %u, expected 10000", sum);
+    if (r->st)
+        return;
     m->split_count = (uint32_t)n;
     qsort(m->split, n, sizeof(m->split[0]), compare_split);
     for (size_t i = 1; i < n; i++) {
         if (compare_split(&m->split[i - 1], &m->split[i]) == 0)
-            return field_error(err, "split", "each payee once per role");
+            json_fail(r, STATUS_INVALID, "split", "expected each payee once per role");
     }
-    return STATUS_OK;
 }
 
 /* ---- documents ---- */
 
-static enum status count_document(struct manifest *m, const json_t *doc, struct errtext *err)
+static void count_document(struct manifest *m, struct json_reader *doc)
 {
     uint8_t owner[20];
-    enum status st = get_address(owner, doc, "owner", err);
-    if (st)
-        return st;
     uint32_t at = 0;
+    addr_need(owner, doc, "owner");
+    if (doc->st)
+        return;
     while (at < m->contributor_count && memcmp(m->contributor[at].payee, owner, 20) < 0)
         at++;
     if (at < m->contributor_count && memcmp(m->contributor[at].payee, owner, 20) == 0) {
         m->contributor[at].document_count++;
-        return STATUS_OK;
+        return;
     }
-    if (m->contributor_count == CATALOG_CONTRIB_MAX)
-        return field_error(err, "documents", "at most 64 distinct owners");
+    if (m->contributor_count == CATALOG_CONTRIB_MAX) {
+        json_fail(doc, STATUS_INVALID, "owner", "expected at most %d distinct owners",
+                  CATALOG_CONTRIB_MAX);
+        return;
+    }
     memmove(m->contributor + at + 1, m->contributor + at,
             (m->contributor_count - at) * sizeof(m->contributor[0]));
     memcpy(m->contributor[at].payee, owner, 20);
     m->contributor[at].document_count = 1;
     m->contributor_count++;
-    return STATUS_OK;
 }
 
-static enum status count_documents(struct manifest *m, const json_t *documents, struct errtext *err)
+static void count_documents(struct manifest *m, struct json_reader *r)
 {
-    size_t i;
-    const json_t *doc;
-    if (!json_is_array(documents) || json_array_size(documents) == 0 ||
-        json_array_size(documents) > MANIFEST_DOCUMENTS_MAX)
-        return field_error(err, "documents",
-                           "1 to 1000000 entries {docId, owner, licence, bytes, digest}");
-    json_array_foreach(documents, i, doc)
-    {
-        enum status st = count_document(m, doc, err);
-        if (st)
-            return st;
+    const json_t *documents = json_need_list(r, "documents", MANIFEST_DOCUMENTS_MAX);
+    if (json_array_size(documents) == 0)
+        json_fail(r, STATUS_INVALID, "documents",
+                  "found none, expected entries {docId, owner, licence, bytes, digest}");
+    for (size_t i = 0; !r->st && i < json_array_size(documents); i++) {
+        struct json_reader doc = json_enter_item(r, "documents", i, json_array_get(documents, i));
+        count_document(m, &doc);
     }
-    return STATUS_OK;
 }
 
 static int compare_52(const void *a, const void *b)
@@ -162,22 +134,21 @@ enum status manifest_documents_root(uint8_t out[32], const json_t *documents, st
 {
     size_t n = json_array_size(documents), i;
     const json_t *doc;
-    enum status st = STATUS_OK;
+    struct json_reader r = reader(NULL, err);
     uint8_t(*row)[52] = mem_try_array(n ? n : 1, sizeof(*row));
     if (!row)
         return err_set(err, STATUS_NO_MEMORY, "manifest: %zu documents", n);
     json_array_foreach(documents, i, doc)
     {
-        if (!st)
-            st = get_hex(row[i], 32, doc, "digest", err);
-        if (!st)
-            st = get_address(row[i] + 32, doc, "owner", err);
+        struct json_reader d = json_enter_item(&r, "documents", i, doc);
+        json_need_hex(&d, "digest", row[i], 32);
+        addr_need(row[i] + 32, &d, "owner");
     }
     qsort(row, n, sizeof(*row), compare_52);
-    if (!st)
+    if (!r.st)
         keccak_256(out, row, n * sizeof(*row));
     mem_free(row);
-    return st;
+    return r.st;
 }
 
 /* ---- whole manifests ---- */
@@ -216,27 +187,23 @@ void manifest_digest(uint8_t out[32], const struct manifest *m)
     eip712_digest(out, domain, body);
 }
 
-static enum status check_signatures(const struct manifest *m, const json_t *json,
-                                    struct errtext *err)
+static enum status check_signatures(const struct manifest *m, struct json_reader *r)
 {
     uint8_t digest[32], key[32], publisher[64], owner[65];
     struct secp *secp;
     manifest_digest(digest, m);
-    enum status st = get_hex(key, 32, json, "publisherKey", err);
-    if (!st)
-        st = get_hex(publisher, 64, json, "publisherSignature", err);
-    if (!st)
-        st = get_hex(owner, 65, json, "ownerSignature", err);
-    if (!st && crypto_sign_verify_detached(publisher, digest, 32, key) != 0)
-        st = err_param(err, STATUS_DENIED, "manifest",
-                       "manifest.publisherSignature: does not match publisherKey and the manifest");
-    if (!st)
-        st = secp_create(&secp, err);
+    json_need_hex(r, "publisherKey", key, 32);
+    json_need_hex(r, "publisherSignature", publisher, 64);
+    json_need_hex(r, "ownerSignature", owner, 65);
+    if (!r->st && crypto_sign_verify_detached(publisher, digest, 32, key) != 0)
+        json_fail(r, STATUS_DENIED, "publisherSignature",
+                  "does not match publisherKey and the manifest");
+    enum status st = r->st ? r->st : secp_create(&secp, r->err);
     if (st)
         return st;
-    st = secp_verify(secp, owner, digest, m->owner, err);
+    st = secp_verify(secp, owner, digest, m->owner, r->err);
     if (st)
-        err_prefix(err, "manifest.ownerSignature");
+        err_prefix(r->err, "manifest.ownerSignature");
     secp_destroy(secp);
     return st;
 }
@@ -268,49 +235,41 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
 {
     memset(out, 0, sizeof(*out));
     if (!json_is_object(json))
-        return err_param(err, STATUS_INVALID, "manifest", "manifest: expected a JSON object");
-    enum status st = get_u64(&out->version, json, "version", err);
-    if (!st)
-        st = get_hex(out->adapter_id, 32, json, "adapterId", err);
-    if (!st)
-        st = get_hex(out->model_id, 32, json, "modelId", err);
-    if (!st)
-        st = get_hex(out->datanet_id, 32, json, "datanetId", err);
-    if (!st)
-        st = get_address(out->owner, json, "owner", err);
-    if (!st)
-        st = get_u64(&out->chain_id, json, "chainId", err);
-    if (!st)
-        st = get_hex(out->registry, 20, json, "registry", err);
-    if (!st)
-        st = get_prices(&out->tariff, json_object_get(json, "prices"), err);
-    if (!st)
-        st = get_split(out, json_object_get(json, "split"), err);
-    if (!st)
-        st = check_expected(out, expect, err);
-    if (!st && !sodium_is_zero(out->datanet_id, 32))
-        st = count_documents(out, json_object_get(json, "documents"), err);
-    return st ? st : check_signatures(out, json, err);
+        return err_param(err, STATUS_INVALID, "manifest", "manifest: found %s, expected an object",
+                         json_shown(json));
+    struct json_reader r = reader(json, err);
+    out->version = (uint64_t)json_need_int(&r, "version", whole);
+    json_need_hex(&r, "adapterId", out->adapter_id, 32);
+    json_need_hex(&r, "modelId", out->model_id, 32);
+    json_need_hex(&r, "datanetId", out->datanet_id, 32);
+    addr_need(out->owner, &r, "owner");
+    out->chain_id = (uint64_t)json_need_int(&r, "chainId", whole);
+    json_need_hex(&r, "registry", out->registry, 20);
+    get_prices(&out->tariff, &r, "prices");
+    get_split(out, &r);
+    if (!r.st)
+        r.st = check_expected(out, expect, err);
+    if (!r.st && !sodium_is_zero(out->datanet_id, 32))
+        count_documents(out, &r);
+    return r.st ? r.st : check_signatures(out, &r);
 }
 
 enum status manifest_parse_local(struct manifest *out, const json_t *publish, struct errtext *err)
 {
     memset(out, 0, sizeof(*out));
-    const json_t *prices = json_object_get(publish, "prices");
-    enum status st = get_u64(&out->version, publish, "version", err);
-    if (!st)
-        st = get_address(out->owner, publish, "owner", err);
-    if (!st)
-        st = get_prices(&out->tariff,
-                        prices ? prices : json_object_get(publish, "pricesPer1000Tokens"), err);
-    if (!st)
-        st = get_split(out, json_object_get(publish, "split"), err);
-    return st;
+    struct json_reader r = reader(publish, err);
+    out->version = (uint64_t)json_need_int(&r, "version", whole);
+    addr_need(out->owner, &r, "owner");
+    get_prices(&out->tariff, &r, json_has(&r, "prices") ? "prices" : "pricesPer1000Tokens");
+    get_split(out, &r);
+    return r.st;
 }
 
 enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet, struct errtext *err)
 {
-    const json_t *documents = json_object_get(datanet, "documents");
-    enum status st = count_documents(m, documents, err);
-    return st ? st : manifest_documents_root(m->datanet_id, documents, err);
+    struct json_reader r = reader(datanet, err);
+    count_documents(m, &r);
+    return r.st
+               ? r.st
+               : manifest_documents_root(m->datanet_id, json_object_get(datanet, "documents"), err);
 }

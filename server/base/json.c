@@ -1,6 +1,7 @@
 /* The getters. One rule for all: null means absent, a wrong type or a value out of range is a fault
  * that names the path and shows what was found, and the first fault stays. */
 #include "server/base/json.h"
+#include "server/base/hex.h"
 #include "server/base/mem.h"
 
 #include <inttypes.h>
@@ -207,6 +208,18 @@ char *json_need_copy(struct json_reader *r, const char *key, size_t *len)
     else if (!(copy = mem_try_strndup(json_string_value(v), *len)))
         json_fail(r, STATUS_NO_MEMORY, key, "no memory for %zu bytes", *len);
     return copy;
+}
+
+void json_need_hex(struct json_reader *r, const char *key, uint8_t *out, size_t n)
+{
+    char expected[48];
+    const json_t *v = lookup(r, key);
+    const char *text = json_string_value(v);
+    if (text && strlen(text) == json_string_length(v) && hex_decode(out, n, text))
+        return;
+    memset(out, 0, n);
+    snprintf(expected, sizeof(expected), "0x and %zu hex digits", 2 * n);
+    fail_type(r, key, v, expected);
 }
 
 static const json_t *take_list(struct json_reader *r, const char *key, const json_t *v,

@@ -78,6 +78,8 @@ const char *json_need_string(struct json_reader *r, const char *key);
 /* A copy of the string (mem_free) with its length; may hold NUL where the document may. NULL only
  * after a fault. */
 char *json_need_copy(struct json_reader *r, const char *key, size_t *len);
+/* Exactly n bytes of hex, with or without 0x; zeros after a fault. */
+void json_need_hex(struct json_reader *r, const char *key, uint8_t *out, size_t n);
 /* A list of at most count_max items. Absent: NULL (need: a fault). */
 const json_t *json_read_list(struct json_reader *r, const char *key, size_t count_max);
 const json_t *json_need_list(struct json_reader *r, const char *key, size_t count_max);
