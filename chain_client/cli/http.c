@@ -4,6 +4,7 @@
 #include "chain_client/eth/fetch.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <stdio.h>
@@ -120,12 +121,11 @@ enum status http_call(struct http *h, const char *method, const char *path,
     if (st)
         return st;
     const struct fetch_answer *a = fetch_answer(h->fetch);
-    json_t *root =
-        json_loadb(a->body.data ? a->body.data : "", a->body.len, JSON_REJECT_DUPLICATES, NULL);
-    h->is_json = json_is_object(root);
+    json_t *root;
+    h->is_json = !json_doc_parse(&root, "the answer", a->body.data, a->body.len, 0, NULL);
     if (a->code < 200 || a->code > 299)
         st = refused(h, a->code, root, err);
-    else if (!json_is_object(root))
+    else if (!h->is_json)
         st = err_set(err, STATUS_CORRUPT, "the %s did not answer %s with a JSON object", h->what,
                      path);
     if (st)

@@ -6,6 +6,7 @@
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <fcntl.h>
@@ -75,26 +76,6 @@ void sign_publisher_fini(struct sign_publisher *key)
 
 /* ---- what the owner declares ---- */
 
-static enum status read_json(const char *path, json_t **out, struct errtext *err)
-{
-    char *text;
-    size_t len;
-    json_error_t je;
-    *out = NULL;
-    enum status st = file_read(path, TEXT_BYTES_MAX, &text, &len, err);
-    if (st)
-        return st;
-    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
-    mem_free(text);
-    if (json_is_object(*out))
-        return STATUS_OK;
-    st = err_set(err, STATUS_INVALID, "%s: line %d: %s", path, *out ? 1 : je.line,
-                 *out ? "expected one JSON object" : je.text);
-    json_decref(*out);
-    *out = NULL;
-    return st;
-}
-
 /* `name` beside the file at path. */
 static void beside(char out[PATH_MAX], const char *path, const char *name)
 {
@@ -120,24 +101,19 @@ static void owners_root(uint8_t out[32], const struct manifest *m)
 
 static enum status read_datanet(struct sign_source *s, const char *path, struct errtext *err)
 {
-    enum status st = read_json(path, &s->datanet, err);
-    if (st)
-        return st;
-    const char *digest = json_string_value(json_object_get(s->datanet, "tokenizerDigest"));
-    const char *salt = json_string_value(json_object_get(s->datanet, "salt"));
-    const char *name = json_string_value(json_object_get(s->datanet, "name"));
-    const json_t *version = json_object_get(s->datanet, "version");
-    if (!digest || !hex_decode(s->tokenizer_digest, 32, digest))
-        return err_set(err, STATUS_INVALID, "%s: tokenizerDigest: expected 64 hex digits", path);
-    if (!json_is_integer(version) || json_integer_value(version) < 1)
-        return err_set(err, STATUS_INVALID, "%s: version: expected a whole number from 1", path);
-    s->datanet_version = (uint64_t)json_integer_value(version);
-    if (salt)
-        return hex_decode(s->salt, 32, salt)
-                   ? STATUS_OK
-                   : err_set(err, STATUS_INVALID, "%s: salt: expected 64 hex digits", path);
-    if (!name || !*name)
-        return err_set(err, STATUS_INVALID, "%s: name: expected a text (or give a salt)", path);
+    enum status st = json_doc_load(&s->datanet, path, TEXT_BYTES_MAX, 0, err);
+    struct json_reader r = {.obj = s->datanet, .where = path, .st = st, .err = err};
+    json_need_hex(&r, "tokenizerDigest", s->tokenizer_digest, 32);
+    s->datanet_version = (uint64_t)json_need_int(&r, "version", (struct json_range){1, INT64_MAX});
+    if (json_has(&r, "salt")) {
+        json_need_hex(&r, "salt", s->salt, 32);
+        return r.st;
+    }
+    const char *name = json_need_string(&r, "name");
+    if (!*name)
+        json_fail(&r, STATUS_INVALID, "name", "found \"\", expected a text (or give a salt)");
+    if (r.st)
+        return r.st;
     struct keccak k;
     keccak_init(&k);
     keccak_update(&k, DATANET_SALT, sizeof(DATANET_SALT) - 1);
@@ -167,7 +143,7 @@ static enum status find_datanet(struct sign_source *s, const char *path, struct 
 enum status sign_source_load(struct sign_source *s, const char *path, struct errtext *err)
 {
     memset(s, 0, sizeof(*s));
-    enum status st = read_json(path, &s->publish, err);
+    enum status st = json_doc_load(&s->publish, path, TEXT_BYTES_MAX, 0, err);
     if (!st)
         s->is_signed = json_object_get(s->publish, "ownerSignature") &&
                        json_object_get(s->publish, "publisherSignature");

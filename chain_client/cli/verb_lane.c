@@ -2,11 +2,11 @@
  * opened. */
 #include "chain_client/cli/cli.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,21 +21,18 @@ static int is_shown(const struct dirent *e)
 
 static enum status read_facts(const char *dir, json_t **out, struct errtext *err)
 {
-    char path[PATH_MAX], *text;
-    size_t len;
+    char path[PATH_MAX];
     snprintf(path, sizeof(path), "%s/lane.json", dir);
-    enum status st = file_read(path, FACTS_BYTES_MAX, &text, &len, err);
-    if (st)
-        return st;
-    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
-    mem_free(text);
-    if (json_is_object(*out) && json_is_integer(json_object_get(*out, "lane")) &&
-        json_is_string(json_object_get(*out, "address"))) {
+    enum status st = json_doc_load(out, path, FACTS_BYTES_MAX, 0, err);
+    struct json_reader r = {
+        .obj = *out, .where = path, .wrong = STATUS_CORRUPT, .st = st, .err = err};
+    (void)json_need_int(&r, "lane", (struct json_range){0, UINT32_MAX});
+    (void)json_need_string(&r, "address");
+    if (r.st)
+        json_decref(*out);
+    else
         json_object_set_new(*out, "folder", json_string(dir));
-        return STATUS_OK;
-    }
-    json_decref(*out);
-    return err_set(err, STATUS_CORRUPT, "%s: expected {lane, address, chainId, ledger}", path);
+    return r.st;
 }
 
 static enum status read_all(const char *data_dir, json_t *list, struct errtext *err)

@@ -6,11 +6,10 @@
 #include "chain_client/cli/node.h"
 #include "chain_client/eth/addr.h"
 #include "server/base/check.h"
-#include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -82,72 +81,52 @@ static enum status read_input(const char *path, json_t **out, struct errtext *er
 {
     char *text;
     size_t len;
-    json_error_t je;
-    enum status st = STATUS_OK;
-    if (strcmp(path, "-") == 0)
-        st = read_stdin(&text, &len, err);
-    else
-        st = file_read(path, INPUT_BYTES_MAX, &text, &len, err);
+    if (strcmp(path, "-") != 0)
+        return json_doc_load(out, path, INPUT_BYTES_MAX, 0, err);
+    enum status st = read_stdin(&text, &len, err);
     if (st)
         return st;
-    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    st = json_doc_parse(out, "stdin", text, len, 0, err);
     mem_free(text);
-    if (json_is_object(*out))
-        return STATUS_OK;
-    return err_set(err, STATUS_INVALID, "%s: line %d: %s", path, *out ? 1 : je.line,
-                   *out ? "expected one JSON object" : je.text);
+    return st;
 }
 
-static bool get_hex(uint8_t *out, size_t n, const json_t *v, const char *key)
+static void read_body(struct receipt *r, struct json_reader *in)
 {
-    const char *text = json_string_value(json_object_get(v, key));
-    return text && hex_decode(out, n, text);
-}
-
-static enum status missing(struct errtext *err, const char *key, const char *expected)
-{
-    return err_param(err, STATUS_INVALID, key, "the receipt's %s: expected %s", key, expected);
-}
-
-static enum status read_body(struct receipt *r, struct errtext *err)
-{
-    const char *hex = json_string_value(json_object_get(r->object, "record"));
+    const char *hex = json_read_string(in, "record");
+    size_t digits = hex ? strlen(hex) : 0;
     if (!hex)
-        return STATUS_OK;
-    size_t digits = strlen(hex);
-    if (digits < 4 || digits % 2 || digits / 2 - 1 > CANON_RECORD_BYTES_MAX)
-        return missing(err, "record", "0x and the record's bytes in hex");
+        return;
+    if (digits < 4 || digits % 2 || digits / 2 - 1 > CANON_RECORD_BYTES_MAX) {
+        json_fail(in, STATUS_INVALID, "record",
+                  "found %zu characters, expected 0x and the record's bytes in hex", digits);
+        return;
+    }
     r->body_len = digits / 2 - 1;
     r->body = mem_alloc(r->body_len);
-    return hex_decode(r->body, r->body_len, hex)
-               ? STATUS_OK
-               : missing(err, "record", "0x and the record's bytes in hex");
+    json_need_hex(in, "record", r->body, r->body_len);
 }
 
 static enum status read_fields(struct receipt *r, struct errtext *err)
 {
-    const json_t *o = r->object, *lane = json_object_get(o, "lane"),
-                 *seq = json_object_get(o, "seq"), *chain = json_object_get(o, "chain_id");
-    const char *key = json_object_get(o, "receipt") ? "receipt" : "signature";
-    const char *signer = json_string_value(json_object_get(o, "signer"));
-    const char *ledger = json_string_value(json_object_get(o, "ledger"));
-    if (json_is_false(json_object_get(o, "recorded")))
+    struct json_reader in = {.obj = r->object, .where = "the receipt", .err = err};
+    struct json_range whole = {0, INT64_MAX};
+    if (json_is_false(json_object_get(r->object, "recorded")))
         return err_set(err, STATUS_NOT_FOUND, "this answer was not recorded: there is no receipt");
-    if (!json_is_integer(lane) || !json_is_integer(seq))
-        return missing(err, "lane, seq", "whole numbers");
-    if (!get_hex(r->digest, 32, o, "record_digest"))
-        return missing(err, "record_digest", "0x and 64 hex digits");
-    if (!get_hex(r->signature, SECP_SIGNATURE_BYTES, o, key))
-        return missing(err, key, "0x and 130 hex digits");
-    if (signer && addr_parse(r->signer, signer, NULL))
-        return missing(err, "signer", "an address");
-    if (ledger && (addr_parse(r->ledger, ledger, NULL) || !json_is_integer(chain)))
-        return missing(err, "ledger, chain_id", "an address and a number");
-    r->lane = (uint32_t)json_integer_value(lane);
-    r->seq = (uint64_t)json_integer_value(seq);
-    r->chain_id = (uint64_t)json_integer_value(chain);
-    r->has_place = ledger != NULL;
-    return read_body(r, err);
+    r->lane = (uint32_t)json_need_int(&in, "lane", (struct json_range){0, UINT32_MAX});
+    r->seq = (uint64_t)json_need_int(&in, "seq", whole);
+    json_need_hex(&in, "record_digest", r->digest, 32);
+    json_need_hex(&in, json_has(&in, "receipt") ? "receipt" : "signature", r->signature,
+                  SECP_SIGNATURE_BYTES);
+    if (json_has(&in, "signer"))
+        addr_need(r->signer, &in, "signer");
+    r->has_place = json_has(&in, "ledger");
+    if (r->has_place) {
+        addr_need(r->ledger, &in, "ledger");
+        r->chain_id = (uint64_t)json_need_int(&in, "chain_id", whole);
+    }
+    read_body(r, &in);
+    return in.st;
 }
 
 /* The receipt of the answer, from the server that gave it. */
@@ -155,9 +134,12 @@ static enum status fetch(struct receipt *r, struct errtext *err)
 {
     struct http *h;
     char path[256];
-    const char *id = json_string_value(json_object_get(r->object, "request_id"));
-    if (!id || strspn(id, "0123456789abcdefABCDEF") != strlen(id) || strlen(id) > 128)
-        return missing(err, "request_id", "hex digits");
+    struct json_reader in = {.obj = r->object, .where = "the receipt", .err = err};
+    const char *id = json_need_string(&in, "request_id");
+    if (strspn(id, "0123456789abcdefABCDEF") != strlen(id) || strlen(id) > 128)
+        json_fail(&in, STATUS_INVALID, "request_id", "found \"%.60s\", expected hex digits", id);
+    if (in.st)
+        return in.st;
     snprintf(path, sizeof(path), "/v1/receipts/%s", id);
     enum status st =
         http_open(&h, r->c->value[OPT_SERVER], r->c->value[OPT_API_KEY_FILE], "server", err);

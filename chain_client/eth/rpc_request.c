@@ -6,6 +6,7 @@
 #include "chain_client/eth/rpc_impl.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <inttypes.h>
@@ -169,16 +170,15 @@ static bool is_our_id(const json_t *found, uint64_t id)
 static enum status read_answer(struct rpc *r, uint64_t id, const struct fetch_answer *a,
                                json_t **result, struct errtext *err)
 {
-    json_error_t where;
-    json_t *all =
-        a->body.len ? json_loadb(a->body.data, a->body.len, JSON_REJECT_DUPLICATES, &where) : NULL;
+    json_t *all;
+    bool is_object = !json_doc_parse(&all, "chain node", a->body.data, a->body.len, 0, NULL);
     const json_t *found = json_object_get(all, "id"), *error = json_object_get(all, "error");
     json_t *value = json_object_get(all, "result");
     enum status st = STATUS_OK;
     bool refused = error && !json_is_null(error);
     if (a->code != 200 && !refused)
         st = err_set(err, STATUS_IO, "chain node: HTTP status %ld, expected 200", a->code);
-    else if (!json_is_object(all))
+    else if (!is_object)
         st = err_set(err, STATUS_CORRUPT, "chain node: the answer is not a JSON object");
     else if (!is_our_id(found, id))
         st = err_set(err, STATUS_CORRUPT,

@@ -1,13 +1,14 @@
 /* The archive's texts: one renderer per file, and readers for the two that a recomputation starts
- * from. A reader parses with jansson, takes what it needs, renders it again and compares. */
+ * from. A reader parses, takes what it needs, renders it again and compares: one spelling each. */
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/archive.h"
+#include "chain_client/tree.h"
 #include "server/base/check.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <string.h>
 
 void archive_put_hex(struct buf *out, const uint8_t *data, size_t len)
@@ -85,61 +86,69 @@ void archive_put_batch_manifest(struct buf *out, const struct archive_batch *b,
     buf_printf(out, ",\"spec\":%u}\n", b->header.spec);
 }
 
-/* Readers below take what is there; what is missing or malformed becomes zero, and the comparison
- * with the rendering finds it. */
-static uint64_t take_u64(const json_t *o, const char *name)
+/* A reader of an archive's text: what is wrong there is CORRUPT. */
+static struct json_reader reader(const json_t *obj, const char *file, struct errtext *err)
 {
-    return (uint64_t)json_integer_value(json_object_get(o, name));
+    return (struct json_reader){.obj = obj, .where = file, .wrong = STATUS_CORRUPT, .err = err};
 }
 
-static u128 take_amount(const json_t *o, const char *name)
+/* An integer below max + 1; the archive's are below 2^63, as every number of the records is. */
+static uint64_t take_int(struct json_reader *r, const char *key, int64_t max)
 {
-    const char *text = json_string_value(json_object_get(o, name));
+    return (uint64_t)json_need_int(r, key, (struct json_range){0, max});
+}
+
+static u128 take_amount(struct json_reader *r, const char *key)
+{
+    const char *text = json_need_string(r, key);
     u128 v = 0;
-    return text && u128_parse(&v, text) ? v : 0;
+    if (!u128_parse(&v, text))
+        json_fail(r, STATUS_CORRUPT, key, "found \"%.60s\", expected a decimal string", text);
+    return v;
 }
 
-static void take_hex(uint8_t *out, size_t n, const json_t *o, const char *name)
+static void take_lanes(struct archive_batch *b, struct json_reader *r)
 {
-    const char *text = json_string_value(json_object_get(o, name));
-    if (!text || !hex_decode(out, n, text))
-        memset(out, 0, n);
-}
-
-static enum status take_lanes(struct archive_batch *b, const json_t *list, struct errtext *err)
-{
+    const json_t *list = json_need_list(r, "lanes", BATCH_LANES_MAX);
     b->lane_count = json_array_size(list);
-    if (!b->lane_count || b->lane_count > BATCH_LANES_MAX)
-        return err_set(err, STATUS_CORRUPT, "lanes: %zu, expected 1 to %d", b->lane_count,
-                       BATCH_LANES_MAX);
-    b->lane = mem_try_array(b->lane_count, sizeof(*b->lane));
+    if (!b->lane_count)
+        json_fail(r, STATUS_CORRUPT, "lanes", "found none, expected 1 to %d", BATCH_LANES_MAX);
+    b->lane = mem_try_array(b->lane_count + 1, sizeof(*b->lane));
     if (!b->lane)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for lanes");
-    for (size_t i = 0; i < b->lane_count; i++) {
-        const json_t *l = json_array_get(list, i);
-        b->lane[i] = (struct batch_lane){(uint32_t)take_u64(l, "lane"), take_u64(l, "first"),
-                                         take_u64(l, "last")};
+        json_fail(r, STATUS_NO_MEMORY, "lanes", "no memory for %zu", b->lane_count);
+    for (size_t i = 0; !r->st && i < b->lane_count; i++) {
+        struct json_reader l = json_enter_item(r, "lanes", i, json_array_get(list, i));
+        b->lane[i] =
+            (struct batch_lane){(uint32_t)take_int(&l, "lane", UINT32_MAX),
+                                take_int(&l, "first", INT64_MAX), take_int(&l, "last", INT64_MAX)};
     }
-    return STATUS_OK;
 }
 
-static enum status take_header(struct archive_batch *b, const json_t *o, struct errtext *err)
+static enum status take_header(struct archive_batch *b, const json_t *root, struct errtext *err)
 {
     struct batch_header *h = &b->header;
-    b->place.chain_id = take_u64(o, "chain_id");
-    take_hex(b->place.ledger, 20, o, "ledger");
-    h->seq = take_u64(o, "seq");
-    h->spec = (uint8_t)take_u64(o, "spec");
-    h->leaf_count = (uint32_t)take_u64(o, "leaf_count");
-    h->inferences = (uint32_t)take_u64(o, "inferences");
-    h->closed_at = take_u64(o, "closed_at");
-    h->fee_sum = take_amount(o, "fee_sum");
-    h->cum_fee = take_amount(o, "cum_fee");
-    take_hex(h->prev_hash, 32, o, "prev_hash");
-    take_hex(h->log_root, 32, o, "log_root");
-    take_hex(h->manifest, 32, o, "manifest");
-    enum status st = take_lanes(b, json_object_get(o, "lanes"), err);
-    return st ? st : archive_batch_seal(b, err);
+    struct json_reader r = reader(root, "header.json", err);
+    b->place.chain_id = take_int(&r, "chain_id", INT64_MAX);
+    json_need_hex(&r, "ledger", b->place.ledger, 20);
+    h->seq = take_int(&r, "seq", INT64_MAX);
+    h->spec = (uint8_t)take_int(&r, "spec", UINT8_MAX);
+    h->leaf_count = (uint32_t)take_int(&r, "leaf_count", UINT32_MAX);
+    h->inferences = (uint32_t)take_int(&r, "inferences", UINT32_MAX);
+    h->closed_at = take_int(&r, "closed_at", INT64_MAX);
+    h->fee_sum = take_amount(&r, "fee_sum");
+    h->cum_fee = take_amount(&r, "cum_fee");
+    json_need_hex(&r, "prev_hash", h->prev_hash, 32);
+    json_need_hex(&r, "log_root", h->log_root, 32);
+    json_need_hex(&r, "manifest", h->manifest, 32);
+    take_lanes(b, &r);
+    return r.st ? r.st : archive_batch_seal(b, err);
+}
+
+static enum status parse(json_t **root, const char *name, const struct canon_bytes *text,
+                         struct errtext *err)
+{
+    enum status st = json_doc_parse(root, name, (const char *)text->data, text->len, 0, err);
+    return st == STATUS_INVALID ? STATUS_CORRUPT : st;
 }
 
 static enum status same_text(const char *name, const struct buf *expected,
@@ -155,11 +164,6 @@ static enum status same_text(const char *name, const struct buf *expected,
                    at);
 }
 
-static json_t *parse(const struct canon_bytes *text)
-{
-    return json_loadb((const char *)text->data, text->len, JSON_REJECT_DUPLICATES, NULL);
-}
-
 enum status archive_batch_read(struct archive_batch *b, const char *dir, uint64_t seq,
                                struct errtext *err)
 {
@@ -171,9 +175,11 @@ enum status archive_batch_read(struct archive_batch *b, const char *dir, uint64_
     enum status st = archive_read(dir, name, "header.json", ARCHIVE_TEXT_BYTES_MAX, &text, err);
     if (st)
         return st;
-    json_t *root = parse(&text);
+    json_t *root;
     buf_init(&again, ARCHIVE_TEXT_BYTES_MAX);
-    st = take_header(b, root, err);
+    st = parse(&root, "header.json", &text, err);
+    if (!st)
+        st = take_header(b, root, err);
     if (!st)
         archive_put_header(&again, b);
     if (!st)
@@ -209,18 +215,19 @@ void archive_put_accounts(struct buf *out, uint64_t epoch, const struct reward_a
 static enum status take_accounts(struct archive_accounts *a, const json_t *root,
                                  struct errtext *err)
 {
-    const json_t *list = json_object_get(root, "accounts");
-    a->epoch = take_u64(root, "epoch");
+    struct json_reader r = reader(root, "accounts.json", err);
+    const json_t *list = json_need_list(&r, "accounts", TREE_LEAVES_MAX);
+    a->epoch = take_int(&r, "epoch", INT64_MAX);
     a->count = json_array_size(list);
     a->account = mem_try_array(a->count ? a->count : 1, sizeof(*a->account));
     if (!a->account)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu accounts", a->count);
-    for (size_t i = 0; i < a->count; i++) {
-        const json_t *o = json_array_get(list, i);
-        take_hex(a->account[i].payee, 20, o, "account");
-        a->account[i].cumulative = take_amount(o, "cumulative");
+    for (size_t i = 0; !r.st && i < a->count; i++) {
+        struct json_reader o = json_enter_item(&r, "accounts", i, json_array_get(list, i));
+        json_need_hex(&o, "account", a->account[i].payee, 20);
+        a->account[i].cumulative = take_amount(&o, "cumulative");
     }
-    return STATUS_OK;
+    return r.st;
 }
 
 enum status archive_accounts_read(struct archive_accounts *a, const char *dir, uint64_t epoch,
@@ -234,9 +241,11 @@ enum status archive_accounts_read(struct archive_accounts *a, const char *dir, u
     enum status st = archive_read(dir, name, "accounts.json", ARCHIVE_TEXT_BYTES_MAX, &text, err);
     if (st)
         return st;
-    json_t *root = parse(&text);
+    json_t *root;
     buf_init(&again, ARCHIVE_TEXT_BYTES_MAX);
-    st = take_accounts(a, root, err);
+    st = parse(&root, "accounts.json", &text, err);
+    if (!st)
+        st = take_accounts(a, root, err);
     if (!st)
         archive_put_accounts(&again, epoch, a->account, a->count);
     if (!st)

@@ -5,82 +5,39 @@
 #include "chain_client/eth/keccak.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
-#include <jansson.h>
 #include <string.h>
 
 #define FILE_BYTES_MAX (1u << 20)
 #define CODE_BYTES_MAX (1u << 17)
 
-static enum status read_hash(uint8_t out[32], const json_t *root, const char *name,
-                             struct errtext *err)
-{
-    const char *text = json_string_value(json_object_get(root, name));
-    if (!text || strncmp(text, "0x", 2) != 0 || !hex_decode(out, 32, text))
-        return err_param(err, STATUS_INVALID, name, "%s: expected 0x and 64 hex digits", name);
-    return STATUS_OK;
-}
-
-static enum status read_address(uint8_t out[20], const json_t *root, const char *name,
-                                struct errtext *err)
-{
-    const char *text = json_string_value(json_object_get(root, name));
-    if (!text)
-        return err_param(err, STATUS_INVALID, name, "%s: expected an address", name);
-    enum status st = addr_parse(out, text, err);
-    if (st)
-        err_prefix(err, "%s", name);
-    return st;
-}
-
-static enum status read_number(uint64_t *out, const json_t *root, const char *name,
-                               struct errtext *err)
-{
-    const json_t *v = json_object_get(root, name);
-    if (!json_is_integer(v) || json_integer_value(v) < 0)
-        return err_param(err, STATUS_INVALID, name, "%s: expected a whole number", name);
-    *out = (uint64_t)json_integer_value(v);
-    return STATUS_OK;
-}
-
 static enum status read_all(struct deployment *d, const json_t *root, struct errtext *err)
 {
-    const json_t *code = json_object_get(root, "code_hash");
-    const struct {
-        uint8_t *to;
-        const char *name;
-    } address[] = {{d->registry, "registry"},
-                   {d->ledger, "ledger"},
-                   {d->vault, "vault"},
-                   {d->token, "token"}},
-      hash[] = {
-          {d->registry_code, "registry"}, {d->ledger_code, "ledger"}, {d->vault_code, "vault"}};
-    enum status st = read_number(&d->chain_id, root, "chain_id", err);
-    if (!st)
-        st = read_number(&d->start_block, root, "start_block", err);
-    if (!st)
-        st = read_hash(d->genesis_hash, root, "genesis_hash", err);
-    for (size_t i = 0; i < ARRAY_COUNT(address) && !st; i++)
-        st = read_address(address[i].to, root, address[i].name, err);
-    for (size_t i = 0; i < ARRAY_COUNT(hash) && !st; i++) {
-        st = read_hash(hash[i].to, code, hash[i].name, err);
-        if (st)
-            err_prefix(err, "code_hash");
-    }
-    return st;
+    struct json_reader r = {.obj = root, .err = err}, code = json_enter(&r, "code_hash");
+    struct json_range whole = {0, INT64_MAX};
+    d->chain_id = (uint64_t)json_need_int(&r, "chain_id", whole);
+    d->start_block = (uint64_t)json_need_int(&r, "start_block", whole);
+    json_need_hex(&r, "genesis_hash", d->genesis_hash, 32);
+    addr_need(d->registry, &r, "registry");
+    addr_need(d->ledger, &r, "ledger");
+    addr_need(d->vault, &r, "vault");
+    addr_need(d->token, &r, "token");
+    json_need_hex(&code, "registry", d->registry_code, 32);
+    json_need_hex(&code, "ledger", d->ledger_code, 32);
+    json_need_hex(&code, "vault", d->vault_code, 32);
+    return r.st;
 }
 
 enum status deployment_parse(struct deployment *d, const char *json, size_t len,
                              struct errtext *err)
 {
-    json_error_t je;
-    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &je);
+    json_t *root;
     *d = (struct deployment){0};
-    enum status st =
-        json_is_object(root)
-            ? read_all(d, root, err)
-            : err_set(err, STATUS_INVALID, "line %d: expected one JSON object", root ? 1 : je.line);
+    enum status st = json_doc_parse(&root, "deployment", json, len, 0, err);
+    if (!st)
+        st = read_all(d, root, err);
     json_decref(root);
     return st;
 }

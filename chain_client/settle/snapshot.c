@@ -5,10 +5,10 @@
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/compute.h"
 #include "server/base/check.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -337,8 +337,11 @@ void snapshot_put(struct buf *out, const struct snapshot *s, const struct deploy
 
 uint64_t snapshot_delay(const void *text, size_t len)
 {
-    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
-    json_int_t delay = json_integer_value(json_object_get(root, "beacon_delay_s"));
+    json_t *root;
+    if (json_doc_parse(&root, "snapshot.json", text, len, 0, NULL))
+        return 0;
+    struct json_reader r = {.obj = root};
+    int64_t delay = json_read_int(&r, "beacon_delay_s", (struct json_range){0, INT64_MAX}, 0);
     json_decref(root);
-    return delay > 0 ? (uint64_t)delay : 0;
+    return (uint64_t)delay;
 }

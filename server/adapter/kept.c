@@ -5,6 +5,7 @@
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <sodium.h>
@@ -18,7 +19,6 @@ enum status kept_read_json(json_t **out, const char *dir, const struct file_root
 {
     char path[PATH_MAX], *text;
     size_t len;
-    json_error_t je;
     int fd = -1;
     *out = NULL;
     snprintf(path, sizeof(path), "%s/%s", dir, name);
@@ -33,10 +33,9 @@ enum status kept_read_json(json_t **out, const char *dir, const struct file_root
     close(fd);
     if (st)
         return st;
-    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
+    st = json_doc_parse(out, path, text, len, 0, err);
     mem_free(text);
-    return *out ? STATUS_OK
-                : err_set(err, STATUS_INVALID, "%s: line %d: %s", path, je.line, je.text);
+    return st;
 }
 
 void kept_dir(const char *root, const uint8_t id[32], char dir[PATH_MAX])

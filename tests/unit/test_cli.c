@@ -321,7 +321,7 @@ static void refused(const char *publish, const char *datanet, const char *says)
 
 static void test_bad_sources_are_named(void **state)
 {
-    refused("[]", NULL, "one JSON object");
+    refused("[]", NULL, "expected a JSON object");
     refused("{", NULL, "line 1");
     refused("{\"datanet\": \"../x\"}", NULL, "beside");
     refused("{\"datanet\": 3}", NULL, "datanet");

@@ -149,6 +149,11 @@ static void test_files(void **state)
     assert_int_equal(keystore_load(ctx, &key, put("v3b", pbkdf2_file, 0600), NULL, &err),
                      STATUS_INVALID);
     assert_non_null(strstr(err.text, "passphrase file"));
+    /* a bare key where a version 3 file is expected: it is not quoted */
+    err_clear(&err);
+    assert_int_equal(keystore_load(ctx, &key, put("bare", SECRET, 0600), pass, &err),
+                     STATUS_INVALID);
+    assert_null(strstr(err.text, "7a28"));
     assert_int_equal(keystore_load(ctx, &key, put("zero", "00", 0600), NULL, NULL), STATUS_INVALID);
     assert_int_equal(keystore_load(ctx, &key, path_of("none"), NULL, NULL), STATUS_NOT_FOUND);
 }
