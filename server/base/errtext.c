@@ -31,6 +31,18 @@ enum status err_param(struct errtext *err, enum status st, const char *param, co
     return st;
 }
 
+enum status err_coded(struct errtext *err, enum status st, const char *code, const char *param,
+                      const char *fmt, ...)
+{
+    va_list ap;
+    if (err && !err->text[0])
+        err->code = code;
+    va_start(ap, fmt);
+    set_text(err, param, fmt, ap);
+    va_end(ap);
+    return st;
+}
+
 void err_prefix(struct errtext *err, const char *fmt, ...)
 {
     if (!err)
@@ -49,6 +61,8 @@ void err_prefix(struct errtext *err, const char *fmt, ...)
 
 void err_clear(struct errtext *err)
 {
-    if (err)
-        err->text[0] = err->param[0] = '\0';
+    if (!err)
+        return;
+    err->text[0] = err->param[0] = '\0';
+    err->code = NULL;
 }

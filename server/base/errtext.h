@@ -13,12 +13,13 @@ extern "C" {
 
 struct errtext {
     char text[512];
-    char param[96]; /* the request field or config key at fault, or "" */
+    char param[96];   /* the request field or config key at fault, or "" */
+    const char *code; /* for programs: a static word ("model_not_found"), or NULL */
 };
 
 #define ERRTEXT_INIT                                                                               \
     {                                                                                              \
-        .text = "", .param = ""                                                                    \
+        .text = "", .param = "", .code = NULL                                                      \
     }
 
 /* Set the text (printf style, truncated) and return st, so that `return err_set(err,
@@ -29,6 +30,10 @@ enum status err_set(struct errtext *err, enum status st, const char *fmt, ...)
 /* Same, and name the field at fault (an OpenAI `param`, a config key). */
 enum status err_param(struct errtext *err, enum status st, const char *param, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
+
+/* Same, with a code: programs that read an answer go by it, never by the text. */
+enum status err_coded(struct errtext *err, enum status st, const char *code, const char *param,
+                      const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 
 /* Put "prefix: " before the text. */
 void err_prefix(struct errtext *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -165,7 +165,8 @@ static void fail_unknown(struct exchange *x, const char *param, const char *name
     else
         (void)err_param(&err, STATUS_NOT_FOUND, param,
                         "The adapter '%.128s' is not registered on this server", name);
-    exchange_fail_code(x, 404, "adapter_not_found", &err);
+    err.code = "adapter_not_found";
+    exchange_fail_as(x, 404, &err);
 }
 
 /* By name, or by content id. */
@@ -278,7 +279,7 @@ static bool runtime_loading_is_on(struct exchange *x, const char *action)
                   "loading adapters at run time is switched off on this server "
                   "(allow_runtime_loading)");
     audit_action(x, action, NULL, STATUS_DENIED, &err);
-    exchange_fail_code(x, 403, NULL, &err);
+    exchange_fail_as(x, 403, &err);
     return false;
 }
 

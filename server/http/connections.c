@@ -194,13 +194,14 @@ static uint64_t allowed_ns(const struct connections *c, const struct connection 
 static void tell_timeout(const struct connections *c, const struct connection *k)
 {
     struct buf body, text;
-    char message[128];
+    struct errtext err = ERRTEXT_INIT;
     bool head = k->phase == CONNECTION_HEAD;
-    snprintf(message, sizeof(message), "the request's %s took longer than %u s",
-             head ? "header" : "body", head ? c->opt.head_s : c->opt.body_s);
+    (void)err_coded(&err, STATUS_TIMEOUT, "request_timeout", "",
+                    "the request's %s took longer than %u s", head ? "header" : "body",
+                    head ? c->opt.head_s : c->opt.body_s);
     buf_init(&body, 1024);
     buf_init(&text, 2048);
-    reply_put_error(&body, 408, "request_timeout", message, NULL);
+    reply_put_error(&body, 408, &err);
     buf_printf(&text,
                "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n"
                "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n",

@@ -82,15 +82,13 @@ void exchange_keep_body(struct exchange *x, const char *data, size_t len)
         return;
     }
     exchange_drop_body(x);
-    exchange_fail_code(x, 503, NULL, &err);
+    exchange_fail_as(x, 503, &err);
 }
 
-void exchange_fail_code(struct exchange *x, int code, const char *error_code,
-                        const struct errtext *err)
+void exchange_fail_as(struct exchange *x, int code, const struct errtext *err)
 {
     buf_clear(&x->out);
-    reply_put_error(&x->out, code, error_code, err->text[0] ? err->text : "the request failed",
-                    err->param);
+    reply_put_error(&x->out, code, err);
     x->content_type = "application/json";
     x->code = code;
     if (code == 429 || code == 503) {
@@ -103,15 +101,11 @@ void exchange_fail_code(struct exchange *x, int code, const char *error_code,
 
 void exchange_fail(struct exchange *x, enum status st, const struct errtext *err)
 {
-    const char *code = NULL;
+    struct errtext coded = *err;
     CHECK(st != STATUS_OK);
-    if (st == STATUS_INVALID && strstr(err->text, "maximum context length"))
-        code = "context_length_exceeded";
-    else if (st == STATUS_UNSUPPORTED)
-        code = "unsupported_parameter";
-    else if (st == STATUS_NOT_FOUND && strncmp(err->param, "adapters[", 9) == 0)
-        code = "model_not_found";
-    exchange_fail_code(x, reply_code(st), code, err);
+    if (st == STATUS_UNSUPPORTED && !coded.code)
+        coded.code = "unsupported_parameter";
+    exchange_fail_as(x, reply_code(st), &coded);
 }
 
 void exchange_json(struct exchange *x, int code)

@@ -97,11 +97,10 @@ void exchange_unref(struct exchange *x);
 void exchange_keep_body(struct exchange *x, const char *data, size_t len);
 void exchange_drop_body(struct exchange *x);
 
-/* Fill in an error reply: the OpenAI error object for st and err. */
+/* Fill in an error reply: the OpenAI error object for st and err (its text, param and code). */
 void exchange_fail(struct exchange *x, enum status st, const struct errtext *err);
-/* The same with the HTTP code chosen by the caller; error_code: OpenAI's `code`, or NULL. */
-void exchange_fail_code(struct exchange *x, int code, const char *error_code,
-                        const struct errtext *err);
+/* The same with the HTTP code chosen by the caller. */
+void exchange_fail_as(struct exchange *x, int http_code, const struct errtext *err);
 /* A finished JSON body was put in x->out. */
 void exchange_json(struct exchange *x, int code);
 

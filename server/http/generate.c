@@ -84,7 +84,7 @@ static bool claim_key(struct generation *g)
         (void)err_set(&err, st,
                       "too many Idempotency-Keys of the last 24 hours are remembered; "
                       "retry later, or without the header");
-        exchange_fail_code(x, 429, NULL, &err);
+        exchange_fail_as(x, 429, &err);
         return false;
     }
     hex_encode(hex, first, sizeof(first));
@@ -98,7 +98,8 @@ static bool claim_key(struct generation *g)
                       "this Idempotency-Key was already used with another body, for "
                       "request %s, within the last 24 hours",
                       hex);
-    exchange_fail_code(x, st == STATUS_EXISTS ? 409 : 422, "idempotency_key_used", &err);
+    err.code = "idempotency_key_used";
+    exchange_fail_as(x, st == STATUS_EXISTS ? 409 : 422, &err);
     x->retry = EXCHANGE_RETRY_NO;
     return false;
 }
@@ -119,7 +120,7 @@ static bool submit(struct generation *g)
     if (st) {
         metrics_add(&g->server->metrics.refused_full, 1);
         x->retry_after_ms = RETRY_QUEUE_MS;
-        exchange_fail_code(x, st == STATUS_FULL ? 503 : reply_code(st), NULL, &err);
+        exchange_fail_as(x, st == STATUS_FULL ? 503 : reply_code(st), &err);
         return false;
     }
     g->submitted = true;
@@ -238,19 +239,19 @@ static void fail_done(struct generation *g)
         err_clear(&err);
         x->retry_after_ms = RETRY_DRAIN_MS;
         (void)err_set(&err, STATUS_CANCELLED, "the server is shutting down; retry");
-        exchange_fail_code(x, 503, NULL, &err);
+        exchange_fail_as(x, 503, &err);
     } else if (r->status) {
         /* NOT_FOUND: files of an admitted adapter are gone, which is no fault of the client's. */
         bool ours = r->status == STATUS_FULL || r->status == STATUS_NOT_FOUND;
-        exchange_fail_code(x, ours ? 503 : reply_code(r->status), NULL, &err);
+        exchange_fail_as(x, ours ? 503 : reply_code(r->status), &err);
     } else if (any_finish(r, FINISH_CANCELLED)) {
         (void)err_set(&err, STATUS_CANCELLED, "the request was cancelled");
-        exchange_fail_code(x, 503, NULL, &err);
+        exchange_fail_as(x, 503, &err);
     } else {
         log_error("http", "request %s was answered but its record is not durable", r->id_hex);
         err_clear(&err);
         (void)err_set(&err, STATUS_IO, "the answer's record could not be made durable; retry");
-        exchange_fail_code(x, 503, NULL, &err);
+        exchange_fail_as(x, 503, &err);
     }
 }
 
@@ -290,7 +291,7 @@ enum generation_next generation_poll(struct generation *g)
                       "the answer has more than %u bytes; ask for fewer "
                       "choices or logprobs",
                       REPLY_BYTES_MAX);
-        exchange_fail_code(x, 500, NULL, &err);
+        exchange_fail_as(x, 500, &err);
         return GENERATION_REPLY;
     }
     exchange_json(x, 200);

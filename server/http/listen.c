@@ -227,7 +227,7 @@ static void dispatch(struct exchange *x)
         return;
     atomic_store(&x->working, false);
     (void)err_set(&err, STATUS_FULL, "too many requests wait for a worker; retry");
-    exchange_fail_code(x, 503, NULL, &err);
+    exchange_fail_as(x, 503, &err);
 }
 
 /* One piece of the body. */
@@ -245,7 +245,7 @@ static enum MHD_Result receive(struct exchange *x, const char *data, size_t len)
                       (unsigned long long)prepare_body_max(x));
         exchange_drop_body(x);
         x->close = true;
-        exchange_fail_code(x, 413, NULL, &err);
+        exchange_fail_as(x, 413, &err);
         return MHD_YES;
     }
     if (x->upload)
@@ -312,7 +312,8 @@ static void refuse_crowd(struct exchange *x)
                   "too many connections are open, here or from this address (connections_max %u, "
                   "connections_per_ip_max %u); retry, or keep fewer",
                   x->server->opt.connections_max, x->server->opt.connections_per_ip_max);
-    exchange_fail_code(x, 503, "too_many_connections", &err);
+    err.code = "too_many_connections";
+    exchange_fail_as(x, 503, &err);
 }
 
 static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, const char *target,

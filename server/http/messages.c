@@ -160,13 +160,11 @@ static enum status decode_arguments(const struct shaping *s, json_t *holder, con
     const char *text = json_string_value(v);
     size_t len = json_string_length(v);
     json_t *object = NULL;
-    json_error_t why = {.text = "no object"};
+    struct errtext why = ERRTEXT_INIT;
     if (strspn(text, " \t\r\n") == len)
         return set_member(s, holder, "arguments", json_object());
-    object = json_loadb(text, len, JSON_ALLOW_NUL, &why);
-    if (json_is_object(object))
+    if (!json_doc_parse(&object, "the text", text, len, JSON_DOC_NUL | JSON_DOC_REPEATS, &why))
         return set_member(s, holder, "arguments", object);
-    json_decref(object);
     char says[400];
     snprintf(says, sizeof(says),
              "has a call whose 'arguments' are not the text of a JSON object, which this model's "

@@ -92,12 +92,12 @@ static bool find_route(struct exchange *x, const struct prepare_headers *h)
     } else if (x->allow) {
         (void)err_set(&err, STATUS_INVALID, "%.16s is not a method of %.200s; use %s", h->method,
                       x->path, x->allow);
-        exchange_fail_code(x, 405, NULL, &err);
+        exchange_fail_as(x, 405, &err);
     } else {
         (void)err_set(&err, STATUS_NOT_FOUND,
                       "there is no %.16s %.200s on this server; GET /openapi.json lists what is",
                       h->method, x->path);
-        exchange_fail_code(x, 404, "not_found", &err);
+        exchange_fail_as(x, 404, &err);
     }
     return false;
 }
@@ -106,7 +106,7 @@ static bool refuse(struct exchange *x, const struct prepare_headers *h, int code
                    const struct errtext *err)
 {
     audit_refusal(x, code, h->authorization, err);
-    exchange_fail_code(x, code, NULL, err);
+    exchange_fail_as(x, code, err);
     return false;
 }
 
@@ -146,7 +146,7 @@ static bool check_length(struct exchange *x, const char *content_length)
         return true; /* the transport checks the number itself */
     (void)err_set(&err, STATUS_TOO_LARGE, "the body has %llu bytes; at most %llu are accepted", n,
                   (unsigned long long)max);
-    exchange_fail_code(x, 413, NULL, &err);
+    exchange_fail_as(x, 413, &err);
     return false;
 }
 
@@ -182,7 +182,7 @@ static bool check_framing(struct exchange *x, const struct prepare_headers *h)
     if (!err.text[0])
         return true;
     x->close = true;
-    exchange_fail_code(x, code, NULL, &err);
+    exchange_fail_as(x, code, &err);
     return false;
 }
 
@@ -194,7 +194,8 @@ static bool check_coding(struct exchange *x, const char *coding)
         return true;
     (void)err_set(&err, STATUS_UNSUPPORTED,
                   "Content-Encoding '%.64s' is not understood; send the body as it is", coding);
-    exchange_fail_code(x, 415, "unsupported_content_encoding", &err);
+    err.code = "unsupported_content_encoding";
+    exchange_fail_as(x, 415, &err);
     return false;
 }
 
@@ -205,7 +206,8 @@ static bool check_open(struct exchange *x)
         return true;
     x->retry_after_ms = 5000;
     (void)err_set(&err, STATUS_BUSY, "the server is shutting down and takes no new requests");
-    exchange_fail_code(x, 503, "server_draining", &err);
+    err.code = "server_draining";
+    exchange_fail_as(x, 503, &err);
     return false;
 }
 
@@ -226,7 +228,7 @@ void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
         (void)err_set(&err, STATUS_INVALID,
                       "the Idempotency-Key header must have 1 to %d printable characters",
                       EXCHANGE_IDEM_BYTES_MAX);
-        exchange_fail_code(x, 400, NULL, &err);
+        exchange_fail_as(x, 400, &err);
         return;
     }
     (void)copy_token(x->query_first, sizeof(x->query_first), h->query_first);

@@ -34,7 +34,7 @@ enum status prompt_check_bytes(const struct parse_state *p, size_t len)
     if (per_id == SIZE_MAX || len / per_id < p->env->context_max ||
         json_field(p->root, "truncate_prompt_tokens"))
         return STATUS_OK;
-    return err_param(p->err, STATUS_INVALID, param,
+    return err_coded(p->err, STATUS_INVALID, "context_length_exceeded", param,
                      "This model's maximum context length is %u tokens. However, your prompt has "
                      "%zu bytes, which are more: no token stands for more than %zu bytes. Shorten "
                      "it.",

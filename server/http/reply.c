@@ -40,7 +40,7 @@ static const char *error_type(int code)
     }
 }
 
-static const char *default_code(int code, const char *param)
+static const char *default_code(int code)
 {
     switch (code) {
     case 401:
@@ -48,7 +48,7 @@ static const char *default_code(int code, const char *param)
     case 403:
         return "permission_denied";
     case 404:
-        return param && strcmp(param, "model") == 0 ? "model_not_found" : "not_found";
+        return "not_found";
     case 405:
         return "method_not_allowed";
     case 413:
@@ -62,15 +62,15 @@ static const char *default_code(int code, const char *param)
     }
 }
 
-void reply_put_error(struct buf *out, int code, const char *error_code, const char *message,
-                     const char *param)
+void reply_put_error(struct buf *out, int code, const struct errtext *err)
 {
-    const char *short_code = error_code ? error_code : default_code(code, param);
+    const char *message = err->text[0] ? err->text : "the request failed";
+    const char *short_code = err->code ? err->code : default_code(code);
     buf_puts(out, "{\"error\":{\"message\":");
     buf_put_json_string(out, message, strlen(message));
     buf_printf(out, ",\"type\":\"%s\",\"param\":", error_type(code));
-    if (param && *param)
-        buf_put_json_string(out, param, strlen(param));
+    if (err->param[0])
+        buf_put_json_string(out, err->param, strlen(err->param));
     else
         buf_puts(out, "null");
     buf_puts(out, ",\"code\":");

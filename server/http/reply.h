@@ -11,9 +11,8 @@
 
 /* HTTP code of a status; for STATUS_OK 200. */
 int reply_code(enum status st);
-/* {"error":{...}} for an HTTP code. error_code may be NULL. */
-void reply_put_error(struct buf *out, int code, const char *error_code, const char *message,
-                     const char *param);
+/* {"error":{...}} for an HTTP code; where err has no code of its own, that of the HTTP code. */
+void reply_put_error(struct buf *out, int http_code, const struct errtext *err);
 void reply_put_number(struct buf *out, float logprob);
 /* "usage" object. tokens so far, of all choices. */
 void reply_put_usage(struct buf *out, const struct generation *g);

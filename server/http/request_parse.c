@@ -38,7 +38,7 @@ static enum status resolve_max_tokens(struct parse_state *p)
     }
     uint32_t prompt_max = p->has_max_tokens && p->params.max_tokens == 0 ? context : context - 1;
     if (longest > prompt_max)
-        return err_param(p->err, STATUS_INVALID, field,
+        return err_coded(p->err, STATUS_INVALID, "context_length_exceeded", field,
                          "This model's maximum context length is %u tokens. However, your prompt "
                          "has %u tokens; shorten it to at most %u.",
                          context, longest, prompt_max);
@@ -46,7 +46,7 @@ static enum status resolve_max_tokens(struct parse_state *p)
     if (!p->has_max_tokens)
         p->params.max_tokens = p->env->chat ? left : MIN(left, REQUEST_COMPLETION_TOKENS_DEFAULT);
     if (p->params.max_tokens > left)
-        return err_param(p->err, STATUS_INVALID, limit,
+        return err_coded(p->err, STATUS_INVALID, "context_length_exceeded", limit,
                          "This model's maximum context length is %u tokens. However, you requested "
                          "%u tokens (%u in the prompt, %u in the completion).",
                          context, longest + p->params.max_tokens, longest, p->params.max_tokens);

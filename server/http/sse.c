@@ -96,16 +96,19 @@ static bool lost_text(const struct generation *g)
 static void put_failure(struct buf *out, const struct generation *g)
 {
     const struct request *r = g->req;
-    const char *text = r->error.text;
+    struct errtext err = r->error;
     int code = r->status ? reply_code(r->status) : 503;
+    if (atomic_load(&g->drained) || !r->status)
+        err_clear(&err);
     if (atomic_load(&g->drained))
-        text = "the server is shutting down; this answer is incomplete";
+        (void)err_set(&err, r->status, "the server is shutting down; this answer is incomplete");
     else if (!r->status && lost_text(g))
-        text = "there is no memory for the answer's text";
+        (void)err_set(&err, r->status, "there is no memory for the answer's text");
     else if (!r->status)
-        text = "the answer's record could not be made durable";
+        (void)err_set(&err, r->status, "the answer's record could not be made durable");
+    (void)err_set(&err, r->status, "the engine failed"); /* where it said nothing */
     buf_puts(out, "data: ");
-    reply_put_error(out, code, NULL, *text ? text : "the engine failed", r->error.param);
+    reply_put_error(out, code, &err);
     buf_puts(out, "\n\ndata: [DONE]\n\n");
 }
 

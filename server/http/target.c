@@ -15,10 +15,10 @@ enum status target_unknown(struct catalog *c, const char *param, const char *nam
 {
     struct catalog_refusal r;
     if (c && catalog_find_refusal(c, name, &r))
-        return err_param(err, STATUS_NOT_FOUND, param,
+        return err_coded(err, STATUS_NOT_FOUND, "model_not_found", param,
                          "The adapter '%.128s' is not served, it was refused at the start: %s",
                          name, r.why.text);
-    return err_param(err, STATUS_NOT_FOUND, param,
+    return err_coded(err, STATUS_NOT_FOUND, "model_not_found", param,
                      "The model '%.128s' does not exist on this server; GET /v1/models lists what "
                      "does.",
                      name);
@@ -138,7 +138,7 @@ enum status parse_target(struct parse_state *p)
                          "'model' is missing: name the base '%s' or an adapter",
                          p->env->model_name);
     if (strlen(model) >= sizeof(p->spec->model))
-        return err_param(p->err, STATUS_NOT_FOUND, "model",
+        return err_coded(p->err, STATUS_NOT_FOUND, "model_not_found", "model",
                          "'model' is longer than any name on this server");
     snprintf(p->spec->model, sizeof(p->spec->model), "%s", model);
     st = parse_single(p, model, &name);

@@ -555,6 +555,18 @@ static void test_numbers_of_other_clients(void **state)
     request_discard(r);
 }
 
+/* What a program goes by is a member of the error, whatever the text says. */
+static void test_codes(void **state)
+{
+    (void)state;
+    bad(false, "\"max_tokens\":100000", "max_tokens");
+    assert_string_equal(err.code, "context_length_exceeded");
+    bad(false, "\"adapters\":[{\"model\":\"nobody\"}]", "adapters[0].model");
+    assert_string_equal(err.code, "model_not_found");
+    bad(false, "\"stop\":[\"maximum context length\",5]", "stop");
+    assert_null(err.code);
+}
+
 static void test_hostile_bodies(void **state)
 {
     struct buf b;
@@ -637,6 +649,7 @@ int main(void)
         cmocka_unit_test(test_a_key_reaches_only_its_adapters),
         cmocka_unit_test(test_fields_arrive),
         cmocka_unit_test(test_numbers_of_other_clients),
+        cmocka_unit_test(test_codes),
         cmocka_unit_test(test_hostile_bodies)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
