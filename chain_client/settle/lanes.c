@@ -17,7 +17,6 @@
 #include "server/base/log.h"
 
 #include <inttypes.h>
-#include <sodium.h>
 #include <string.h>
 
 #define AHEAD_MAX      (1u << 20) /* records past a gap */
@@ -136,7 +135,7 @@ static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, co
                               const struct canon_bytes *entry, struct errtext *err)
 {
     uint8_t digest[32];
-    size_t kept = MIN(entry->len, (size_t)CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES);
+    size_t kept = MIN(entry->len, (size_t)ENTRY_WHOLE_BYTES_MAX);
     ids_hash(digest, entry->data, entry->len);
     enum status st =
         db_run(&w->db, err,
@@ -159,16 +158,6 @@ static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, co
 }
 
 /* ---- one entry ---- */
-
-static bool has_tag(const struct lane *l, const struct canon_bytes *entry)
-{
-    uint8_t tag[LANE_TAG_BYTES];
-    if (entry->len <= LANE_TAG_BYTES || entry->len > CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES)
-        return false;
-    crypto_generichash(tag, sizeof(tag), entry->data, entry->len - LANE_TAG_BYTES, l->transport_key,
-                       sizeof(l->transport_key));
-    return sodium_memcmp(tag, entry->data + entry->len - LANE_TAG_BYTES, sizeof(tag)) == 0;
-}
 
 /* OK, DENIED (another key signed), or the node's failure. The ledger is asked only when the key we
  * know does not fit: it may have been rotated. */
@@ -233,17 +222,15 @@ enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
     uint8_t digest[32];
     struct errtext why = ERRTEXT_INIT;
     *verdict = LANES_TAKEN;
-    if (!has_tag(l, entry))
+    if (!entry_has_tag(l->transport_key, entry->data, entry->len))
         return quarantine(w, l, seq, "bad tag", entry, err);
     if (l->stopped || seq > l->ingested + AHEAD_MAX) {
         *verdict = LANES_HOLD;
         return STATUS_OK;
     }
-    struct canon_bytes body = {entry->data, entry->len - LANE_TAG_BYTES};
-    if (canon_decode(&r, body.data, body.len, &why) || r.prefix.lane != l->id ||
-        r.prefix.seq != seq) {
-        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, seq,
-                 why.text[0] ? why.text : "names another lane or number");
+    struct canon_bytes body = {entry->data, entry->len - ENTRY_TAG_BYTES};
+    if (entry_decode(&r, l->id, seq, entry->data, entry->len, &why)) {
+        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, seq, why.text);
         return quarantine(w, l, seq, "bad record", entry, err);
     }
     enum status st = check_key(w, l, &r, digest, &why);

@@ -3,13 +3,12 @@
 #ifndef RS_SETTLE_WORKER_H
 #define RS_SETTLE_WORKER_H
 
+#include "chain_client/entry.h"
 #include "chain_client/eth/secp.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/db.h"
 #include "chain_client/settle/settings.h"
 #include "chain_client/settle/view.h"
-
-#define LANE_TAG_BYTES 32
 
 struct redis; /* ingest.c */
 

@@ -67,10 +67,10 @@ static void note_failure(struct recorder *r, enum status st, const char *why)
 static enum status append_record(struct recorder *r, uint64_t seq, const uint8_t *record,
                                  size_t len, struct errtext *err)
 {
-    uint8_t body[CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES];
+    uint8_t body[ENTRY_WHOLE_BYTES_MAX];
     memcpy(body, record, len);
-    lane_tag(&r->lane, body + len, record, len);
-    return spool_append(r->spool, seq, body, len + LANE_TAG_BYTES, err);
+    entry_tag(body + len, r->lane.transport_key, record, len);
+    return spool_append(r->spool, seq, body, len + ENTRY_TAG_BYTES, err);
 }
 
 static enum status append_job(struct recorder *r, const struct job *j, struct errtext *err)

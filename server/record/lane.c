@@ -8,7 +8,6 @@
 #include "server/base/mem.h"
 
 #include <inttypes.h>
-#include <sodium.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -100,25 +99,10 @@ void lane_close(struct lane *l)
     l->secp = NULL;
 }
 
-void lane_tag(const struct lane *l, uint8_t tag[LANE_TAG_BYTES], const void *data, size_t len)
-{
-    crypto_generichash(tag, LANE_TAG_BYTES, data, len, l->transport_key, sizeof(l->transport_key));
-}
-
-bool lane_has_tag(const struct lane *l, const void *entry, size_t len)
-{
-    uint8_t tag[LANE_TAG_BYTES];
-    if (len <= LANE_TAG_BYTES)
-        return false;
-    lane_tag(l, tag, entry, len - LANE_TAG_BYTES);
-    return sodium_memcmp(tag, (const uint8_t *)entry + len - LANE_TAG_BYTES, LANE_TAG_BYTES) == 0;
-}
-
 bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len)
 {
     const struct lane *l = lane;
     union record r;
-    return lane_has_tag(l, entry, len) &&
-           canon_decode(&r, entry, len - LANE_TAG_BYTES, NULL) == STATUS_OK &&
-           r.prefix.lane == l->id && r.prefix.seq == seq;
+    return entry_has_tag(l->transport_key, entry, len) &&
+           entry_decode(&r, l->id, seq, entry, len, NULL) == STATUS_OK;
 }

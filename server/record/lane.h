@@ -10,14 +10,13 @@
 #ifndef RS_RECORD_LANE_H
 #define RS_RECORD_LANE_H
 
+#include "chain_client/entry.h"
 #include "chain_client/eth/secp.h"
 #include "server/base/errtext.h"
 
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
-
-#define LANE_TAG_BYTES 32
 
 struct lane {
     uint32_t id;
@@ -42,10 +41,6 @@ struct lane_options {
 MUST_CHECK enum status lane_open(struct lane *out, const struct lane_options *opt,
                                  struct errtext *err);
 void lane_close(struct lane *l); /* wipes the keys */
-/* Keyed BLAKE2b of an entry's bytes. */
-void lane_tag(const struct lane *l, uint8_t tag[LANE_TAG_BYTES], const void *data, size_t len);
-/* Does record ‖ tag carry its tag? */
-bool lane_has_tag(const struct lane *l, const void *entry, size_t len);
 /* ship_options.is_own: the entry has its tag and is record seq of this lane (the tag alone would
  * let an old entry be put under a new number). */
 bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len);

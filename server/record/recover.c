@@ -73,11 +73,11 @@ static enum status take_record(struct recovery *v, uint64_t seq, const uint8_t *
 {
     union record rec;
     struct recorder *r = v->r;
-    if (!lane_has_tag(&r->lane, body, len))
+    if (!entry_has_tag(r->lane.transport_key, body, len))
         return err_set(err, STATUS_CORRUPT,
                        "spool record %llu: its tag does not match this lane's transport key",
                        (unsigned long long)seq);
-    enum status st = canon_decode(&rec, body, len - LANE_TAG_BYTES, err);
+    enum status st = canon_decode(&rec, body, len - ENTRY_TAG_BYTES, err);
     if (st)
         return st;
     if (rec.prefix.type == RECORD_INFERENCE && may_be_required(r, &rec.inference)) {
@@ -141,7 +141,7 @@ static void drop_closed(struct recovery *v)
 static enum status close_lost(struct recorder *r, const struct open_inference *o,
                               struct errtext *err)
 {
-    uint8_t body[CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES];
+    uint8_t body[ENTRY_WHOLE_BYTES_MAX];
     struct built_record rec;
     struct job j = {.inf_seq = o->seq};
     memcpy(j.inf_digest, o->digest, 32);
@@ -151,8 +151,8 @@ static enum status close_lost(struct recorder *r, const struct open_inference *o
     if (st)
         return st;
     memcpy(body, rec.bytes, rec.len);
-    lane_tag(&r->lane, body + rec.len, rec.bytes, rec.len);
-    st = spool_append(r->spool, args.seq, body, rec.len + LANE_TAG_BYTES, err);
+    entry_tag(body + rec.len, r->lane.transport_key, rec.bytes, rec.len);
+    st = spool_append(r->spool, args.seq, body, rec.len + ENTRY_TAG_BYTES, err);
     if (!st)
         lookup_mark_recorded(r->lookup, o->seq, args.seq);
     r->stats.outcomes_lost++;

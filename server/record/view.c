@@ -94,10 +94,10 @@ static enum status read_record(struct recorder *r, uint64_t seq, struct buf *bod
     if (!st)
         st = spool_cursor_next(&c, &got, body, err);
     spool_cursor_close(&c);
-    if (!st && body->len < LANE_TAG_BYTES)
+    if (!st && body->len < ENTRY_TAG_BYTES)
         st = err_set(err, STATUS_CORRUPT, "record %" PRIu64 ": %zu bytes", seq, body->len);
     return st ? st
-              : canon_decode(rec, (const uint8_t *)body->data, body->len - LANE_TAG_BYTES, err);
+              : canon_decode(rec, (const uint8_t *)body->data, body->len - ENTRY_TAG_BYTES, err);
 }
 
 /* The inference record of an entry. The lookup log is kept apart from the spool: if one of them was
@@ -127,7 +127,7 @@ static void put_raw(struct buf *out, const struct buf *body)
 {
     static const char digits[] = "0123456789abcdef";
     buf_puts(out, "\"record\":\"0x");
-    for (size_t i = 0; i + LANE_TAG_BYTES < body->len; i++) {
+    for (size_t i = 0; i + ENTRY_TAG_BYTES < body->len; i++) {
         buf_putc(out, digits[(uint8_t)body->data[i] >> 4]);
         buf_putc(out, digits[(uint8_t)body->data[i] & 15]);
     }

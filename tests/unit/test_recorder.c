@@ -231,12 +231,12 @@ static void take_record(struct ledger *l, const struct lane *lane, uint64_t seq,
 {
     union record rec;
     struct errtext err = ERRTEXT_INIT;
-    uint8_t tag[LANE_TAG_BYTES];
-    size_t len = body->len - LANE_TAG_BYTES;
+    uint8_t tag[ENTRY_TAG_BYTES];
+    size_t len = body->len - ENTRY_TAG_BYTES;
     assert_int_equal(seq, l->count + 1);
     assert_true(seq < LEDGER_MAX);
-    lane_tag(lane, tag, body->data, len);
-    assert_memory_equal(tag, body->data + len, LANE_TAG_BYTES);
+    entry_tag(tag, lane->transport_key, body->data, len);
+    assert_memory_equal(tag, body->data + len, ENTRY_TAG_BYTES);
     if (canon_decode(&rec, (const uint8_t *)body->data, len, &err) ||
         canon_verify(&rec, l->digest[seq], lane->domain, lane->secp, lane->key.address, &err))
         fail_msg("record %llu: %s", (unsigned long long)seq, err.text);

@@ -59,15 +59,15 @@ static int teardown(void **state)
 /* A void record of a number, signed and tagged. */
 static struct canon_bytes entry(uint64_t seq, uint8_t reason)
 {
-    static uint8_t bytes[4][CANON_RECORD_BYTES_MAX + LANE_TAG_BYTES];
+    static uint8_t bytes[4][ENTRY_WHOLE_BYTES_MAX];
     static int next;
     uint8_t *out = bytes[next++ % 4], digest[32];
     size_t len;
     union record r = {.voided = {.prefix = {CANON_SPEC, RECORD_VOID, 1, seq}, .reason = reason}};
     assert_int_equal(canon_sign(&r, digest, w.domain, w.secp, &key, NULL), 0);
     assert_int_equal(canon_encode(out, &len, &r, NULL), 0);
-    crypto_generichash(out + len, LANE_TAG_BYTES, out, len, lane.transport_key, 32);
-    return (struct canon_bytes){out, len + LANE_TAG_BYTES};
+    crypto_generichash(out + len, ENTRY_TAG_BYTES, out, len, lane.transport_key, 32);
+    return (struct canon_bytes){out, len + ENTRY_TAG_BYTES};
 }
 
 static enum lanes_verdict take(uint64_t seq, struct canon_bytes e)
@@ -136,7 +136,7 @@ static void test_foreign_numbers(void **state)
     assert_int_equal(lane.top, 1);
     assert_true(lane.met_foreign);
     assert_true(count("SELECT max(length(body)) FROM quarantine") <
-                CANON_RECORD_BYTES_MAX + 2 * LANE_TAG_BYTES);
+                CANON_RECORD_BYTES_MAX + 2 * ENTRY_TAG_BYTES);
     e.len = 40;
     for (uint64_t i = 0; i < 1100; i++) {
         big[0] = (char)i;
