@@ -2,7 +2,7 @@
  * passes over the flags: the first reads the files that --config names, the second sets the flags,
  * which so win over a file wherever it was named. */
 #include "server/base/options.h"
-#include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <errno.h>
@@ -136,7 +136,9 @@ static enum status set_json(json_t **at, const struct option_row *k, json_t *val
 static enum status set_json_text(json_t **at, const struct option_row *k, const char *value,
                                  struct errtext *err)
 {
-    json_t *json = json_loads(value, JSON_REJECT_DUPLICATES, NULL);
+    json_t *json;
+    if (json_doc_parse(&json, k->name, value, strlen(value), JSON_DOC_LIST, NULL))
+        json = NULL; /* its text would quote the value, which may be secret */
     enum status st = set_json(at, k, json, err);
     json_decref(json);
     return st;
@@ -218,22 +220,14 @@ static enum status set_object(const struct options *t, void *out, json_t *root, 
 static enum status load_file(const struct options *t, void *out, const char *path,
                              struct errtext *err)
 {
-    char *text;
-    size_t len;
-    json_error_t je;
-    enum status st = file_read(path, FILE_BYTES_MAX, &text, &len, err);
+    json_t *root;
+    enum status st = json_doc_load(&root, path, FILE_BYTES_MAX, 0, err);
     if (st)
         return st;
-    json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &je);
-    mem_free(text);
-    if (json_is_object(root))
-        st = set_object(t, out, root, err);
-    else
-        st = err_set(err, STATUS_INVALID, "line %d: %s", je.line > 0 ? je.line : 1,
-                     root ? "expected one JSON object" : je.text);
-    json_decref(root);
+    st = set_object(t, out, root, err);
     if (st)
         err_prefix(err, "%s", path);
+    json_decref(root);
     return st;
 }
 

@@ -343,7 +343,7 @@ static void test_bad_files(void **state)
         const char *json, *names;
     } cases[] = {
         {"{", "line 1"},
-        {"[]", "one JSON object"},
+        {"[]", "expected a JSON object"},
         {"{\"model\":\"/m\",\"nope\":1}", "unknown config key 'nope'"},
         {"{\"model\":\"/m\",\"max_loras\":1}", "adapters_per_batch_max"},
         {"{\"model\":\"/m\",\"help\":true}", "help"},
