@@ -135,8 +135,8 @@ static enum status put_locked(struct catalog *c, struct adapter_entry *e, bool r
     }
     if (c->count == c->count_max)
         return err_set(err, STATUS_FULL,
-                       "%u adapters are registered, the maximum (adapters_registered_max)",
-                       c->count);
+                       "adapter '%s': %u are registered, the maximum (adapters_registered_max)",
+                       e->name, c->count);
     memmove(c->entry + at + 1, c->entry + at, (c->count - at) * sizeof(struct adapter_entry *));
     c->entry[at] = take_ref(e);
     c->count++;

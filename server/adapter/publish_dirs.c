@@ -29,9 +29,7 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     publish_fill_entry(p, e, name, dir, &f.a);
     if (f.manifest)
         publish_apply_manifest(e, f.manifest, false);
-    st = publish_register(p, e, replace, err);
-    if (st && err && !strstr(err->text, name))
-        err_prefix(err, "adapter '%s'", name);
+    st = publish_register(p, e, replace, err); /* its errors name the adapter */
     catalog_release(e);
     admit_folder_fini(&f);
     return st;
