@@ -46,7 +46,7 @@ def metric(server, name):
 
 def run(*flags):
     done = subprocess.run([binary("residuald"), *map(str, flags)], capture_output=True, text=True, timeout=30)
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
 def start_fails(tmp_path, *flags, model=DEMO / "base", code=EXIT_START):
