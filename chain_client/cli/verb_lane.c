@@ -24,6 +24,7 @@ static enum status read_facts(const char *dir, json_t **out, struct errtext *err
     char path[PATH_MAX];
     snprintf(path, sizeof(path), "%s/lane.json", dir);
     enum status st = json_doc_load(out, path, FACTS_BYTES_MAX, 0, err);
+    st = st == STATUS_INVALID ? STATUS_CORRUPT : st;
     struct json_reader r = {
         .obj = *out, .where = path, .wrong = STATUS_CORRUPT, .st = st, .err = err};
     (void)json_need_int(&r, "lane", (struct json_range){0, UINT32_MAX});
