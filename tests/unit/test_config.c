@@ -159,7 +159,7 @@ static void test_rope_keys(void **state)
                       "\"original_max_position_embeddings\":1024}");
     assert_true(fabs(c.rope.attention_factor - (0.1 * log(4.0) + 1)) < 1e-12);
     bad("llama", "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"attn_factor\":\"x\"}",
-        STATUS_INVALID, "attn_factor", "");
+        STATUS_INVALID, "rope_scaling.attn_factor", "");
 }
 
 static void test_generation(void **state)
