@@ -234,15 +234,11 @@ static enum status step_lane(struct worker *w, struct lane *l, uint32_t wait_ms,
 
 /* ---- housekeeping ---- */
 
-/* "<number>-<sub>" in the map of names and values that XINFO gives; false: not there. */
+/* "<number>-<sub>" in what XINFO answered; false: not there. */
 static bool info_id(const redisReply *map, const char *name, uint64_t id[2])
 {
-    for (size_t i = 0; map->type == REDIS_REPLY_ARRAY && i + 1 < map->elements; i += 2) {
-        const char *key = map->element[i]->str, *value = map->element[i + 1]->str;
-        if (key && value && strcmp(key, name) == 0)
-            return sscanf(value, "%" SCNu64 "-%" SCNu64, &id[0], &id[1]) == 2;
-    }
-    return false;
+    const char *value = redis_link_field(map, name);
+    return value && sscanf(value, "%" SCNu64 "-%" SCNu64, &id[0], &id[1]) == 2;
 }
 
 /* A group that was given more than the stream ends with would be given nothing until the numbers

@@ -90,3 +90,13 @@ enum status redis_link_connect(const struct redis_link *l, struct redisContext *
     *out = st ? NULL : c;
     return st;
 }
+
+const char *redis_link_field(const struct redisReply *info, const char *name)
+{
+    for (size_t i = 0; info->type == REDIS_REPLY_ARRAY && i + 1 < info->elements; i += 2) {
+        const char *key = info->element[i]->str;
+        if (key && strcmp(key, name) == 0)
+            return info->element[i + 1]->str;
+    }
+    return NULL;
+}

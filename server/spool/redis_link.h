@@ -7,6 +7,7 @@
 #include "server/base/hostport.h"
 
 struct redisContext;
+struct redisReply;
 
 struct redis_link {
     struct hostport tcp; /* port 0: a unix socket */
@@ -25,5 +26,7 @@ const char *redis_link_name(const struct redis_link *l);
  * refused. Waits at most a few seconds. */
 MUST_CHECK enum status redis_link_connect(const struct redis_link *l, struct redisContext **out,
                                           struct errtext *err);
+/* The value of `name` in the list of names and values that XINFO answers; NULL: not there. */
+const char *redis_link_field(const struct redisReply *info, const char *name);
 
 #endif

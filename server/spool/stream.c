@@ -2,6 +2,7 @@
  * removed, and the stream's last id moved back with it, in one transaction. */
 #include "server/spool/stream.h"
 #include "server/base/log.h"
+#include "server/spool/redis_link.h"
 #include "server/spool/ship.h"
 
 #include <hiredis/hiredis.h>
@@ -41,15 +42,9 @@ static bool read_last_id(const struct stream *s, redisContext *redis, char id[ID
                          struct errtext *err)
 {
     redisReply *r = redisCommand(redis, "XINFO STREAM %s", s->key);
-    bool good = r && r->type == REDIS_REPLY_ERROR && strstr(r->str, "no such key");
-    snprintf(id, ID_BYTES, "0-0");
-    for (size_t i = 0; r && r->type == REDIS_REPLY_ARRAY && i + 1 < r->elements; i += 2) {
-        const char *name = r->element[i]->str, *value = r->element[i + 1]->str;
-        if (name && value && strcmp(name, "last-generated-id") == 0) {
-            snprintf(id, ID_BYTES, "%s", value);
-            good = true;
-        }
-    }
+    const char *last = r ? redis_link_field(r, "last-generated-id") : NULL;
+    bool good = last || (r && r->type == REDIS_REPLY_ERROR && strstr(r->str, "no such key"));
+    snprintf(id, ID_BYTES, "%s", last ? last : "0-0");
     if (!good)
         (void)fail(err, "XINFO STREAM", r);
     freeReplyObject(r);
