@@ -32,7 +32,7 @@ static enum status no_memory(struct errtext *err)
 }
 
 /* NULL where there is no such file. model_max_length is 1e30 in digits wherever a tokenizer has no
- * length: then all integers are read as reals. */
+ * length; json_doc_parse takes it. */
 static enum status read_object(const char *dir, const char *name, json_t **root,
                                struct errtext *err)
 {

@@ -1,4 +1,5 @@
-/* The "decoder" object into a list of steps. */
+/* The "decoder" object into a flat list of steps: a Sequence is opened, each step keeps only what
+ * running needs, and where Fuse stands is remembered: what follows it sees the whole text. */
 #include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/text/decode.h"

@@ -1,4 +1,5 @@
-/* The "pre_tokenizer" object into a list of steps. */
+/* The "pre_tokenizer" object into a flat list of steps. A Sequence is opened; every step becomes a
+ * way to find spans and a behaviour to fold them by, with its regular expression compiled once. */
 #include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/text/normalize.h"

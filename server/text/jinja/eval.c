@@ -1,4 +1,6 @@
-/* Expressions and calls. Recursion is bounded by JINJA_DEPTH_MAX nodes, macro calls included. */
+/* Expressions and calls. A tree walk: each node gives a value or fails the run. Names are looked up
+ * through scopes, then globals; what is not found is a value that complains when it is used.
+ * Recursion is bounded by JINJA_DEPTH_MAX nodes, macro calls included. */
 #include "server/text/jinja/run.h"
 
 #include <string.h>

@@ -1,4 +1,6 @@
-/* Expressions, from the inline if down to names and literals, in Jinja's order of precedence. */
+/* Expressions, from the inline if down to names and literals: one function for each level of
+ * Jinja's precedence, each calling the next tighter one. `not`, comparisons chained as Python
+ * chains them, and filters and tests behind a unary operand are where Jinja differs. */
 #include "server/base/check.h"
 #include "server/base/hex.h"
 #include "server/text/jinja/ast.h"

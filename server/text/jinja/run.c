@@ -1,4 +1,6 @@
-/* Budgets, errors, scratch strings and argument reading of one render. */
+/* What every part of the evaluator does to a render: spend its budgets, fail it (the first failure
+ * stays), keep a string in its arena, read an argument by place or name. Functions return false
+ * once the run has failed, so that callers need no second check. */
 #include "server/text/jinja/run.h"
 
 #include <stdarg.h>

@@ -1,4 +1,5 @@
-/* `x is name`: the tests of the language. */
+/* `x is name`: a table of names, each with what it asks of Python's types. A boolean is a number
+ * but no integer, a string is iterable, and an undefined value may be asked about but not used. */
 #include "server/base/check.h"
 #include "server/text/jinja/run.h"
 #include "server/text/utf8.h"
