@@ -101,6 +101,8 @@ static void test_rows_that_decode_stay_decode(void **state)
     w.decodes = true;
     lw_segment(&w, 64, 1, 1);
     lw_segment(&w, 30, 0, 0);
+    for (uint32_t t = 0; t < 94; t++) /* a place of its own also as a prompt's row */
+        w.pos[t] = (t < 64 ? t : t - 64) % w.pos_max;
     w.decodes = false;
     lw_segment(&w, 40, 1, 1);
     compare(&w, 2);
@@ -109,8 +111,8 @@ static void test_rows_that_decode_stay_decode(void **state)
     assert_int_equal(n.n_lora_decode, 8 + 4);
     assert_int_equal(n.n_lora_prefill, 1);
     for (uint32_t t = 0; t < 94; t++)
-        w.seq[t] = t < 64 ? 0 : 64; /* the same rows, told as two prompts */
-    w.read_kv = false;              /* where k and v of a row go is another page */
+        w.seq[t] = t - w.pos[t]; /* the same rows, told as prompts */
+    w.read_kv = false;           /* where k and v of a row go is another page */
     lw_run_cuda(&w, 0, w.n_tok, 0, &prompt);
     n = counts_of(&w);
     assert_int_equal(n.n_lora_decode, 0);
