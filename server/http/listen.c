@@ -42,6 +42,8 @@
 #define INLINE_BODY_BYTES_MAX (32u << 10)
 /* Descriptors besides the clients': files, eventfds, Redis and so on. */
 #define SPARE_FDS 256u
+/* With fewer there is no service; then descriptors may run out after all. */
+#define CONNECTIONS_FEWEST 8u
 
 struct listener {
     struct http_server *server;
@@ -466,19 +468,29 @@ enum status http_bind(int *fd, const struct http_options *opt, struct errtext *e
     return st ? st : hostport_bind(fd, &at, &opt->listen, "listen", err);
 }
 
-/* Each connection is a descriptor: raise the soft limit as far as needed and allowed. */
-static void raise_fd_limit(uint32_t connections_max)
+/* Each connection is a descriptor: raise the soft limit as far as needed and allowed. Where that is
+ * not enough there are fewer places: a server that runs out of descriptors answers nobody. */
+static void fit_fd_limit(struct http_server *s)
 {
     struct rlimit lim;
-    rlim_t want = (rlim_t)connections_max + CONNECTIONS_RESERVED + SPARE_FDS;
+    const rlim_t others = CONNECTIONS_RESERVED + SPARE_FDS;
+    rlim_t want = (rlim_t)s->opt.connections_max + others;
     if (getrlimit(RLIMIT_NOFILE, &lim) != 0 || lim.rlim_cur >= want)
         return;
+    rlim_t had = lim.rlim_cur;
     lim.rlim_cur = lim.rlim_max == RLIM_INFINITY || lim.rlim_max >= want ? want : lim.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &lim) != 0 || lim.rlim_cur < want)
-        log_warn("http",
-                 "only %llu open files are allowed, connections_max is %u: fewer clients can "
-                 "connect at a time (raise `ulimit -n`)",
-                 (unsigned long long)lim.rlim_cur, connections_max);
+    if (setrlimit(RLIMIT_NOFILE, &lim) != 0)
+        lim.rlim_cur = had;
+    if (lim.rlim_cur >= want)
+        return;
+    uint32_t fit = lim.rlim_cur > others + CONNECTIONS_FEWEST ? (uint32_t)(lim.rlim_cur - others)
+                                                              : CONNECTIONS_FEWEST;
+    log_warn("http",
+             "only %llu open files are allowed: at most %u clients can connect at a time instead "
+             "of connections_max %u (raise `ulimit -n`)",
+             (unsigned long long)lim.rlim_cur, fit, s->opt.connections_max);
+    s->opt.connections_max = fit;
+    s->connections.opt.connections_max = fit;
 }
 
 static struct MHD_Daemon *start_daemon(struct listener *l, int family)
@@ -510,7 +522,7 @@ enum status listener_start(struct listener **out, struct http_server *s, int fd,
     l->server = s;
     l->fd = fd;
     l->port = hostport_port(&at);
-    raise_fd_limit(s->opt.connections_max);
+    fit_fd_limit(s);
     enum status st = hostport_listen(fd, LISTEN_BACKLOG, &s->opt.listen, "listen", err);
     if (!st) {
         l->daemon = start_daemon(l, at.at.ss_family);

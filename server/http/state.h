@@ -48,9 +48,6 @@ struct http_server {
     struct keyring *keys; /* behind keys_lock: a reload replaces it */
     pthread_mutex_t keys_lock;
     struct audit audit;
-    struct mailbox work; /* of struct exchange */
-    pthread_t work_thread[HTTP_WORK_THREADS];
-    uint32_t work_count;
     struct connections connections;
     struct http_lane lane[HTTP_LANE_COUNT];
     atomic_bool work_closed;
