@@ -1,13 +1,15 @@
-/* Means with forgetting, robust to a step that the machine interrupted: one sample moves a mean to
- * at most twice its value. A row's cost is what a mixed step took beyond its decodes, so few rows
- * tell little about it and weigh little; below 0 it may fall for a sample, not as a mean. */
+/* Means with forgetting, robust to a step that the machine interrupted: one sample moves a mean by
+ * a few times its value at most. A row's cost is what a mixed step took beyond its decodes, so few
+ * rows tell little about it and weigh little. Rows differ: those late in a prompt read more, so the
+ * cost follows dear ones at once and forgets them slowly. */
 #include "server/engine/pace.h"
 #include "server/base/check.h"
 
 #define FRESH_STEPS     64 /* a time of decodes is taken again after as many steps */
 #define ROWS_UNKNOWN    64 /* beside decodes before a row has been timed */
 #define DECODE_WEIGHT   0.25
-#define ROW_WEIGHT      0.25
+#define ROW_RISE        0.8
+#define ROW_FALL        0.05
 #define ROW_WEIGHT_HALF 32 /* as many rows weigh half of that */
 
 void pace_init(struct pace *p, uint32_t stretch)
@@ -66,6 +68,7 @@ void pace_learn(struct pace *p, uint32_t decodes, uint32_t others, uint64_t ns)
     if (p->decode_ns[b] == 0)
         return;
     p->steps_over += p->stretch > 0 && (double)ns * 100.0 > p->decode_ns[b] * p->stretch;
-    double weight = ROW_WEIGHT * others / (others + ROW_WEIGHT_HALF);
-    p->row_ns = blend(p->row_ns, ((double)ns - p->decode_ns[b]) / others, weight);
+    double cost = ((double)ns - p->decode_ns[b]) / others;
+    double weight = (cost > p->row_ns ? ROW_RISE : ROW_FALL) * others / (others + ROW_WEIGHT_HALF);
+    p->row_ns = blend(p->row_ns, cost, weight);
 }
