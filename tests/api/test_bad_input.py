@@ -248,9 +248,10 @@ def test_bad_values(tmp_path, flags, word):
 
 @pytest.mark.parametrize("flags,rows", [((), 1024), (("--seqs-max", "1000"), 1768), (("--seqs-max", "4096"), 4864), (("--rows-max", "300"), 300)])
 def test_a_full_house_leaves_rows_for_a_newcomer(tmp_path, flags, rows):
-    status, text = run("--model", DEMO / "base", "--data-dir", tmp_path / "data", "--plan", *flags)
-    assert status == 0, text
-    line = next(line for line in text.splitlines() if line.startswith("activations"))
+    plan = [binary("residuald"), "--model", DEMO / "base", "--data-dir", tmp_path / "data", "--plan", *flags]
+    done = subprocess.run(plan, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("activations"))
     assert line.endswith(f" {rows} rows")
 
 
