@@ -262,6 +262,7 @@ static enum status make_adapters(struct server *s, struct errtext *err)
         .dtype = s->model->dtype,
         .form = s->backend->ops->adapters,
         .adapters_dir = s->adapters_dir,
+        .chat_text = s->model->chat_text,
         .limits = {.bytes_max = c->adapter_bytes_max, .rank_max = (uint32_t)c->adapter_rank_max},
         .publisher_bytes_max = c->publisher_bytes_max,
         .chain_id = c->chain_id};

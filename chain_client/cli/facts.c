@@ -45,7 +45,10 @@ enum status facts_read(struct facts *f, const char *adapter_dir, const char *mod
         f->module_count = a.a.module_count;
         f->file_bytes = a.a.tensor_file_bytes;
         snprintf(f->base_name, sizeof(f->base_name), "%s", a.a.base_name ? a.a.base_name : "");
-        snprintf(f->warning, sizeof(f->warning), "%s", a.a.warning);
+        bool no_chat = a.chat && a.chat->refusal;
+        snprintf(f->warning, sizeof(f->warning), "%s%s%s", a.a.warning,
+                 no_chat ? "; no chat is served with it, its chat template cannot be used: " : "",
+                 no_chat ? a.chat->refusal : "");
         admit_folder_fini(&a);
     }
     mem_free(base);

@@ -10,7 +10,7 @@ struct facts {
     uint8_t id[32];
     uint32_t rank_max, module_count;
     uint64_t file_bytes;
-    char base_name[256], warning[256];
+    char base_name[256], warning[1024];
 };
 /* Errors: as admit_folder_read; NOT_FOUND, INVALID for the base's config.json, with *base_is_bad
  * set. */

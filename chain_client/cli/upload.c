@@ -61,15 +61,22 @@ enum status upload_files(struct http *h, const char *name, const char *dir, stru
 enum status upload_publish(struct http *h, const struct upload_call *u, json_t **report,
                            struct errtext *err)
 {
+    struct chat_own *own;
     *report = NULL;
-    json_t *root = json_pack("{s:s, s:b, s:b, s:O*}", "name", u->name, "replace", u->replace,
-                             "dry_run", u->dry_run, "manifest", u->manifest);
+    enum status st = chat_own_read(&own, u->dir, NULL, err);
+    if (!st && own && own->refusal)
+        st = err_set(err, STATUS_INVALID, "%s: %s", u->dir, own->refusal);
+    json_t *root = st ? NULL
+                      : json_pack("{s:s, s:b, s:b, s:O*, s:s*}", "name", u->name, "replace",
+                                  u->replace, "dry_run", u->dry_run, "manifest", u->manifest,
+                                  "chat_template", own ? own->text : NULL);
     char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
     json_decref(root);
+    chat_own_release(own);
     if (!text)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for the publish request");
+        return st ? st : err_set(err, STATUS_NO_MEMORY, "no memory for the publish request");
     struct http_body body = {.text = text, .len = strlen(text)};
-    enum status st = http_call(h, "POST", "/v1/adapters", &body, report, err);
+    st = http_call(h, "POST", "/v1/adapters", &body, report, err);
     mem_free(text);
     return st;
 }

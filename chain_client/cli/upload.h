@@ -6,12 +6,12 @@
 
 /* INVALID unless name may stand in a URL and in the catalog. */
 MUST_CHECK enum status upload_check_name(const char *name, struct errtext *err);
-/* PUT both files of dir; links in place of the files are not followed. */
+/* PUT both files of dir; links are followed as the server follows them (peft/folder.h). */
 MUST_CHECK enum status upload_files(struct http *h, const char *name, const char *dir,
                                     struct errtext *err);
 struct upload_call {
-    const char *name;
-    json_t *manifest; /* or NULL */
+    const char *name, *dir; /* dir: its chat template is sent too, if it has one */
+    json_t *manifest;       /* or NULL */
     bool replace, dry_run;
 };
 /* *report is the server's admission report. */

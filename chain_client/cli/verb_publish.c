@@ -147,8 +147,10 @@ static enum status find_id(struct publish *p, struct errtext *err)
         p->has_id = !st;
         return st;
     }
-    struct upload_call u = {
-        .name = p->c->value[OPT_NAME], .replace = cli_has(p->c, OPT_REPLACE), .dry_run = true};
+    struct upload_call u = {.name = p->c->value[OPT_NAME],
+                            .dir = p->c->operand[0],
+                            .replace = cli_has(p->c, OPT_REPLACE),
+                            .dry_run = true};
     enum status st = upload_files(p->http, u.name, p->c->operand[0], err);
     if (!st)
         st = upload_publish(p->http, &u, &report, err);
@@ -217,6 +219,7 @@ static enum status sign_and_register(struct publish *p, struct errtext *err)
 static enum status upload(struct publish *p, struct errtext *err)
 {
     struct upload_call u = {.name = p->c->value[OPT_NAME],
+                            .dir = p->c->operand[0],
                             .manifest = p->manifest,
                             .replace = cli_has(p->c, OPT_REPLACE)};
     enum status st =

@@ -124,6 +124,7 @@ static int check_there(struct cli *c)
     bool asked = false;
     struct upload_call u = {.name =
                                 c->value[OPT_NAME] ? c->value[OPT_NAME] : last_part(c->operand[0]),
+                            .dir = c->operand[0],
                             .replace = true,
                             .dry_run = true};
     char name[256];

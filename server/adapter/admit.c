@@ -92,6 +92,8 @@ enum status admit_folder_read(struct admit_folder *out, const char *dir,
     st = admit_adapter(&out->a, limits, err);
     if (!st)
         st = read_manifest(&out->manifest, dir, roots, err);
+    if (!st)
+        st = chat_own_read(&out->chat, dir, roots, err);
     if (st) {
         err_prefix(err, "adapter %s", dir);
         admit_folder_fini(out);
@@ -102,6 +104,8 @@ enum status admit_folder_read(struct admit_folder *out, const char *dir,
 void admit_folder_fini(struct admit_folder *f)
 {
     peft_fini(&f->a);
+    chat_own_release(f->chat);
     mem_free(f->manifest);
     f->manifest = NULL;
+    f->chat = NULL;
 }

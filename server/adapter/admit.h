@@ -3,6 +3,7 @@
 #ifndef RS_ADAPTER_ADMIT_H
 #define RS_ADAPTER_ADMIT_H
 
+#include "server/adapter/chat_own.h"
 #include "server/adapter/manifest.h"
 #include "server/adapter/peft/peft.h"
 
@@ -26,6 +27,7 @@ MUST_CHECK enum status admit_adapter(const struct peft_adapter *a,
 struct admit_folder {
     struct peft_adapter a;
     struct manifest *manifest; /* publish.json and its datanet, or NULL */
+    struct chat_own *chat;     /* its own template, or NULL */
 };
 /* Errors name the file. On errors there is nothing to free. */
 MUST_CHECK enum status admit_folder_read(struct admit_folder *out, const char *dir,

@@ -68,6 +68,7 @@ void catalog_release(struct adapter_entry *e)
     /* acq_rel: the last owner must see every write of the others before it frees */
     if (!e || atomic_fetch_sub_explicit(&e->refs, 1, memory_order_acq_rel) != 1)
         return;
+    chat_own_release(e->chat);
     mem_free(e->dir);
     mem_free(e);
 }

@@ -7,6 +7,7 @@
 #define RS_ADAPTER_CATALOG_H
 
 #include "kernels/args.h"
+#include "server/adapter/chat_own.h"
 #include "server/adapter/peft/seal.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
@@ -65,7 +66,8 @@ struct adapter_entry {
     uint8_t datanet_root[32]; /* 0: no datanet */
     struct contributor contributor[CATALOG_CONTRIB_MAX];
     uint32_t contributor_count;
-    char publisher[64]; /* API key name that may replace it, or "" for start-up adapters */
+    struct chat_own *chat; /* a reference, or NULL: the base's template serves */
+    char publisher[64];    /* API key name that may replace it, or "" for start-up adapters */
     int64_t created_unix;
     struct seal seal; /* set before it is registered; then the loader thread's alone */
     /* written by the owner named, read by any (relaxed: they are telemetry) */

@@ -104,8 +104,9 @@ enum status kept_write(const char *dir, const struct kept_name *n, const struct 
                        struct errtext *err)
 {
     char file[64];
-    json_t *entry = json_pack("{s:s, s:s, s:I, s:O?}", "name", n->name, "publisher", n->publisher,
-                              "created", (json_int_t)n->created_unix, "manifest", n->manifest);
+    json_t *entry = json_pack("{s:s, s:s, s:I, s:O?, s:s*}", "name", n->name, "publisher",
+                              n->publisher, "created", (json_int_t)n->created_unix, "manifest",
+                              n->manifest, "chat_template", n->chat_template);
     char *text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
     enum status st = text ? file_mkdirs(dir, 0700, err) : STATUS_NO_MEMORY;
     entry_file(n->name, file);
@@ -133,6 +134,7 @@ enum status kept_read(struct kept_name *n, json_t **root, const char *dir, const
     n->publisher = json_string_value(json_object_get(*root, "publisher"));
     n->created_unix = json_integer_value(json_object_get(*root, "created"));
     n->manifest = json_is_object(manifest) ? manifest : NULL;
+    n->chat_template = json_string_value(json_object_get(*root, "chat_template"));
     return n->name && n->publisher
                ? STATUS_OK
                : err_set(err, STATUS_CORRUPT, "%s/%s: name or publisher missing", dir, file);

@@ -24,7 +24,8 @@
 struct kept_name { /* what the catalog needs after a restart */
     const char *name, *publisher;
     int64_t created_unix;
-    const json_t *manifest; /* an object as it was uploaded, or NULL */
+    const json_t *manifest;    /* an object as it was uploaded, or NULL */
+    const char *chat_template; /* its text, or NULL */
 };
 
 struct kept_files {

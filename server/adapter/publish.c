@@ -84,6 +84,53 @@ void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, cons
     e->created_unix = (int64_t)(clock_wall_ms() / 1000);
 }
 
+struct same_chat {
+    const struct chat_own *own;
+    struct chat_own *found; /* a reference */
+};
+
+static bool find_same_chat(void *arg, struct adapter_entry *e)
+{
+    struct same_chat *s = arg;
+    if (e->chat && e->chat->chat && s->own->chat && !strcmp(e->chat->text, s->own->text))
+        s->found = chat_own_ref(e->chat);
+    return !s->found;
+}
+
+void publish_set_chat(struct publisher *p, struct adapter_entry *e, struct chat_own *own)
+{
+    struct same_chat s = {.own = own};
+    bool is_base = own && own->chat && p->opt.chat_text && !strcmp(own->text, p->opt.chat_text);
+    if (!own || is_base)
+        return;
+    catalog_each(p->catalog, find_same_chat, &s);
+    e->chat = s.found ? s.found : chat_own_ref(own);
+    if (e->chat->refusal) {
+        size_t used = strlen(e->warning);
+        snprintf(e->warning + used, sizeof(e->warning) - used,
+                 "%sits chat template cannot be used: %s", used ? "; " : "", e->chat->refusal);
+        log_warn("adapters", "'%s': no chat is served with it: %s", e->name, e->chat->refusal);
+    }
+}
+
+/* Of an upload: one that cannot be used is refused, since who sends it is there to be told. */
+static enum status take_chat(struct publisher *p, const char *text, bool must,
+                             struct adapter_entry *e, struct errtext *err)
+{
+    struct chat_own *own;
+    if (!text)
+        return STATUS_OK;
+    enum status st = chat_own_make(&own, text, strlen(text), "chat_template", err);
+    if (st)
+        return st;
+    if (must && own->refusal)
+        st = err_param(err, STATUS_INVALID, "chat_template", "%s", own->refusal);
+    else
+        publish_set_chat(p, e, own);
+    chat_own_release(own);
+    return st;
+}
+
 void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed)
 {
     e->has_manifest = is_signed;
@@ -273,7 +320,7 @@ static enum status keep_and_register(struct publisher *p, const struct publish_u
     struct adapter_entry *old = catalog_find(p->catalog, u->name), *replaced = NULL;
     bool known = old && memcmp(old->id, e->id, 32) == 0;
     struct kept_files files = {u->config_json, u->tensors, u->config_bytes, u->tensor_bytes};
-    struct kept_name n = {u->name, u->key_name, e->created_unix, u->manifest};
+    struct kept_name n = {u->name, u->key_name, e->created_unix, u->manifest, u->chat_template};
     enum status st = kept_write(e->dir, &n, is_kept_by_other(p, u, e) ? NULL : &files, err);
     if (!st)
         st = catalog_put(p->catalog, e, u->replace || known, &replaced, err);
@@ -308,6 +355,8 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         snprintf(e->publisher, sizeof(e->publisher), "%s", u->key_name);
         st = take_manifest(p, u->manifest, &a, e, err);
     }
+    if (!st)
+        st = take_chat(p, u->chat_template, true, e, err);
     if (!st)
         st = check_predecessor(p, u, e, err);
     if (!st && !u->dry_run)
@@ -373,6 +422,8 @@ static enum status recover_name(struct publisher *p, const char *dir, const char
         snprintf(e->publisher, sizeof(e->publisher), "%s", n.publisher);
         e->created_unix = n.created_unix;
         st = take_manifest(p, n.manifest, a, e, err);
+        if (!st)
+            st = take_chat(p, n.chat_template, false, e, err);
         if (!st)
             st = register_newest(p, e, err);
         catalog_release(e);

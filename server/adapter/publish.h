@@ -27,6 +27,7 @@ struct publish_options {
     uint32_t root_count;
     struct admit_limits limits;
     uint64_t publisher_bytes_max; /* all of one API key's */
+    const char *chat_text;        /* the base's template, or NULL */
     uint64_t chain_id;            /* of manifests; 0 accepts 0 only */
     uint8_t registry[20];
 };
@@ -64,6 +65,7 @@ struct publish_upload {
     const char *tensors;
     size_t tensor_bytes;
     const json_t *manifest;
+    const char *chat_template; /* the adapter's own, or NULL */
     bool replace, dry_run;
 };
 MUST_CHECK enum status publisher_upload(struct publisher *p, const struct publish_upload *u,

@@ -29,6 +29,7 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     publish_fill_entry(p, e, name, dir, &f.a);
     if (f.manifest)
         publish_apply_manifest(e, f.manifest, false);
+    publish_set_chat(p, e, f.chat);
     st = publish_register(p, e, replace, err); /* its errors name the adapter */
     catalog_release(e);
     admit_folder_fini(&f);

@@ -21,6 +21,9 @@ struct publisher {
 void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
                         const char *dir, const struct peft_adapter *a);
 void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed);
+/* The entry's template is own; shared with another entry's if the texts are equal, and none if it
+ * is the base's. A reference to own is taken where it is kept. */
+void publish_set_chat(struct publisher *p, struct adapter_entry *e, struct chat_own *own);
 /* catalog_put, for who does not ask what stood there before. */
 MUST_CHECK enum status publish_register(struct publisher *p, struct adapter_entry *e, bool replace,
                                         struct errtext *err);

@@ -79,6 +79,10 @@ static void put_entry(struct buf *out, const struct adapter_entry *e)
                "\"rank_max\":%u,\"bytes\":%llu,\"created\":%lld",
                id, adapter_state_name((enum adapter_state)state), tier_name(state), e->rank_max,
                (unsigned long long)e->blob_bytes, (long long)e->created_unix);
+    buf_printf(out, ",\"chat_template\":\"%s\"",
+               !e->chat        ? "base"
+               : e->chat->chat ? "own"
+                               : "refused");
     buf_puts(out, ",\"publisher\":");
     buf_put_json_string(out, e->publisher, strlen(e->publisher));
     buf_puts(out, ",\"warning\":");

@@ -7,7 +7,8 @@
 #include "server/http/request_parse.h"
 
 struct parse_state {
-    const struct parse_env *env;
+    const struct parse_env *env; /* env_own */
+    struct parse_env env_own;
     const json_t *root;
     struct json_reader in; /* root's getters */
     struct gen_spec *spec;
@@ -28,6 +29,10 @@ MUST_CHECK enum status parse_target(struct parse_state *p);
  */
 MUST_CHECK enum status target_unknown(struct catalog *c, const char *param, const char *name,
                                       struct errtext *err);
+/* Choose the template of a chat with these adapters: the own one of those that bring any, which
+ * must be one, else the base's. Also /tokenize. */
+MUST_CHECK enum status target_chat(struct parse_env *env, struct adapter_entry *const *entry,
+                                   uint32_t count, struct errtext *err);
 /* params.c: everything but prompts and max_tokens' default. */
 MUST_CHECK enum status parse_refusals(struct parse_state *p);
 MUST_CHECK enum status parse_params(struct parse_state *p);

@@ -281,13 +281,13 @@ enum status prompt_render_chat(const struct parse_env *env, const json_t *root, 
                                struct errtext *err)
 {
     json_t *messages = NULL, *context = json_object();
-    if (!env->model->chat) {
+    if (!env->chat_template) {
         json_decref(context);
-        return env->model->chat_refusal
+        return env->chat_refusal
                    ? err_param(err, STATUS_INVALID, "messages",
-                               "this model serves no chat, for its chat template cannot be used "
-                               "(%s); use /v1/completions",
-                               env->model->chat_refusal)
+                               "no chat is served with this model, for its chat template cannot be "
+                               "used (%s); use /v1/completions",
+                               env->chat_refusal)
                    : err_param(err, STATUS_INVALID, "messages",
                                "this model has no chat template; use /v1/completions");
     }
@@ -295,12 +295,12 @@ enum status prompt_render_chat(const struct parse_env *env, const json_t *root, 
         context ? STATUS_OK
                 : err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
     if (!st)
-        st = messages_shape(json_field(root, "messages"), chat_template_shape(env->model->chat),
+        st = messages_shape(json_field(root, "messages"), chat_template_shape(env->chat_template),
                             &messages, err);
     if (!st)
         st = make_context(env, root, context, messages, err);
     if (!st) {
-        st = chat_template_render(env->model->chat, context, text, err);
+        st = chat_template_render(env->chat_template, context, text, err);
         if (st) {
             err_prefix(err, "the chat template refused the messages");
             if (err && !err->param[0])

@@ -146,7 +146,8 @@ enum status request_parse(const struct parse_env *env, const char *body, size_t 
     struct parse_state *p = mem_try_alloc(sizeof(*p));
     if (!p)
         return err_set(err, STATUS_NO_MEMORY, "there is no memory for this request now");
-    *p = (struct parse_state){.env = env, .spec = spec, .err = err};
+    *p = (struct parse_state){.env_own = *env, .spec = spec, .err = err};
+    p->env = &p->env_own;
     *spec = (struct gen_spec){.chat = env->chat, .prompt_logprobs = -1};
     enum status st = json_doc_parse(&root, "the body", body, len, JSON_DOC_NUL, err);
     p->root = root;
@@ -155,6 +156,8 @@ enum status request_parse(const struct parse_env *env, const char *body, size_t 
         st = parse_refusals(p);
     if (!st)
         st = parse_target(p);
+    if (!st && env->chat)
+        st = target_chat(&p->env_own, p->entry, p->comp.n, err);
     if (!st)
         st = parse_params(p);
     if (!st)

@@ -26,6 +26,9 @@ struct parse_env {
     struct catalog *catalog;
     const char *model_name; /* the base's */
     const uint8_t *chat_digest;
+    /* what renders messages: the base's template, or an adapter's own; target_chat sets both */
+    const struct chat_template *chat_template; /* NULL: none can be used */
+    const char *chat_refusal;                  /* why there is none, or NULL */
     uint32_t n_max, context_max;
     const struct http_key *key;
     unsigned roles;

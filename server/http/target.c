@@ -24,6 +24,30 @@ enum status target_unknown(struct catalog *c, const char *param, const char *nam
                      name);
 }
 
+enum status target_chat(struct parse_env *env, struct adapter_entry *const *entry, uint32_t count,
+                        struct errtext *err)
+{
+    const struct adapter_entry *first = NULL;
+    env->chat_template = env->model->chat;
+    env->chat_refusal = env->model->chat_refusal;
+    for (uint32_t i = 0; i < count; i++) {
+        if (!entry[i]->chat)
+            continue;
+        if (first && memcmp(first->chat->digest, entry[i]->chat->digest, 32) != 0)
+            return err_param(err, STATUS_INVALID, "adapters",
+                             "the adapters '%s' and '%s' bring different chat templates, so there "
+                             "is none for both; use /v1/completions",
+                             first->name, entry[i]->name);
+        first = entry[i];
+    }
+    if (first) {
+        env->chat_template = first->chat->chat;
+        env->chat_refusal = first->chat->refusal;
+        env->chat_digest = first->chat->digest;
+    }
+    return STATUS_OK;
+}
+
 static enum status add_part(struct parse_state *p, const char *name, const char *param,
                             int32_t weight_q16)
 {

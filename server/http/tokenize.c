@@ -25,22 +25,22 @@ static struct parse_env make_env(struct exchange *x, bool chat)
                               .chat = chat};
 }
 
-static enum status check_model(struct exchange *x, const json_t *root, struct errtext *err)
+/* *out: the adapter that `model` names, a reference; NULL for the base. */
+static enum status find_model(struct exchange *x, const json_t *root, struct adapter_entry **out,
+                              struct errtext *err)
 {
     struct json_reader in = {.obj = root, .err = err};
     const char *name = json_read_string(&in, "model");
+    *out = NULL;
     if (!name || strcmp(name, x->server->opt.model_name) == 0)
         return in.st;
     struct catalog *c = auth_allows_adapter(x->key, name) ? x->server->deps.catalog : NULL;
-    struct adapter_entry *e = c ? catalog_find(c, name) : NULL;
-    if (!e)
-        return target_unknown(c, "model", name, err);
-    catalog_release(e);
-    return STATUS_OK;
+    *out = c ? catalog_find(c, name) : NULL;
+    return *out ? STATUS_OK : target_unknown(c, "model", name, err);
 }
 
-static enum status encode(struct exchange *x, const json_t *root, struct token_list *ids,
-                          struct errtext *err)
+static enum status encode(struct exchange *x, const json_t *root, struct adapter_entry *adapter,
+                          struct token_list *ids, struct errtext *err)
 {
     struct json_reader in = {.obj = root, .err = err};
     const json_t *prompt = json_field(root, "prompt");
@@ -58,7 +58,9 @@ static enum status encode(struct exchange *x, const json_t *root, struct token_l
         return err_param(err, STATUS_INVALID, "prompt",
                          "give 'prompt' (a string) or 'messages' (a list)");
     buf_init(&text, REQUEST_TEXT_BYTES_MAX);
-    enum status st = prompt_render_chat(&env, root, &text, err);
+    enum status st = target_chat(&env, &adapter, adapter ? 1 : 0, err);
+    if (!st)
+        st = prompt_render_chat(&env, root, &text, err);
     if (!st)
         st = prompt_encode(&env, text.data ? text.data : "", text.len, flags, ids, err);
     buf_fini(&text);
@@ -83,15 +85,16 @@ void handle_tokenize(struct exchange *x)
     json_t *root = NULL;
     struct errtext err = ERRTEXT_INIT;
     struct token_list ids = {0};
+    struct adapter_entry *adapter = NULL;
     enum status st =
         json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
     struct json_reader in = {.obj = root, .st = st, .err = &err};
     bool strings = json_read_bool(&in, "return_token_strs", false);
     st = in.st;
     if (!st)
-        st = check_model(x, root, &err);
+        st = find_model(x, root, &adapter, &err);
     if (!st)
-        st = encode(x, root, &ids, &err);
+        st = encode(x, root, adapter, &ids, &err);
     if (st) {
         exchange_fail(x, st, &err);
     } else {
@@ -106,6 +109,7 @@ void handle_tokenize(struct exchange *x)
         buf_putc(&x->out, '}');
         exchange_json(x, 200);
     }
+    catalog_release(adapter);
     mem_free(ids.ids);
     json_decref(root);
 }
@@ -141,12 +145,13 @@ void handle_detokenize(struct exchange *x)
     json_t *root = NULL;
     struct errtext err = ERRTEXT_INIT;
     struct token_list ids = {0};
+    struct adapter_entry *adapter = NULL;
     struct buf text;
     buf_init(&text, REQUEST_TEXT_BYTES_MAX);
     enum status st =
         json_doc_parse(&root, "the body", x->body.data, x->body.len, JSON_DOC_NUL, &err);
     if (!st)
-        st = check_model(x, root, &err);
+        st = find_model(x, root, &adapter, &err);
     if (!st)
         st = read_tokens(x, root, &ids, &err);
     if (!st)
@@ -160,6 +165,7 @@ void handle_detokenize(struct exchange *x)
         exchange_json(x, 200);
     }
     buf_fini(&text);
+    catalog_release(adapter);
     mem_free(ids.ids);
     json_decref(root);
 }

@@ -297,6 +297,7 @@ static enum status read_request(struct exchange *x, json_t *root, struct publish
     p->name = json_need_string(&in, "name");
     p->replace = json_read_bool(&in, "replace", p->replace);
     p->dry_run = json_read_bool(&in, "dry_run", p->dry_run);
+    p->chat_template = json_read_string(&in, "chat_template");
     p->manifest = json_enter(&in, "manifest").obj;
     if (!in.st && !auth_allows_adapter(x->key, p->name))
         return err_param(err, STATUS_DENIED, "name", "this API key may not publish as '%.128s'",

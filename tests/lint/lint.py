@@ -32,7 +32,7 @@ MAY_INCLUDE = {
     "server/text": ["server/text", "server/base"],
     "server/text/jinja": ["server/text/jinja", "server/text", "server/base"],
     "server/model": ["server/model", "server/text", "kernels", "server/base", "chain_client"],
-    "server/adapter": ["server/adapter", "server/model", "kernels", "server/base", "chain_client"],
+    "server/adapter": ["server/adapter", "server/model", "server/text", "kernels", "server/base", "chain_client"],
     "server/adapter/peft": ["server/adapter/peft", "server/model", "kernels", "server/base"],
     "server/engine": ["server/engine", "server/adapter", "server/model", "server/text", "kernels", "server/base", "chain_client"],
     "server/influence": ["server/influence", "server/engine", "server/adapter", "server/model", "kernels", "server/base",

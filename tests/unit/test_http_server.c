@@ -459,6 +459,73 @@ static void test_a_refused_adapter_says_why(void **state)
     reply_fini(&r);
 }
 
+static void put_with_template(const char *name, uint8_t id, const char *text)
+{
+    struct adapter_entry *old, *e = catalog_entry_new();
+    snprintf(e->name, sizeof(e->name), "%s", name);
+    memset(e->id, id, sizeof(e->id));
+    assert_int_equal(chat_own_make(&e->chat, text, strlen(text), "chat_template.jinja", NULL),
+                     STATUS_OK);
+    assert_int_equal(catalog_put(w.catalog, e, false, &old, NULL), STATUS_OK);
+    catalog_release(e);
+}
+
+static json_t *tokens_of(const char *body)
+{
+    struct reply r = call("POST /tokenize", body);
+    assert_int_equal(r.code, 200);
+    json_t *j = body_json(&r), *tokens = json_deep_copy(at(j, "tokens"));
+    json_decref(j);
+    reply_fini(&r);
+    return tokens;
+}
+
+#define HELLO "\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]"
+
+/* Chat with an adapter that brings a template uses it, in /tokenize too; two that differ have none
+ * for both; one that cannot be used says why, and completions go on. */
+static void test_an_adapters_own_template(void **state)
+{
+    (void)state;
+    put_with_template("own", 0x51, "Own: {{ messages[0].content }}!");
+    put_with_template("other", 0x52, "Other: {{ messages[0].content }}!");
+    put_with_template("unusable", 0x53, "{% if %}");
+    json_t *want = tokens_of("{\"model\":\"base\",\"prompt\":\"Own: Hello!\"}"),
+           *found = tokens_of("{\"model\":\"own\"," HELLO "}"),
+           *base = tokens_of("{\"model\":\"base\"," HELLO "}"),
+           *plain = tokens_of("{\"model\":\"alpha\"," HELLO "}");
+    assert_true(json_equal(want, found));
+    assert_false(json_equal(base, found));
+    assert_true(json_equal(base, plain));
+    struct reply r =
+        call("POST /v1/chat/completions", "{\"model\":\"own\",\"max_tokens\":1," HELLO "}");
+    assert_int_equal(r.code, 200);
+    json_t *j = body_json(&r);
+    assert_int_equal(json_integer_value(at(j, "usage.prompt_tokens")), json_array_size(want));
+    json_decref(j);
+    reply_fini(&r);
+    assert_error(
+        "POST /v1/chat/completions",
+        "{\"model\":\"base\",\"adapters\":[{\"model\":\"own\"},{\"model\":\"other\"}]," HELLO "}",
+        400, "adapters");
+    assert_error("POST /v1/chat/completions", "{\"model\":\"unusable\"," HELLO "}", 400,
+                 "messages");
+    assert_error("POST /tokenize", "{\"model\":\"unusable\"," HELLO "}", 400, "messages");
+    r = call("POST /v1/completions", "{\"model\":\"unusable\",\"prompt\":\"a\",\"max_tokens\":1}");
+    assert_int_equal(r.code, 200);
+    reply_fini(&r);
+    r = call("GET /v1/adapters/unusable", NULL);
+    assert_non_null(strstr(r.body.data, "\"chat_template\":\"refused\""));
+    reply_fini(&r);
+    static const char *const names[] = {"own", "other", "unusable"};
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+        catalog_release(catalog_remove(w.catalog, names[i]));
+    json_decref(want);
+    json_decref(found);
+    json_decref(base);
+    json_decref(plain);
+}
+
 static void test_vllm_load_and_unload(void **state)
 {
     (void)state;
@@ -734,6 +801,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_models_and_adapters_are_listed),
         cmocka_unit_test(test_vllm_load_and_unload),
         cmocka_unit_test(test_a_refused_adapter_says_why),
+        cmocka_unit_test(test_an_adapters_own_template),
         cmocka_unit_test(test_publish_is_two_uploads_and_a_call),
         cmocka_unit_test(test_metrics_have_what_routers_read),
         cmocka_unit_test(test_tokenize_and_back),

@@ -67,7 +67,7 @@ static uint32_t restart(void)
 }
 
 struct ask { /* one upload */
-    const char *name, *key;
+    const char *name, *key, *chat_template;
     uint32_t seed, rank;
     uint64_t version; /* 0: no manifest */
     bool replace, dry_run;
@@ -107,6 +107,7 @@ static enum status upload(struct ask a, struct buf *report, struct errtext *err)
                                .tensors = tensors,
                                .tensor_bytes = len,
                                .manifest = manifest,
+                               .chat_template = a.chat_template,
                                .replace = a.replace,
                                .dry_run = a.dry_run};
     buf_init(&own, 1 << 16);
@@ -487,6 +488,74 @@ static void test_bad_among_good(void **state)
     assert_int_equal(catalog_refused_count(catalog), 5);
 }
 
+static struct adapter_entry *load_with(const char *name, uint32_t seed, const char *file,
+                                       const char *text)
+{
+    char path[256];
+    struct errtext err = ERRTEXT_INIT;
+    snprintf(path, sizeof(path), "%s/%s", root_dir, name);
+    write_adapter(path, seed, 4);
+    if (file)
+        write_file(path, file, text, strlen(text));
+    if (publisher_load_dir(publisher, name, path, true, true, &err))
+        fail_msg("%s: %s", name, err.text);
+    return catalog_find(catalog, name);
+}
+
+/* The template an adapter brings is its own; equal ones are one, the base's is none, and one that
+ * cannot be used costs chat alone. */
+static void test_own_template(void **state)
+{
+    static const char jinja[] = "chat_template.jinja", config[] = "tokenizer_config.json";
+    options.chat_text = "base {{ messages }}";
+    (void)restart();
+    struct adapter_entry *none = load_with("none", 1, NULL, NULL),
+                         *base_s = load_with("base-s", 2, jinja, options.chat_text),
+                         *one = load_with("one", 3, jinja, "own {{ messages }}"),
+                         *two = load_with("two", 4, config,
+                                          "{\"chat_template\":\"own {{ messages }}\"}"),
+                         *list =
+                             load_with("list", 5, config,
+                                       "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":"
+                                       "\"t\"},{\"name\":\"default\",\"template\":\"d\"}]}"),
+                         *bad = load_with("bad", 6, jinja, "{% if %}"),
+                         *odd = load_with("odd", 7, config, "{");
+    assert_null(none->chat);
+    assert_null(base_s->chat);
+    assert_ptr_equal(one->chat, two->chat);
+    assert_non_null(one->chat->chat);
+    assert_string_equal(list->chat->text, "d");
+    assert_null(bad->chat->chat);
+    assert_non_null(strstr(bad->chat->refusal, jinja));
+    assert_non_null(strstr(bad->warning, "chat template cannot be used"));
+    assert_non_null(strstr(odd->chat->refusal, config));
+    struct adapter_entry *all[] = {none, base_s, one, two, list, bad, odd};
+    for (size_t i = 0; i < ARRAY_COUNT(all); i++)
+        catalog_release(all[i]);
+    /* a link out of the folder is not another template's permission */
+    char cmd[512];
+    snprintf(cmd, sizeof(cmd), "ln -sf /etc/hostname %s/none/%s", root_dir, jinja);
+    assert_int_equal(system(cmd), 0);
+    none = load_with("none", 1, NULL, NULL);
+    assert_non_null(strstr(none->chat->refusal, "symbolic link"));
+    catalog_release(none);
+    options.chat_text = NULL;
+}
+
+static void test_uploaded_template(void **state)
+{
+    refused((struct ask){.name = "m", .seed = 1, .chat_template = "{% if %}"}, STATUS_INVALID,
+            "chat_template");
+    must((struct ask){.name = "m", .seed = 1, .chat_template = "own {{ messages }}"});
+    must((struct ask){.name = "n", .seed = 1}); /* the same content under a name without one */
+    assert_int_equal(restart(), 2);
+    struct adapter_entry *m = catalog_find(catalog, "m"), *n = catalog_find(catalog, "n");
+    assert_string_equal(m->chat->text, "own {{ messages }}");
+    assert_null(n->chat);
+    catalog_release(m);
+    catalog_release(n);
+}
+
 /* A folder of adapters, one of them with an operator's manifest; strict, a bad one stops and is
  * named. */
 static void test_load_all(void **state)
@@ -523,10 +592,19 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_upload),         TEST(test_refused),        TEST(test_ownership),
-        TEST(test_replace),        TEST(test_shared_content), TEST(test_quota),
-        TEST(test_manifests),      TEST(test_recover_damage), TEST(test_roots),
-        TEST(test_bad_among_good), TEST(test_load_all),
+        TEST(test_upload),
+        TEST(test_refused),
+        TEST(test_ownership),
+        TEST(test_replace),
+        TEST(test_shared_content),
+        TEST(test_quota),
+        TEST(test_manifests),
+        TEST(test_recover_damage),
+        TEST(test_roots),
+        TEST(test_bad_among_good),
+        TEST(test_load_all),
+        TEST(test_own_template),
+        TEST(test_uploaded_template),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
