@@ -1,3 +1,6 @@
+/* Runs of granules in the order of their addresses, free ones between taken ones: a take splits the
+ * shortest free run that is long enough, a give joins its neighbours. There are never more than
+ * 2 x blobs_max + 1 runs, so the table never grows. */
 #include "server/adapter/blob_pool.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"

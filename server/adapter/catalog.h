@@ -18,16 +18,17 @@
 #define CATALOG_SPLIT_MAX   64
 #define CATALOG_CONTRIB_MAX 64
 
-enum adapter_state {                    /* visible in listings */
-                     ADAPTER_DISK,      /* known, not resident */
-                     ADAPTER_REQUESTED, /* waiting for the loader */
-                     ADAPTER_FETCHING,
-                     ADAPTER_VERIFYING,
-                     ADAPTER_HOST, /* resident in host memory: the CPU's device */
-                     ADAPTER_DEVICE,
-                     ADAPTER_DRAINING, /* unloading; running requests finish first */
-                     ADAPTER_FAILED,
-                     ADAPTER_STATE_COUNT
+/* Visible in listings. */
+enum adapter_state {
+    ADAPTER_DISK,      /* known, not resident */
+    ADAPTER_REQUESTED, /* waiting for the loader */
+    ADAPTER_FETCHING,
+    ADAPTER_VERIFYING,
+    ADAPTER_HOST, /* resident in host memory: the CPU's device */
+    ADAPTER_DEVICE,
+    ADAPTER_DRAINING, /* unloading; running requests finish first */
+    ADAPTER_FAILED,
+    ADAPTER_STATE_COUNT
 };
 const char *adapter_state_name(enum adapter_state s);
 

@@ -1,3 +1,7 @@
+/* A place per slot. What is asked for and is not there gets a run of the pool, made free by
+ * evicting the unpinned place used longest ago, and a lane that copies it beside the steps; the
+ * lane's event says when ops may read it. A place that moves belongs to its lane: it is neither
+ * evicted nor dropped until the event is in. */
 #include "server/adapter/device_tier.h"
 #include "server/adapter/blob_pool.h"
 #include "server/base/check.h"

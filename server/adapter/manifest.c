@@ -1,3 +1,6 @@
+/* Two forms of one thing: the object that both keys signed, as an upload carries it, and the
+ * publish.json of a folder, which nobody signed yet. Every field is checked before a signature is,
+ * so that an error names the field; amounts and ids are texts, since JSON's numbers end at 2^53. */
 #include "server/adapter/manifest.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/eip712.h"

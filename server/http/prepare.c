@@ -235,5 +235,5 @@ void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
     (void)copy_token(x->query_last, sizeof(x->query_last), h->query_last);
     buf_init(&x->body, (size_t)prepare_body_max(x));
     if (x->route->body == ROUTE_BODY_UPLOAD)
-        upload_begin(x);
+        upload_stage(x);
 }

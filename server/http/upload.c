@@ -90,7 +90,7 @@ static bool split_tail(const char *tail, struct upload *up)
     return false;
 }
 
-void upload_begin(struct exchange *x)
+void upload_stage(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
     const char *dir = x->server->opt.upload_dir ? x->server->opt.upload_dir : "/var/tmp";

@@ -47,7 +47,7 @@ struct uploads {
 void uploads_init(struct uploads *u);
 void uploads_fini(struct uploads *u);
 /* From the headers: open the staging file, or leave a refusal in x. */
-void upload_begin(struct exchange *x);
+void upload_stage(struct exchange *x);
 void upload_write(struct exchange *x, const char *data, size_t len);
 /* Most bytes this body may have. */
 uint64_t upload_bytes_max(const struct exchange *x);

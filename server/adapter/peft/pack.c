@@ -169,7 +169,7 @@ struct matrix { /* row-major, at any alignment */
     uint32_t rows, columns;
 };
 
-static void transpose(char *out, size_t out_stride, const struct matrix *m)
+static void write_transposed(char *out, size_t out_stride, const struct matrix *m)
 {
     if (m->dtype == DTYPE_F32)
         transpose_u32((uint32_t *)(void *)out, out_stride, m->data, m->columns, m->rows,
@@ -196,7 +196,7 @@ static void transpose_converted(char *out, enum dtype dtype, size_t out_stride,
                 convert_elements((char *)tile + (size_t)i * run * out_width, dtype,
                                  m->data + ((size_t)(r0 + i) * m->columns + c0) * width, m->dtype,
                                  run);
-            transpose(out + ((size_t)c0 * out_stride + r0) * out_width, out_stride, &t);
+            write_transposed(out + ((size_t)c0 * out_stride + r0) * out_width, out_stride, &t);
         }
     }
 }
@@ -217,7 +217,7 @@ static enum status pack_transposed(const struct peft_source *from, const struct 
         if (st)
             return st;
         if (m.dtype == dtype)
-            transpose(to, d_out, &m);
+            write_transposed(to, d_out, &m);
         else
             transpose_converted(to, dtype, d_out, &m);
     }
