@@ -90,8 +90,9 @@ struct backend_ops {
                            struct errtext *err);
     enum status (*step)(struct backend *b, const struct step_args *a);
     enum status (*pass_begin)(struct backend *b, const struct pass_args *a, struct pass *out);
-    /* st: what the ops said; a failed pass is not kept. Returns st, or what went wrong. */
-    enum status (*pass_end)(struct backend *b, const struct pass *p, enum status st);
+    /* st: what the ops said. Returns it, or what went wrong; or OK with p->again: the pass could
+     * not be recorded and has not run, call the ops once more, which run now, and pass_end. */
+    enum status (*pass_end)(struct backend *b, struct pass *p, enum status st);
     void (*destroy)(struct backend *b);
 };
 
@@ -106,6 +107,8 @@ struct backend {
     bool is_device;        /* its memory is not the host's */
     bool has_bf16;         /* native bf16 products: what --dtype auto asks */
     bool deterministic;    /* bits independent of batch shape */
+    uint32_t passes_unrecorded; /* shapes of a pass that are launched kernel by kernel because a
+                                   recording failed; the engine's thread */
 };
 
 struct backend_options {

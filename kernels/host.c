@@ -83,7 +83,7 @@ enum status host_pass_begin(struct backend *b, const struct pass_args *a, struct
     return STATUS_OK;
 }
 
-enum status host_pass_end(struct backend *b, const struct pass *p, enum status st)
+enum status host_pass_end(struct backend *b, struct pass *p, enum status st)
 {
     (void)b;
     (void)p;

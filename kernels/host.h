@@ -16,7 +16,7 @@ struct backend_workspace host_workspace(const struct backend *b, const struct ba
 enum status host_prepare(struct backend *b, const struct backend_limits *lim, struct errtext *err);
 enum status host_step(struct backend *b, const struct step_args *a);
 enum status host_pass_begin(struct backend *b, const struct pass_args *a, struct pass *out);
-enum status host_pass_end(struct backend *b, const struct pass *p, enum status st);
+enum status host_pass_end(struct backend *b, struct pass *p, enum status st);
 
 #define HOST_OPS                                                                                   \
     .mem_alloc = host_mem_alloc, .mem_free = host_mem_free, .mem_write = host_mem_write,           \

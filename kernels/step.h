@@ -46,6 +46,7 @@ struct pass_args {
 struct pass {
     uint32_t n_tok, n_out; /* rows that the ops must be called with: not fewer than asked */
     bool replayed;         /* all is launched: call no op */
+    bool again;            /* pass_end: nothing has run yet */
 };
 
 #endif

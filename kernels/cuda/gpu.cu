@@ -49,11 +49,19 @@ struct gpu {
 
 /* ---- errors ---- */
 
+static __thread int last_code;
+
+const char *gpu_reason(void)
+{
+    return cudaGetErrorString((cudaError_t)last_code);
+}
+
 enum status gpu_status(int code, const char *what)
 {
     static bool logged;
     if (code == cudaSuccess)
         return STATUS_OK;
+    last_code = code;
     if (code == cudaErrorMemoryAllocation)
         return STATUS_NO_MEMORY;
     if (!logged) {
@@ -484,8 +492,11 @@ enum status gpu_event_ms(float *ms, void *from, void *to)
 
 enum status gpu_capture_begin(void *stream)
 {
-    return gpu_status(
+    enum status st = gpu_status(
         cudaStreamBeginCapture((cudaStream_t)stream, cudaStreamCaptureModeThreadLocal), "capture");
+    if (st)
+        (void)cudaGetLastError();
+    return st;
 }
 
 enum status gpu_capture_end(void *stream, void **graph)
@@ -498,6 +509,8 @@ enum status gpu_capture_end(void *stream, void **graph)
         st = gpu_status(cudaGraphInstantiate(&exec, g, 0), "graph");
     if (g)
         (void)cudaGraphDestroy(g);
+    if (st)
+        (void)cudaGetLastError();
     *graph = exec;
     return st;
 }

@@ -50,6 +50,8 @@ const struct gpu_properties *gpu_properties(const struct gpu *g);
 
 /* A device error as a status; code is a cudaError_t. */
 enum status gpu_status(int code, const char *what);
+/* What the last call of this thread that failed said. */
+const char *gpu_reason(void);
 /* After LAUNCH: whether the launches of this thread so far were accepted. */
 enum status gpu_launched(const char *what);
 
@@ -93,6 +95,7 @@ enum status gpu_event_ms(float *ms, void *from, void *to);
 
 /* ---- graphs ---- */
 
+/* A failure of these two leaves no error behind: the stream takes work as before. */
 enum status gpu_capture_begin(void *stream);
 /* The work given to the stream since then, not run. On failure *graph is NULL. */
 enum status gpu_capture_end(void *stream, void **graph);

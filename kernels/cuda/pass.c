@@ -1,9 +1,12 @@
 /* Recorded passes. A pass of few rows is padded to a bucket; for each bucket and each shape of pass
  * (with or without adapters, which lists have items, whose buffers) the first run launches the ops
  * as they come, which also lets libraries choose their algorithms, the second records them, and
- * from then on one call replays the record. Padding is the same in all three, so bits are. */
+ * from then on one call replays the record. Padding is the same in all three, so bits are. A shape
+ * that cannot be recorded, for whatever reason, is launched op by op from then on: slower, and said
+ * once in the log. */
 #include "kernels/cuda/tables.h"
 #include "server/base/check.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 
 #include <string.h>
@@ -23,6 +26,7 @@ struct pass_entry {
     struct pass_shape shape;
     void *graph; /* NULL: not recorded yet */
     uint32_t runs;
+    bool plain;    /* could not be recorded */
     uint64_t used; /* when last */
 };
 
@@ -102,6 +106,15 @@ static struct pass_entry *entry_for(struct cuda_graphs *g, const struct pass_sha
     return e;
 }
 
+static void give_up(struct cuda_backend *c, struct pass_entry *e)
+{
+    e->plain = true;
+    c->base.passes_unrecorded++;
+    log_warn("cuda",
+             "passes of %u rows are launched kernel by kernel: one could not be recorded (%s)",
+             e->shape.rows, gpu_reason());
+}
+
 enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct pass *out)
 {
     struct cuda_backend *c = cuda_of(b);
@@ -121,26 +134,29 @@ enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct
         out->replayed = true;
         return gpu_graph_launch(e->graph, c->stream);
     }
-    if (e->runs++ == 0)
+    if (e->plain || e->runs++ == 0)
         return STATUS_OK;
-    enum status st = gpu_capture_begin(c->stream);
-    g->recording = st ? NULL : e;
-    return st;
+    if (gpu_capture_begin(c->stream) == STATUS_OK)
+        g->recording = e;
+    else
+        give_up(c, e);
+    return STATUS_OK;
 }
 
-enum status cuda_pass_end(struct backend *b, const struct pass *p, enum status st)
+enum status cuda_pass_end(struct backend *b, struct pass *p, enum status st)
 {
     struct cuda_backend *c = cuda_of(b);
     struct pass_entry *e = c->graphs ? c->graphs->recording : NULL;
+    p->again = false;
     if (p->replayed || !e)
         return st;
     c->graphs->recording = NULL;
-    void *graph;
-    enum status end = gpu_capture_end(c->stream, &graph);
-    if (st || end) {
-        gpu_graph_destroy(graph);
-        return st ? st : end;
-    }
-    e->graph = graph;
-    return gpu_graph_launch(graph, c->stream);
+    enum status end = gpu_capture_end(c->stream, &e->graph);
+    if (!st && !end)
+        return gpu_graph_launch(e->graph, c->stream);
+    gpu_graph_destroy(e->graph);
+    e->graph = NULL;
+    give_up(c, e);
+    p->again = true;
+    return STATUS_OK;
 }

@@ -23,7 +23,7 @@ void cuda_uploads_release(struct cuda_backend *c);
 
 /* pass.c */
 enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct pass *out);
-enum status cuda_pass_end(struct backend *b, const struct pass *p, enum status st);
+enum status cuda_pass_end(struct backend *b, struct pass *p, enum status st);
 void cuda_graphs_create(struct cuda_backend *c);
 void cuda_graphs_forget(struct cuda_backend *c); /* tables have moved: none is valid */
 void cuda_graphs_release(struct cuda_backend *c);

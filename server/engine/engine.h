@@ -102,7 +102,8 @@ struct engine_stats {
         adapter_waiting[ENGINE_RUNNING_ADAPTERS_MAX][32];
     struct store_stats store;
     bool draining;
-    uint64_t control_ns_max; /* longest a step took outside the device's work */
+    uint32_t passes_unrecorded; /* struct backend */
+    uint64_t control_ns_max;    /* longest a step took outside the device's work */
 };
 void engine_get_stats(struct engine *e, struct engine_stats *out);
 /* Engine id of records (chain_client/ids.h): backend, dtype, deterministic mode, kernel version and

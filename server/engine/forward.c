@@ -495,7 +495,10 @@ enum status forward_run(struct forward *f, const struct forward_batch *b)
     struct forward_batch padded = *b; /* a device launches for more rows than there are */
     padded.n_tok = pass.n_tok;
     padded.n_out = pass.n_out;
-    if (!pass.replayed)
-        st = run_layers(f, &padded, &lora);
-    return f->backend->ops->pass_end(f->backend, &pass, st);
+    do {
+        if (!pass.replayed)
+            st = run_layers(f, &padded, &lora);
+        st = f->backend->ops->pass_end(f->backend, &pass, st);
+    } while (!st && pass.again);
+    return st;
 }

@@ -65,6 +65,7 @@ void stats_publish(struct engine *e)
     c->kv_pages = e->kv.page_count;
     c->kv_pages_used = e->kv.page_count - kv_free_count(&e->kv);
     c->score_queued = (uint32_t)mailbox_used(&e->score_mail);
+    c->passes_unrecorded = e->backend->passes_unrecorded;
     c->draining = atomic_load_explicit(&e->draining, memory_order_relaxed);
     c->steps_beside = e->pace.steps_beside;
     c->steps_over = e->pace.steps_over;

@@ -246,6 +246,8 @@ static void put_engine(struct page *p, const struct engine_stats *e)
     plain(p, "residual_share_preemptions_total", "counter",
           "Sequences paused because another API key had waited for its share.",
           (double)e->share_preemptions);
+    plain(p, "residual_passes_unrecorded", "gauge",
+          "Shapes of a pass launched kernel by kernel: a recording failed.", e->passes_unrecorded);
     plain(p, "residual_score_tokens_total", "counter", "Tokens scored.", (double)e->score_tokens);
     plain(p, "residual_score_queue", "gauge", "Scoring jobs queued.", e->score_queued);
 }

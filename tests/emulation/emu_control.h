@@ -15,10 +15,11 @@ struct emu_device {
     int count, major, minor, sm_count, driver_version; /* 13000: CUDA 13.0 */
     size_t bytes, smem_bytes_max;
     bool refuse_pinned;
+    int refuse_capture; /* 1: its begin, 2: its end, 3: the graph made of it */
 };
 #define EMU_DEVICE_INIT                                                                            \
     {                                                                                              \
-        1, 9, 0, 4, 13000, (size_t)512 << 20, 227 * 1024, false                                    \
+        1, 9, 0, 4, 13000, (size_t)512 << 20, 227 * 1024, false, 0                                 \
     }
 extern struct emu_device emu_device;
 

@@ -496,7 +496,7 @@ static void graph_drop(emu_graph *g)
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode)
 {
     LOCKED;
-    if (s->capture)
+    if (s->capture || emu_device.refuse_capture == 1)
         return fail(cudaErrorStreamCaptureUnsupported);
     s->capture = new emu_graph();
     s->capture->refs = 1;
@@ -507,16 +507,19 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
     LOCKED;
     *g = s->capture;
     s->capture = NULL;
-    if (*g && (*g)->open_branches) {
+    if (*g && ((*g)->open_branches || emu_device.refuse_capture == 2)) {
+        bool unjoined = (*g)->open_branches > 0;
         graph_drop(*g);
         *g = NULL;
-        return fail(cudaErrorStreamCaptureUnjoined);
+        return fail(unjoined ? cudaErrorStreamCaptureUnjoined : cudaErrorStreamCaptureInvalidated);
     }
     return *g ? sticky : fail(cudaErrorStreamCaptureInvalidated);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t g, unsigned long long)
 {
     LOCKED;
+    if (emu_device.refuse_capture == 3)
+        return fail(cudaErrorMemoryAllocation);
     g->refs++;
     *exec = g;
     return sticky;

@@ -19,6 +19,7 @@
 static const char *const emulation_only[] = {
     "test_planted_faults_are_caught",
     "bits_do_not_depend_on_the_grid",
+    "what_cannot_be_recorded_is_launched",
     "a_missing_library_is_named",
     "the_faster_one_is_chosen_at_start",
     "what_the_library_refuses_is_done_by_own_kernels",
