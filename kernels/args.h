@@ -1,14 +1,17 @@
 /* What every op shares: the dimension glossary, dtypes, weights, segments, adapter tables and the
  * paged KV layout.
  *
- * Glossary  n_tok tokens (rows) in the step | n_seg segments | d_model | d_in, d_out | rank |
- * n_head, n_kv_head, d_head d_ff | n_vocab | page_tok tokens in a KV page Memory    all tensors are
- * row-major and live where the backend keeps them ("dev"; the CPU's device is host memory).
- * Activations typed void * have the backend's own dtype (backend.act): f32 on the CPU backends,
- * bf16 on a device; the residual stream and sums are f32 on all. A GEMM or LoRA product whose
- * weights are bf16 first rounds its input to bf16 (nearest even) and accumulates in f32: that is
- * the arithmetic of every backend, the specification is kernels/ref. n_tok = 0 does nothing. Args
- * are read during the call only. Thread: the engine's. */
+ * Glossary    n_tok tokens (rows) in the step | n_seg segments | d_model | d_in, d_out | rank |
+ *             n_head, n_kv_head, d_head | d_ff | n_vocab | page_tok tokens in a KV page
+ * Memory      all tensors are row-major and live where the backend keeps them ("dev"; the CPU's
+ *             device is host memory)
+ * Dtypes      activations typed void * have the backend's own (backend.act): f32 on the CPU
+ *             backends, bf16 on a device; the residual stream and sums are f32 on all
+ * Arithmetic  a GEMM or LoRA product whose weights are bf16 first rounds its input to bf16
+ *             (nearest even) and accumulates in f32, on every backend; kernels/ref is the
+ *             specification
+ * Calls       n_tok = 0 does nothing; args are read during the call only
+ * Thread      the engine's */
 #ifndef RS_KERNELS_ARGS_H
 #define RS_KERNELS_ARGS_H
 
@@ -80,8 +83,7 @@ struct lora_slot {
     uint32_t layout;
 };
 
-/* The device table: an adapter's slot may be refilled between steps without touching anything else.
- */
+/* The device table: an adapter's slot may be refilled between steps, nothing else is touched. */
 struct lora_table {
     const struct lora_slot *slot; /* [n_slot] */
     const struct lora_layout *layout;
@@ -102,11 +104,13 @@ struct lora_seg {
     struct lora_part part[LORA_PARTS_MAX];
 };
 
-/* The LoRA side of a step, common to shrink and finishes. Segments are sorted by tok_begin,
- * disjoint, and cover all rows. s holds the shrink outputs of ONE group of modules that share an
- * input (q,k,v | o | gate,up | down): s[t, off(m, p) .. + rank(m, p)] = scale * weight * A(m, p)
- * x_t, where off runs over the group's modules in enum order, then over the segment's parts: one
- * module's range is contiguous across parts, so one expand serves a mix. */
+/* The LoRA side of a step, common to shrink and finishes. s holds the shrink outputs of ONE group
+ * of modules that share an input (q,k,v | o | gate,up | down).
+ *
+ * Formula   s[t, off(m, p) .. + rank(m, p)] = scale * weight * A(m, p) x_t
+ * Layout    off runs over the group's modules in enum order, then over the segment's parts: one
+ *           module's range is contiguous across parts, so one expand serves a mix
+ * Before    segments are sorted by tok_begin, disjoint, and cover all rows */
 struct lora_step {
     const struct lora_table *table;
     const struct lora_seg *seg;

@@ -1,10 +1,11 @@
 /* A backend is one table of launchers, chosen at start. The same args struct goes to all of them;
  * kernels/ref is the specification, cpu and cuda must match it on random shapes.
  *
- * Use       backend_create("auto", ...) -> ops through b->ops->gemm(b, &args) -> backend_destroy.
- * Thread    the engine's for ops; create and destroy anywhere. A backend with workers parks them
- * when idle. Errors    ops return STATUS_OK, or STATUS_IO for a broken device (the CPU backends
- * never fail). Broken preconditions panic. */
+ * Use       backend_create("auto", ...) -> ops through b->ops->gemm(b, &args) -> backend_destroy
+ * Thread    the engine's for ops; create and destroy anywhere; a backend with workers parks them
+ *           when idle
+ * Errors    ops return STATUS_OK, or STATUS_IO for a broken device (the CPU backends never fail);
+ *           broken preconditions panic */
 #ifndef RS_KERNELS_BACKEND_H
 #define RS_KERNELS_BACKEND_H
 

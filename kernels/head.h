@@ -7,9 +7,10 @@
 #define SAMPLE_TOP_MAX 20
 #define SKETCH_DIM     64
 
-/* logits: out[t, v] = sum_k x[t,k] * w[v,k]; the gemm of linear.h with one part (kept apart because
- * a backend may tile it). Shapes  out [n_row, n_vocab] f32; x [n_row, d_model] act, after the final
- * norm. */
+/* logits: the gemm of linear.h with one part, kept apart because a backend may tile it.
+ *
+ * Formula   out[t, v] = sum_k x[t,k] * w[v,k]
+ * Shapes    out [n_row, n_vocab] f32; x [n_row, d_model] act, after the final norm */
 struct logits_args {
     float *out;
     const void *x;
@@ -17,11 +18,14 @@ struct logits_args {
     uint32_t n_row;
 };
 
-/* score: logprob[t] = logit[target[t]] - logsumexp_v(logit[v]), f32, raw logits, without storing
- * the logits. The same arithmetic as sample's logprob: both walk the vocabulary in ascending order
- * with the fixed tile SCORE_TILE, max first within a tile, so that a score equals the logprob that
- * decoding reported, bit for bit. Shapes  x [n_row, d_model] act; target [n_row] i32; logprob
- * [n_row] f32; scratch f32 [n_row, SCORE_TILE]. */
+/* score: of raw logits, f32, without storing them.
+ *
+ * Formula   logprob[t] = logit[target[t]] - logsumexp_v(logit[v])
+ * Order     that of sample's logprob: both walk the vocabulary in ascending order with the fixed
+ *           tile SCORE_TILE, max first within a tile, so that a score equals the logprob that
+ *           decoding reported, bit for bit
+ * Shapes    x [n_row, d_model] act; target [n_row] i32; scratch f32 [n_row, SCORE_TILE];
+ *           logprob [n_row] f32, in host memory on every backend */
 #define SCORE_TILE 1024
 struct score_args {
     float *logprob;
@@ -32,9 +36,12 @@ struct score_args {
     uint32_t n_row;
 };
 
-/* sketch: out[t, j] = round_even(127 * z_j / |z|), z = P x[t], P [64, d_model] of +-1 given as bits
- * (bit set: +1), row-major, little-endian bits in bytes, rows padded to whole bytes; |z| = 0 gives
- * zeros. Shapes  out [n_row, 64] i8; x [n_row, d_model] act. */
+/* sketch: a row's direction in 64 bytes.
+ *
+ * Formula   out[t, j] = round_even(127 * z_j / |z|), z = P x[t]; |z| = 0 gives zeros
+ * Shapes    out [n_row, 64] i8, in host memory on every backend; x [n_row, d_model] act;
+ *           P [64, d_model] of +-1 as bits (set: +1), row-major, little-endian bits in bytes, rows
+ *           padded to whole bytes */
 struct sketch_args {
     int8_t *out;
     const void *x;
@@ -42,13 +49,14 @@ struct sketch_args {
     uint32_t n_row, d_model;
 };
 
-/* One row's sampling. Order of effects (the order of vLLM): logit_bias, then min-token and allowed
- * masks are the engine's business through bias entries of -inf; repetition, frequency and presence
- * penalties; greedy if temperature == 0; else temperature, top_k, min_p, top_p, then a draw with
- * Philox(seed; counter {draw, 0, 0, 0}). repetition: l > 0 ? l/r : l*r for tokens of prompt and
- * output; frequency, presence: over output tokens. Candidates are ordered by (logit descending, id
- * ascending); ties in argmax go to the lowest id; the draw walks that order in f64. top_p keeps the
- * smallest prefix whose sum >= top_p; min_p keeps p >= min_p * p_max. */
+/* One row's sampling. Effects, in the order of vLLM:
+ *   1. logit_bias; min-token and allowed masks are the engine's business, as biases of -inf
+ *   2. penalties: repetition, l > 0 ? l/r : l*r for tokens of prompt and output; frequency and
+ *      presence over output tokens
+ *   3. temperature == 0: the best, ties to the lowest id
+ *   4. else temperature, top_k, min_p (keeps p >= min_p * p_max), top_p (keeps the smallest prefix
+ *      whose sum >= top_p), then a draw with Philox(seed; counter {draw, 0, 0, 0})
+ * Candidates are ordered by (logit descending, id ascending); the draw walks that order in f64. */
 struct sample_bias {
     int32_t id;
     float bias;
@@ -77,20 +85,24 @@ struct sample_out {
     int32_t top_id[SAMPLE_TOP_MAX];
     float top_logprob[SAMPLE_TOP_MAX]; /* raw, descending; ties by lowest id */
 };
-/* sample: logits [n_row, n_vocab] f32 are clobbered. scratch: sample_scratch_bytes(n_vocab) per
- * worker of the backend. */
+/* sample
+ *
+ * Shapes    logits [n_row, n_vocab] f32; scratch: backend_sample_scratch_bytes(n_vocab)
+ * After     logits are clobbered */
 struct sample_args {
-    struct sample_out *out; /* [n_row] */
+    struct sample_out *out; /* [n_row], in host memory on every backend */
     float *logits;
     const struct sample_row *row; /* [n_row] */
     void *scratch;
     uint32_t n_row, n_vocab;
 };
 
-/* prompt_logprobs: logprob and the top alternatives of given targets from stored logits (echo,
- * lm-eval). logits are kept. */
+/* top_logprobs: logprob and the top alternatives of given targets from stored logits (echo,
+ * lm-eval).
+ *
+ * After     logits are as they were */
 struct top_logprobs_args {
-    struct sample_out *out; /* id = target, logprob and top_* filled */
+    struct sample_out *out; /* id = target, logprob and top_* filled; host memory */
     const float *logits;
     const int32_t *target; /* [n_row] */
     const uint32_t *top_count;

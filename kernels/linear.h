@@ -8,9 +8,12 @@
 
 #define GEMM_PARTS_MAX 3
 
-/* embed: out[t, :] = table[ids[t], :] as f32.
- * Shapes  out [n_tok, d_model] f32; table [n_vocab, d_model]; ids [n_tok] i32, 0 <= id < n_vocab
- * (checked by the engine). Cost    n_tok * d_model elements. */
+/* embed
+ *
+ * Formula   out[t, :] = table[ids[t], :] as f32
+ * Shapes    out [n_tok, d_model] f32; table [n_vocab, d_model]; ids [n_tok] i32
+ * Before    0 <= id < n_vocab: the engine checks
+ * Cost      n_tok * d_model elements */
 struct embed_args {
     float *out;
     struct weight table; /* d_out = n_vocab, d_in = d_model */
@@ -18,11 +21,12 @@ struct embed_args {
     uint32_t n_tok;
 };
 
-/* gemm: for every part p: y[t, col_p + n] = sum_k x[t, k] * w_p[n, k] (f32 accumulation; x rounded
- * to bf16 if w is bf16). Parts are the matrices of one group (q,k,v | gate,up), written side by
- * side: col_p = sum of d_out of earlier parts. Shapes  x [n_tok, x_stride] act, d_in used; y
- * [n_tok, y_stride] f32. Cost    the bytes of the parts once per call (decode),
- * 2*n_tok*d_in*sum(d_out) flop (prefill). */
+/* gemm: parts are the matrices of one group (q,k,v | gate,up), written side by side.
+ *
+ * Formula   for every part p: y[t, col_p + n] = sum_k x[t, k] * w_p[n, k], f32 accumulation, x
+ *           rounded to bf16 if w is bf16; col_p = sum of d_out of earlier parts
+ * Shapes    x [n_tok, x_stride] act, d_in used; y [n_tok, y_stride] f32
+ * Cost      decode: the bytes of the parts once per call; prefill: 2*n_tok*d_in*sum(d_out) flop */
 struct gemm_args {
     float *y;
     const void *x;

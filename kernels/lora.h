@@ -6,12 +6,15 @@
 
 #include "kernels/args.h"
 
-/* lora_shrink: for every segment, its parts and the group's modules m = first .. first+count-1:
- *   s[t, off(m,p) + r] = scale(layer,m,p) * (weight_q16/65536) * sum_k x[t,k] * A(layer,m,p)[r,k]
- * (the product scale*weight is one f32 multiplication, done before it multiplies the f32 sum).
- * Shapes  x [n_tok, x_stride] act (rounded to bf16 when the blob is bf16); lora->s [n_tok,
- * s_stride]. After   columns past a segment's sum of ranks, and rows of base-only segments, are
- * untouched. Cost    the bytes of the distinct A of the batch. */
+/* lora_shrink: for every segment, its parts and the group's modules m = first .. first+count-1.
+ *
+ * Formula   s[t, off(m,p) + r] = scale(layer,m,p) * (weight_q16/65536)
+ *                                * sum_k x[t,k] * A(layer,m,p)[r,k]
+ *           scale*weight is one f32 multiplication, done before it multiplies the f32 sum
+ * Shapes    x [n_tok, x_stride] act (rounded to bf16 when the blob is bf16);
+ *           lora->s [n_tok, s_stride]
+ * After     columns past a segment's sum of ranks, and rows of base-only segments, are untouched
+ * Cost      the bytes of the distinct A of the batch */
 struct lora_shrink_args {
     struct lora_step lora;
     const void *x;
@@ -31,8 +34,7 @@ static inline const struct lora_entry *lora_entry_at(const struct lora_table *ta
     return &layout->entry[(size_t)layer * LORA_MODULE_COUNT + module];
 }
 
-/* Sum of ranks of a segment's parts in one (layer, module): the width of the module's range in s.
- */
+/* Sum of ranks of a segment's parts in one (layer, module): the module's width in s. */
 static inline uint32_t lora_seg_rank(const struct lora_table *table, const struct lora_seg *seg,
                                      uint32_t layer, uint32_t module)
 {

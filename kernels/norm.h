@@ -4,10 +4,12 @@
 
 #include "kernels/args.h"
 
-/* norm: out[t, i] = x[t, i] * rstd[t] * gain[i], rstd = 1/sqrt(mean_i x[t,i]^2 + eps), f32.
- * Shapes  out [n_tok, d_model] act, x f32 (out may be x where act is f32); gain [d_model] f32;
- * keep_rstd [n_tok] or NULL. rows    when non-NULL, row t reads x[rows[t]] (the rows whose logits
- * are wanted). */
+/* norm
+ *
+ * Formula   out[t, i] = x[t, i] * rstd[t] * gain[i], rstd = 1/sqrt(mean_i x[t,i]^2 + eps), f32
+ * Shapes    out [n_tok, d_model] act, x f32 (out may be x where act is f32); gain [d_model] f32;
+ *           keep_rstd [n_tok] or NULL
+ * Rows      NULL, or row t reads x[rows[t]]: the rows whose logits are wanted */
 struct norm_args {
     void *out;
     const float *x;

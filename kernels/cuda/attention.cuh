@@ -2,10 +2,11 @@
  * shared memory, and the arithmetic of an output element, which they must agree on to the bit.
  *
  *   scores   s[j] = q . K[j]: one chain of mma over d_head in ascending slices of 16, from 0. Rows
- * of q (row, head pairs of one kv head) are the M operand, positions the N operand. tile     64
- * positions, aligned. m' = max(m, max s), decay = 2^((m - m') c), c = scale log2(e); p[j] = 2^(s[j]
- * c - m' c); the lane's share of the sum, 4 groups of 16 positions in order; o *= decay, then o +=
- * p V: a chain of mma over the tile's 4 slices of 16, p in bf16 as M operand, d_head as N operand.
+ *            of q (row, head pairs of one kv head) are the M operand, positions the N operand.
+ *   tile     64 positions, aligned. m' = max(m, max s), decay = 2^((m - m') c),
+ *            c = scale log2(e); p[j] = 2^(s[j] c - m' c); the lane's share of the sum, 4 groups of
+ *            16 positions in order; o *= decay, then o += p V: a chain of mma over the tile's 4
+ *            slices of 16, p in bf16 as M operand, d_head as N operand.
  *   chunk    256 positions, aligned: its m, sum and o start at -inf, 0, 0.
  *   row      total = blend(total, chunk), chunks ascending; out = total.o / total.sum.
  *

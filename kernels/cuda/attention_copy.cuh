@@ -1,7 +1,7 @@
 /* Shared memory of the attention kernels, and the copies into it: rows of D bf16 in 16-byte units,
  * free of bank conflicts for ldmatrix. What a block must not see (positions behind its rows or
- * before their window, d_head up to D) becomes zeros and is never read. Included by attention.cuh
- * only. */
+ * before their window, d_head up to D) becomes zeros and is never read.
+ * Included  by attention.cuh only. */
 #ifndef RS_KERNELS_CUDA_ATTENTION_COPY_CUH
 #define RS_KERNELS_CUDA_ATTENTION_COPY_CUH
 

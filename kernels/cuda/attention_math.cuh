@@ -1,5 +1,6 @@
 /* The arithmetic of attention.cuh, for one warp and 16 pairs: lane (g, t) has pairs g and g+8
- * (index r = 0, 1 below). Included by attention.cuh only. */
+ * (index r = 0, 1 below).
+ * Included  by attention.cuh only. */
 #ifndef RS_KERNELS_CUDA_ATTENTION_MATH_CUH
 #define RS_KERNELS_CUDA_ATTENTION_MATH_CUH
 

@@ -9,7 +9,8 @@
  * the workspace holds. A block of the prefill list takes all its positions at once.
  *
  * Use       attn_shape of the model -> sizes below -> attn_plan(shape, rows, list) each step.
- * Memory    the caller's: nothing is allocated. Thread    any, pure. */
+ * Memory    the caller's: nothing is allocated
+ * Thread    any, pure */
 #ifndef RS_KERNELS_CUDA_ATTENTION_PLAN_H
 #define RS_KERNELS_CUDA_ATTENTION_PLAN_H
 

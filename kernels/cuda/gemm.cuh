@@ -4,9 +4,10 @@
  *
  *   slice s    k in [s * slice_k, (s+1) * slice_k), slice_k = d_in/4 rounded up to GEMM_PAD
  *   unit       32 k of a slice; lane (g, t) of a fragment holds k = 8t..8t+7 of its row: one
- * 16-byte word of memory, hence two mma: words 0,1 then words 2,3 of every lane p_s        one
- * chain of mma over the slice's units in ascending order, from 0; the slice's end is padded with
- * zeros to a multiple of GEMM_PAD y          ((p_0 + p_1) + p_2) + p_3 in f32
+ *              16-byte word of memory, hence two mma: words 0,1 then words 2,3 of every lane
+ *   p_s        one chain of mma over the slice's units in ascending order, from 0; the slice's end
+ *              is padded with zeros to a multiple of GEMM_PAD
+ *   y          ((p_0 + p_1) + p_2) + p_3 in f32
  *
  * Nothing here depends on the number of rows, the tile, the grid or who computes which slice: a
  * row's bits are the same from gemm_skinny, gemm_tile and gemm_reduce. Change it in all or none.

@@ -14,7 +14,8 @@ extern "C" {
 
 /* out[t, v - v0] = sum_k x[t, k] * w[v, k] for v0 <= v < v1, always by the own kernels: the bits of
  * an element depend on its rows of x and w only, and a deterministic cuda_logits has the same.
- * Shapes    out [n_row, out_stride] f32; x [n_row, x_stride] bf16. Before  as cuda_gemm. */
+ * Shapes    out [n_row, out_stride] f32; x [n_row, x_stride] bf16
+ * Before    as cuda_gemm */
 struct gemm_tile_args {
     float *out;
     const void *x;

@@ -1,6 +1,7 @@
 /* gemm_skinny: y = x W^T for up to 16 rows of x, as fast as the weights arrive.
  *
- * Formula   kernels/cuda/gemm.cuh. Mapping: a block of 8 warps takes tiles of 32 weight rows over
+ * Formula   kernels/cuda/gemm.cuh
+ * Mapping   a block of 8 warps takes tiles of 32 weight rows over
  * the whole of d_in, one after another (persistent, grid <= SMs). Warp (m, s) multiplies 16 of the
  * rows with slice s of d_in; the four partials of an output meet in shared memory and are added in
  * order of s. So no tile is cut across blocks, nothing but y is written, and 4096 outputs already

@@ -1,7 +1,7 @@
 /* Inside the head family: its memory, its uploads, and what its files share. What the ops need of
  * the host goes up in one copy a pass, through a ring of pinned buffers: a buffer is used again
- * when the stream has come by its copy. Outputs (sample_out, logprob, sketches) are written where
- * the args say, in device memory; mem_read waits for them. */
+ * when the stream has come by its copy. Outputs (sample_out, logprob, sketches) are gathered in
+ * device memory, h->out, and copied from there to the host's, where the args say. */
 #ifndef RS_KERNELS_CUDA_HEAD_H
 #define RS_KERNELS_CUDA_HEAD_H
 

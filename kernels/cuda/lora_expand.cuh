@@ -7,9 +7,10 @@
  * own s and B. Steps of a block:
  *   table   warp 0 looks the segment up: where each rank tile's B lies, how it is scaled
  *   B       each warp's first words go out; B is older than the step, so this precedes pdl_wait
- *   s       partials are summed in order of chunks, scaled, rounded to bf16 (up to 8 tiles at a
- * time) mma, then the fragments are laid out as rows, from which 16-byte words are read Included by
- * finish.cu. */
+ *   s       partials are summed in order of chunks, scaled, rounded to bf16, up to 8 tiles at a
+ *           time
+ *   mma     then the fragments are laid out as rows, from which 16-byte words are read
+ * Included  by finish.cu. */
 #ifndef RS_KERNELS_CUDA_LORA_EXPAND_CUH
 #define RS_KERNELS_CUDA_LORA_EXPAND_CUH
 

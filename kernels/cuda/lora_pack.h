@@ -4,8 +4,8 @@
  *
  *   blob, row-major (kernels/args.h)           packed
  *   A  [rank, d_in]   bf16                 ->  A tiles [rank/16][d_in/32]   1 KB: 16 ranks x 32 k
- *   Bt [rank, d_out]  bf16                 ->  B tiles [d_out/16][rank/16]  512 B: 16 outputs x 16
- * ranks
+ *   Bt [rank, d_out]  bf16                 ->  B tiles [d_out/16][rank/16]  512 B: 16 outputs x
+ *                                                                           16 ranks
  *
  * Counts round up; what is beyond rank, d_in or d_out is zero. Lane (g = lane/4, t = lane%4) of a
  * warp owns two 16-byte words of an A tile, at (word*32 + lane)*16:

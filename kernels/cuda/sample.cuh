@@ -2,12 +2,13 @@
  * vocabulary in a warp's registers, and log-sum-exp in one arithmetic, so that a score equals the
  * log-probability that sampling reports, bit for bit.
  *
- * Tile      SCORE_TILE (1024) logits belong to one warp: lane l holds elements 128 q + 4 l + c.
+ * Tile      SCORE_TILE (1024) logits belong to one warp: lane l holds elements 128 q + 4 l + c
  * Order     a key is a u32 whose ascending order is the descending order of logits; NaN counts as
- * -inf, -0 as 0. Candidates are compared by (key, id).
+ *           -inf, -0 as 0; candidates are compared by (key, id)
  * lse       per tile, f32: max, then the sum of e^(x - max) in one fixed order; over the tiles,
- * f64: sums scaled to the row's max, lane by lane, then a butterfly. Depends on n_vocab alone.
- * Included  by .cu files only. */
+ *           f64: sums scaled to the row's max, lane by lane, then a butterfly; depends on n_vocab
+ *           alone
+ * Included  by .cu files only */
 #ifndef RS_KERNELS_CUDA_SAMPLE_CUH
 #define RS_KERNELS_CUDA_SAMPLE_CUH
 
