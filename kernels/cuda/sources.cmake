@@ -4,7 +4,7 @@ set(RS_CUDA_KERNELS
   gemm.cu gemm_skinny.cu gemm_tile.cu
   lora.cu finish.cu
   attention.cu attention_prefill.cu
-  head.cu sample.cu
+  head.cu sample.cu pick.cu
 )
 set(RS_CUDA_HOST
   cuda.c step.c pass.c upload.c results.c
