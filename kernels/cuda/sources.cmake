@@ -2,7 +2,7 @@
 set(RS_CUDA_KERNELS
   gpu.cu embed.cu norm.cu
   gemm.cu gemm_skinny.cu gemm_tile.cu
-  lora.cu finish.cu
+  lora.cu finish.cu finish_qkv.cu
   attention.cu attention_prefill.cu
   head.cu sample.cu pick.cu
 )
