@@ -130,21 +130,27 @@ static void load_block(const struct attention_args *a, const struct attn_unit *u
             w->k[i][j] = w->row[j][i];
 }
 
+/* acc[h][x] += q_h[x] k[x] for four features, of VW positions from `at` on and n heads. */
+INLINE void add_dots(vf acc[][4], const float k[][BLOCK], uint32_t at, const float *q,
+                     uint32_t d_head, const uint32_t n)
+{
+#pragma GCC unroll 4
+    for (uint32_t x = 0; x < 4; x++) {
+        vf kx = vf_load(&k[x][at]);
+#pragma GCC unroll 4
+        for (uint32_t h = 0; h < n; h++)
+            acc[h][x] = vf_fma(vf_set1(q[h * d_head + x]), kx, acc[h][x]);
+    }
+}
+
 /* s[h][j] = scale * q_h . k_j for n heads, masked to -inf outside [lo, hi]. */
 INLINE void block_scores(const struct attention_args *a, const struct attn_work *w, const float *q,
                          const uint32_t range[2], const uint32_t n, float s[][BLOCK])
 {
     for (uint32_t b = 0; b < BLOCK_VECS; b++) {
         vf acc[HEADS_MAX][4] = {{{0}}};
-        for (uint32_t i = 0; i < a->d_head; i += 4) {
-#pragma GCC unroll 4
-            for (uint32_t x = 0; x < 4; x++) {
-                vf k = vf_load(&w->k[i + x][b * VW]);
-#pragma GCC unroll 4
-                for (uint32_t h = 0; h < n; h++)
-                    acc[h][x] = vf_fma(vf_set1(q[h * a->d_head + i + x]), k, acc[h][x]);
-            }
-        }
+        for (uint32_t i = 0; i < a->d_head; i += 4)
+            add_dots(acc, &w->k[i], b * VW, q + i, a->d_head, n);
 #pragma GCC unroll 4
         for (uint32_t h = 0; h < n; h++)
             vf_store(s[h] + b * VW,

@@ -135,34 +135,40 @@ DEVICE uint4 gemm_word(const char *rows, uint32_t step, uint32_t row, uint32_t w
     return *(const uint4 *)(rows + (row * (step / 8) + (word ^ (row & 1) << 2)) * 16);
 }
 
+/* acc += one unit of MT*16 weight rows by NT*8 rows of x, of which b has the words. */
+template <uint32_t MT, uint32_t NT, uint32_t STEP>
+DEVICE void gemm_multiply_unit(float acc[MT][NT][4], const char *w, const uint4 b[NT], uint32_t u)
+{
+    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
+    UNROLL
+    for (uint32_t m = 0; m < MT; m++) {
+        uint4 lo = gemm_word(w, STEP, m * 16 + g, u * 4 + t);
+        uint4 hi = gemm_word(w, STEP, m * 16 + 8 + g, u * 4 + t);
+        const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y}, a1[4] = {lo.z, hi.z, lo.w, hi.w};
+        UNROLL
+        for (uint32_t n = 0; n < NT; n++) {
+            const uint32_t b0[2] = {b[n].x, b[n].y};
+            mma_16816(acc[m][n], a0, b0);
+        }
+        UNROLL
+        for (uint32_t n = 0; n < NT; n++) { /* apart: each waits for the other's result */
+            const uint32_t b1[2] = {b[n].z, b[n].w};
+            mma_16816(acc[m][n], a1, b1);
+        }
+    }
+}
+
 /* acc += STEP k of MT*16 weight rows by NT*8 rows of x; w and x begin at this warp's first row. */
 template <uint32_t MT, uint32_t NT, uint32_t STEP>
 DEVICE void gemm_multiply(float acc[MT][NT][4], const char *w, const char *x)
 {
-    const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     UNROLL
     for (uint32_t u = 0; u < STEP / GEMM_UNIT; u++) {
         uint4 b[NT];
         UNROLL
         for (uint32_t n = 0; n < NT; n++)
-            b[n] = gemm_word(x, STEP, n * 8 + g, u * 4 + t);
-        UNROLL
-        for (uint32_t m = 0; m < MT; m++) {
-            uint4 lo = gemm_word(w, STEP, m * 16 + g, u * 4 + t);
-            uint4 hi = gemm_word(w, STEP, m * 16 + 8 + g, u * 4 + t);
-            const uint32_t a0[4] = {lo.x, hi.x, lo.y, hi.y}, a1[4] = {lo.z, hi.z, lo.w, hi.w};
-            UNROLL
-            for (uint32_t n = 0; n < NT; n++) {
-                const uint32_t b0[2] = {b[n].x, b[n].y};
-                mma_16816(acc[m][n], a0, b0);
-            }
-            UNROLL
-            for (uint32_t n = 0; n < NT;
-                 n++) { /* apart from the first: each waits for the other's result */
-                const uint32_t b1[2] = {b[n].z, b[n].w};
-                mma_16816(acc[m][n], a1, b1);
-            }
-        }
+            b[n] = gemm_word(x, STEP, n * 8 + lane_id() / 4, u * 4 + lane_id() % 4);
+        gemm_multiply_unit<MT, NT, STEP>(acc, w, b, u);
     }
 }
 
