@@ -24,7 +24,7 @@
 
 enum { TAG_EARNED = 0, TAG_BASE = 1, TAG_DATA = 2 /* + the adapter's place in the table */ };
 
-struct work {
+struct reward_work {
     const struct reward_input *in;
     const struct reward_record **sorted; /* by (set, lane, model) */
     u128 *adapter_pool;                  /* [adapter_count] */
@@ -119,7 +119,8 @@ static const void *lookup(const void *key, const void *table, size_t count, size
 
 /* ---- sums ---- */
 
-static enum status add_sum(struct work *w, uint32_t tag, const uint8_t *id, size_t id_len, u128 v)
+static enum status add_sum(struct reward_work *w, uint32_t tag, const uint8_t *id, size_t id_len,
+                           u128 v)
 {
     struct u256 wide = u256_from(v);
     struct u256 *sum = v ? sums_at(&w->sums, tag, id, id_len) : NULL;
@@ -131,19 +132,19 @@ static enum status add_sum(struct work *w, uint32_t tag, const uint8_t *id, size
     return STATUS_OK;
 }
 
-static enum status earn(struct work *w, const uint8_t payee[20], u128 v)
+static enum status earn(struct reward_work *w, const uint8_t payee[20], u128 v)
 {
     return add_sum(w, TAG_EARNED, payee, 20, v);
 }
 
-static enum status earn_treasury(struct work *w, u128 v)
+static enum status earn_treasury(struct reward_work *w, u128 v)
 {
     return earn(w, w->in->policy->treasury, v);
 }
 
 /* Step 1 for one (lane, model, set): fee by policy; the set's part is added to run->pool. */
-static enum status share_fees(struct work *w, struct set_run *run, const struct reward_record *r,
-                              u128 fee)
+static enum status share_fees(struct reward_work *w, struct set_run *run,
+                              const struct reward_record *r, u128 fee)
 {
     const struct reward_policy *p = w->in->policy;
     bool alone = run->set.count == 0;
@@ -165,7 +166,7 @@ static enum status share_fees(struct work *w, struct set_run *run, const struct 
 }
 
 /* Y of one adapter for one required record; gain is of E9. */
-static enum status weigh_data(struct work *w, const struct reward_adapter *a, u128 part,
+static enum status weigh_data(struct reward_work *w, const struct reward_adapter *a, u128 part,
                               const struct tail_credit *credit)
 {
     static const uint8_t treasury[20]; /* key 0 */
@@ -201,7 +202,8 @@ static bool is_required(const struct set_run *run, const struct reward_record *r
 }
 
 /* Steps 2 and 4: what one record adds to X and Y. */
-static enum status weigh_record(struct work *w, struct set_run *run, const struct reward_record *r)
+static enum status weigh_record(struct reward_work *w, struct set_run *run,
+                                const struct reward_record *r)
 {
     static _Thread_local struct tail_influence influence; /* 12 KiB: not on the stack */
     struct reward_stats *stats = &w->out->stats;
@@ -237,7 +239,7 @@ static enum status weigh_record(struct work *w, struct set_run *run, const struc
 }
 
 /* Step 2: the set's pool to its adapters. */
-static enum status share_set(struct work *w, const struct set_run *run)
+static enum status share_set(struct reward_work *w, const struct set_run *run)
 {
     u128 part[TAIL_ADAPTERS_MAX];
     bool has_x = false;
@@ -280,8 +282,8 @@ static int record_order(const void *a, const void *b)
     return order ? order : group_order(x, y);
 }
 
-static enum status begin_run(struct work *w, struct set_run *run, const struct reward_record *r,
-                             struct errtext *err)
+static enum status begin_run(struct reward_work *w, struct set_run *run,
+                             const struct reward_record *r, struct errtext *err)
 {
     memset(run, 0, sizeof(*run));
     enum status st = tail_set_decode(&run->set, r->set.data, r->set.len, err);
@@ -295,7 +297,7 @@ static enum status begin_run(struct work *w, struct set_run *run, const struct r
 }
 
 /* Steps 1 and 2 for the run of one set that begins at *at. */
-static enum status walk_set(struct work *w, size_t *at, struct errtext *err)
+static enum status walk_set(struct reward_work *w, size_t *at, struct errtext *err)
 {
     struct set_run run;
     size_t n = w->in->record_count;
@@ -317,7 +319,7 @@ static enum status walk_set(struct work *w, size_t *at, struct errtext *err)
     return st ? st : share_set(w, &run);
 }
 
-static enum status walk_records(struct work *w, struct errtext *err)
+static enum status walk_records(struct reward_work *w, struct errtext *err)
 {
     const struct reward_input *in = w->in;
     for (size_t i = 0; i < in->record_count; i++) {
@@ -340,7 +342,7 @@ static enum status walk_records(struct work *w, struct errtext *err)
 
 /* ---- steps 3 and 4 ---- */
 
-static enum status share_split(struct work *w, const struct reward_split *s, u128 pool,
+static enum status share_split(struct reward_work *w, const struct reward_split *s, u128 pool,
                                bool only_data)
 {
     uint32_t weight[REWARD_ENTRIES_MAX] = {0};
@@ -360,7 +362,7 @@ static enum status share_split(struct work *w, const struct reward_split *s, u12
 }
 
 /* Step 4: y[0..count) are the adapter's weights, payees ascending. */
-static enum status share_data(struct work *w, const struct reward_adapter *a, u128 pool,
+static enum status share_data(struct reward_work *w, const struct reward_adapter *a, u128 pool,
                               const struct sums_entry *y, size_t count)
 {
     static const uint8_t treasury[20];
@@ -386,7 +388,7 @@ static enum status share_data(struct work *w, const struct reward_adapter *a, u1
 }
 
 /* Step 3 for one adapter; y as above. */
-static enum status share_adapter(struct work *w, const struct reward_adapter *a, u128 pool,
+static enum status share_adapter(struct reward_work *w, const struct reward_adapter *a, u128 pool,
                                  const struct sums_entry *y, size_t count)
 {
     uint32_t weight[REWARD_ENTRIES_MAX] = {0};
@@ -406,7 +408,7 @@ static enum status share_adapter(struct work *w, const struct reward_adapter *a,
     return st || !has_data ? st : share_data(w, a, data, y, count);
 }
 
-static enum status share_pools(struct work *w)
+static enum status share_pools(struct reward_work *w)
 {
     size_t count = w->sums.used, at = 0;
     struct sums_entry *all = sums_sorted(&w->sums);
@@ -447,8 +449,8 @@ static enum status put_account(struct reward_result *out, const uint8_t *payee, 
 }
 
 /* Merge the previous accounts with what was earned, both ascending by payee. */
-static enum status merge_accounts(struct work *w, const struct sums_entry *earned, size_t count,
-                                  struct errtext *err)
+static enum status merge_accounts(struct reward_work *w, const struct sums_entry *earned,
+                                  size_t count, struct errtext *err)
 {
     const struct reward_account *prev = w->in->prev;
     size_t i = 0, k = 0;
@@ -467,7 +469,7 @@ static enum status merge_accounts(struct work *w, const struct sums_entry *earne
     return st;
 }
 
-static enum status make_result(struct work *w, struct errtext *err)
+static enum status make_result(struct reward_work *w, struct errtext *err)
 {
     struct reward_result *out = w->out;
     struct sums_entry *all = sums_sorted(&w->sums);
@@ -495,7 +497,7 @@ static enum status make_result(struct work *w, struct errtext *err)
 enum status reward_compute(struct reward_result *out, const struct reward_input *input,
                            struct errtext *err)
 {
-    struct work w = {.in = input, .out = out};
+    struct reward_work w = {.in = input, .out = out};
     memset(out, 0, sizeof(*out));
     enum status st = check_tables(input, err);
     if (st)

@@ -62,7 +62,7 @@ static enum status load_keys(struct audit *a, const struct archive_batch *b, str
 
 /* ---- records ---- */
 
-struct walk {
+struct batch_walk {
     struct audit *a;
     const struct archive_batch *batch;
     size_t lane_idx, key_idx;
@@ -72,7 +72,7 @@ struct walk {
     u128 fee_sum;
 };
 
-static void check_signature(struct walk *w, const union record *r, uint8_t digest[32])
+static void check_signature(struct batch_walk *w, const union record *r, uint8_t digest[32])
 {
     struct audit *a = w->a;
     struct errtext why = ERRTEXT_INIT;
@@ -126,7 +126,7 @@ static void check_pair(struct audit *a, struct audit_lane *l, const struct recor
                       wrong);
 }
 
-static enum status remember(struct walk *w, const union record *r, const uint8_t digest[32],
+static enum status remember(struct batch_walk *w, const union record *r, const uint8_t digest[32],
                             struct errtext *err)
 {
     struct audit *a = w->a;
@@ -154,7 +154,7 @@ static enum status remember(struct walk *w, const union record *r, const uint8_t
     return st;
 }
 
-static void count_record(struct walk *w, const union record *r)
+static void count_record(struct batch_walk *w, const union record *r)
 {
     struct audit_report *rep = w->a->report;
     rep->records++;
@@ -170,7 +170,7 @@ static void count_record(struct walk *w, const union record *r)
 }
 
 /* The record's place in the order (lane, seq) of the header's ranges; false past the last. */
-static bool expect_place(struct walk *w, uint32_t *lane, uint64_t *seq)
+static bool expect_place(struct batch_walk *w, uint32_t *lane, uint64_t *seq)
 {
     const struct archive_batch *b = w->batch;
     if (w->lane_idx < b->lane_count && w->seq > b->lane[w->lane_idx].last) {
@@ -184,7 +184,8 @@ static bool expect_place(struct walk *w, uint32_t *lane, uint64_t *seq)
     return true;
 }
 
-static enum status check_record(struct walk *w, const struct canon_bytes *body, struct errtext *err)
+static enum status check_record(struct batch_walk *w, const struct canon_bytes *body,
+                                struct errtext *err)
 {
     struct audit *a = w->a;
     struct errtext why = ERRTEXT_INIT;
@@ -224,7 +225,7 @@ static enum status check_record(struct walk *w, const struct canon_bytes *body, 
     return remember(w, &r, digest, err);
 }
 
-static void check_sums(struct walk *w)
+static void check_sums(struct batch_walk *w)
 {
     const struct batch_header *h = &w->batch->header;
     struct tree_node root = {.sum = 0};
@@ -247,7 +248,7 @@ static void check_sums(struct walk *w)
 
 static enum status walk_records(struct audit *a, struct archive_batch *b, struct errtext *err)
 {
-    struct walk w = {.a = a, .batch = b, .seq = b->lane[0].first};
+    struct batch_walk w = {.a = a, .batch = b, .seq = b->lane[0].first};
     struct errtext why = ERRTEXT_INIT;
     struct canon_bytes body;
     size_t offset = 0;

@@ -86,7 +86,7 @@ struct closing {
     uint64_t closed_at;
 };
 
-static uint64_t lane_end(const struct lane *l)
+static uint64_t lane_end(const struct settle_lane *l)
 {
     uint64_t end = l->ingested;
     if (l->seal.active_at && end > l->seal.last_seq)
@@ -99,7 +99,7 @@ static enum status is_due(struct worker *w, bool *due, struct errtext *err)
     uint64_t count = 0, oldest = UINT64_MAX, now = clock_wall_ms() / 1000;
     enum status st = STATUS_OK;
     for (uint32_t i = 0; i < w->lane_count && !st; i++) {
-        const struct lane *l = &w->lane[i];
+        const struct settle_lane *l = &w->lane[i];
         uint64_t at, waiting = lane_end(l) - l->closed;
         count += waiting;
         if (!waiting)
@@ -129,7 +129,7 @@ static void choose_ranges(struct worker *w, struct closing *c)
     }
     c->lane_count = 0;
     for (uint32_t i = 0; i < w->lane_count; i++) { /* lanes ascend in w->lane */
-        const struct lane *l = &w->lane[i];
+        const struct settle_lane *l = &w->lane[i];
         if (take[i])
             c->lane[c->lane_count++] =
                 (struct batch_lane){l->id, l->closed + 1, l->closed + take[i]};
@@ -425,7 +425,7 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
                     (uint64_t)b->lane[i].lane);
     st = db_end(&w->db, st, err);
     for (size_t i = 0; i < b->lane_count && !st; i++) {
-        struct lane *l = worker_lane(w, b->lane[i].lane);
+        struct settle_lane *l = worker_lane(w, b->lane[i].lane);
         if (l)
             l->final = b->lane[i].last;
     }

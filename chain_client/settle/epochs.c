@@ -23,7 +23,7 @@
 
 #define NOTE_NS 60000000000ull
 
-struct plan {
+struct epoch_plan {
     uint64_t epoch, previous, paid_from, paid, evidence;
     uint8_t prev_root[32], root[32], manifest[32];
     u128 total;
@@ -41,10 +41,10 @@ static void note(struct worker *w, const char *what)
 
 /* ---- rows ---- */
 
-static enum status load_newest(struct worker *w, struct plan *p, struct errtext *err)
+static enum status load_newest(struct worker *w, struct epoch_plan *p, struct errtext *err)
 {
     struct db_rows q;
-    *p = (struct plan){0};
+    *p = (struct epoch_plan){0};
     enum status st =
         db_query(&w->db, &q, err,
                  "SELECT epoch, previous, paid_from, paid, evidence, prev_root, root,"
@@ -102,7 +102,7 @@ static enum status put_cum(struct worker *w, uint64_t epoch, const struct reward
 /* ---- planning ---- */
 
 /* The newest batch that may be paid: final, W past, and the growth within the vault's cap. */
-static enum status choose_paid(struct worker *w, struct plan *p, u128 total_before,
+static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 total_before,
                                const struct view_money *m, struct errtext *err)
 {
     struct rpc_block last;
@@ -146,7 +146,7 @@ static enum status last_final(struct worker *w, uint64_t *seq, struct errtext *e
 
 static enum status plan(struct worker *w, const struct view_money *m, struct errtext *err)
 {
-    struct plan p = {
+    struct epoch_plan p = {
         .epoch = m->last_epoch + 1, .previous = m->last_live, .paid_from = w->vault.start_seq};
     struct view_epoch before = {.total = 0};
     uint64_t planned_at = 0, now = clock_wall_ms() / 1000;
@@ -177,7 +177,7 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
 
 /* ---- computing ---- */
 
-struct work {
+struct epoch_draft {
     struct compute compute;
     struct snapshot snap;
     struct archive_accounts prev;
@@ -186,7 +186,7 @@ struct work {
     struct tree_node root;
 };
 
-static void work_fini(struct work *k)
+static void draft_fini(struct epoch_draft *k)
 {
     compute_result_fini(&k->result);
     snapshot_fini(&k->snap);
@@ -211,8 +211,8 @@ static enum status check_files(struct worker *w, const struct compute *c, struct
     return st;
 }
 
-static enum status load_previous(struct worker *w, const struct plan *p, struct work *k,
-                                 struct errtext *err)
+static enum status load_previous(struct worker *w, const struct epoch_plan *p,
+                                 struct epoch_draft *k, struct errtext *err)
 {
     struct tree_node root;
     if (!p->previous)
@@ -227,8 +227,8 @@ static enum status load_previous(struct worker *w, const struct plan *p, struct 
     return st;
 }
 
-static enum status check_identities(struct worker *w, const struct plan *p, const struct work *k,
-                                    struct errtext *err)
+static enum status check_identities(struct worker *w, const struct epoch_plan *p,
+                                    const struct epoch_draft *k, struct errtext *err)
 {
     const struct compute *c = &k->compute;
     const struct reward_result *r = &k->result.reward;
@@ -246,7 +246,7 @@ static enum status check_identities(struct worker *w, const struct plan *p, cons
     return STATUS_OK;
 }
 
-static enum status recompute(struct worker *w, const struct plan *p, struct work *k,
+static enum status recompute(struct worker *w, const struct epoch_plan *p, struct epoch_draft *k,
                              struct errtext *err)
 {
     struct compute_range range = {.archive_dir = w->set->archive_dir,
@@ -270,7 +270,8 @@ static enum status recompute(struct worker *w, const struct plan *p, struct work
     return st ? st : check_identities(w, p, k, err);
 }
 
-static enum status publish(struct worker *w, struct plan *p, struct work *k, struct errtext *err)
+static enum status publish(struct worker *w, struct epoch_plan *p, struct epoch_draft *k,
+                           struct errtext *err)
 {
     const struct compute_result *r = &k->result;
     char name[ARCHIVE_NAME_BYTES];
@@ -308,7 +309,7 @@ static enum status publish(struct worker *w, struct plan *p, struct work *k, str
     return archive_publish(&folder, err);
 }
 
-static enum status store(struct worker *w, const struct plan *p, const struct work *k,
+static enum status store(struct worker *w, const struct epoch_plan *p, const struct epoch_draft *k,
                          struct errtext *err)
 {
     const struct reward_result *r = &k->result.reward;
@@ -331,9 +332,9 @@ static enum status store(struct worker *w, const struct plan *p, const struct wo
     return st;
 }
 
-static enum status compute(struct worker *w, struct plan *p, struct errtext *err)
+static enum status compute(struct worker *w, struct epoch_plan *p, struct errtext *err)
 {
-    struct work k = {0};
+    struct epoch_draft k = {0};
     buf_init(&k.snapshot_text, ARCHIVE_TEXT_BYTES_MAX);
     buf_init(&k.manifest_text, ARCHIVE_TEXT_BYTES_MAX);
     enum status st = recompute(w, p, &k, err);
@@ -341,7 +342,7 @@ static enum status compute(struct worker *w, struct plan *p, struct errtext *err
         st = publish(w, p, &k, err);
     if (!st)
         st = store(w, p, &k, err);
-    work_fini(&k);
+    draft_fini(&k);
     if (st == STATUS_BUSY) { /* a beacon, or T, is not final yet */
         note(w, err ? err->text : "waiting for a final block");
         err_clear(err);
@@ -352,7 +353,7 @@ static enum status compute(struct worker *w, struct plan *p, struct errtext *err
 
 /* ---- funding and proposing ---- */
 
-static enum status raise_approve(struct worker *w, const struct plan *p, u128 need,
+static enum status raise_approve(struct worker *w, const struct epoch_plan *p, u128 need,
                                  struct errtext *err)
 {
     struct buf data;
@@ -371,8 +372,8 @@ static enum status raise_approve(struct worker *w, const struct plan *p, u128 ne
 }
 
 /* fundTo(cumFee(M)): the operator's debt. *ready once the vault has it at `latest`. */
-static enum status fund(struct worker *w, const struct plan *p, const struct view_money *latest,
-                        bool *ready, struct errtext *err)
+static enum status fund(struct worker *w, const struct epoch_plan *p,
+                        const struct view_money *latest, bool *ready, struct errtext *err)
 {
     static const uint8_t zero[20];
     bool native = memcmp(w->dep.token, zero, 20) == 0;
@@ -403,7 +404,7 @@ static enum status fund(struct worker *w, const struct plan *p, const struct vie
     return st;
 }
 
-static enum status raise_propose(struct worker *w, const struct plan *p, struct errtext *err)
+static enum status raise_propose(struct worker *w, const struct epoch_plan *p, struct errtext *err)
 {
     struct archive_batch paid;
     struct buf data;
@@ -432,8 +433,8 @@ static enum status raise_propose(struct worker *w, const struct plan *p, struct 
     return st;
 }
 
-static enum status finish(struct worker *w, const struct plan *p, const struct view_epoch *found,
-                          struct errtext *err)
+static enum status finish(struct worker *w, const struct epoch_plan *p,
+                          const struct view_epoch *found, struct errtext *err)
 {
     uint8_t tx[32];
     if (memcmp(found->root, p->root, 32) != 0 || found->batch_paid != p->paid)
@@ -446,8 +447,8 @@ static enum status finish(struct worker *w, const struct plan *p, const struct v
     return st ? st : set_state(w, p->epoch, "final", err);
 }
 
-static enum status propose(struct worker *w, const struct plan *p, const struct view_money *final,
-                           struct errtext *err)
+static enum status propose(struct worker *w, const struct epoch_plan *p,
+                           const struct view_money *final, struct errtext *err)
 {
     struct view_money latest;
     struct view_epoch found;
@@ -467,7 +468,7 @@ static enum status propose(struct worker *w, const struct plan *p, const struct 
 
 /* ---- after finality ---- */
 
-static enum status follow_window(struct worker *w, const struct plan *p, struct errtext *err)
+static enum status follow_window(struct worker *w, const struct epoch_plan *p, struct errtext *err)
 {
     struct view_epoch found;
     struct rpc_block last;
@@ -485,7 +486,7 @@ static enum status follow_window(struct worker *w, const struct plan *p, struct 
 
 enum status epochs_step(struct worker *w, struct errtext *err)
 {
-    struct plan p;
+    struct epoch_plan p;
     struct view_money final;
     if (w->vault.attestors_min) {
         note(w, "this vault needs attestors' signatures: epochs wait");

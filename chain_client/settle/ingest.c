@@ -115,7 +115,8 @@ static bool connect_redis(struct worker *w)
 
 /* ---- one read ---- */
 
-static redisReply *read_lane(struct worker *w, struct lane *l, bool pending, uint32_t wait_ms)
+static redisReply *read_lane(struct worker *w, struct settle_lane *l, bool pending,
+                             uint32_t wait_ms)
 {
     struct redis *r = w->redis;
     if (pending)
@@ -143,7 +144,7 @@ static bool read_entry(const redisReply *e, uint64_t *seq, struct canon_bytes *b
     return *seq && strcmp(end, "-0") == 0;
 }
 
-static enum status take_entries(struct worker *w, struct lane *l, const redisReply *list,
+static enum status take_entries(struct worker *w, struct settle_lane *l, const redisReply *list,
                                 size_t *held, struct errtext *err)
 {
     struct redis *r = w->redis;
@@ -176,7 +177,7 @@ static enum status take_entries(struct worker *w, struct lane *l, const redisRep
     return db_end(&w->db, st, err);
 }
 
-static bool acknowledge(struct redis *r, const struct lane *l)
+static bool acknowledge(struct redis *r, const struct settle_lane *l)
 {
     bool good = true;
     for (char *at = r->args.data, *space; at && good && (space = strchr(at, ' ')); at = space + 1) {
@@ -195,7 +196,7 @@ static bool acknowledge(struct redis *r, const struct lane *l)
 }
 
 /* *got: entries read. A failure of Redis disconnects and is not an error. */
-static enum status step_lane(struct worker *w, struct lane *l, uint32_t wait_ms, size_t *got,
+static enum status step_lane(struct worker *w, struct settle_lane *l, uint32_t wait_ms, size_t *got,
                              struct errtext *err)
 {
     struct redis *r = w->redis;
@@ -243,7 +244,7 @@ static bool info_id(const redisReply *map, const char *name, uint64_t id[2])
 
 /* A group that was given more than the stream ends with would be given nothing until the numbers
  * are past that again. False: Redis did not answer. */
-static bool follow_end(struct redis *r, struct lane *l)
+static bool follow_end(struct redis *r, struct settle_lane *l)
 {
     uint64_t end[2], given[2];
     redisReply *stream = redisCommand(r->ctx, "XINFO STREAM residual:lane:%u", l->id);
@@ -276,7 +277,7 @@ static void claim_and_trim(struct worker *w)
         return;
     r->claim_ns = clock_mono_ns() + CLAIM_IDLE_MS / 4 * 1000000ull;
     for (uint32_t i = 0; i < w->lane_count && r->ctx; i++) {
-        struct lane *l = &w->lane[i];
+        struct settle_lane *l = &w->lane[i];
         bool good = tell(r,
                          redisCommand(r->ctx,
                                       "XAUTOCLAIM residual:lane:%u " GROUP " " CONSUMER
@@ -308,7 +309,7 @@ enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *busy, struct e
     }
     uint32_t share_ms = wait_ms / w->lane_count;
     for (uint32_t i = 0; i < w->lane_count && !st && r->ctx; i++) {
-        struct lane *l = &w->lane[i];
+        struct settle_lane *l = &w->lane[i];
         size_t got = 0;
         if (l->stopped) {
             clock_sleep_ms(share_ms);

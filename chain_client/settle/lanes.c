@@ -22,7 +22,7 @@
 #define AHEAD_MAX      (1u << 20) /* records past a gap */
 #define QUARANTINE_MAX 1024       /* entries kept of a lane, newest */
 
-struct lane *worker_lane(struct worker *w, uint32_t lane)
+struct settle_lane *worker_lane(struct worker *w, uint32_t lane)
 {
     for (uint32_t i = 0; i < w->lane_count; i++)
         if (w->lane[i].id == lane)
@@ -33,7 +33,7 @@ struct lane *worker_lane(struct worker *w, uint32_t lane)
 /* ---- rows ---- */
 
 /* What was refused under the next numbers is still missing. */
-static enum status find_top(struct worker *w, struct lane *l, struct errtext *err)
+static enum status find_top(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     uint64_t held = 1;
     enum status st = db_value(&w->db, &l->top, 0, err,
@@ -49,7 +49,7 @@ static enum status find_top(struct worker *w, struct lane *l, struct errtext *er
     return st;
 }
 
-static enum status load_one(struct worker *w, struct lane *l, struct errtext *err)
+static enum status load_one(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     struct db_rows q;
     enum status st = db_run(&w->db, err,
@@ -85,7 +85,7 @@ enum status lanes_load(struct worker *w, struct errtext *err)
     return st;
 }
 
-static enum status set_key(struct worker *w, struct lane *l, const uint8_t key[20],
+static enum status set_key(struct worker *w, struct settle_lane *l, const uint8_t key[20],
                            struct errtext *err)
 {
     if (memcmp(l->key, key, 20) == 0)
@@ -103,7 +103,7 @@ enum status lanes_refresh(struct worker *w, struct errtext *err)
 {
     enum status st = STATUS_OK;
     for (uint32_t i = 0; i < w->lane_count && !st; i++) {
-        struct lane *l = &w->lane[i];
+        struct settle_lane *l = &w->lane[i];
         uint8_t key[20];
         st = view_lane_key(&w->view, "latest", l->id, l->ingested + 1, key, err);
         if (!st)
@@ -119,7 +119,8 @@ enum status lanes_refresh(struct worker *w, struct errtext *err)
     return st;
 }
 
-enum status lanes_stop(struct worker *w, struct lane *l, const char *reason, struct errtext *err)
+enum status lanes_stop(struct worker *w, struct settle_lane *l, const char *reason,
+                       struct errtext *err)
 {
     log_error("lanes", "lane %" PRIu32 " stops: %s; a person must look (residual-settle resume)",
               l->id, reason);
@@ -131,8 +132,9 @@ enum status lanes_stop(struct worker *w, struct lane *l, const char *reason, str
 /* Kept for a person to look at: the newest of a lane, each at most as long as a record can be. Its
  * number is somebody's word: only that of the next record makes a gap, to be fetched from where
  * records come from; any other becomes one when the numbers below it are here. */
-static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, const char *reason,
-                              const struct canon_bytes *entry, struct errtext *err)
+static enum status quarantine(struct worker *w, struct settle_lane *l, uint64_t seq,
+                              const char *reason, const struct canon_bytes *entry,
+                              struct errtext *err)
 {
     uint8_t digest[32];
     size_t kept = MIN(entry->len, (size_t)ENTRY_WHOLE_BYTES_MAX);
@@ -161,7 +163,7 @@ static enum status quarantine(struct worker *w, struct lane *l, uint64_t seq, co
 
 /* OK, DENIED (another key signed), or the node's failure. The ledger is asked only when the key we
  * know does not fit: it may have been rotated. */
-static enum status check_key(struct worker *w, struct lane *l, const union record *r,
+static enum status check_key(struct worker *w, struct settle_lane *l, const union record *r,
                              uint8_t digest[32], struct errtext *err)
 {
     uint8_t key[20];
@@ -179,7 +181,7 @@ static enum status check_key(struct worker *w, struct lane *l, const union recor
     return set_key(w, l, key, err);
 }
 
-static enum status insert(struct worker *w, struct lane *l, const union record *r,
+static enum status insert(struct worker *w, struct settle_lane *l, const union record *r,
                           const uint8_t digest[32], const struct canon_bytes *body,
                           struct errtext *err)
 {
@@ -214,7 +216,7 @@ static enum status insert(struct worker *w, struct lane *l, const union record *
     return STATUS_OK;
 }
 
-enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
+enum status lanes_take(struct worker *w, struct settle_lane *l, uint64_t seq,
                        const struct canon_bytes *entry, enum lanes_verdict *verdict,
                        struct errtext *err)
 {
@@ -252,7 +254,7 @@ enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
     return st ? st : lanes_stop(w, l, "two different records of one number or request", err);
 }
 
-enum status lanes_advance(struct worker *w, struct lane *l, struct errtext *err)
+enum status lanes_advance(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     struct db_rows q;
     uint64_t reached = l->ingested;

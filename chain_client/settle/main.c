@@ -26,13 +26,13 @@
 #define INGEST_WAIT_MS 200
 #define BACKOFF_MS_MAX 30000
 
-enum exit_code {
-    EXIT_FINE = 0,
-    EXIT_FAILED = 1,
-    EXIT_CONFIG = 2,
-    EXIT_START = 3,
-    EXIT_CONFLICT = 4,
-    EXIT_LOCKED = 5
+enum settle_exit {
+    SETTLE_FINE = 0,
+    SETTLE_FAILED = 1,
+    SETTLE_CONFIG = 2,
+    SETTLE_START = 3,
+    SETTLE_CONFLICT = 4,
+    SETTLE_LOCKED = 5
 };
 
 static volatile sig_atomic_t stopping, reloading;
@@ -68,7 +68,7 @@ static enum status open_lanes(struct worker *w, struct errtext *err)
     enum status st = STATUS_OK;
     w->lane = mem_array(s->lane_key.count, sizeof(*w->lane));
     for (uint32_t i = 0; i < s->lane_key.count && !st; i++) {
-        struct lane l = {.id = s->lane_key.item[i].lane};
+        struct settle_lane l = {.id = s->lane_key.item[i].lane};
         char *text;
         size_t len;
         st = file_read_secret(s->lane_key.item[i].text, 256, &text, &len, err);
@@ -97,7 +97,7 @@ static enum status find_sources(struct worker *w, struct errtext *err)
     const struct settings_lanes *list[] = {&s->spool_dir, &s->refetch_url};
     for (size_t k = 0; k < ARRAY_COUNT(list); k++) {
         for (uint32_t i = 0; i < list[k]->count; i++) {
-            struct lane *l = worker_lane(w, list[k]->item[i].lane);
+            struct settle_lane *l = worker_lane(w, list[k]->item[i].lane);
             if (!l)
                 return err_set(err, STATUS_INVALID, "%s: lane %" PRIu32 " has no lane_key",
                                k ? "refetch_url" : "spool_dir", list[k]->item[i].lane);
@@ -274,10 +274,10 @@ static void worker_fini(struct worker *w)
     mem_free(w->refetch_authorization);
 }
 
-static int fail(enum status st, enum exit_code otherwise, const struct errtext *err)
+static int fail(enum status st, enum settle_exit otherwise, const struct errtext *err)
 {
     fprintf(stderr, "residual-settle: %s\n", err->text);
-    return st == STATUS_CONFLICT ? EXIT_CONFLICT : otherwise;
+    return st == STATUS_CONFLICT ? SETTLE_CONFLICT : otherwise;
 }
 
 static int verb_run(const struct settings *s)
@@ -286,24 +286,24 @@ static int verb_run(const struct settings *s)
     struct serve *http = NULL;
     struct errtext err = ERRTEXT_INIT;
     char poster[ADDR_TEXT_BYTES];
-    int code = EXIT_FINE;
+    int code = SETTLE_FINE;
     enum status st = s->log_file ? log_open(s->log_file, &err) : STATUS_OK;
     if (!st)
         st = open_local(&w, &err);
     if (st) {
-        code = fail(st, EXIT_CONFIG, &err);
+        code = fail(st, SETTLE_CONFIG, &err);
     } else if ((st = db_open(&w.db, s->state_dir, &err)) != STATUS_OK) {
-        code = fail(st, st == STATUS_BUSY ? EXIT_LOCKED : EXIT_START, &err);
+        code = fail(st, st == STATUS_BUSY ? SETTLE_LOCKED : SETTLE_START, &err);
     } else if ((st = check_meta(&w, &err)) != STATUS_OK ||
                (s->listen && (st = serve_start(&http, s, &w.dep, &err)) != STATUS_OK) ||
                (st = wait_for_chain(&w, &err)) != STATUS_OK) {
-        code = stopping ? EXIT_FINE : fail(st, EXIT_START, &err);
+        code = stopping ? SETTLE_FINE : fail(st, SETTLE_START, &err);
     } else {
         addr_format(poster, w.key.address);
         log_info("main", "settling %u lanes on chain %" PRIu64 " as %s", w.lane_count,
                  w.dep.chain_id, poster);
         st = run(&w, &err);
-        code = st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
+        code = st ? fail(st, SETTLE_FAILED, &err) : SETTLE_FINE;
     }
     notify_stopping("stopping");
     serve_stop(http);
@@ -320,14 +320,14 @@ static int verb_status(const struct settings *s)
     struct errtext err = ERRTEXT_INIT;
     enum status st = db_open_reader(&db, s->state_dir, &err);
     if (st)
-        return fail(st, EXIT_START, &err);
+        return fail(st, SETTLE_START, &err);
     buf_init(&out, 4u << 20);
     st = s->json ? serve_status_json(&db, &out, &err) : serve_status_text(&db, &out, &err);
     if (!st)
         printf("%s%s", out.data, s->json ? "\n" : "");
     buf_fini(&out);
     db_close(&db);
-    return st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
+    return st ? fail(st, SETTLE_FAILED, &err) : SETTLE_FINE;
 }
 
 static int verb_resume(const struct settings *s)
@@ -337,7 +337,7 @@ static int verb_resume(const struct settings *s)
     uint64_t lane = s->operand ? strtoull(s->operand, NULL, 10) : 0;
     enum status st = db_open(&db, s->state_dir, &err);
     if (st)
-        return fail(st, st == STATUS_BUSY ? EXIT_LOCKED : EXIT_START, &err);
+        return fail(st, st == STATUS_BUSY ? SETTLE_LOCKED : SETTLE_START, &err);
     st = db_run(&db, &err, "UPDATE lanes SET stopped = NULL WHERE lane = ? AND stopped IS NOT NULL",
                 "u", lane);
     if (!st && !db_changes(&db))
@@ -345,7 +345,7 @@ static int verb_resume(const struct settings *s)
     db_close(&db);
     if (!st)
         printf("lane %" PRIu64 " goes on when the worker starts\n", lane);
-    return st ? fail(st, EXIT_FAILED, &err) : EXIT_FINE;
+    return st ? fail(st, SETTLE_FAILED, &err) : SETTLE_FINE;
 }
 
 int main(int argc, char **argv)
@@ -353,7 +353,7 @@ int main(int argc, char **argv)
     struct settings s;
     struct errtext err = ERRTEXT_INIT;
     struct sigaction act = {.sa_handler = on_signal};
-    int code = EXIT_FINE;
+    int code = SETTLE_FINE;
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGHUP, &act, NULL);
@@ -362,13 +362,13 @@ int main(int argc, char **argv)
     if (!st)
         st = log_set_level_text(s.log_level, &err);
     if (st)
-        code = fail(st, EXIT_CONFIG, &err);
+        code = fail(st, SETTLE_CONFIG, &err);
     else if (s.help)
         settings_print_help();
     else if (s.version)
         puts("residual-settle " RS_VERSION);
     else if (sodium_init() < 0)
-        code = EXIT_START;
+        code = SETTLE_START;
     else if (strcmp(s.verb, "status") == 0)
         code = verb_status(&s);
     else if (strcmp(s.verb, "resume") == 0)

@@ -27,7 +27,7 @@ struct range {
     uint64_t first, last;
 };
 
-static enum status take_frames(struct worker *w, struct lane *l, const struct range *gap,
+static enum status take_frames(struct worker *w, struct settle_lane *l, const struct range *gap,
                                const char *data, size_t len, struct errtext *err)
 {
     enum status st = db_begin(&w->db, err);
@@ -56,7 +56,7 @@ static int order_names(const void *a, const void *b)
     return strcmp(a, b);
 }
 
-static enum status from_segment(struct worker *w, struct lane *l, const struct range *gap,
+static enum status from_segment(struct worker *w, struct settle_lane *l, const struct range *gap,
                                 const char *name, struct errtext *err)
 {
     char path[PATH_MAX], *data;
@@ -77,7 +77,7 @@ static enum status from_segment(struct worker *w, struct lane *l, const struct r
 
 /* Segments are named by their first number: those that begin past the gap are not read, nor those
  * that end before it. */
-static enum status from_spool(struct worker *w, struct lane *l, const struct range *gap,
+static enum status from_spool(struct worker *w, struct settle_lane *l, const struct range *gap,
                               struct errtext *err)
 {
     char(*name)[64] = NULL;
@@ -115,7 +115,7 @@ static enum status from_spool(struct worker *w, struct lane *l, const struct ran
 
 /* ---- the server ---- */
 
-static enum status from_server(struct worker *w, struct lane *l, const struct range *gap,
+static enum status from_server(struct worker *w, struct settle_lane *l, const struct range *gap,
                                struct errtext *err)
 {
     char path[128];
@@ -145,7 +145,7 @@ static enum status from_server(struct worker *w, struct lane *l, const struct ra
 
 /* ---- gaps ---- */
 
-static enum status find_gap(struct worker *w, const struct lane *l, struct range *gap,
+static enum status find_gap(struct worker *w, const struct settle_lane *l, struct range *gap,
                             struct errtext *err)
 {
     uint64_t next;
@@ -157,7 +157,7 @@ static enum status find_gap(struct worker *w, const struct lane *l, struct range
     return st;
 }
 
-static enum status fill(struct worker *w, struct lane *l, struct errtext *err)
+static enum status fill(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     struct range gap;
     enum status st = find_gap(w, l, &gap, err);
@@ -190,7 +190,7 @@ enum status refetch_step(struct worker *w, struct errtext *err)
 {
     enum status st = STATUS_OK;
     for (uint32_t i = 0; i < w->lane_count && !st; i++) {
-        struct lane *l = &w->lane[i];
+        struct settle_lane *l = &w->lane[i];
         if (!l->stopped && l->top > l->ingested && clock_mono_ns() >= l->refetch_ns)
             st = fill(w, l, err);
     }

@@ -12,7 +12,7 @@
 
 struct redis; /* ingest.c */
 
-struct lane {
+struct settle_lane {
     uint32_t id;
     uint8_t transport_key[32];
     const char *spool_dir, *refetch_url; /* where missing records are read again, or NULL */
@@ -48,7 +48,7 @@ struct worker {
     struct secp *secp;
     struct secp_key key; /* the poster's */
     uint8_t domain[32], log_dom[32];
-    struct lane *lane;
+    struct settle_lane *lane;
     uint32_t lane_count;
     struct redis *redis;
     char *refetch_authorization;
@@ -59,7 +59,7 @@ struct worker {
     u128 balance;       /* of the poster, when last looked */
 };
 
-struct lane *worker_lane(struct worker *w, uint32_t lane);
+struct settle_lane *worker_lane(struct worker *w, uint32_t lane);
 
 /* ---- lanes.c: what arrives ---- */
 enum lanes_verdict {
@@ -71,12 +71,12 @@ MUST_CHECK enum status lanes_load(struct worker *w, struct errtext *err);
 /* Ask the ledger for keys and seals. */
 MUST_CHECK enum status lanes_refresh(struct worker *w, struct errtext *err);
 /* Judge and store one entry (record ‖ tag) that claims number seq; inside a transaction. */
-MUST_CHECK enum status lanes_take(struct worker *w, struct lane *l, uint64_t seq,
+MUST_CHECK enum status lanes_take(struct worker *w, struct settle_lane *l, uint64_t seq,
                                   const struct canon_bytes *entry, enum lanes_verdict *verdict,
                                   struct errtext *err);
 /* Move `ingested` over what is contiguous; inside the same transaction. */
-MUST_CHECK enum status lanes_advance(struct worker *w, struct lane *l, struct errtext *err);
-MUST_CHECK enum status lanes_stop(struct worker *w, struct lane *l, const char *reason,
+MUST_CHECK enum status lanes_advance(struct worker *w, struct settle_lane *l, struct errtext *err);
+MUST_CHECK enum status lanes_stop(struct worker *w, struct settle_lane *l, const char *reason,
                                   struct errtext *err);
 
 /* ---- refetch.c: what did not arrive ---- */

@@ -15,7 +15,7 @@
 
 static char dir[64];
 static struct worker w;
-static struct lane lane;
+static struct settle_lane lane;
 static struct secp_key key;
 
 static int open_world(void **state)
@@ -24,7 +24,7 @@ static int open_world(void **state)
     struct errtext err = ERRTEXT_INIT;
     memset(secret, 3, 32);
     w = (struct worker){.lane = &lane, .lane_count = 1};
-    lane = (struct lane){.id = 1};
+    lane = (struct settle_lane){.id = 1};
     memset(lane.transport_key, 9, 32);
     canon_domain(w.domain, 31337, secret);
     if (sodium_init() < 0 || secp_create(&w.secp, &err) ||
