@@ -37,11 +37,10 @@ static enum status adopt_rows(struct worker *w, const struct archive_batch *b, s
     enum status st = db_run(
         &w->db, err,
         "INSERT INTO batches (seq, state, closed_at, prev_hash, hash, log_root, manifest,"
-        " leaf_count, inferences, fee_sum, cum_fee) VALUES (?, 'included', ?, ?, ?, ?, ?, ?, ?, ?,"
-        " ?)",
-        "uubbbbuunn", h->seq, h->closed_at, h->prev_hash, (size_t)32, b->hash, (size_t)32,
-        h->log_root, (size_t)32, h->manifest, (size_t)32, (uint64_t)h->leaf_count,
-        (uint64_t)h->inferences, h->fee_sum, h->cum_fee);
+        " leaf_count, inferences, fee_sum, cum_fee) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "utubbbbuunn", h->seq, batch_state_name(BATCH_INCLUDED), h->closed_at, h->prev_hash,
+        (size_t)32, b->hash, (size_t)32, h->log_root, (size_t)32, h->manifest, (size_t)32,
+        (uint64_t)h->leaf_count, (uint64_t)h->inferences, h->fee_sum, h->cum_fee);
     for (size_t i = 0; i < b->lane_count && !st; i++) {
         const struct batch_lane *r = &b->lane[i];
         st = db_run(&w->db, err, "INSERT INTO batch_lanes VALUES (?, ?, ?, ?)", "uuuu", h->seq,

@@ -1,14 +1,5 @@
-/* Batches. One row advances by one state per transaction; whatever a crash interrupts is done again
- * from the row with the same result.
- *
- *   closed     ranges and closedAt frozen; every record verified under the ledger's keys
- *   built      root, sums, manifest digest and hash computed
- *   archived   files published and read back
- *   intent     `commit` announced to the sender; one after the other, so that each names a head
- *   sent       its transaction went out
- *   included   the ledger has its hash at `latest`
- *   final      the ledger has its hash at `finalized`: never looked at again
- */
+/* Batches. One row advances by one state (enum batch_state) per transaction; whatever a crash
+ * interrupts is done again from the row with the same result. */
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/lane_keys.h"
@@ -72,10 +63,12 @@ static enum status load_batch(struct worker *w, struct archive_batch *b, uint64_
     return st ? st : batch_lanes_hash(b->lanes_hash, b->lane, b->lane_count, err);
 }
 
-static enum status set_state(struct worker *w, uint64_t seq, const char *state, struct errtext *err)
+static enum status set_state(struct worker *w, uint64_t seq, enum batch_state state,
+                             struct errtext *err)
 {
-    log_debug("batch", "batch %" PRIu64 ": %s", seq, state);
-    return db_run(&w->db, err, "UPDATE batches SET state = ? WHERE seq = ?", "tu", state, seq);
+    log_debug("batch", "batch %" PRIu64 ": %s", seq, batch_state_name(state));
+    return db_run(&w->db, err, "UPDATE batches SET state = ? WHERE seq = ?", "tu",
+                  batch_state_name(state), seq);
 }
 
 /* ---- closing ---- */
@@ -212,9 +205,8 @@ static enum status freeze(struct worker *w, const struct closing *c, struct errt
         return st;
     st = db_value(&w->db, &seq, 0, err, "SELECT max(seq) FROM batches", "");
     if (!st)
-        st = db_run(&w->db, err,
-                    "INSERT INTO batches (seq, state, closed_at) VALUES (?, 'closed', ?)", "uu",
-                    seq + 1, c->closed_at);
+        st = db_run(&w->db, err, "INSERT INTO batches (seq, state, closed_at) VALUES (?, ?, ?)",
+                    "utu", seq + 1, batch_state_name(BATCH_CLOSED), c->closed_at);
     for (size_t i = 0; i < c->lane_count && !st; i++) {
         const struct batch_lane *r = &c->lane[i];
         st = db_run(&w->db, err, "INSERT INTO batch_lanes VALUES (?, ?, ?, ?)", "uuuu", seq + 1,
@@ -234,8 +226,9 @@ static enum status close_batch(struct worker *w, struct errtext *err)
     struct closing c = {0};
     uint64_t on_the_way;
     bool due = false, good = false;
-    enum status st = db_value(&w->db, &on_the_way, 0, err,
-                              "SELECT count(*) FROM batches WHERE state <> 'final'", "");
+    enum status st =
+        db_value(&w->db, &on_the_way, 0, err, "SELECT count(*) FROM batches WHERE state <> ?", "t",
+                 batch_state_name(BATCH_FINAL));
     if (!st && on_the_way < NOT_FINAL_MAX)
         st = is_due(w, &due, err);
     if (st || !due)
@@ -354,12 +347,12 @@ static enum status build(struct worker *w, uint64_t seq, struct errtext *err)
     enum status st = assemble(w, &a, seq, err);
     if (!st)
         st = db_run(&w->db, err,
-                    "UPDATE batches SET state = 'built', prev_hash = ?, hash = ?, log_root = ?,"
+                    "UPDATE batches SET state = ?, prev_hash = ?, hash = ?, log_root = ?,"
                     " manifest = ?, leaf_count = ?, inferences = ?, fee_sum = ?, cum_fee = ? WHERE"
                     " seq = ?",
-                    "bbbbuunnu", h->prev_hash, (size_t)32, a.batch.hash, (size_t)32, h->log_root,
-                    (size_t)32, h->manifest, (size_t)32, (uint64_t)h->leaf_count,
-                    (uint64_t)h->inferences, h->fee_sum, h->cum_fee, seq);
+                    "tbbbbuunnu", batch_state_name(BATCH_BUILT), h->prev_hash, (size_t)32,
+                    a.batch.hash, (size_t)32, h->log_root, (size_t)32, h->manifest, (size_t)32,
+                    (uint64_t)h->leaf_count, (uint64_t)h->inferences, h->fee_sum, h->cum_fee, seq);
     if (!st)
         log_info("batch", "batch %" PRIu64 ": %u records, %u inferences", seq, h->leaf_count,
                  h->inferences);
@@ -388,7 +381,7 @@ static enum status publish(struct worker *w, uint64_t seq, struct errtext *err)
     if (!st)
         st = archive_publish(&folder, err);
     if (!st)
-        st = set_state(w, seq, "archived", err);
+        st = set_state(w, seq, BATCH_ARCHIVED, err);
     assembly_fini(&a);
     return st;
 }
@@ -417,9 +410,8 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
         st = db_begin(&w->db, err);
     if (st)
         return st;
-    st = db_run(&w->db, err,
-                "UPDATE batches SET state = 'final', tx = ?, final_at = ? WHERE seq = ?", "buu", tx,
-                sizeof(tx), clock_wall_ms() / 1000, seq);
+    st = db_run(&w->db, err, "UPDATE batches SET state = ?, tx = ?, final_at = ? WHERE seq = ?",
+                "tbuu", batch_state_name(BATCH_FINAL), tx, sizeof(tx), clock_wall_ms() / 1000, seq);
     for (size_t i = 0; i < b->lane_count && !st; i++)
         st = db_run(&w->db, err, "UPDATE lanes SET final = ? WHERE lane = ?", "uu", b->lane[i].last,
                     (uint64_t)b->lane[i].lane);
@@ -458,7 +450,7 @@ static enum status follow(struct worker *w, const struct archive_batch *b, struc
     if (st)
         return st;
     if (memcmp(latest, b->hash, 32) == 0)
-        return set_state(w, seq, "included", err);
+        return set_state(w, seq, BATCH_INCLUDED, err);
     if (memcmp(latest, zero, 32) != 0)
         return STATUS_OK; /* not final: a reorganisation may still undo it */
     struct view_head head;
@@ -468,16 +460,16 @@ static enum status follow(struct worker *w, const struct archive_batch *b, struc
     st = raise_commit(w, b, err);
     if (!st)
         st = sender_hash(w, "commit", seq, tx, err);
-    return st ? st : set_state(w, seq, memcmp(tx, zero, 32) == 0 ? "intent" : "sent", err);
+    return st ? st : set_state(w, seq, memcmp(tx, zero, 32) == 0 ? BATCH_INTENT : BATCH_SENT, err);
 }
 
 /* As far as it goes without waiting. */
-static enum status advance(struct worker *w, uint64_t seq, const char *state, struct errtext *err)
+static enum status advance(struct worker *w, uint64_t seq, enum batch_state state,
+                           struct errtext *err)
 {
     struct archive_batch b = {0};
-    bool is_closed = strcmp(state, "closed") == 0;
-    enum status st = is_closed ? build(w, seq, err) : STATUS_OK;
-    if (!st && (is_closed || strcmp(state, "built") == 0))
+    enum status st = state == BATCH_CLOSED ? build(w, seq, err) : STATUS_OK;
+    if (!st && (state == BATCH_CLOSED || state == BATCH_BUILT))
         st = publish(w, seq, err);
     if (!st)
         st = load_batch(w, &b, seq, err);
@@ -493,10 +485,11 @@ static enum status forget_bodies(struct worker *w, struct errtext *err)
     uint64_t now = clock_wall_ms() / 1000, seq;
     enum status st =
         db_value(&w->db, &seq, 0, err,
-                 "SELECT min(b.seq) FROM batches b WHERE state = 'final' AND final_at"
+                 "SELECT min(b.seq) FROM batches b WHERE state = ? AND final_at"
                  " < ? AND b.seq > (SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE"
                  " name = 'bodies_forgotten')",
-                 "u", now > w->set->body_keep_s ? now - w->set->body_keep_s : 0);
+                 "tu", batch_state_name(BATCH_FINAL),
+                 now > w->set->body_keep_s ? now - w->set->body_keep_s : 0);
     if (st || !seq)
         return st;
     char text[24];
@@ -516,18 +509,19 @@ static enum status forget_bodies(struct worker *w, struct errtext *err)
 enum status batches_step(struct worker *w, struct errtext *err)
 {
     uint64_t seqs[NOT_FINAL_MAX];
-    char states[NOT_FINAL_MAX][16];
+    enum batch_state states[NOT_FINAL_MAX];
     size_t count = 0;
     struct db_rows q;
     enum status st = close_batch(w, err);
     if (!st)
         st = db_query(&w->db, &q, err,
-                      "SELECT seq, state FROM batches WHERE state <> 'final' ORDER BY seq", "");
+                      "SELECT seq, state FROM batches WHERE state <> ? ORDER BY seq", "t",
+                      batch_state_name(BATCH_FINAL));
     if (st)
         return st;
-    while (count < NOT_FINAL_MAX && (st = db_next(&q, err)) == STATUS_OK) {
+    while (!st && count < NOT_FINAL_MAX && (st = db_next(&q, err)) == STATUS_OK) {
         seqs[count] = db_u64(&q, 0);
-        snprintf(states[count++], sizeof(states[0]), "%s", db_text(&q, 1));
+        st = batch_state_get(&states[count++], &q, 1, err);
     }
     db_done(&q);
     st = st == STATUS_NOT_FOUND ? STATUS_OK : st;

@@ -1,6 +1,7 @@
 /* The schema, and statements bound by type letters. They are prepared per use: what bounds this
  * worker is the fsync of each transaction, and a read of records is one transaction. */
 #include "chain_client/settle/db.h"
+#include "chain_client/settle/states.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 
@@ -42,8 +43,6 @@ static const char schema[] =
     " NULL, target BLOB NOT NULL, data BLOB NOT NULL, value TEXT NOT NULL, gas INTEGER, sender "
     "BLOB,"
     " nonce INTEGER, state TEXT NOT NULL, result TEXT, mined BLOB);"
-    "CREATE UNIQUE INDEX IF NOT EXISTS intents_open ON intents (kind, key) WHERE state IN ('open',"
-    " 'bound');"
     "CREATE UNIQUE INDEX IF NOT EXISTS intents_nonce ON intents (sender, nonce) WHERE nonce IS NOT"
     " NULL;"
     "CREATE TABLE IF NOT EXISTS attempts (intent INTEGER NOT NULL, n INTEGER NOT NULL, hash BLOB "
@@ -67,6 +66,28 @@ static enum status fault(struct db *db, struct errtext *err)
 static enum status exec(struct db *db, const char *sql, struct errtext *err)
 {
     return sqlite3_exec(db->h, sql, NULL, NULL, NULL) == SQLITE_OK ? STATUS_OK : fault(db, err);
+}
+
+/* One call of a kind and key at a time. An index takes no parameters: the names are printed in. */
+static enum status make_intents_open(struct db *db, struct errtext *err)
+{
+    char sql[160];
+    snprintf(sql, sizeof(sql),
+             "CREATE UNIQUE INDEX IF NOT EXISTS intents_open ON intents (kind, key) WHERE state IN"
+             " ('%s', '%s')",
+             intent_state_name(INTENT_OPEN), intent_state_name(INTENT_BOUND));
+    return exec(db, sql, err);
+}
+
+static enum status make_schema(struct db *db, struct errtext *err)
+{
+    enum status st = db_begin(db, err);
+    if (st)
+        return st;
+    st = exec(db, schema, err);
+    if (!st)
+        st = make_intents_open(db, err);
+    return db_end(db, st, err);
 }
 
 static enum status lock(struct db *db, const char *dir, struct errtext *err)
@@ -111,9 +132,9 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
     if (!st)
         st = check_integrity(db, err);
     if (!st)
-        st = db_begin(db, err);
+        st = make_schema(db, err);
     if (!st)
-        st = db_end(db, exec(db, schema, err), err);
+        st = states_check(db, err);
     if (st)
         db_close(db);
     return st;

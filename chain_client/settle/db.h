@@ -19,7 +19,8 @@ struct db {
 };
 
 /* Opens <dir>/settle.db, made and checked if needed, and locks <dir>/lock for the process's life.
- * Errors: BUSY (another worker), IO, CORRUPT (integrity check). */
+ * Errors: BUSY (another worker), IO, CORRUPT (integrity check, or a state without
+ * a name in states.h). */
 MUST_CHECK enum status db_open(struct db *db, const char *dir, struct errtext *err);
 /* For looking only; works beside the worker. NOT_FOUND without a database. */
 MUST_CHECK enum status db_open_reader(struct db *db, const char *dir, struct errtext *err);

@@ -1,11 +1,4 @@
-/* Epochs. One at a time, one state per transaction:
- *
- *   planned    number, e', M', M and E chosen: M is final and W has passed since closedAt(M)
- *   computed   Reward from the archive files, every identity checked, files published
- *   intent     the vault is funded up to cumFee(M); `propose` announced
- *   final      the vault has the epoch in a finalized block
- *   active     its window has passed: claims are paid
- *   vetoed     disabled by the guardian: the next epoch starts again from the one before it
+/* Epochs. One at a time, one state (enum epoch_state) per transaction.
  *
  * A planned or computed epoch whose e' is vetoed meanwhile is dropped and planned anew. */
 #include "chain_client/eth/abi.h"
@@ -28,7 +21,7 @@ struct epoch_plan {
     uint8_t prev_root[32], root[32], manifest[32];
     u128 total;
     uint32_t leaves;
-    char state[16];
+    enum epoch_state state;
 };
 
 static void note(struct worker *w, const char *what)
@@ -53,7 +46,7 @@ static enum status load_newest(struct worker *w, struct epoch_plan *p, struct er
                  "");
     if (!st)
         st = db_next(&q, err);
-    if (st)
+    if (st) /* p->epoch 0: there is none yet */
         return st == STATUS_NOT_FOUND ? STATUS_OK : st;
     p->epoch = db_u64(&q, 0);
     p->previous = db_u64(&q, 1);
@@ -65,16 +58,17 @@ static enum status load_newest(struct worker *w, struct epoch_plan *p, struct er
     db_bytes(&q, 7, p->manifest, 32);
     p->total = db_amount(&q, 8);
     p->leaves = (uint32_t)db_u64(&q, 9);
-    snprintf(p->state, sizeof(p->state), "%s", db_text(&q, 10));
+    st = epoch_state_get(&p->state, &q, 10, err);
     db_done(&q);
-    return STATUS_OK;
+    return st;
 }
 
-static enum status set_state(struct worker *w, uint64_t epoch, const char *state,
+static enum status set_state(struct worker *w, uint64_t epoch, enum epoch_state state,
                              struct errtext *err)
 {
-    log_info("epoch", "epoch %" PRIu64 ": %s", epoch, state);
-    return db_run(&w->db, err, "UPDATE epochs SET state = ? WHERE epoch = ?", "tu", state, epoch);
+    log_info("epoch", "epoch %" PRIu64 ": %s", epoch, epoch_state_name(state));
+    return db_run(&w->db, err, "UPDATE epochs SET state = ? WHERE epoch = ?", "tu",
+                  epoch_state_name(state), epoch);
 }
 
 static enum status drop(struct worker *w, uint64_t epoch, struct errtext *err)
@@ -112,9 +106,10 @@ static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 tota
     if (st || last.timestamp < w->vault.wait + 1)
         return st;
     st = db_query(&w->db, &q, err,
-                  "SELECT seq, cum_fee FROM batches WHERE state = 'final' AND seq > ? AND seq <= ?"
+                  "SELECT seq, cum_fee FROM batches WHERE state = ? AND seq > ? AND seq <= ?"
                   " AND closed_at <= ? ORDER BY seq DESC",
-                  "uuu", p->paid_from, p->evidence, last.timestamp - MAX(w->vault.wait, 1u));
+                  "tuuu", batch_state_name(BATCH_FINAL), p->paid_from, p->evidence,
+                  last.timestamp - MAX(w->vault.wait, 1u));
     while (!st && (st = db_next(&q, err)) == STATUS_OK) {
         u128 total = db_amount(&q, 1) - w->vault.start_cum_fee;
         if (total <= total_before)
@@ -135,11 +130,11 @@ static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 tota
 static enum status last_final(struct worker *w, uint64_t *seq, struct errtext *err)
 {
     uint64_t open = 0, last = 0;
-    enum status st =
-        db_value(&w->db, &last, 0, err, "SELECT max(seq) FROM batches WHERE state = 'final'", "");
+    enum status st = db_value(&w->db, &last, 0, err, "SELECT max(seq) FROM batches WHERE state = ?",
+                              "t", batch_state_name(BATCH_FINAL));
     if (!st)
-        st = db_value(&w->db, &open, last + 1, err,
-                      "SELECT min(seq) FROM batches WHERE state <> 'final'", "");
+        st = db_value(&w->db, &open, last + 1, err, "SELECT min(seq) FROM batches WHERE state <> ?",
+                      "t", batch_state_name(BATCH_FINAL));
     *seq = MIN(last, open - 1);
     return st;
 }
@@ -170,9 +165,9 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
     return db_run(
         &w->db, err,
         "INSERT INTO epochs (epoch, state, previous, prev_root, paid_from, paid, evidence,"
-        " planned_at) VALUES (?, 'planned', ?, ?, ?, ?, ?, ?)",
-        "uubuuuu", p.epoch, p.previous, before.root, (size_t)32, p.paid_from, p.paid, p.evidence,
-        now);
+        " planned_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "utubuuuu", p.epoch, epoch_state_name(EPOCH_PLANNED), p.previous, before.root, (size_t)32,
+        p.paid_from, p.paid, p.evidence, now);
 }
 
 /* ---- computing ---- */
@@ -316,12 +311,12 @@ static enum status store(struct worker *w, const struct epoch_plan *p, const str
     enum status st = db_begin(&w->db, err);
     if (st)
         return st;
-    st = db_run(
-        &w->db, err,
-        "UPDATE epochs SET state = 'computed', root = ?, total = ?, leaves = ?, manifest = ?,"
-        " required = ?, missing = ? WHERE epoch = ?",
-        "bnubuuu", k->root.hash, (size_t)32, r->total, (uint64_t)r->account_count, p->manifest,
-        (size_t)32, r->stats.required, r->stats.missing, p->epoch);
+    st = db_run(&w->db, err,
+                "UPDATE epochs SET state = ?, root = ?, total = ?, leaves = ?, manifest = ?,"
+                " required = ?, missing = ? WHERE epoch = ?",
+                "tbnubuuu", epoch_state_name(EPOCH_COMPUTED), k->root.hash, (size_t)32, r->total,
+                (uint64_t)r->account_count, p->manifest, (size_t)32, r->stats.required,
+                r->stats.missing, p->epoch);
     if (!st)
         st = put_cum(w, p->epoch, r->account, r->account_count, err);
     st = db_end(&w->db, st, err);
@@ -428,8 +423,8 @@ static enum status raise_propose(struct worker *w, const struct epoch_plan *p, s
     st = sender_raise(w, &call, err);
     buf_fini(&data);
     archive_batch_fini(&paid);
-    if (!st && strcmp(p->state, "computed") == 0)
-        st = set_state(w, p->epoch, "intent", err);
+    if (!st && p->state == EPOCH_COMPUTED)
+        st = set_state(w, p->epoch, EPOCH_INTENT, err);
     return st;
 }
 
@@ -444,7 +439,7 @@ static enum status finish(struct worker *w, const struct epoch_plan *p,
     if (!st)
         st = db_run(&w->db, err, "UPDATE epochs SET tx = ?, active_at = ? WHERE epoch = ?", "buu",
                     tx, sizeof(tx), found->active_at, p->epoch);
-    return st ? st : set_state(w, p->epoch, "final", err);
+    return st ? st : set_state(w, p->epoch, EPOCH_FINAL, err);
 }
 
 static enum status propose(struct worker *w, const struct epoch_plan *p,
@@ -472,15 +467,13 @@ static enum status follow_window(struct worker *w, const struct epoch_plan *p, s
 {
     struct view_epoch found;
     struct rpc_block last;
-    if (strcmp(p->state, "final") != 0)
-        return STATUS_OK;
     enum status st = view_epoch(&w->view, "finalized", p->epoch, &found, err);
     if (!st)
         st = rpc_block(w->rpc, "finalized", &last, err);
     if (!st && found.disabled)
-        return set_state(w, p->epoch, "vetoed", err);
+        return set_state(w, p->epoch, EPOCH_VETOED, err);
     if (!st && last.timestamp >= found.active_at)
-        return set_state(w, p->epoch, "active", err);
+        return set_state(w, p->epoch, EPOCH_ACTIVE, err);
     return st;
 }
 
@@ -497,11 +490,14 @@ enum status epochs_step(struct worker *w, struct errtext *err)
         st = view_money(&w->view, "finalized", &final, err);
     if (st)
         return st;
-    if (strcmp(p.state, "planned") == 0)
+    if (!p.epoch) /* this will be the first */
+        return final.last_epoch ? STATUS_OK : plan(w, &final, err);
+    if (p.state == EPOCH_PLANNED)
         return final.last_live != p.previous ? drop(w, p.epoch, err) : compute(w, &p, err);
-    if (strcmp(p.state, "computed") == 0 || strcmp(p.state, "intent") == 0)
+    if (p.state == EPOCH_COMPUTED || p.state == EPOCH_INTENT)
         return propose(w, &p, &final, err);
-    st = follow_window(w, &p, err);
+    if (p.state == EPOCH_FINAL)
+        st = follow_window(w, &p, err);
     return st || final.last_epoch != p.epoch ? st : plan(w, &final, err);
 }
 
@@ -525,9 +521,10 @@ static enum status adopt_one(struct worker *w, uint64_t epoch, struct errtext *e
             "INSERT OR REPLACE INTO epochs (epoch, state, previous, prev_root, paid_from,"
             " paid, evidence, planned_at, root, total, leaves, active_at) VALUES (?, ?, ?, ?,"
             " ?, ?, ?, 0, ?, ?, ?, ?)",
-            "utubuuubnuu", epoch, e.disabled ? "vetoed" : "final", e.previous, before.root,
-            (size_t)32, e.previous ? before.batch_paid : w->vault.start_seq, e.batch_paid,
-            e.batch_evidence, e.root, (size_t)32, e.total, (uint64_t)e.leaves, e.active_at);
+            "utubuuubnuu", epoch, epoch_state_name(e.disabled ? EPOCH_VETOED : EPOCH_FINAL),
+            e.previous, before.root, (size_t)32,
+            e.previous ? before.batch_paid : w->vault.start_seq, e.batch_paid, e.batch_evidence,
+            e.root, (size_t)32, e.total, (uint64_t)e.leaves, e.active_at);
         if (!st)
             st = put_cum(w, epoch, accounts.account, accounts.count, err);
         st = db_end(&w->db, st, err);

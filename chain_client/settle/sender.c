@@ -1,10 +1,4 @@
-/* The transaction sender: announced calls become mined ones.
- *
- *   open    announced: kind, key, call data and value; no nonce yet
- *   bound   a nonce and a gas limit are its own for ever; attempts carry the signed bytes
- *   done    mined with success in a finalized block
- *   closed  mined and reverted in a finalized block: who raised it looks at the chain and raises
- * anew
+/* The transaction sender: announced calls become mined ones, by the states of enum intent_state.
  *
  * A nonce is stored before anything is signed, and signed bytes are stored before they are sent, so
  * whatever is lost or repeated afterwards is the same transaction. A higher fee is another attempt
@@ -59,9 +53,10 @@ enum status sender_raise(struct worker *w, const struct sender_call *call, struc
                        call->key);
     return db_run(&w->db, err,
                   "INSERT OR IGNORE INTO intents (kind, key, target, data, value, state) VALUES (?,"
-                  " ?, ?, ?, ?, 'open')",
-                  "tubbn", call->kind, call->key, call->to, (size_t)20,
-                  (const void *)call->data->data, call->data->len, call->value);
+                  " ?, ?, ?, ?, ?)",
+                  "tubbnt", call->kind, call->key, call->to, (size_t)20,
+                  (const void *)call->data->data, call->data->len, call->value,
+                  intent_state_name(INTENT_OPEN));
 }
 
 enum status sender_hash(struct worker *w, const char *kind, uint64_t key, uint8_t hash[32],
@@ -83,8 +78,8 @@ enum status sender_hash(struct worker *w, const char *kind, uint64_t key, uint8_
 }
 
 /* The idx-th intent of a state, in the order of nonce or, before there is one, of announcement. */
-static enum status load_intent(struct worker *w, struct intent *t, const char *state, uint64_t idx,
-                               struct errtext *err)
+static enum status load_intent(struct worker *w, struct intent *t, enum intent_state state,
+                               uint64_t idx, struct errtext *err)
 {
     struct db_rows q;
     size_t len;
@@ -93,7 +88,7 @@ static enum status load_intent(struct worker *w, struct intent *t, const char *s
     enum status st = db_query(&w->db, &q, err,
                               "SELECT id, kind, key, target, data, value, nonce, gas FROM intents"
                               " WHERE state = ? ORDER BY nonce, id LIMIT 1 OFFSET ?",
-                              "tu", state, idx);
+                              "tu", intent_state_name(state), idx);
     if (!st)
         st = db_next(&q, err);
     if (st)
@@ -288,8 +283,8 @@ static enum status settle(struct worker *w, const struct intent *t, const struct
         log_warn("sender", "%s %" PRIu64 ": mined and reverted in block %" PRIu64, t->kind, t->key,
                  r->block_number);
     return db_run(&w->db, err, "UPDATE intents SET state = ?, result = ?, mined = ? WHERE id = ?",
-                  "ttbu", r->succeeded ? "done" : "closed", r->succeeded ? "ok" : "reverted",
-                  r->tx_hash, (size_t)32, t->id);
+                  "ttbu", intent_state_name(r->succeeded ? INTENT_DONE : INTENT_CLOSED),
+                  r->succeeded ? "ok" : "reverted", r->tx_hash, (size_t)32, t->id);
 }
 
 /* Is any attempt mined? *found and, when it is final, the row's end. *unsure: the node refused to
@@ -376,7 +371,8 @@ static enum status follow(struct worker *w, const struct intent *t, const struct
 
 static enum status drop(struct worker *w, const struct intent *t, struct errtext *err)
 {
-    return db_run(&w->db, err, "DELETE FROM intents WHERE id = ? AND state = 'open'", "u", t->id);
+    return db_run(&w->db, err, "DELETE FROM intents WHERE id = ? AND state = ?", "ut", t->id,
+                  intent_state_name(INTENT_OPEN));
 }
 
 static enum status next_nonce(struct worker *w, uint64_t *nonce, struct errtext *err)
@@ -410,21 +406,26 @@ static enum status bind(struct worker *w, struct intent *t, struct errtext *err)
     st = next_nonce(w, &t->nonce, err);
     if (!st)
         st = db_run(&w->db, err,
-                    "UPDATE intents SET state = 'bound', sender = ?, nonce = ?, gas = ? WHERE id ="
-                    " ?",
-                    "buuu", w->key.address, (size_t)20, t->nonce, t->gas, t->id);
+                    "UPDATE intents SET state = ?, sender = ?, nonce = ?, gas = ? WHERE id = ?",
+                    "tbuuu", intent_state_name(INTENT_BOUND), w->key.address, (size_t)20, t->nonce,
+                    t->gas, t->id);
     return st ? st : first_attempt(w, t, err);
 }
 
 /* ---- one step ---- */
+
+static enum status count_bound(struct worker *w, uint64_t *count, struct errtext *err)
+{
+    return db_value(&w->db, count, 0, err, "SELECT count(*) FROM intents WHERE state = ?", "t",
+                    intent_state_name(INTENT_BOUND));
+}
 
 static enum status follow_bound(struct worker *w, struct errtext *err)
 {
     struct finality f;
     struct rpc_block last;
     uint64_t bound, settled = 0, left;
-    enum status st =
-        db_value(&w->db, &bound, 0, err, "SELECT count(*) FROM intents WHERE state = 'bound'", "");
+    enum status st = count_bound(w, &bound, err);
     w->in_flight = (uint32_t)bound;
     if (st || !bound)
         return st;
@@ -434,13 +435,12 @@ static enum status follow_bound(struct worker *w, struct errtext *err)
     f.number = st ? 0 : last.number;
     for (uint64_t i = 0; i < bound && !st; i++) {
         struct intent t;
-        st = load_intent(w, &t, "bound", i - settled, err);
+        st = load_intent(w, &t, INTENT_BOUND, i - settled, err);
         if (!st)
             st = follow(w, &t, &f, err);
         buf_fini(&t.data);
         if (!st)
-            st = db_value(&w->db, &left, 0, err,
-                          "SELECT count(*) FROM intents WHERE state = 'bound'", "");
+            st = count_bound(w, &left, err);
         if (!st)
             settled = bound - left;
     }
@@ -459,7 +459,7 @@ enum status sender_step(struct worker *w, struct errtext *err)
         st = follow_bound(w, err);
     for (uint32_t room = IN_FLIGHT_MAX; !st && w->in_flight < room;) {
         struct intent t;
-        st = load_intent(w, &t, "open", 0, err);
+        st = load_intent(w, &t, INTENT_OPEN, 0, err);
         if (st == STATUS_NOT_FOUND) {
             buf_fini(&t.data);
             return STATUS_OK;

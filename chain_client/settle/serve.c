@@ -3,7 +3,7 @@
 #include "chain_client/settle/serve.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/archive.h"
-#include "chain_client/settle/db.h"
+#include "chain_client/settle/states.h"
 #include "chain_client/settle/view.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"
@@ -83,10 +83,14 @@ static enum status put_batches(struct db *db, struct buf *out, struct errtext *e
                  "u", (uint64_t)LIST_MAX);
     buf_puts(out, "\"batches\":[");
     while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        enum batch_state state;
+        st = batch_state_get(&state, &q, 1, err);
+        if (st)
+            break;
         buf_printf(out,
                    "%s{\"batch\":%" PRIu64 ",\"state\":\"%s\",\"closed_at\":%" PRIu64
                    ",\"records\":%" PRIu64 ",\"inferences\":%" PRIu64 ",\"fee_sum\":\"%s\"",
-                   comma, db_u64(&q, 0), db_text(&q, 1), db_u64(&q, 2), db_u64(&q, 3),
+                   comma, db_u64(&q, 0), batch_state_name(state), db_u64(&q, 2), db_u64(&q, 3),
                    db_u64(&q, 4), db_text(&q, 5));
         buf_printf(out, ",\"cum_fee\":\"%s\"", db_text(&q, 6));
         put_hash(out, "hash", &q, 7);
@@ -114,10 +118,14 @@ static enum status put_epochs(struct db *db, struct buf *out, struct errtext *er
                  "u", (uint64_t)LIST_MAX);
     buf_puts(out, "\"epochs\":[");
     while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        enum epoch_state state;
+        st = epoch_state_get(&state, &q, 1, err);
+        if (st)
+            break;
         buf_printf(out,
                    "%s{\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"batch_paid_before\":%" PRIu64
                    ",\"batch_paid\":%" PRIu64 ",\"batch_evidence\":%" PRIu64 ",\"leaves\":%" PRIu64,
-                   comma, db_u64(&q, 0), db_text(&q, 1), db_u64(&q, 2), db_u64(&q, 3),
+                   comma, db_u64(&q, 0), epoch_state_name(state), db_u64(&q, 2), db_u64(&q, 3),
                    db_u64(&q, 4), db_u64(&q, 5));
         buf_printf(out,
                    ",\"required\":%" PRIu64 ",\"missing\":%" PRIu64 ",\"active_at\":%" PRIu64
@@ -154,14 +162,14 @@ static enum status read_totals(struct db *db, struct totals *t, struct errtext *
         st =
             db_value(db, &t->stopped, 0, err, "SELECT count(*) FROM lanes WHERE stopped <> ''", "");
     if (!st)
-        st = db_value(db, &t->bound, 0, err, "SELECT count(*) FROM intents WHERE state = 'bound'",
-                      "");
+        st = db_value(db, &t->bound, 0, err, "SELECT count(*) FROM intents WHERE state = ?", "t",
+                      intent_state_name(INTENT_BOUND));
     if (!st)
-        st = db_value(db, &t->batches_final, 0, err,
-                      "SELECT count(*) FROM batches WHERE state = 'final'", "");
+        st = db_value(db, &t->batches_final, 0, err, "SELECT count(*) FROM batches WHERE state = ?",
+                      "t", batch_state_name(BATCH_FINAL));
     if (!st)
-        st = db_value(db, &t->epochs, 0, err,
-                      "SELECT count(*) FROM epochs WHERE state IN ('final', 'active')", "");
+        st = db_value(db, &t->epochs, 0, err, "SELECT count(*) FROM epochs WHERE state IN (?, ?)",
+                      "tt", epoch_state_name(EPOCH_FINAL), epoch_state_name(EPOCH_ACTIVE));
     return st;
 }
 
@@ -186,6 +194,38 @@ enum status serve_status_json(struct db *db, struct buf *out, struct errtext *er
     return st;
 }
 
+static enum status say_batches(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct db_rows q;
+    enum batch_state state;
+    enum status st = db_query(
+        db, &q, err, "SELECT seq, state, leaf_count FROM batches ORDER BY seq DESC LIMIT 5", "");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        st = batch_state_get(&state, &q, 1, err);
+        if (!st)
+            buf_printf(out, "batch %" PRIu64 ": %s, %" PRIu64 " records\n", db_u64(&q, 0),
+                       batch_state_name(state), db_u64(&q, 2));
+    }
+    db_done(&q);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static enum status say_epochs(struct db *db, struct buf *out, struct errtext *err)
+{
+    struct db_rows q;
+    enum epoch_state state;
+    enum status st = db_query(
+        db, &q, err, "SELECT epoch, state, total FROM epochs ORDER BY epoch DESC LIMIT 5", "");
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        st = epoch_state_get(&state, &q, 1, err);
+        if (!st)
+            buf_printf(out, "epoch %" PRIu64 ": %s, total %s\n", db_u64(&q, 0),
+                       epoch_state_name(state), db_text(&q, 2));
+    }
+    db_done(&q);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
 enum status serve_status_text(struct db *db, struct buf *out, struct errtext *err)
 {
     struct totals t;
@@ -206,21 +246,8 @@ enum status serve_status_text(struct db *db, struct buf *out, struct errtext *er
                    db_u64(&q, 0), db_u64(&q, 1), db_u64(&q, 2), db_u64(&q, 3),
                    db_text(&q, 4)[0] ? ", STOPPED: " : "", db_text(&q, 4));
     db_done(&q);
-    if (st == STATUS_NOT_FOUND)
-        st = db_query(db, &q, err,
-                      "SELECT seq, state, leaf_count FROM batches ORDER BY seq DESC LIMIT 5", "");
-    while (!st && (st = db_next(&q, err)) == STATUS_OK)
-        buf_printf(out, "batch %" PRIu64 ": %s, %" PRIu64 " records\n", db_u64(&q, 0),
-                   db_text(&q, 1), db_u64(&q, 2));
-    db_done(&q);
-    if (st == STATUS_NOT_FOUND)
-        st = db_query(db, &q, err,
-                      "SELECT epoch, state, total FROM epochs ORDER BY epoch DESC LIMIT 5", "");
-    while (!st && (st = db_next(&q, err)) == STATUS_OK)
-        buf_printf(out, "epoch %" PRIu64 ": %s, total %s\n", db_u64(&q, 0), db_text(&q, 1),
-                   db_text(&q, 2));
-    db_done(&q);
-    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    st = st == STATUS_NOT_FOUND ? say_batches(db, out, err) : st;
+    return st ? st : say_epochs(db, out, err);
 }
 
 /* ---- rewards ---- */

@@ -8,6 +8,7 @@
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/db.h"
 #include "chain_client/settle/settings.h"
+#include "chain_client/settle/states.h"
 #include "chain_client/settle/view.h"
 
 struct redis; /* ingest.c */

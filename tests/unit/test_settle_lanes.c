@@ -1,6 +1,8 @@
 /* What the worker takes in, holds, quarantines, or stops for; and the database under it. */
 #include "chain_client/eth/keccak.h"
+#include "chain_client/settle/serve.h"
 #include "chain_client/settle/worker.h"
+#include "server/base/check.h"
 #include "server/base/mem.h"
 
 #include <setjmp.h>
@@ -212,6 +214,119 @@ static void test_database(void **state)
     assert_true(w.db.failed && strstr(err.text, "nowhere"));
 }
 
+static const char *const batch_text[] = {"closed", "built",    "archived", "intent",
+                                         "sent",   "included", "final"};
+static const char *const epoch_text[] = {"planned", "computed", "intent",
+                                         "final",   "active",   "vetoed"};
+static const char *const intent_text[] = {"open", "bound", "done", "closed"};
+
+static void run_sql(const char *sql, uint64_t number, const char *text)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (db_run(&w.db, &err, sql, "ut", number, text))
+        fail_msg("%s", err.text);
+}
+
+/* A row in every state, spelled as a database has it that is there already. */
+static void put_every_state(void)
+{
+    for (size_t i = 0; i < ARRAY_COUNT(batch_text); i++)
+        run_sql("INSERT INTO batches (seq, state, closed_at) VALUES (?, ?, 0)", i + 1,
+                batch_text[i]);
+    for (size_t i = 0; i < ARRAY_COUNT(epoch_text); i++)
+        run_sql("INSERT INTO epochs (epoch, state, previous, prev_root, paid_from, paid, evidence,"
+                " planned_at) VALUES (?, ?, 0, x'', 0, 0, 0, 0)",
+                i + 1, epoch_text[i]);
+    for (size_t i = 0; i < ARRAY_COUNT(intent_text); i++)
+        run_sql("INSERT INTO intents (id, kind, key, target, data, value, state) VALUES (?1,"
+                " 'commit', ?1, x'', x'', '0', ?2)",
+                i + 1, intent_text[i]);
+}
+
+static void test_states_are_stored_by_name(void **state)
+{
+    struct buf out;
+    struct db_rows q;
+    put_every_state();
+    assert_int_equal(close_world(state), 0);
+    assert_int_equal(open_world(state), 0);
+    assert_int_equal(db_query(&w.db, &q, NULL, "SELECT seq, state FROM batches ORDER BY seq", ""),
+                     STATUS_OK);
+    for (size_t i = 0; db_next(&q, NULL) == STATUS_OK; i++) {
+        enum batch_state found;
+        assert_int_equal(batch_state_get(&found, &q, 1, NULL), STATUS_OK);
+        assert_int_equal(found, BATCH_CLOSED + i);
+        assert_string_equal(batch_state_name(found), batch_text[i]);
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(intent_text); i++)
+        assert_string_equal(intent_state_name(INTENT_OPEN + i), intent_text[i]);
+    buf_init(&out, 1u << 16);
+    assert_int_equal(serve_status_json(&w.db, &out, NULL), STATUS_OK);
+    assert_non_null(strstr(out.data, "{\"batch\":6,\"state\":\"included\",\"closed_at\":0,"));
+    assert_non_null(strstr(out.data, "{\"epoch\":6,\"state\":\"vetoed\",\"batch_paid_before\":0,"));
+    assert_non_null(strstr(out.data, "\"in_flight\":1,"));
+    buf_clear(&out);
+    assert_int_equal(serve_status_text(&w.db, &out, NULL), STATUS_OK);
+    assert_non_null(strstr(out.data, "; 1 batches and 2 epochs are final;\n"));
+    assert_non_null(strstr(out.data, "batch 5: sent, 0 records\n"));
+    assert_non_null(strstr(out.data, "epoch 5: active, total \n"));
+    buf_fini(&out);
+}
+
+/* At most one open or bound call of a kind and key; ended ones do not count. */
+static void test_one_call_at_a_time(void **state)
+{
+    static const char sql[] = "INSERT INTO intents (kind, key, target, data, value, state) VALUES"
+                              " ('commit', ?, x'', x'', '0', ?)";
+    put_every_state();
+    for (uint64_t i = 1; i <= ARRAY_COUNT(intent_text); i++)
+        assert_int_equal(db_run(&w.db, NULL, sql, "ut", i, "open"),
+                         i <= 2 ? STATUS_EXISTS : STATUS_OK);
+}
+
+static void test_unknown_state_is_refused(void **state)
+{
+    static const struct {
+        const char *spoil, *mend, *error;
+    } kind[] = {
+        {"UPDATE batches SET state = 'finale' WHERE seq = 3",
+         "UPDATE batches SET state = 'archived' WHERE seq = 3",
+         "state database: batch 3: state \"finale\", expected closed, built, archived, intent, "
+         "sent, included, final"},
+        {"UPDATE epochs SET state = '' WHERE epoch = 2",
+         "UPDATE epochs SET state = 'computed' WHERE epoch = 2",
+         "state database: epoch 2: state \"\", expected planned, computed, intent, final, active, "
+         "vetoed"},
+        {"UPDATE intents SET state = 'Bound' WHERE id = 2",
+         "UPDATE intents SET state = 'bound' WHERE id = 2",
+         "state database: intent 2: state \"Bound\", expected open, bound, done, closed"},
+    };
+    put_every_state();
+    for (size_t i = 0; i < ARRAY_COUNT(kind); i++) {
+        struct errtext err = ERRTEXT_INIT, answer = ERRTEXT_INIT;
+        struct buf out;
+        assert_int_equal(db_run(&w.db, NULL, kind[i].spoil, ""), STATUS_OK);
+        assert_int_equal(states_check(&w.db, &err), STATUS_CORRUPT);
+        assert_string_equal(err.text, kind[i].error);
+        assert_true(w.db.failed); /* the worker stops */
+        buf_init(&out, 1u << 16);
+        if (i < 2) {
+            assert_int_equal(serve_status_text(&w.db, &out, &answer), STATUS_CORRUPT);
+            assert_string_equal(answer.text, kind[i].error);
+            assert_int_equal(serve_status_json(&w.db, &out, NULL), STATUS_CORRUPT);
+        }
+        buf_fini(&out);
+        db_close(&w.db);
+        err_clear(&err);
+        assert_int_equal(db_open(&w.db, dir, &err), STATUS_CORRUPT); /* and starts no more */
+        assert_string_equal(err.text, kind[i].error);
+        assert_int_equal(db_open_reader(&w.db, dir, NULL), STATUS_OK);
+        assert_int_equal(db_run(&w.db, NULL, "PRAGMA query_only=0", ""), STATUS_OK);
+        assert_int_equal(db_run(&w.db, NULL, kind[i].mend, ""), STATUS_OK);
+    }
+    assert_int_equal(states_check(&w.db, NULL), STATUS_OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -222,6 +337,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_two_records_of_one_number, setup, teardown),
         cmocka_unit_test_setup_teardown(test_far_ahead_is_held, setup, teardown),
         cmocka_unit_test_setup_teardown(test_database, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_states_are_stored_by_name, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_one_call_at_a_time, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_unknown_state_is_refused, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
