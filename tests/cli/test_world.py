@@ -147,7 +147,7 @@ def test_publish_without_a_chain_node_and_delete(world):
     plain = world.folder / "plain"
     shutil.copytree(folder, plain)
     (plain / "publish.json").unlink()
-    bare = residual("adapter", "publish", plain, *server(world), "--name", "bare")
+    bare = residual("adapter", "publish", plain, *server(world), "--name", "bare", "--without-owner")
     assert bare.code == 0 and "without a manifest" in bare.out, bare
     for name in ("marsh", "marsh-2", "bare"):
         gone = residual("adapter", "delete", name, *server(world))
