@@ -76,7 +76,7 @@ void mailbox_close(struct mailbox *m)
 {
     pthread_mutex_lock(&m->lock);
     m->closed = true;
-    pthread_cond_signal(&m->filled);
+    pthread_cond_broadcast(&m->filled);
     pthread_mutex_unlock(&m->lock);
 }
 

@@ -21,6 +21,7 @@
 #include "server/base/hex.h"
 #include "server/base/hostport.h"
 #include "server/base/logfile.h"
+#include "server/base/mailbox.h"
 #include "server/base/mem.h"
 #include "server/base/notify.h"
 #include "server/base/thread.h"
@@ -116,6 +117,31 @@ static void test_thread_names(void **state)
     assert_int_equal(thread_start(&t, "rs-test", own_name, name, NULL), STATUS_OK);
     assert_int_equal(pthread_join(t, NULL), 0);
     assert_string_equal(name, "a-name-that-is-");
+}
+
+static void *wait_for_close(void *arg)
+{
+    struct mailbox *m = arg;
+    while (!mailbox_is_closed(m))
+        mailbox_wait(m, 20000);
+    return NULL;
+}
+
+/* Several threads sleep on one mailbox; none sleeps on after it was closed. */
+static void test_close_wakes_every_receiver(void **state)
+{
+    struct mailbox m;
+    pthread_t t[3];
+    mailbox_init(&m, 1);
+    for (size_t i = 0; i < ARRAY_COUNT(t); i++)
+        assert_int_equal(thread_start(&t[i], "rs-test", wait_for_close, &m, NULL), STATUS_OK);
+    clock_sleep_ms(50); /* long enough that they sleep */
+    uint64_t at = clock_mono_ns();
+    mailbox_close(&m);
+    for (size_t i = 0; i < ARRAY_COUNT(t); i++)
+        assert_int_equal(pthread_join(t[i], NULL), 0);
+    assert_true(clock_mono_ns() - at < 10000000000ull);
+    mailbox_fini(&m);
 }
 
 static void test_hex_digits(void **state)
@@ -223,10 +249,15 @@ static void test_logfile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse),           cmocka_unit_test(test_bind),
-        cmocka_unit_test(test_deadline),        cmocka_unit_test(test_thread_names),
-        cmocka_unit_test(test_hex_digits),      cmocka_unit_test(test_notify),
-        cmocka_unit_test(test_service_folders), cmocka_unit_test(test_logfile),
+        cmocka_unit_test(test_parse),
+        cmocka_unit_test(test_bind),
+        cmocka_unit_test(test_deadline),
+        cmocka_unit_test(test_thread_names),
+        cmocka_unit_test(test_hex_digits),
+        cmocka_unit_test(test_notify),
+        cmocka_unit_test(test_service_folders),
+        cmocka_unit_test(test_logfile),
+        cmocka_unit_test(test_close_wakes_every_receiver),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
