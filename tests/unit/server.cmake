@@ -1,15 +1,9 @@
 # Settings of residuald, and the guard that the allocation test relies on.
-if(TARGET rs_http)
-  rs_unit_test(server_config rs_http rs_base)
-  rs_unit_test(keys rs_http rs_base PkgConfig::SODIUM)
-  foreach(name server_config keys)
-    if(TARGET test_${name})
-      target_sources(test_${name} PRIVATE ${CMAKE_SOURCE_DIR}/server/config.c)
-    endif()
-  endforeach()
-  if(TARGET test_keys)
-    target_sources(test_keys PRIVATE ${CMAKE_SOURCE_DIR}/server/keys.c)
-  endif()
+rs_unit_test(server_config rs_http rs_base)
+rs_unit_test(keys rs_http rs_base PkgConfig::SODIUM)
+if(NOT RS_FUZZ)
+  target_sources(test_server_config PRIVATE ${CMAKE_SOURCE_DIR}/server/config.c)
+  target_sources(test_keys PRIVATE ${CMAKE_SOURCE_DIR}/server/config.c ${CMAKE_SOURCE_DIR}/server/keys.c)
 endif()
 
 # Preloaded into an unsanitised residuald by tests/api/test_no_alloc.py; alloc_probe proves that it bites.

@@ -1,11 +1,9 @@
 # The worker's pure parts, and the tools of tests/settle: one makes lanes, one audits.
-if(TARGET rs_settle AND TARGET rs_spool)
-  add_executable(lane_tool settle/lane_tool.c)
-  target_link_libraries(lane_tool PRIVATE rs_spool rs_chain)
-  add_executable(audit_tool settle/audit_tool.c)
-  target_link_libraries(audit_tool PRIVATE rs_audit)
-  set_target_properties(lane_tool audit_tool PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
-endif()
+add_executable(lane_tool settle/lane_tool.c)
+target_link_libraries(lane_tool PRIVATE rs_spool rs_chain)
+add_executable(audit_tool settle/audit_tool.c)
+target_link_libraries(audit_tool PRIVATE rs_audit)
+set_target_properties(lane_tool audit_tool PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 
 rs_unit_test(settle_settings rs_settle)
 rs_unit_test(settle_archive rs_audit)

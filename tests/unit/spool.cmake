@@ -1,6 +1,4 @@
 rs_unit_test(spool rs_spool)
 rs_fuzz_target(spool rs_spool)
-if(TARGET rs_ship)
-  pkg_check_modules(HIREDIS REQUIRED IMPORTED_TARGET hiredis)
-  rs_unit_test(ship rs_ship rs_spool rs_base PkgConfig::HIREDIS)
-endif()
+pkg_check_modules(HIREDIS REQUIRED IMPORTED_TARGET hiredis)
+rs_unit_test(ship rs_ship rs_spool rs_base PkgConfig::HIREDIS)

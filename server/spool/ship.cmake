@@ -1,5 +1,0 @@
-pkg_check_modules(HIREDIS REQUIRED IMPORTED_TARGET hiredis)
-add_library(rs_redis STATIC redis_link.c)
-target_link_libraries(rs_redis PUBLIC rs_base PRIVATE PkgConfig::HIREDIS)
-add_library(rs_ship STATIC ship.c stream.c)
-target_link_libraries(rs_ship PUBLIC rs_spool rs_redis PRIVATE PkgConfig::HIREDIS)
