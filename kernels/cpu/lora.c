@@ -65,7 +65,7 @@ static void item_count(const struct shrink_pass *p, const struct shrink_item *it
 
 /* A worker's share of the cost, and the item whose turn comes when the one after it is known, since
  * an item's last weights are read while those of the next are fetched. */
-struct share {
+struct shrink_share {
     uint64_t lo, hi;
     struct shrink_item waiting;
     uint32_t ranks[2]; /* of the waiting item; equal: none waits */
@@ -118,7 +118,7 @@ static void item_run(const struct shrink_pass *p, const struct shrink_item *it,
 
 static void item_turn(const struct shrink_pass *p, const struct shrink_item *it, void *arg)
 {
-    struct share *share = arg;
+    struct shrink_share *share = arg;
     uint32_t n0 = (uint32_t)first_tile(it, share->lo) * TILE_OUT;
     uint32_t n1 = MIN((uint32_t)first_tile(it, share->hi) * TILE_OUT, it->entry->rank);
     if (n0 >= n1)
@@ -151,7 +151,7 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
 static void shrink_work(void *arg, uint32_t worker, uint32_t n_worker)
 {
     struct shrink_pass *p = arg;
-    struct share share = {0};
+    struct shrink_share share = {0};
     pool_share(p->cost, worker, n_worker, &share.lo, &share.hi);
     each_item(p, item_turn, &share);
     if (share.ranks[0] < share.ranks[1])

@@ -12,7 +12,7 @@
 
 enum place_state { ABSENT, MOVING, THERE };
 
-struct place { /* of one slot */
+struct tier_place { /* of one slot */
     enum place_state state;
     void *at;
     uint64_t used_tick;
@@ -24,7 +24,7 @@ struct device_tier {
     void *base;
     uint64_t bytes_max, tick;
     struct blob_pool *pool;
-    struct place *place; /* [slots_max] */
+    struct tier_place *place; /* [slots_max] */
     uint32_t slots_max;
     uint32_t lane[BACKEND_UPLOAD_LANES]; /* the slot it moves, or NO_SLOT */
     void (*evicted)(void *arg, uint32_t slot);
@@ -109,7 +109,7 @@ static uint32_t pick_victim(const struct device_tier *t)
 {
     uint32_t victim = NO_SLOT;
     for (uint32_t i = 0; i < t->slots_max; i++) {
-        const struct place *p = &t->place[i];
+        const struct tier_place *p = &t->place[i];
         if (p->state == THERE && p->pins == 0 &&
             (victim == NO_SLOT || p->used_tick < t->place[victim].used_tick))
             victim = i;
@@ -144,7 +144,7 @@ static uint32_t free_lane(const struct device_tier *t)
 enum status device_tier_want(struct device_tier *t, uint32_t slot, const struct device_blob *blob,
                              struct errtext *err)
 {
-    struct place *p = &t->place[slot];
+    struct tier_place *p = &t->place[slot];
     if (p->state != ABSENT)
         return p->state == THERE ? STATUS_OK : STATUS_BUSY;
     enum status st = device_tier_check(t, blob->name, blob->bytes, err);
@@ -200,23 +200,23 @@ bool device_tier_is_moving(const struct device_tier *t, uint32_t slot)
  * is not disturbed. */
 void device_tier_drop(struct device_tier *t, uint32_t slot)
 {
-    struct place *p = &t->place[slot];
+    struct tier_place *p = &t->place[slot];
     CHECK(p->pins == 0 && p->state != MOVING);
     if (p->state == ABSENT)
         return;
     blob_pool_give(t->pool, p->at);
-    *p = (struct place){.state = ABSENT};
+    *p = (struct tier_place){.state = ABSENT};
     t->stats.there--;
 }
 
 static void land(struct device_tier *t, uint32_t lane, enum status st)
 {
-    struct place *p = &t->place[t->lane[lane]];
+    struct tier_place *p = &t->place[t->lane[lane]];
     t->lane[lane] = NO_SLOT;
     t->stats.moving--;
     if (st) {
         blob_pool_give(t->pool, p->at);
-        *p = (struct place){.state = ABSENT};
+        *p = (struct tier_place){.state = ABSENT};
         return;
     }
     p->state = THERE;

@@ -255,7 +255,7 @@ static bool stands_alone(const struct option_row *k, const char *next)
     return k->kind == OPTION_SWITCH || (k->kind == OPTION_BOOL && (!next || next[0] == '-'));
 }
 
-struct walk {
+struct options_walk {
     const struct options *t;
     void *out;
     int argc, at;
@@ -264,7 +264,7 @@ struct walk {
     uint32_t word; /* how many were taken */
 };
 
-static enum status take_word(struct walk *w, const char *word, struct errtext *err)
+static enum status take_word(struct options_walk *w, const char *word, struct errtext *err)
 {
     uint32_t left = w->word++;
     for (size_t i = 0; i < w->t->row_count; i++) {
@@ -275,7 +275,7 @@ static enum status take_word(struct walk *w, const char *word, struct errtext *e
     return err_set(err, STATUS_INVALID, "unexpected argument '%.64s'; flags begin with --", word);
 }
 
-static enum status take_flag(struct walk *w, const char *arg, struct errtext *err)
+static enum status take_flag(struct options_walk *w, const char *arg, struct errtext *err)
 {
     char name[NAME_BYTES];
     const char *value, *next = w->at < w->argc ? w->argv[w->at] : NULL;
@@ -300,7 +300,7 @@ static enum status take_flag(struct walk *w, const char *arg, struct errtext *er
     return w->files ? STATUS_OK : set_value(w->out, k, value, err);
 }
 
-static enum status walk_flags(struct walk w, struct errtext *err)
+static enum status walk_flags(struct options_walk w, struct errtext *err)
 {
     enum status st = STATUS_OK;
     for (w.at = 1; w.at < w.argc && !st;) {
@@ -327,7 +327,7 @@ enum status options_load(const struct options *t, void *out, int argc, char **ar
                          struct errtext *err)
 {
     set_defaults(t, out);
-    struct walk w = {.t = t, .out = out, .argc = argc, .argv = argv, .files = true};
+    struct options_walk w = {.t = t, .out = out, .argc = argc, .argv = argv, .files = true};
     enum status st = walk_flags(w, err);
     w.files = false;
     return st ? st : walk_flags(w, err);

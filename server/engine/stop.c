@@ -27,20 +27,27 @@ static bool ends_with(const struct stop_match *m, const struct request_stop *s)
            memcmp(m->tail + m->tail_bytes - s->len, s->text, s->len) == 0;
 }
 
+/* The longest stop string that ends here; of equal ones the first. */
+static bool longest_end(const struct stop_match *m, const struct request_stop *stop,
+                        uint32_t stop_count, struct stop_hit *hit)
+{
+    uint32_t best_len = 0;
+    for (uint32_t k = 0; k < stop_count; k++) {
+        VERIFY(stop[k].len <= REQUEST_STOP_BYTES_MAX);
+        if (stop[k].len > best_len && ends_with(m, &stop[k])) {
+            best_len = stop[k].len;
+            *hit = (struct stop_hit){.index = k, .begin = m->bytes - stop[k].len};
+        }
+    }
+    return best_len > 0;
+}
+
 bool stop_feed(struct stop_match *m, const struct request_stop *stop, uint32_t stop_count,
                const char *data, size_t len, struct stop_hit *hit)
 {
     for (size_t i = 0; i < len; i++) {
-        uint32_t best_len = 0;
         tail_append(m, data[i]);
-        for (uint32_t k = 0; k < stop_count; k++) {
-            VERIFY(stop[k].len <= REQUEST_STOP_BYTES_MAX);
-            if (stop[k].len > best_len && ends_with(m, &stop[k])) {
-                best_len = stop[k].len;
-                *hit = (struct stop_hit){.index = k, .begin = m->bytes - stop[k].len};
-            }
-        }
-        if (best_len > 0)
+        if (longest_end(m, stop, stop_count, hit))
             return true;
     }
     return false;

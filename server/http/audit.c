@@ -12,13 +12,13 @@
 #define REFUSALS_PER_SECOND 10
 #define FINGERPRINT_BYTES   4
 
-void audit_init(struct audit *a)
+void audit_init(struct audit_log *a)
 {
-    *a = (struct audit){.second = 0};
+    *a = (struct audit_log){.second = 0};
     CHECK(pthread_mutex_init(&a->lock, NULL) == 0);
 }
 
-void audit_fini(struct audit *a)
+void audit_fini(struct audit_log *a)
 {
     pthread_mutex_destroy(&a->lock);
 }
@@ -44,7 +44,7 @@ void audit_action(const struct exchange *x, const char *action, const char *name
 }
 
 /* May one more line be written in this second? *left_out: how many were not, before it. */
-static bool may_say(struct audit *a, uint64_t now_s, uint32_t *left_out)
+static bool may_say(struct audit_log *a, uint64_t now_s, uint32_t *left_out)
 {
     pthread_mutex_lock(&a->lock);
     if (now_s != a->second) {

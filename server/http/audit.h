@@ -11,14 +11,14 @@
 
 #include "server/http/exchange.h"
 
-struct audit {
+struct audit_log {
     pthread_mutex_t lock;
     uint64_t second; /* the one that is counted */
     uint32_t said, left_out;
 };
 
-void audit_init(struct audit *a);
-void audit_fini(struct audit *a);
+void audit_init(struct audit_log *a);
+void audit_fini(struct audit_log *a);
 /* action: "load adapter"; name may be NULL when the request does not say; err: why not. */
 void audit_action(const struct exchange *x, const char *action, const char *name, enum status st,
                   const struct errtext *err);

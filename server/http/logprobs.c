@@ -84,7 +84,7 @@ void logprobs_put_chat(struct buf *out, const struct generation *g, const struct
 }
 
 /* One walk over prompt (if asked) and output tokens; `what` picks the array. */
-struct walk {
+struct logprob_walk {
     struct generation *g;
     const struct request_seq *s;
     struct logprob_range range;
@@ -92,14 +92,14 @@ struct walk {
     uint32_t n;
 };
 
-static int32_t walk_id(const struct walk *w, uint32_t i)
+static int32_t walk_id(const struct logprob_walk *w, uint32_t i)
 {
     uint32_t n_prompt = w->prompt ? w->prompt->n_ids : 0;
     return i < n_prompt ? w->prompt->ids[i] : w->s->out_id[w->range.from + i - n_prompt];
 }
 
 /* The logprob and alternatives of item i; false where there are none (the first prompt token). */
-static bool walk_logprob(const struct walk *w, uint32_t i, float *logprob,
+static bool walk_logprob(const struct logprob_walk *w, uint32_t i, float *logprob,
                          const struct sample_out **top)
 {
     uint32_t n_prompt = w->prompt ? w->prompt->n_ids : 0;
@@ -155,7 +155,7 @@ static void put_top_map(struct buf *out, const struct generation *g, int32_t id,
 }
 
 /* Where the tokens' texts begin, in characters of the answer's. */
-static void put_offsets(struct buf *out, const struct walk *w, uint32_t idx)
+static void put_offsets(struct buf *out, const struct logprob_walk *w, uint32_t idx)
 {
     const struct choice *c = &w->g->choice[idx];
     const uint32_t *output = (const uint32_t *)(const void *)c->offsets.data, *prompt = NULL;
@@ -183,7 +183,7 @@ void logprobs_put_completion(struct buf *out, struct generation *g, uint32_t idx
 {
     const struct sample_out *top = NULL;
     float lp = 0;
-    struct walk w = {.g = g, .s = &g->req->seq[idx], .range = range};
+    struct logprob_walk w = {.g = g, .s = &g->req->seq[idx], .range = range};
     if (range.with_prompt)
         w.prompt = &g->req->prompt[w.s->prompt_idx];
     w.n = (w.prompt ? w.prompt->n_ids : 0) + range.to - range.from;

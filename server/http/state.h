@@ -47,7 +47,7 @@ struct http_server {
     struct listener *listener;
     struct keyring *keys; /* behind keys_lock: a reload replaces it */
     pthread_mutex_t keys_lock;
-    struct audit audit;
+    struct audit_log audit;
     struct connections connections;
     struct http_lane lane[HTTP_LANE_COUNT];
     atomic_bool work_closed;

@@ -24,7 +24,7 @@
 #define FILE_BYTES_MAX  (16u << 20)
 #define ENTRY_BYTES_MAX (80u << 20)
 
-struct place {
+struct job_place {
     uint64_t inf_seq, file, offset;
     uint32_t bytes; /* after the head */
     bool live;
@@ -34,7 +34,7 @@ struct jobstore {
     char dir[PATH_MAX - 64];
     uint8_t key[32];
     uint64_t bytes_max, live_bytes, live_count;
-    struct place *place;
+    struct job_place *place;
     size_t place_count, place_cap, place_first; /* before place_first all are erased */
     int fd;                                     /* newest file, -1: none */
     uint64_t file;                              /* its number */
@@ -69,11 +69,11 @@ static enum status io_error(const struct jobstore *s, const char *what, struct e
                    "job store %s: %s: %s", s->dir, what, strerror(errno));
 }
 
-static void push_place(struct jobstore *s, struct place p)
+static void push_place(struct jobstore *s, struct job_place p)
 {
     if (s->place_count == s->place_cap) {
         size_t cap = s->place_cap ? 2 * s->place_cap : 256;
-        struct place *grown = mem_try_realloc(s->place, cap * sizeof(*grown));
+        struct job_place *grown = mem_try_realloc(s->place, cap * sizeof(*grown));
         CHECK(grown);
         s->place = grown;
         s->place_cap = cap;
@@ -142,7 +142,7 @@ static enum status open_file(const struct opening *o, uint64_t file, struct errt
         if (bytes < NONCE_BYTES + MAC_BYTES || bytes > ENTRY_BYTES_MAX ||
             bytes > len - at - HEAD_BYTES)
             break;
-        struct place place = {
+        struct job_place place = {
             .inf_seq = seq, .file = file, .offset = at, .bytes = bytes, .live = true};
         bool is_erased = sodium_is_zero(p + at + HEAD_BYTES, bytes);
         bool is_wanted = !is_erased && visit_entry(o, p + at, bytes, seq) == STATUS_OK;
@@ -290,11 +290,11 @@ enum status jobstore_append(struct jobstore *s, uint64_t inf_seq, const void *pl
                                                HEAD_BYTES, NULL, nonce, s->key);
     st = write_all(s, entry, HEAD_BYTES + bytes, err);
     if (!st) {
-        push_place(s, (struct place){.inf_seq = inf_seq,
-                                     .file = s->file,
-                                     .offset = s->file_bytes,
-                                     .bytes = (uint32_t)bytes,
-                                     .live = true});
+        push_place(s, (struct job_place){.inf_seq = inf_seq,
+                                         .file = s->file,
+                                         .offset = s->file_bytes,
+                                         .bytes = (uint32_t)bytes,
+                                         .live = true});
         s->file_bytes += HEAD_BYTES + bytes;
     }
     mem_free(entry);
@@ -315,7 +315,7 @@ static bool file_has_live(const struct jobstore *s, uint64_t file)
     return false;
 }
 
-static void zero_entry(const struct jobstore *s, const struct place *p)
+static void zero_entry(const struct jobstore *s, const struct job_place *p)
 {
     char path[PATH_MAX];
     path_of(s, p->file, path);

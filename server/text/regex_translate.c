@@ -21,7 +21,7 @@
     "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-"         \
     "\\x{1F169}\\x{1F170}-\\x{1F189}"
 
-struct walk {
+struct regex_walk {
     const char *s;
     size_t len, i;
     bool in_class;
@@ -30,14 +30,14 @@ struct walk {
     struct errtext *err;
 };
 
-static enum status refuse(const struct walk *w, const char *what)
+static enum status refuse(const struct regex_walk *w, const char *what)
 {
     return err_set(w->err, STATUS_UNSUPPORTED,
                    "regular expression '%.*s': %s at offset %zu is not supported",
                    (int)(w->len < 120 ? w->len : 120), w->s, what, w->i);
 }
 
-static void put_set(struct walk *w, const char *set, bool negated)
+static void put_set(struct regex_walk *w, const char *set, bool negated)
 {
     if (!w->in_class)
         buf_puts(w->out, negated ? "[^" : "[");
@@ -47,7 +47,7 @@ static void put_set(struct walk *w, const char *set, bool negated)
 }
 
 /* \xHH, \x{H...}, \uHHHH: w->i is at the letter. */
-static enum status translate_code(struct walk *w)
+static enum status translate_code(struct regex_walk *w)
 {
     bool braced = w->s[w->i] == 'x' && w->i + 1 < w->len && w->s[w->i + 1] == '{';
     size_t digits_max = braced ? 8 : w->s[w->i] == 'u' ? 4 : 2;
@@ -70,7 +70,7 @@ static enum status translate_code(struct walk *w)
 }
 
 /* \p{...}: copied as it is, PCRE2 knows the names or refuses them. */
-static enum status translate_property(struct walk *w)
+static enum status translate_property(struct regex_walk *w)
 {
     if (w->i + 1 >= w->len || w->s[w->i + 1] != '{')
         return refuse(w, "a property without braces");
@@ -84,7 +84,7 @@ static enum status translate_property(struct walk *w)
     return STATUS_OK;
 }
 
-static enum status translate_escape(struct walk *w)
+static enum status translate_escape(struct regex_walk *w)
 {
     w->i++; /* the backslash */
     if (w->i >= w->len)
@@ -145,7 +145,7 @@ static enum status translate_escape(struct walk *w)
     return STATUS_OK;
 }
 
-static enum status translate_in_class(struct walk *w)
+static enum status translate_in_class(struct regex_walk *w)
 {
     char c = w->s[w->i];
     bool first = w->class_first;
@@ -167,13 +167,13 @@ static enum status translate_in_class(struct walk *w)
     return STATUS_OK;
 }
 
-static bool starts(const struct walk *w, const char *prefix)
+static bool starts(const struct regex_walk *w, const char *prefix)
 {
     size_t n = strlen(prefix);
     return w->len - w->i >= n && memcmp(w->s + w->i, prefix, n) == 0;
 }
 
-static enum status translate_group(struct walk *w)
+static enum status translate_group(struct regex_walk *w)
 {
     static const char *const known[] = {"(?:", "(?=",  "(?!",   "(?<=", "(?<!",
                                         "(?>", "(?i:", "(?-i:", "(?i)"};
@@ -195,7 +195,7 @@ static enum status translate_group(struct walk *w)
 }
 
 /* {n}, {n,}, {n,m}, {,m}: w->i is at '{'. Anything else is a literal brace. */
-static enum status translate_brace(struct walk *w)
+static enum status translate_brace(struct regex_walk *w)
 {
     size_t i = w->i + 1;
     size_t digits = 0, commas = 0;
@@ -220,7 +220,7 @@ static enum status translate_brace(struct walk *w)
     return STATUS_OK;
 }
 
-static enum status translate_one(struct walk *w)
+static enum status translate_one(struct regex_walk *w)
 {
     char c = w->s[w->i];
     if (w->in_class)
@@ -249,7 +249,7 @@ enum status regex_translate(const char *pattern, size_t len, struct buf *out, st
                        REGEX_PATTERN_BYTES_MAX);
     if (memchr(pattern, '\0', len))
         return err_set(err, STATUS_INVALID, "a regular expression holds a NUL byte");
-    struct walk w = {.s = pattern, .len = len, .out = out, .err = err};
+    struct regex_walk w = {.s = pattern, .len = len, .out = out, .err = err};
     while (w.i < w.len) {
         enum status st = translate_one(&w);
         if (st)

@@ -250,7 +250,7 @@ static struct jnode *parse_set(struct jparser *p)
 }
 
 /* `(a, b=1)` of a macro or call block. */
-static bool parse_params(struct jparser *p, struct jnode **out)
+static bool parse_macro_params(struct jparser *p, struct jnode **out)
 {
     struct jnodes list;
     jnodes_init(&list, out);
@@ -284,7 +284,7 @@ static struct jnode *parse_macro(struct jparser *p)
     uint32_t loops = p->loops;
     p->loops = 0;
     if (!node || !jparse_advance(p) || !jparse_expect_name(p, &node->name) ||
-        !parse_params(p, &node->params) || !end_tag(p) ||
+        !parse_macro_params(p, &node->params) || !end_tag(p) ||
         !parse_closed_body(p, "endmacro", &node->list))
         return NULL;
     p->loops = loops;
@@ -299,7 +299,7 @@ static struct jnode *parse_call_block(struct jparser *p)
         return NULL;
     caller->name = JSTR("caller");
     node->b = caller;
-    if (jparse_is_op(p, "(") && !parse_params(p, &caller->params))
+    if (jparse_is_op(p, "(") && !parse_macro_params(p, &caller->params))
         return NULL;
     node->a = jparse_expression(p);
     if (node->a && node->a->kind != JN_CALL) {
