@@ -3,8 +3,11 @@ with nothing that differs by one byte."""
 import json
 import random
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
+import recompute
 from world import FULL, Settle, World, run, binary
 from server import http
 
@@ -51,6 +54,39 @@ def test_audit_is_right(settled):
     code, report = w.audit("batch", 2)
     assert code == 0 and report["batches"] == 1, report
     assert w.audit("epoch", 1000)[0] == 2 and w.audit("batch", 1000)[0] == 2
+
+
+def test_the_page_is_enough(settled, tmp_path, capsys):
+    """recompute.py, written from chain_client/SPEC.md alone, agrees with what was published, and names the file of any changed byte."""
+    w, _, epoch = settled
+    archive, asked = tmp_path / "archive", [str(a) for a in ("--deployment", w.deployment, "--rpc", w.rpc_url)]
+    assert recompute.main(["--archive", str(w.dir / "archive"), *asked, "--epoch", str(epoch)]) == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"signatures: {sum(len(lane.entries) for lane in w.lanes.values())} checks" in said and "DIFFERS" not in said, said
+
+    shutil.copytree(w.dir / "archive", archive)
+    chain, batch, paid = recompute.Chain(w.rpc_url, w.deployed), "batch-00000001", f"epoch-{epoch:08}"
+    records, accounts = ((archive / name).read_bytes() for name in (f"{batch}/records.bin", f"{paid}/accounts.json"))
+    first = 4 + int.from_bytes(records[:4], "big")  # where the second record's length stands
+    changes = [(f"{batch}/records.bin", at, text) for at, text in (
+        (0, "says"), (4, "spec"), (4 + 200, "paramsHash"), (4 + 142, "formula"), (4 + 46, "is signed by"), (first - 65, "is signed by"),
+        (first - 1, "is signed by"), (len(records) - 1, "is signed by"))]
+    changes += [(f"{batch}/header.json", 14, "byte 14"), (f"{batch}/manifest.json", 14, "byte 14"), ("batch-00000002/manifest.json", -1, "its keccak"),
+                (f"{paid}/accounts.json", accounts.index(b'"cumulative":"') + 14, "recomputed"), ("epoch-00000001/accounts.json", -1, "recomputed"),
+                (f"{paid}/missing.json", 3, "byte 3"), (f"{paid}/snapshot.json", 40, "byte 40"), (f"{paid}/manifest.json", 60, "byte 60")]
+    for name, at, text in changes:
+        good = (archive / name).read_bytes()
+        bad = bytearray(good)
+        bad[at] ^= 1
+        (archive / name).write_bytes(bad)
+        report = recompute.recompute(chain, archive, *((None, epoch) if "epoch" in name else (2, None)))
+        wrong = [line for _, lines in report.groups.values() for line in lines]
+        assert report.print() == 1 and all(line.startswith(name) for line in wrong), (name, at, wrong)
+        assert any(text in line for line in wrong), (name, at, wrong)
+        (archive / name).write_bytes(good)
+    (archive / f"{batch}/header.json").unlink()
+    done = run(sys.executable, Path(recompute.__file__), "--archive", archive, *asked, "--batch", 1, check=False)
+    assert done.returncode == 1 and f"{batch}/header.json: is missing" in done.stdout, done.stdout
 
 
 def test_claim_pays_what_was_earned(settled):
