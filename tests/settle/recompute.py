@@ -405,7 +405,7 @@ def lr(x, w):
 
 
 class Batch:
-    """A batch whose records were read: .records in order, .cum_fee, .closed_at, .hash and .block of its event."""
+    """A batch whose records were read: .records in order, .cum_fee, .closed_at, .hash, and .block, the number of its event's block."""
 
 
 class Audit:
@@ -529,6 +529,8 @@ class Audit:
                 self.answers[at] = r
         for r in records:
             if r.type == 2:
+                known = number(self.chain.view(self.chain.registry, "methodRegisteredAt(bytes32)", r.methodHash), 0)
+                check("pairs", known, where, f"lane {r.lane} seq {r.seq}: method {hexed(r.methodHash)} is not registered")
                 named = self.answers.get((r.lane, r.infSeq))
                 if check("pairs", named is not None and named.digest == r.infDigest, where, f"lane {r.lane} seq {r.seq} names {r.infSeq}, not its digest"):
                     check("pairs", r.outcome or len(r.scores()) == len(named.adapters), where, f"lane {r.lane} seq {r.seq}: K is not that of {r.infSeq}")
