@@ -166,20 +166,22 @@ static struct jrun run_make(struct buf *out, uint64_t work, struct errtext *err)
     return r;
 }
 
-enum status chat_template_try(const struct chat_template *t, const json_t *context, uint64_t work,
+enum status chat_template_try(const struct chat_template *t, const json_t *context, uint64_t *work,
                               struct buf *out, struct errtext *err)
 {
-    struct jrun r = run_make(out, work, err);
+    struct jrun r = run_make(out, *work, err);
     if (bind_context(&r, context))
         jinja_exec(&r, t->top);
     arena_fini(&r.arena);
+    *work = r.work_left;
     return r.st;
 }
 
 enum status chat_template_render(const struct chat_template *t, const json_t *context,
                                  struct buf *out, struct errtext *err)
 {
-    return chat_template_try(t, context, JINJA_WORK_MAX, out, err);
+    uint64_t work = JINJA_WORK_MAX;
+    return chat_template_try(t, context, &work, out, err);
 }
 
 enum status chat_json_text(const json_t *v, struct buf *out, struct errtext *err)

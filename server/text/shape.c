@@ -10,7 +10,8 @@
 
 #include <string.h>
 
-#define PROBE_WORK_MAX  200000u /* ten times what published templates take */
+#define PROBE_WORK_MAX  200000u /* a render */
+#define PROBES_WORK_MAX 400000u /* all of a template's: eight times what published ones take */
 #define PROBE_BYTES_MAX ((size_t)256 << 10)
 
 #define KEY       "zprobekey"
@@ -19,6 +20,11 @@
 #define FUNCTION  "zprobefunction"
 #define JSON_TEXT "{\"" KEY "\": \"" VALUE "\"}"
 #define QUOTED    "\"{\\\"" KEY "\\\": \\\"" VALUE "\\\"}\"" /* the same as a JSON string */
+
+struct probe {
+    const struct chat_template *t;
+    uint64_t work_left;
+};
 
 struct variant {
     bool tools, goes_on;
@@ -51,8 +57,7 @@ static void put_message(struct buf *b, const char *role, const char *text, bool 
 }
 
 /* The text of a context is finished and rendered; true when the template took it. */
-static bool render(const struct chat_template *t, struct buf *context, const struct variant *v,
-                   struct buf *out)
+static bool render(struct probe *p, struct buf *context, const struct variant *v, struct buf *out)
 {
     struct errtext why = ERRTEXT_INIT;
     buf_puts(context, "], \"documents\": null, \"add_generation_prompt\": false, \"tools\": ");
@@ -66,7 +71,9 @@ static bool render(const struct chat_template *t, struct buf *context, const str
     buf_puts(context, "}");
     json_t *root = context->failed ? NULL : json_loadb(context->data, context->len, 0, NULL);
     buf_init(out, PROBE_BYTES_MAX);
-    bool ok = root && !chat_template_try(t, root, PROBE_WORK_MAX, out, &why);
+    uint64_t given = MIN(p->work_left, PROBE_WORK_MAX), left = given;
+    bool ok = root && !chat_template_try(p->t, root, &left, out, &why);
+    p->work_left -= given - left;
     buf_putc(out, '\0');
     json_decref(root);
     buf_fini(context);
@@ -80,8 +87,8 @@ static void begin(struct buf *context)
 }
 
 /* A question, a call whose content member and arguments are given as JSON, the tool's answer. */
-static bool render_call(const struct chat_template *t, const struct variant *v, bool parts,
-                        const char *content, const char *arguments, struct buf *out)
+static bool render_call(struct probe *p, const struct variant *v, bool parts, const char *content,
+                        const char *arguments, struct buf *out)
 {
     struct buf context;
     begin(&context);
@@ -100,11 +107,10 @@ static bool render_call(const struct chat_template *t, const struct variant *v, 
         buf_puts(&context, ", ");
         put_message(&context, "user", "thanks", parts);
     }
-    return render(t, &context, v, out);
+    return render(p, &context, v, out);
 }
 
-static bool render_plain(const struct chat_template *t, bool parts, const char *content,
-                         struct buf *out)
+static bool render_plain(struct probe *p, bool parts, const char *content, struct buf *out)
 {
     static const struct variant plain = {false, true};
     struct buf context;
@@ -114,7 +120,7 @@ static bool render_plain(const struct chat_template *t, bool parts, const char *
         buf_printf(&context, ", {%s \"role\": \"assistant\"}, ", content);
         put_message(&context, "user", "thanks", parts);
     }
-    return render(t, &context, &plain, out);
+    return render(p, &context, &plain, out);
 }
 
 static bool shows_object(const char *s)
@@ -130,11 +136,11 @@ static uint32_t count_none(const char *s)
     return n;
 }
 
-static bool probe_parts(const struct chat_template *t)
+static bool probe_parts(struct probe *p)
 {
     struct buf text, list;
-    bool as_text = render_plain(t, false, NULL, &text) && strstr(text.data, QUESTION);
-    bool as_list = !as_text && render_plain(t, true, NULL, &list) && strstr(list.data, QUESTION) &&
+    bool as_text = render_plain(p, false, NULL, &text) && strstr(text.data, QUESTION);
+    bool as_list = !as_text && render_plain(p, true, NULL, &list) && strstr(list.data, QUESTION) &&
                    !strstr(list.data, "'" QUESTION "'");
     if (!as_text)
         buf_fini(&list);
@@ -143,17 +149,16 @@ static bool probe_parts(const struct chat_template *t)
 }
 
 /* Which variant decided, or NULL: the template shows calls in none of them. */
-static const struct variant *probe_arguments(const struct chat_template *t,
-                                             struct chat_shape *shape)
+static const struct variant *probe_arguments(struct probe *p, struct chat_shape *shape)
 {
     const char *const *member = shape->content_parts ? null_part_member : null_member;
     for (size_t i = 0; i < ARRAY_COUNT(variants) * ARRAY_COUNT(null_member); i++) {
         const struct variant *v = &variants[i % ARRAY_COUNT(variants)];
         const char *content = member[i / ARRAY_COUNT(variants)];
         struct buf object, text;
-        bool as_object = render_call(t, v, shape->content_parts, content, JSON_TEXT, &object) &&
+        bool as_object = render_call(p, v, shape->content_parts, content, JSON_TEXT, &object) &&
                          shows_object(object.data);
-        bool as_text = render_call(t, v, shape->content_parts, content, QUOTED, &text) &&
+        bool as_text = render_call(p, v, shape->content_parts, content, QUOTED, &text) &&
                        strstr(text.data, JSON_TEXT);
         buf_fini(&object);
         buf_fini(&text);
@@ -166,17 +171,17 @@ static const struct variant *probe_arguments(const struct chat_template *t,
 }
 
 /* One conversation with a call (or none) whose assistant has the given content member. */
-static bool render_null(const struct chat_template *t, const struct chat_shape *shape,
-                        const struct variant *call, const char *content, struct buf *out)
+static bool render_null(struct probe *p, const struct chat_shape *shape, const struct variant *call,
+                        const char *content, struct buf *out)
 {
-    return call ? render_call(t, call, shape->content_parts, content,
+    return call ? render_call(p, call, shape->content_parts, content,
                               shape->arguments_text ? QUOTED : JSON_TEXT, out)
-                : render_plain(t, shape->content_parts, content, out);
+                : render_plain(p, shape->content_parts, content, out);
 }
 
 /* The first form of null that is taken, keeps the call, and shows "None" no more often than a
  * message with content does. */
-static enum chat_null probe_null(const struct chat_template *t, const struct chat_shape *shape,
+static enum chat_null probe_null(struct probe *p, const struct chat_shape *shape,
                                  const struct variant *call)
 {
     const char *const *member = shape->content_parts ? null_part_member : null_member;
@@ -184,11 +189,11 @@ static enum chat_null probe_null(const struct chat_template *t, const struct cha
     buf_init(&content, PROBE_BYTES_MAX);
     put_content(&content, "so it is", shape->content_parts);
     buf_puts(&content, ",");
-    uint32_t base = render_null(t, shape, call, content.data, &out) ? count_none(out.data) : 0;
+    uint32_t base = render_null(p, shape, call, content.data, &out) ? count_none(out.data) : 0;
     buf_fini(&content);
     buf_fini(&out);
     for (int i = 0; i < (int)ARRAY_COUNT(null_member); i++) {
-        bool ok = render_null(t, shape, call, member[i], &out) && count_none(out.data) <= base;
+        bool ok = render_null(p, shape, call, member[i], &out) && count_none(out.data) <= base;
         ok = ok && (!call || (strstr(out.data, KEY) && strstr(out.data, VALUE)));
         buf_fini(&out);
         if (ok)
@@ -199,9 +204,10 @@ static enum chat_null probe_null(const struct chat_template *t, const struct cha
 
 struct chat_shape chat_shape_probe(const struct chat_template *t)
 {
-    struct chat_shape shape = {.content_parts = probe_parts(t)};
-    const struct variant *call = probe_arguments(t, &shape);
-    shape.null_plain = probe_null(t, &shape, NULL);
-    shape.null_call = call ? probe_null(t, &shape, call) : shape.null_plain;
+    struct probe p = {.t = t, .work_left = PROBES_WORK_MAX};
+    struct chat_shape shape = {.content_parts = probe_parts(&p)};
+    const struct variant *call = probe_arguments(&p, &shape);
+    shape.null_plain = probe_null(&p, &shape, NULL);
+    shape.null_call = call ? probe_null(&p, &shape, call) : shape.null_plain;
     return shape;
 }
