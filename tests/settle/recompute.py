@@ -20,7 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 E9 = 10 ** 9
-MAX_BATCH, MAX_SETS, MAX_SHARES = 1 << 17, 8, 64
+MAX_BATCH, MAX_ADAPTERS, MAX_SHARES = 1 << 17, 8, 64
 ZERO20, ZERO32 = bytes(20), bytes(32)
 
 # ---- Keccak-256: rate 136, padding 0x01 ----
@@ -76,7 +76,8 @@ def keccak(data):
 # ---- secp256k1: the address whose key signed ----
 
 P, ORDER = 2 ** 256 - 2 ** 32 - 977, 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-BASE = (0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798, 0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8, 1)
+BASE = (0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
+        0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8, 1)
 
 
 def double(p):
@@ -225,7 +226,7 @@ class Record:
 
     def check_inference(self):
         ids = [a for a, _ in self.adapters]
-        self.demand(len(self.set) % 36 == 0 and len(ids) <= MAX_SETS, f"the set has {len(self.set)} bytes, not 36 each of at most {MAX_SETS}")
+        self.demand(len(self.set) % 36 == 0 and len(ids) <= MAX_ADAPTERS, f"the set has {len(self.set)} bytes, not 36 each of at most {MAX_ADAPTERS}")
         self.demand(all(a < b for a, b in zip(ids, ids[1:])), "the set's ids do not ascend")
         self.demand(all(weight for _, weight in self.adapters), "a weight of the set is 0")
         self.demand(len(self.tariff) == 32 * (1 + len(ids)), f"the tariff has {len(self.tariff)} bytes, not {32 * (1 + len(ids))}")
@@ -244,7 +245,7 @@ class Record:
     def check_attribution(self):
         self.demand(1 <= self.infSeq < self.seq, f"infSeq {self.infSeq}, not in 1 .. {self.seq - 1}")
         self.demand(self.outcome <= 4, f"outcome {self.outcome}, not 0 to 4")
-        self.demand((self.outcome == 0) == (self.influence != b""), f"outcome {self.outcome} with an influence of {len(self.influence)} bytes")
+        self.demand((self.outcome == 0) == (self.influence != b""), f"outcome {self.outcome} with {len(self.influence)} bytes of influence")
         self.scores()
 
     def check_void(self):
@@ -263,7 +264,7 @@ class Record:
             out.append((gain, shares))
             at += 5 + 24 * n
         self.demand(not out or sum(g for g, _ in out) == E9, f"the gains do not sum to {E9}")
-        self.demand(len(out) <= MAX_SETS, f"the influence lists {len(out)} adapters")
+        self.demand(len(out) <= MAX_ADAPTERS, f"the influence lists {len(out)} adapters")
         return out
 
 
@@ -305,8 +306,9 @@ class Chain:
 
     def __init__(self, url, deployment):
         self.url, self.said, self.blocks = url, {}, {}
-        for name, value in deployment.items():
-            setattr(self, name, bytes.fromhex(value[2:]) if isinstance(value, str) else value)
+        self.chain_id, self.start_block, self.code_hash = deployment["chain_id"], deployment["start_block"], deployment["code_hash"]
+        for name in ("genesis_hash", "registry", "ledger", "vault", "token"):
+            setattr(self, name, bytes.fromhex(deployment[name][2:]))
         self.top = self.block("finalized")
         self.at = self.top["number"]
         self.batches, self.proposals = {}, {}
@@ -323,17 +325,20 @@ class Chain:
         body = [{"jsonrpc": "2.0", "id": i, "method": method, "params": params} for i, (method, *params) in enumerate(calls)]
         request = urllib.request.Request(self.url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as reply:
-            answers = {a["id"]: a for a in json.load(reply)}
+            said = json.load(reply)
+        if not isinstance(said, list):
+            raise OSError(f"{self.url} does not answer a list of requests: {said}")
+        answers = {a.get("id"): a for a in said}
         for i, call in enumerate(calls):
-            if "result" not in answers[i] or answers[i]["result"] is None:
-                raise OSError(f"{call[0]}: {answers[i].get('error', 'no answer')}")
+            if answers.get(i, {}).get("result") is None:
+                raise OSError(f"{call[0]}: {answers.get(i, {}).get('error', 'no answer')}")
         return [answers[i]["result"] for i in range(len(calls))]
 
     def block(self, number):
         if number not in self.blocks:
             block = self.ask(("eth_getBlockByNumber", number if isinstance(number, str) else hex(number), False))[0]
-            self.blocks[number] = {"number": int(block["number"], 16), "time": int(block["timestamp"], 16), "hash": bytes.fromhex(block["hash"][2:]),
-                                   "mix": bytes.fromhex(block["mixHash"][2:])}
+            self.blocks[number] = {"number": int(block["number"], 16), "time": int(block["timestamp"], 16),
+                                   "hash": bytes.fromhex(block["hash"][2:]), "mix": bytes.fromhex(block["mixHash"][2:])}
         return self.blocks[number]
 
     def first_at(self, time):
@@ -381,7 +386,8 @@ class Report:
     def compare(self, group, where, found, expected):
         """A file's bytes against what it must be."""
         at = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), min(len(found), len(expected)))
-        return self.check(group, found == expected, where, f"byte {at}: {len(found)} bytes, there {found[at:at + 40]!r}, recomputed {expected[at:at + 40]!r}")
+        return self.check(group, found == expected, where,
+                          f"byte {at}: {len(found)} bytes, there {found[at:at + 40]!r}, recomputed {expected[at:at + 40]!r}")
 
     def print(self):
         for group, (count, wrong) in self.groups.items():
@@ -460,26 +466,32 @@ class Audit:
         self.check_signatures(f"{folder}/records.bin", b.records)
         listed = [{"first": f, "lane": lane, "last": last} for lane, f, last in mine]
         mine_manifest = canonical({
-            "batch": seq, "chain_id": chain.chain_id, "closed_at": b.closed_at, "format": "residual.batch.1", "lanes": listed, "ledger": hexed(chain.ledger),
-            "record_count": len(b.records), "records": {"bytes": len(raw), "file": "records.bin", "keccak": hexed(keccak(raw))}, "spec": 1})
-        self.report.compare("batch manifests", f"{folder}/{'records.bin, by manifest.json' if named else 'manifest.json'}", manifest, mine_manifest)
+            "batch": seq, "chain_id": chain.chain_id, "closed_at": b.closed_at, "format": "residual.batch.1", "lanes": listed,
+            "ledger": hexed(chain.ledger), "record_count": len(b.records), "spec": 1,
+            "records": {"bytes": len(raw), "file": "records.bin", "keccak": hexed(keccak(raw))}})
+        where = f"{folder}/{'records.bin, by manifest.json' if named else 'manifest.json'}"
+        self.report.compare("batch manifests", where, manifest, mine_manifest)
         root, fees = self.log_tree(b.records)
         inferences = sum(r.type == 1 for r in b.records)
         before = self.earlier
         b.cum_fee = (before.cum_fee if before else 0) + fees
-        mine_header = [seq, 1, before.hash if before else ZERO32, root, keccak(mine_manifest), len(b.records), inferences, fees, b.cum_fee, b.closed_at]
+        mine_header = [seq, 1, before.hash if before else ZERO32, root, keccak(mine_manifest), len(b.records), inferences, fees,
+                       b.cum_fee, b.closed_at]
         for name, a, c in zip("seq spec prevHash logRoot manifest leafCount inferences feeSum cumFee closedAt".split(), mine_header, header):
-            check("headers", word(a) == c, f"{folder}/records.bin", f"{name} is {a if isinstance(a, int) else hexed(a)}, the ledger has {hexed(c)}")
+            check("headers", word(a) == c, f"{folder}/records.bin",
+                  f"{name} is {a if isinstance(a, int) else hexed(a)}, the ledger has {hexed(c)}")
         check("headers", lanes == [list(m) for m in mine], f"{folder}/records.bin", f"lanes {mine}, the ledger has {lanes}")
-        check("headers", b.closed_at >= (before.closed_at if before else 0) and b.cum_fee < 1 << 112, folder, "closedAt falls, or cumFee passes 2^112")
+        check("headers", b.closed_at >= (before.closed_at if before else 0) and b.cum_fee < 1 << 112, folder,
+              "closedAt falls, or cumFee passes 2^112")
         lanes_hash = keccak(words(32, len(mine), *(v for m in mine for v in m)))
         b.hash = keccak(words(keccak(b"residual.batch.1"), chain.chain_id, chain.ledger, *mine_header, lanes_hash))
         kept = chain.view(chain.ledger, "batchHash(uint64)", seq)
         good = check("headers", b.hash == kept, f"{folder}/records.bin", f"batchHash is {hexed(b.hash)}, the ledger has {hexed(kept)}")
         if good:
             self.report.compare("header files", f"{folder}/header.json", self.file("header files", folder, "header.json"), canonical({
-                "chain_id": chain.chain_id, "closed_at": b.closed_at, "cum_fee": str(b.cum_fee), "fee_sum": str(fees), "format": "residual.header.1",
-                "hash": hexed(b.hash), "inferences": inferences, "lanes": listed, "lanes_hash": hexed(lanes_hash), "leaf_count": len(b.records),
+                "chain_id": chain.chain_id, "closed_at": b.closed_at, "cum_fee": str(b.cum_fee), "fee_sum": str(fees),
+                "format": "residual.header.1", "hash": hexed(b.hash), "inferences": inferences, "lanes": listed,
+                "lanes_hash": hexed(lanes_hash), "leaf_count": len(b.records),
                 "ledger": hexed(chain.ledger), "log_root": hexed(root), "manifest": hexed(keccak(mine_manifest)),
                 "prev_hash": hexed(mine_header[2]), "seq": seq, "spec": 1}))
             self.check_pairs(f"{folder}/records.bin", b.records)
@@ -532,8 +544,10 @@ class Audit:
                 known = number(self.chain.view(self.chain.registry, "methodRegisteredAt(bytes32)", r.methodHash), 0)
                 check("pairs", known, where, f"lane {r.lane} seq {r.seq}: method {hexed(r.methodHash)} is not registered")
                 named = self.answers.get((r.lane, r.infSeq))
-                if check("pairs", named is not None and named.digest == r.infDigest, where, f"lane {r.lane} seq {r.seq} names {r.infSeq}, not its digest"):
-                    check("pairs", r.outcome or len(r.scores()) == len(named.adapters), where, f"lane {r.lane} seq {r.seq}: K is not that of {r.infSeq}")
+                if check("pairs", named is not None and named.digest == r.infDigest, where,
+                         f"lane {r.lane} seq {r.seq} names {r.infSeq}, not its digest"):
+                    check("pairs", r.outcome or len(r.scores()) == len(named.adapters), where,
+                          f"lane {r.lane} seq {r.seq}: K is not that of {r.infSeq}")
                     first = self.scored_by.setdefault((r.lane, r.infSeq), r.seq)
                     check("pairs", first == r.seq, where, f"lane {r.lane} seq {r.seq}: {r.infSeq} has its type 2 at {first}")
 
@@ -543,7 +557,8 @@ class Audit:
         """What the chain said at T, as snapshot.json has it, from views alone."""
         chain = self.chain
         answers = [r for b in paid for r in self.batches[b].records if r.type == 1]
-        lanes, models, adapters = (sorted(s) for s in ({r.lane for r in answers}, {r.modelId for r in answers}, {a for r in answers for a, _ in r.adapters}))
+        lanes, models = sorted({r.lane for r in answers}), sorted({r.modelId for r in answers})
+        adapters = sorted({id_ for r in answers for id_, _ in r.adapters})
         policy = chain.view(chain.registry, "policyAt(uint64)", at)
         batches, beacons = [], {}
         for seq in paid:
@@ -557,13 +572,16 @@ class Audit:
             beacons[seq] = rate, keccak(b"residual.sample.1" + b.hash + beacon["mix"])
         file = {"adapters": [], "at": at, "bases": [], "batches": batches, "beacon_delay_s": delay, "chain_id": chain.chain_id,
                 "format": "residual.snapshot.1",
-                "lanes": [{"lane": n, "operator": hexed(address(chain.view(chain.ledger, "laneOperatorAt(uint32,uint64)", n, at), 0))} for n in lanes],
-                "ledger": hexed(chain.ledger), "policy": {**{n: number(policy, i) for i, n in enumerate(("base", "adapters", "operator", "protocol"))},
-                                                          "treasury": hexed(address(policy, 4))}, "registry": hexed(chain.registry)}
+                "lanes": [{"lane": n, "operator": hexed(address(chain.view(chain.ledger, "laneOperatorAt(uint32,uint64)", n, at), 0))}
+                          for n in lanes],
+                "ledger": hexed(chain.ledger), "registry": hexed(chain.registry),
+                "policy": {"base": number(policy, 0), "adapters": number(policy, 1), "operator": number(policy, 2), "protocol": number(policy, 3),
+                           "treasury": hexed(address(policy, 4))}}
         for kind, view, head in (("bases", "baseAt(bytes32,uint64)", 1), ("adapters", "adapterAt(bytes32,uint64)", 3)):
             for id_ in models if kind == "bases" else adapters:
                 data = chain.view(chain.registry, view, id_, at)
-                entries = [{"bps": int.from_bytes(bps, "big"), "payee": hexed(payee[12:]), "role": role[31]} for payee, role, bps in rows(data, head, 3)]
+                entries = [{"bps": int.from_bytes(bps, "big"), "payee": hexed(payee[12:]), "role": role[31]}
+                           for payee, role, bps in rows(data, head, 3)]
                 more = {"datanet": hexed(data[64:96]), "model": hexed(data[32:64])} if kind == "adapters" else {}
                 file[kind].append({"entries": entries, "id": hexed(id_), "registered": bool(number(data, 0)), **more})
         return file, beacons
@@ -695,16 +713,19 @@ class Audit:
         sums = {name: {"count": len(keys), "fee": str(sum(fees[k] for k in keys))} for name, keys in (
             ("missing", lost), ("required", list(required)), ("scored", [k for k, v in required.items() if v]))}
         made["manifest.json"] = canonical({
-            "at": at, "batch_evidence": evidence_to, "batch_paid": paid_to, "batch_paid_before": e["paid"], "chain_id": chain.chain_id, "epoch": epoch,
+            "at": at, "batch_evidence": evidence_to, "batch_paid": paid_to, "batch_paid_before": e["paid"], "chain_id": chain.chain_id,
+            "epoch": epoch,
             "files": [{"bytes": len(data), "file": name, "keccak": hexed(keccak(data))} for name, data in sorted(made.items())],
-            "format": "residual.epoch.1", "leaves": len(leaves), "prev_root": hexed(e["root"]), "previous": previous, "root": hexed(root), "spec": 1,
-            "total": str(total), "vault": hexed(chain.vault), **sums})
+            "format": "residual.epoch.1", "leaves": len(leaves), "prev_root": hexed(e["root"]), "previous": previous,
+            "root": hexed(root), "spec": 1, "total": str(total), "vault": hexed(chain.vault), **sums})
         for name, data in made.items():
             compare(f"epochs' {name}", f"{folder}/{name}", files[name], data)
         said_root, said = chain.proposals[epoch]
-        check("Proposed events", (said_root, said[:160]) == (root, words(total, len(leaves), paid_to, evidence_to, keccak(made["manifest.json"]))),
+        proposed = words(total, len(leaves), paid_to, evidence_to, keccak(made["manifest.json"]))
+        check("Proposed events", (said_root, said[:160]) == (root, proposed),
               folder, "root, total, leaves, M, E or the manifest's keccak are not the event's")
-        check("epochs", (kept[:32], number(kept, 1), number(kept, 3)) == (root, total, len(leaves)), folder, "root, total or leaves are not the vault's")
+        check("epochs", (kept[:32], number(kept, 1), number(kept, 3)) == (root, total, len(leaves)), folder,
+              "root, total or leaves are not the vault's")
         self.epochs[epoch] = {"paid": paid_to, "root": root, "cumulative": dict(leaves)}
 
     def delay(self, paid, snapshot):
@@ -728,7 +749,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     try:
         return recompute(Chain(args.rpc, json.loads(Path(args.deployment).read_text())), args.archive, args.batch, args.epoch).print()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         print(f"could not look: {error}", file=sys.stderr)
         return 2
 

@@ -10,6 +10,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
+import recompute
 from world import FULL, Manager, Settle, World, binary, http, node, run, wait_for
 
 KILLS = 50 if FULL else 10
@@ -242,6 +243,8 @@ def test_a_vetoed_epoch_is_paid_by_the_next(tmp_path):
                 p.destroy();""" % (w.rpc_url, w.deployed["vault"], (w.key("deployer")).read_text()))
             epoch = settled_exactly(w, s)
             assert epoch == 2 and [e["state"] for e in s.status()["epochs"]] == ["active", "vetoed"]
+            asked = ["--archive", w.dir / "archive", "--deployment", w.deployment, "--rpc", w.rpc_url]
+            assert recompute.main([str(a) for a in asked]) == 0, "the vetoed one is left out by the page, too"
 
 
 def test_refusals(world):

@@ -71,8 +71,9 @@ def test_the_page_is_enough(settled, tmp_path, capsys):
     changes = [(f"{batch}/records.bin", at, text) for at, text in (
         (0, "says"), (4, "spec"), (4 + 200, "paramsHash"), (4 + 142, "formula"), (4 + 46, "is signed by"), (first - 65, "is signed by"),
         (first - 1, "is signed by"), (len(records) - 1, "is signed by"))]
-    changes += [(f"{batch}/header.json", 14, "byte 14"), (f"{batch}/manifest.json", 14, "byte 14"), ("batch-00000002/manifest.json", -1, "its keccak"),
-                (f"{paid}/accounts.json", accounts.index(b'"cumulative":"') + 14, "recomputed"), ("epoch-00000001/accounts.json", -1, "recomputed"),
+    changes += [(f"{batch}/header.json", 14, "byte 14"), (f"{batch}/manifest.json", 14, "byte 14"),
+                ("batch-00000002/manifest.json", -1, "its keccak"), ("epoch-00000001/accounts.json", -1, "recomputed"),
+                (f"{paid}/accounts.json", accounts.index(b'"cumulative":"') + 14, "recomputed"),
                 (f"{paid}/missing.json", 3, "byte 3"), (f"{paid}/snapshot.json", 40, "byte 40"), (f"{paid}/manifest.json", 60, "byte 60")]
     for name, at, text in changes:
         good = (archive / name).read_bytes()
