@@ -1,6 +1,7 @@
 /* The HTTP server: libmicrohttpd in epoll + suspend/resume mode on a few threads. Parses,
- * authenticates, tokenizes, submits to the engine, streams back. Routes are a table (route.c). All
- * input limits are in one file (request_parse.c). */
+ * authenticates, tokenizes, submits to the engine, streams back. Routes are a table
+ * (route.c); what a body may hold is in request_parse.c and params.c, what a connection may do in
+ * connections.c. */
 #ifndef RS_HTTP_SERVER_H
 #define RS_HTTP_SERVER_H
 
