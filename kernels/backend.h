@@ -45,6 +45,8 @@ struct backend_workspace {
 };
 
 struct backend_ops {
+    /* Before a thread's first op, unless it made the backend. NULL: nothing to do. */
+    enum status (*enter)(struct backend *b);
     enum status (*embed)(struct backend *b, const struct embed_args *a);
     enum status (*norm)(struct backend *b, const struct norm_args *a);
     enum status (*gemm)(struct backend *b, const struct gemm_args *a);

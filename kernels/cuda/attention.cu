@@ -428,6 +428,19 @@ template <int D> static void split_launch(const struct attn_job *j, uint32_t sm_
     LAUNCH_PDL(attn_split<D>, sm_count * P::blocks, SPLIT_THREADS, P::bytes, stream, *j);
 }
 
+template <int D> static void split_allow(enum status *st)
+{
+    const struct gpu_smem mine = {kernel_of(attn_split<D>), split_plan<D>::bytes};
+    *st = *st ? *st : gpu_smem_allow(&mine, 1);
+}
+
+enum status cuda_attn_split_allow(void)
+{
+    enum status st = STATUS_OK;
+    ATTN_EACH_HEAD(split_allow, &st);
+    return st;
+}
+
 /* Strides in units of 16 bytes, as cp.async wants them. */
 static bool is_aligned(const struct kv_cache *kv)
 {

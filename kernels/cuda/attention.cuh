@@ -135,6 +135,15 @@ DEVICE bool attn_walk_step(const struct attn_job *j, struct attn_walk *w, bool *
             f<256>(__VA_ARGS__);                                                                   \
     } while (0)
 
+#define ATTN_EACH_HEAD(f, ...)                                                                     \
+    do {                                                                                           \
+        f<64>(__VA_ARGS__);                                                                        \
+        f<80>(__VA_ARGS__);                                                                        \
+        f<96>(__VA_ARGS__);                                                                        \
+        f<128>(__VA_ARGS__);                                                                       \
+        f<256>(__VA_ARGS__);                                                                       \
+    } while (0)
+
 void attn_full_launch(const struct attn_job *j, uint32_t sm_count, void *stream);
 
 #endif

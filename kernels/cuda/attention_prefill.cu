@@ -252,3 +252,16 @@ void attn_full_launch(const struct attn_job *j, uint32_t sm_count, void *stream)
 {
     ATTN_BY_HEAD(j->d_head, full_launch, j, sm_count, stream);
 }
+
+template <int D> static void full_allow(enum status *st)
+{
+    const struct gpu_smem mine = {kernel_of(attn_full<D>), full_plan<D>::bytes};
+    *st = *st ? *st : gpu_smem_allow(&mine, 1);
+}
+
+enum status cuda_attn_full_allow(void)
+{
+    enum status st = STATUS_OK;
+    ATTN_EACH_HEAD(full_allow, &st);
+    return st;
+}

@@ -133,7 +133,13 @@ static struct backend_workspace cuda_workspace(const struct backend *b,
     return w;
 }
 
+static enum status cuda_enter(struct backend *b)
+{
+    return gpu_use(cuda_of(b)->gpu);
+}
+
 static const struct backend_ops cuda_ops = {
+    .enter = cuda_enter,
     .embed = cuda_embed,
     .norm = cuda_norm,
     .gemm = cuda_gemm,
@@ -176,6 +182,19 @@ static enum status open_gpu(struct cuda_backend *c, const struct backend_options
     return gpu_open(&c->gpu, opt->device, &arena, err);
 }
 
+static enum status allow_kernels(struct errtext *err)
+{
+    static enum status (*const allow[])(void) = {
+        cuda_gemm_skinny_allow, cuda_gemm_tile_allow, cuda_lora_allow,
+        cuda_finish_allow,      cuda_qkv_allow,       cuda_attn_split_allow,
+        cuda_attn_full_allow,   cuda_sample_allow,    cuda_pick_allow};
+    enum status st = STATUS_OK;
+    for (size_t i = 0; i < ARRAY_COUNT(allow) && !st; i++)
+        st = allow[i]();
+    return st ? err_set(err, st, "backend \"cuda\": the device refuses a kernel: %s", gpu_reason())
+              : st;
+}
+
 enum status cuda_backend_create(struct backend **out, const struct backend_options *opt,
                                 struct errtext *err)
 {
@@ -185,6 +204,8 @@ enum status cuda_backend_create(struct backend **out, const struct backend_optio
     bool plan = opt->name && strcmp(opt->name, "cuda:plan") == 0;
     enum status st =
         plan ? gpu_open_counting(&c->gpu, opt->device_bytes, err) : open_gpu(c, opt, err);
+    if (!st)
+        st = allow_kernels(err);
     if (!st)
         st = cuda_uploads_create(c, err);
     if (st) {

@@ -108,6 +108,17 @@ size_t cuda_attention_plan(const struct cuda_backend *c, const struct attn_rows 
 enum status cuda_head_prepare(struct cuda_backend *c, struct errtext *err);
 void cuda_head_release(struct cuda_backend *c);
 
+/* gpu_smem_allow for the large kernels of a file: at creation. */
+enum status cuda_gemm_skinny_allow(void);
+enum status cuda_gemm_tile_allow(void);
+enum status cuda_lora_allow(void);
+enum status cuda_finish_allow(void);
+enum status cuda_qkv_allow(void);
+enum status cuda_attn_split_allow(void);
+enum status cuda_attn_full_allow(void);
+enum status cuda_sample_allow(void);
+enum status cuda_pick_allow(void);
+
 /* cuda.c: device memory for a family; err names `what` and the sizes. */
 enum status cuda_take(struct cuda_backend *c, void **out, size_t bytes, const char *what,
                       struct errtext *err);

@@ -349,12 +349,27 @@ static void fold(const struct cuda_backend *c, const struct residual_finish_args
                    c->stream, j);
 }
 
+template <class OP, uint32_t NT> constexpr uint32_t octets_smem(void)
+{
+    constexpr uint32_t cols = finish_cols(OP::out_tiles(NT));
+    return finish_smem(OP::modules, NT, cols, 2 * early_rows(NT, cols));
+}
+
+enum status cuda_finish_allow(void)
+{
+    const struct gpu_smem list[] = {
+        {kernel_of(octets_lora<residual_op, 1>), octets_smem<residual_op, 1>()},
+        {kernel_of(octets_lora<residual_op, 8>), octets_smem<residual_op, 8>()},
+        {kernel_of(octets_lora<mlp_op, 1>), octets_smem<mlp_op, 1>()},
+        {kernel_of(octets_lora<mlp_op, 8>), octets_smem<mlp_op, 8>()}};
+    return gpu_smem_allow(list, ARRAY_COUNT(list));
+}
+
 template <class OP, uint32_t NT>
 static void lora_launch(const struct cuda_backend *c, typename OP::job *j,
                         const struct finish_call *call)
 {
-    constexpr uint32_t cols = finish_cols(OP::out_tiles(NT));
-    constexpr uint32_t smem = finish_smem(OP::modules, NT, cols, 2 * early_rows(NT, cols));
+    constexpr uint32_t smem = octets_smem<OP, NT>();
     j->lora = finish_lora_of(c, call, finish_list(NT));
     LAUNCH_PDL((octets_lora<OP, NT>), c->sm_count * finish_blocks(NT), EXPAND_THREADS, smem,
                c->stream, *j);

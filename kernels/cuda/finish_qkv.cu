@@ -254,11 +254,23 @@ static void qkv_job_of(const struct cuda_backend *c, struct qkv_job *j,
     qkv_blocks(j, a->n_head, a->n_kv_head);
 }
 
+HOST_DEVICE constexpr uint32_t qkv_smem(uint32_t nt)
+{
+    return finish_smem(1, nt, QKV_COLS, 0);
+}
+
+enum status cuda_qkv_allow(void)
+{
+    const struct gpu_smem list[] = {{kernel_of(qkv_lora<1>), qkv_smem(1)},
+                                    {kernel_of(qkv_lora<8>), qkv_smem(8)}};
+    return gpu_smem_allow(list, ARRAY_COUNT(list));
+}
+
 template <uint32_t NT>
 static void qkv_launch(const struct cuda_backend *c, struct qkv_job *j,
                        const struct finish_call *call)
 {
-    constexpr uint32_t smem = finish_smem(1, NT, QKV_COLS, 0);
+    constexpr uint32_t smem = qkv_smem(NT);
     j->lora = finish_lora_of(c, call, finish_list(NT));
     LAUNCH_PDL(qkv_lora<NT>, c->sm_count * finish_blocks(NT), EXPAND_THREADS, smem, c->stream, *j);
 }

@@ -160,3 +160,10 @@ void gemm_skinny_launch(struct gemm_job *j, uint32_t sm_count, void *stream)
     else
         LAUNCH_PDL(gemm_skinny<2>, grid, GEMM_THREADS, skinny_smem_bytes(2), stream, *j);
 }
+
+enum status cuda_gemm_skinny_allow(void)
+{
+    const struct gpu_smem list[] = {{kernel_of(gemm_skinny<1>), skinny_smem_bytes(1)},
+                                    {kernel_of(gemm_skinny<2>), skinny_smem_bytes(2)}};
+    return gpu_smem_allow(list, ARRAY_COUNT(list));
+}

@@ -247,3 +247,12 @@ void gemm_tile_launch(struct gemm_job *j, uint32_t sm_count, void *stream)
     else
         LAUNCH_PDL((gemm_tile<2, 4, 4, 6>), grid, GEMM_THREADS, TILE_SMEM(128, 6), stream, *j);
 }
+
+enum status cuda_gemm_tile_allow(void)
+{
+    const struct gpu_smem list[] = {{kernel_of(gemm_tile<8, 1, 2, 11>), TILE_SMEM(16, 11)},
+                                    {kernel_of(gemm_tile<4, 2, 2, 9>), TILE_SMEM(32, 9)},
+                                    {kernel_of(gemm_tile<4, 2, 4, 8>), TILE_SMEM(64, 8)},
+                                    {kernel_of(gemm_tile<2, 4, 4, 6>), TILE_SMEM(128, 6)}};
+    return gpu_smem_allow(list, ARRAY_COUNT(list));
+}

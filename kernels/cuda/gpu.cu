@@ -37,6 +37,7 @@ static __thread uint64_t counted_pinned; /* bytes asked for meanwhile, ever grow
 
 struct gpu {
     struct gpu_properties prop;
+    uint32_t device;
     bool is_counting;
     uint64_t pinned_before; /* counted_pinned when it was opened */
     char *arena;
@@ -168,6 +169,7 @@ enum status gpu_open(struct gpu **out, uint32_t device, const struct gpu_arena *
 {
     *out = NULL;
     struct gpu *g = (struct gpu *)mem_alloc(sizeof(*g));
+    g->device = device;
     enum status st = probe(&g->prop, device, err);
     if (!st)
         st = take_arena(g, arena, err);
@@ -237,6 +239,24 @@ void gpu_close(struct gpu *g)
 const struct gpu_properties *gpu_properties(const struct gpu *g)
 {
     return &g->prop;
+}
+
+enum status gpu_use(const struct gpu *g)
+{
+    if (g->is_counting)
+        return STATUS_OK;
+    return gpu_status(cudaSetDevice((int)g->device), "device of a thread");
+}
+
+enum status gpu_smem_allow(const struct gpu_smem *list, size_t count)
+{
+    enum status st = STATUS_OK;
+    for (size_t i = 0; i < count && !st && !counting; i++)
+        st = gpu_status(cudaFuncSetAttribute(list[i].kernel,
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             (int)list[i].bytes),
+                        "shared memory of a kernel");
+    return st;
 }
 
 /* ---- the arena ---- */

@@ -48,6 +48,16 @@ MUST_CHECK enum status gpu_open_counting(struct gpu **out, uint64_t arena_bytes,
 uint64_t gpu_pinned_counted(const struct gpu *g);
 const struct gpu_properties *gpu_properties(const struct gpu *g);
 
+/* The calling thread launches on g from now on: each thread once, the one that opened it has. */
+enum status gpu_use(const struct gpu *g);
+/* Kernels that take more shared memory than the 48 KB that all may have. Once for a device; a
+ * launch that was not allowed fails. */
+struct gpu_smem {
+    const void *kernel;
+    size_t bytes;
+};
+enum status gpu_smem_allow(const struct gpu_smem *list, size_t count);
+
 /* A device error as a status; code is a cudaError_t. */
 enum status gpu_status(int code, const char *what);
 /* What the last call of this thread that failed said. */

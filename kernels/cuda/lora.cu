@@ -500,6 +500,15 @@ static void launch_sum(const struct cuda_backend *c, const struct lora_shrink_ar
     LAUNCH_PDL(shrink_sum, c->sm_count * 4, SUM_THREADS, 0, c->stream, j);
 }
 
+#define PREFILL_SMEM                                                                               \
+    (RING_STAGES * RING_STAGE_BYTES + sizeof(struct shrink_plan) + sizeof(struct group_at))
+
+enum status cuda_lora_allow(void)
+{
+    const struct gpu_smem prefill = {kernel_of(shrink_prefill), PREFILL_SMEM};
+    return gpu_smem_allow(&prefill, 1);
+}
+
 enum status cuda_lora_shrink(struct backend *b, const struct lora_shrink_args *a)
 {
     const struct cuda_backend *c = cuda_of(b);
@@ -523,10 +532,7 @@ enum status cuda_lora_shrink(struct backend *b, const struct lora_shrink_args *a
     if (c->pass.lora_prefill) {
         j.v = lora_view_of(c, &a->lora, LORA_LIST_PREFILL, a->layer, a->first, a->n_tok);
         CHECK(j.v.d_in == a->d_in && j.v.module_count == a->module_count);
-        LAUNCH_PDL(shrink_prefill, c->sm_count * 3, SHRINK_THREADS,
-                   RING_STAGES * RING_STAGE_BYTES + sizeof(struct shrink_plan) +
-                       sizeof(struct group_at),
-                   c->stream, j);
+        LAUNCH_PDL(shrink_prefill, c->sm_count * 3, SHRINK_THREADS, PREFILL_SMEM, c->stream, j);
         launch_sum(c, a, &j.v, CUDA_PREFILL_ROWS);
     }
     return gpu_launched("lora_shrink");

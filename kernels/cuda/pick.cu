@@ -489,3 +489,9 @@ void top_launch(const struct sample_job *j, uint32_t n_row, void *stream)
 {
     LAUNCH_PDL(top, n_row, LANES, j->n_tile * sizeof(uint64_t), stream, *j);
 }
+
+enum status cuda_pick_allow(void)
+{
+    const struct gpu_smem mine = {kernel_of(pick), sizeof(struct pick_smem)};
+    return gpu_smem_allow(&mine, 1);
+}

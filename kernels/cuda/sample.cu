@@ -320,3 +320,9 @@ size_t cuda_sample_scratch_bytes(const struct backend *b, uint32_t n_vocab)
     (void)n_vocab;
     return 0;
 }
+
+enum status cuda_sample_allow(void)
+{
+    const struct gpu_smem mine = {kernel_of(stats), STAT_SMEM};
+    return gpu_smem_allow(&mine, 1);
+}

@@ -175,6 +175,9 @@ void *engine_main(void *arg)
 {
     struct engine *e = arg;
     panic_set_dump(dump, e);
+    enum status st = e->backend->ops->enter ? e->backend->ops->enter(e->backend) : STATUS_OK;
+    if (st)
+        device_failed(e, st);
     mem_seal_thread();
     for (;;) {
         bool ran = engine_step(e);

@@ -8,6 +8,8 @@
 #define cuda_attention_plan           attention_fault_plan
 #define cuda_attention_list_bytes_max attention_fault_bytes
 #define attn_full_launch              attention_fault_full_launch
+#define cuda_attn_split_allow         attention_fault_split_allow
+#define cuda_attn_full_allow          attention_fault_full_allow
 
 #include "server/base/check.h"
 #include "tests/emulation/attention_faults.h"
@@ -35,6 +37,12 @@ static void barrier(int at)
 
 #include "kernels/cuda/attention.cu"
 #include "kernels/cuda/attention_prefill.cu"
+
+enum status attention_fault_allow(void)
+{
+    enum status st = attention_fault_split_allow();
+    return st ? st : attention_fault_full_allow();
+}
 
 /* Those of split_end. */
 bool attention_barrier_is_between_blocks(uint32_t i)

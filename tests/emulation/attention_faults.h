@@ -12,6 +12,7 @@ extern "C" {
 #define ATTENTION_BARRIERS 6
 
 extern uint32_t attention_fault_barrier; /* 1..ATTENTION_BARRIERS, 0: none is missing */
+enum status attention_fault_allow(void); /* once there is a device */
 enum status attention_fault(struct backend *b, const struct attention_args *a);
 bool attention_barrier_is_between_blocks(uint32_t barrier);
 

@@ -112,7 +112,7 @@ struct emu_grid {
     size_t smem_bytes;
     bool dependent;
 };
-void emu_launch(const struct emu_grid *g, void *stream, std::function<void()> body);
+void emu_launch(const void *kernel, const struct emu_grid *g, void *s, std::function<void()> body);
 
 #define threadIdx  (emu_self->tid)
 #define blockIdx   (emu_now.bid)
@@ -128,7 +128,7 @@ static inline void emu_launch_kernel(void (*kernel)(P...), const struct emu_grid
                                      A... args)
 {
     std::tuple<P...> copy((P)args...);
-    emu_launch(&g, stream, [kernel, copy] { std::apply(kernel, copy); });
+    emu_launch((const void *)kernel, &g, stream, [kernel, copy] { std::apply(kernel, copy); });
 }
 static inline struct emu_grid emu_grid_of(dim3 grid, dim3 block, size_t smem_bytes, bool dependent)
 {

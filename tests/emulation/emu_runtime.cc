@@ -28,10 +28,12 @@ struct emu_stream {
     uint64_t pushed, done;
     struct emu_graph *capture;
     bool is_branch; /* joined a capture through an event */
+    int device;
 };
 struct emu_event {
     struct emu_stream *stream;
     uint64_t at; /* entries of the stream that come before it */
+    int device;
     struct emu_graph *capture;
     std::shared_ptr<double> time_ms; /* when the stream came by */
 };
@@ -42,8 +44,11 @@ static std::recursive_mutex lock;
 static std::vector<emu_stream *> streams;
 static std::map<const char *, size_t> pinned, device_blocks;
 static size_t device_used;
+static thread_local int device_now;                                 /* what the thread has set */
+static std::map<std::pair<int, const void *>, size_t> smem_allowed; /* of a kernel on a device */
 static cudaError_t last_error, sticky;
-#define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
+#define SMEM_BYTES_DEFAULT (48 * 1024) /* what a kernel may have unasked */
+#define LOCKED             std::lock_guard<std::recursive_mutex> guard(lock)
 
 static cudaError_t fail(cudaError_t e)
 {
@@ -186,17 +191,24 @@ static void run_until(emu_stream *s, uint64_t at)
     }
 }
 
-void emu_launch(const struct emu_grid *g, void *stream, work body)
+void emu_launch(const void *kernel, const struct emu_grid *g, void *stream, work body)
 {
     LOCKED;
     const struct emu_grid copy = *g;
+    emu_stream *s = (emu_stream *)stream;
+    auto allowed = smem_allowed.find({device_now, kernel});
+    size_t smem_max = allowed == smem_allowed.end() ? SMEM_BYTES_DEFAULT : allowed->second;
     uint32_t threads = g->block.x * g->block.y * g->block.z;
     if (g->grid.x * g->grid.y * g->grid.z == 0 || threads == 0 || threads > 1024 ||
-        g->grid.y > 65535 || g->grid.z > 65535 || g->smem_bytes > emu_device.smem_bytes_max) {
+        g->grid.y > 65535 || g->grid.z > 65535 || g->smem_bytes > smem_max) {
         fail(cudaErrorInvalidValue);
         return;
     }
-    push((emu_stream *)stream, [=] { run_grid(copy, &body); });
+    if (s->device != device_now) {
+        fail(cudaErrorInvalidResourceHandle);
+        return;
+    }
+    push(s, [=] { run_grid(copy, &body); });
 }
 
 /* ---- device ---- */
@@ -221,7 +233,19 @@ cudaError_t cudaGetDeviceCount(int *count)
 }
 cudaError_t cudaSetDevice(int device)
 {
-    return device < emu_device.count ? cudaSuccess : fail(cudaErrorInvalidDevice);
+    LOCKED;
+    if (device >= emu_device.count)
+        return fail(cudaErrorInvalidDevice);
+    device_now = device;
+    return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute, int value)
+{
+    LOCKED;
+    if (value < 0 || (size_t)value > emu_device.smem_bytes_max)
+        return fail(cudaErrorInvalidValue);
+    smem_allowed[{device_now, kernel}] = (size_t)value;
+    return sticky;
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int)
 {
@@ -394,6 +418,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
     LOCKED;
     *s = new emu_stream();
+    (*s)->device = device_now;
     streams.push_back(*s);
     return sticky;
 }
@@ -443,6 +468,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
 {
     *e = new emu_event();
+    (*e)->device = device_now;
     return sticky;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e)
@@ -455,6 +481,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
     LOCKED;
+    if (e->device != s->device)
+        return fail(cudaErrorInvalidResourceHandle);
     std::shared_ptr<double> time_ms = e->time_ms = std::make_shared<double>(0);
     if (!s->capture)
         push(s, [time_ms] {

@@ -462,6 +462,7 @@ static int child(uint32_t barrier)
     world_open(&w, &fault_shape);
     struct result want = result_make(&w), got = result_make(&w);
     run(&w, 0, w.a.n_tok, &want, w.e.cuda->ops->attention);
+    assert_int_equal(attention_fault_allow(), STATUS_OK);
     attention_fault_barrier = barrier;
     run(&w, 0, w.a.n_tok, &got, attention_fault);
     size_t heads = (size_t)w.a.n_tok * w.a.n_head;

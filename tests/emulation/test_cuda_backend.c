@@ -2,6 +2,8 @@
  * breaks: each refusal says what was found and what to change. */
 #include "tests/emulation/fixture.h"
 
+#include <pthread.h>
+
 static enum status create(const char *name, uint64_t device_bytes, uint32_t device,
                           struct errtext *err)
 {
@@ -169,6 +171,59 @@ static void broken_device_is_a_status(void **state)
     emu_reset();
 }
 
+struct visitor {
+    struct backend *b;
+    struct norm_args norm;
+    bool enters;
+    enum status st;
+};
+
+static void *visit(void *arg)
+{
+    struct visitor *v = arg;
+    v->st = v->enters ? v->b->ops->enter(v->b) : STATUS_OK;
+    if (!v->st)
+        v->st = v->b->ops->norm(v->b, &v->norm);
+    return NULL;
+}
+
+/* A thread's device is 0 until it says otherwise: one that launches elsewhere has to enter. */
+static void threads_enter_their_device(void **state)
+{
+    (void)state;
+    struct backend_options opt = {
+        .name = "cuda", .deterministic = true, .device_bytes = (uint64_t)64 << 20, .device = 1};
+    struct backend_limits lim = ec_limits();
+    float x[8] = {1};
+    int32_t id = 0;
+    uint32_t zero = 0;
+    struct ec e = {0};
+    pthread_t thread;
+    emu_device.count = 2;
+    assert_int_equal(backend_create(&e.cuda, &opt, NULL), STATUS_OK);
+    assert_int_equal(e.cuda->ops->prepare(e.cuda, &lim, NULL), STATUS_OK);
+    struct step_args step = {.ids = &id, .rows = {&zero, &zero, &zero, 1}, .n_tok = 1};
+    assert_int_equal(e.cuda->ops->step(e.cuda, &step), STATUS_OK);
+    struct visitor v = {.b = e.cuda,
+                        .norm = {.out = ec_alloc(&e, 16),
+                                 .x = ec_put(&e, x, sizeof(x)),
+                                 .gain = ec_put(&e, x, sizeof(x)),
+                                 .n_tok = 1,
+                                 .d_model = 8}};
+    for (int enters = 0; enters < 2; enters++) {
+        v.enters = enters;
+        assert_int_equal(pthread_create(&thread, NULL, visit, &v), 0);
+        pthread_join(thread, NULL);
+        assert_int_equal(v.st, enters ? STATUS_OK : STATUS_IO);
+    }
+    assert_int_equal(e.cuda->ops->norm(e.cuda, &v.norm), STATUS_OK);
+    backend_destroy(e.cuda);
+    opt.device = 0; /* this thread goes back */
+    assert_int_equal(backend_create(&e.cuda, &opt, NULL), STATUS_OK);
+    backend_destroy(e.cuda);
+    emu_reset();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -178,6 +233,7 @@ int main(void)
         cmocka_unit_test(memory_is_given_back),
         cmocka_unit_test(too_little_memory_names_the_line),
         cmocka_unit_test(broken_device_is_a_status),
+        cmocka_unit_test(threads_enter_their_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -203,6 +203,22 @@ static void streams_run_late_and_graphs_replay(void **state)
     ec_close(&e);
 }
 
+/* More than 48 KB of shared memory has to be asked for, and is what was asked for at most. */
+static void large_kernels_ask_first(void **state)
+{
+    (void)state;
+    struct ec e;
+    ec_open(&e);
+    void *stream = cuda_of(e.cuda)->stream;
+    assert_int_equal(vocabulary_large(48 << 10, 0, stream), STATUS_OK);
+    assert_int_equal(vocabulary_large(64 << 10, 0, stream), STATUS_IO);
+    assert_int_equal(vocabulary_large(64 << 10, 64 << 10, stream), STATUS_OK);
+    assert_int_equal(vocabulary_large(65 << 10, 0, stream), STATUS_IO);
+    assert_int_equal(vocabulary_large(0, 300 << 10, stream), STATUS_IO);
+    assert_int_equal(gpu_stream_sync(stream), STATUS_OK);
+    ec_close(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -213,6 +229,7 @@ int main(void)
         cmocka_unit_test(last_block_sees_all),
         cmocka_unit_test(copies_come_at_the_wait),
         cmocka_unit_test(streams_run_late_and_graphs_replay),
+        cmocka_unit_test(large_kernels_ask_first),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

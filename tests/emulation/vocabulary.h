@@ -2,6 +2,8 @@
 #ifndef RS_TESTS_EMULATION_VOCABULARY_H
 #define RS_TESTS_EMULATION_VOCABULARY_H
 
+#include "server/base/status.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,10 +38,14 @@ struct vocabulary { /* device memory */
 };
 
 #ifdef __cplusplus
-extern "C"
+extern "C" {
 #endif
-    void
-    vocabulary_launch(const char *name, uint32_t grid, uint32_t block, void *stream,
-                      struct vocabulary v);
+void vocabulary_launch(const char *name, uint32_t grid, uint32_t block, void *stream,
+                       struct vocabulary v);
+/* Launches a kernel with so much shared memory; allowed 0: without having asked for any. */
+enum status vocabulary_large(size_t smem_bytes, size_t allowed, void *stream);
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -290,6 +290,7 @@ void world_open(struct world *w, const struct world_options *opt)
     struct backend_options bo = {.name = opt->backend,
                                  .thread_count = opt->thread_count,
                                  .deterministic = true,
+                                 .device = opt->device,
                                  .device_bytes = WORLD_DEVICE_BYTES};
     if (backend_create(&w->backend, &bo, &err))
         fail_msg("backend: %s", err.text);

@@ -22,7 +22,7 @@
 
 struct world_options {
     const char *backend; /* "ref", "cpu"; "cuda" where the program has one */
-    uint32_t thread_count;
+    uint32_t thread_count, device;
     enum dtype dtype;
     uint32_t n_vocab, context_max, rows_max, seqs_max, waiting_max, kv_pages;
     uint32_t adapter_count, store_slots, adapters_per_batch_max, adapter_wait_ms_max;
