@@ -92,6 +92,9 @@ struct backend_ops {
     enum status (*prepare)(struct backend *b, const struct backend_limits *lim,
                            struct errtext *err);
     enum status (*step)(struct backend *b, const struct step_args *a);
+    /* Rows that a pass of n_tok is launched and recorded for; 0: it is not recorded. NULL: none
+     * is. */
+    uint32_t (*pass_rows)(const struct backend *b, uint32_t n_tok);
     enum status (*pass_begin)(struct backend *b, const struct pass_args *a, struct pass *out);
     /* st: what the ops said. Returns it, or what went wrong; or OK with p->again: the pass could
      * not be recorded and has not run, call the ops once more, which run now, and pass_end. */
@@ -110,6 +113,8 @@ struct backend {
     bool is_device;        /* its memory is not the host's */
     bool has_bf16;         /* native bf16 products: what --dtype auto asks */
     bool deterministic;    /* bits independent of batch shape */
+    uint64_t passes_replayed;
+    uint32_t passes_recorded;   /* so far; both the engine's thread */
     uint32_t passes_unrecorded; /* shapes of a pass that are launched kernel by kernel because a
                                    recording failed; the engine's thread */
 };

@@ -439,6 +439,8 @@ enum status server_start(struct server **out, const struct config *c, struct err
         st = make_adapters(s, err);
     if (!st)
         st = make_engine(s, err);
+    if (!st)
+        st = engine_record(s->engine, ENGINE_RECORD_MS_MAX, err);
     if (!st) {
         engine_start(s->engine);
         st = make_recorder(s, err);

@@ -169,6 +169,7 @@ static const struct backend_ops cuda_ops = {
     .adapters = &cuda_adapter_ops,
     .prepare = cuda_prepare,
     .step = cuda_step,
+    .pass_rows = cuda_pass_rows,
     .pass_begin = cuda_pass_begin,
     .pass_end = cuda_pass_end,
     .destroy = cuda_destroy,

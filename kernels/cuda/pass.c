@@ -115,6 +115,12 @@ static void give_up(struct cuda_backend *c, struct pass_entry *e)
              e->shape.rows, gpu_reason());
 }
 
+uint32_t cuda_pass_rows(const struct backend *b, uint32_t n_tok)
+{
+    const struct cuda_backend *c = (const struct cuda_backend *)(const void *)b;
+    return c->graphs ? bucket_of(c, n_tok) : 0;
+}
+
 enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct pass *out)
 {
     struct cuda_backend *c = cuda_of(b);
@@ -132,6 +138,7 @@ enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct
     e->used = ++g->clock;
     if (e->graph) {
         out->replayed = true;
+        c->base.passes_replayed++;
         return gpu_graph_launch(e->graph, c->stream);
     }
     if (e->plain || e->runs++ == 0)
@@ -152,6 +159,7 @@ enum status cuda_pass_end(struct backend *b, struct pass *p, enum status st)
         return st;
     c->graphs->recording = NULL;
     enum status end = gpu_capture_end(c->stream, &e->graph);
+    c->base.passes_recorded += !st && !end;
     if (!st && !end)
         return gpu_graph_launch(e->graph, c->stream);
     gpu_graph_destroy(e->graph);

@@ -22,6 +22,7 @@ enum status cuda_uploads_create(struct cuda_backend *c, struct errtext *err);
 void cuda_uploads_release(struct cuda_backend *c);
 
 /* pass.c */
+uint32_t cuda_pass_rows(const struct backend *b, uint32_t n_tok);
 enum status cuda_pass_begin(struct backend *b, const struct pass_args *a, struct pass *out);
 enum status cuda_pass_end(struct backend *b, struct pass *p, enum status st);
 void cuda_graphs_create(struct cuda_backend *c);

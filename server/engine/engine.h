@@ -49,6 +49,11 @@ MUST_CHECK enum status engine_create(struct engine **out, const struct engine_op
 /* The loader has something for the store: wake the loop. Thread: any. */
 void engine_wake(struct engine *e);
 void engine_print_plan(const struct engine *e, struct buf *out);
+/* On a device that records passes: those that decoding will ask for, before the first request and
+ * for budget_ms at most; what is left is recorded when it comes. Before engine_start, by the thread
+ * that made the backend. Errors: IO, the device failed. */
+#define ENGINE_RECORD_MS_MAX 20000
+MUST_CHECK enum status engine_record(struct engine *e, uint32_t budget_ms, struct errtext *err);
 void engine_start(struct engine *e); /* starts the thread */
 /* Refuse new work, finish what runs until deadline_ms, then end the rest with FINISH_ERROR
  * ("draining"). Blocks. Called again meanwhile (another thread) it only brings the deadline forward

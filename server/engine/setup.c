@@ -246,6 +246,7 @@ static void plan_workspace(struct engine *e, const struct backend_limits *lim)
                &(struct memplan_block){
                    .bytes = w.pinned_bytes, .place = MEMPLAN_HOST, .what = "staging", .key = key},
                "page-locked: tables of three steps, uploads, results");
+    e->passes_max = w.passes_max;
     if (w.passes_max > 0)
         memplan_add(&e->plan, &(struct memplan_block){.place = MEMPLAN_DEVICE, .what = "graphs"},
                     "at most %u, in what device_bytes leaves to the driver", w.passes_max);

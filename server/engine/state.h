@@ -66,7 +66,8 @@ struct engine {
     struct backend *backend;
     struct store *store;
     struct memplan plan;
-    void *weights; /* the base on a device */
+    uint32_t passes_max; /* that the backend records */
+    void *weights;       /* the base on a device */
     struct resident *resident;
     struct forward *forward;
     struct buf text; /* what a token adds to a text, while stop strings are looked for */

@@ -1,5 +1,6 @@
 /* The whole engine on the CUDA backend: every family against the goldens, and its own bits, which
  * must not depend on company, chunks, preemption, evictions, or on whether a pass is replayed. */
+#include "server/base/clock.h"
 #include "server/base/log.h"
 #include "tests/emulation/emu_control.h"
 #include "tests/lib/logits_case.h"
@@ -285,6 +286,79 @@ static void test_more_segments_at_replay_than_at_recording(void **state)
     world_close(&w);
 }
 
+/* Decodes n sequences, half of them with adapters if mixed. Returns how many steps of n rows there
+ * were; *recorded is set by one that was not a replay. */
+static uint32_t decode(struct world *w, uint32_t n, bool mixed, bool *recorded)
+{
+    struct request *r[8];
+    const struct backend *b = w->backend;
+    uint32_t steps = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        r[i] = world_request(w, 40 + i, 9, 10, 1, mixed && i % 2 == 0 ? i : WORLD_BASE);
+        r[i]->params.ignore_eos = true;
+        world_submit(w, r[i]);
+    }
+    for (uint32_t i = 0; i < 100 && w->engine->job_live_count + (i == 0) > 0; i++) {
+        uint64_t replays = b->passes_replayed, before = w->engine->count.steps;
+        uint32_t records = b->passes_recorded;
+        world_step(w);
+        if (w->engine->count.steps == before || w->engine->batch.n_tok != n ||
+            w->engine->batch.pos[0] < 9)
+            continue;
+        steps++;
+        *recorded = *recorded || b->passes_recorded != records || b->passes_replayed != replays + 1;
+    }
+    world_run(w);
+    release_all(r, n);
+    return steps;
+}
+
+/* What is recorded before the first request is what decoding asks for: from 1 row to all
+ * sequences, with adapters and without. Without time for it the first steps do it. */
+static void test_decoding_finds_its_passes_recorded(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct errtext err = ERRTEXT_INIT;
+    struct world w;
+    bool recorded = false;
+    opt.seqs_max = 7;
+    world_open(&w, &opt);
+    assert_int_equal(engine_record(w.engine, 600000, &err), STATUS_OK);
+    assert_int_equal(w.backend->passes_recorded, 2 * 4); /* 1, 2, 4, 8 rows */
+    for (uint32_t n = 1; n <= 7; n += n < 3 ? 1 : 2)
+        for (uint32_t mixed = 0; mixed < 2; mixed++)
+            assert_true(decode(&w, n, mixed, &recorded) >= 3);
+    assert_false(recorded);
+    world_close(&w);
+    world_open(&w, &opt);
+    assert_int_equal(engine_record(w.engine, 0, &err), STATUS_OK);
+    assert_int_equal(w.backend->passes_recorded, 0);
+    assert_true(decode(&w, 3, true, &recorded) >= 3);
+    assert_true(recorded);
+    world_close(&w);
+}
+
+/* The passes before the first request leave nothing behind: the same bits. */
+static void test_bits_do_not_depend_on_early_recording(void **state)
+{
+    if (emu_is_tsan())
+        skip(); /* takes minutes there */
+    struct world_options opt = cuda_options();
+    struct errtext err = ERRTEXT_INIT;
+    struct world w;
+    opt.seqs_max = 4;
+    for (uint32_t k = 0; k < SUBJECTS; k++) {
+        world_open(&w, &opt);
+        assert_int_equal(engine_record(w.engine, 600000, &err), STATUS_OK);
+        struct request *r = subject(&w, k);
+        world_submit(&w, r);
+        world_run(&w);
+        assert_same_seq(alone[k], 0, r, 0);
+        request_release(r);
+        world_close(&w);
+    }
+}
+
 /* ---- scores ---- */
 
 static void count_done(struct score_job *j, void *arg)
@@ -453,6 +527,37 @@ static void test_a_lost_device_ends_everybody(void **state)
     world_close(&w);
     emu_reset();
 }
+
+static bool all_done(struct request *r)
+{
+    for (uint32_t i = 0; i < 2000 && !world_done(r); i++)
+        clock_sleep_ms(5);
+    return world_done(r);
+}
+
+/* A device that is not the first: the engine's own thread has to say so. */
+static void test_the_engine_enters_its_device(void **state)
+{
+    struct world_options opt = cuda_options();
+    struct world w;
+    emu_device.count = 2;
+    opt.device = 1;
+    opt.real_clock = true;
+    world_open(&w, &opt);
+    engine_start(w.engine);
+    struct request *r = subject(&w, 0);
+    world_submit(&w, r);
+    assert_true(all_done(r));
+    engine_stop(w.engine, 1000);
+    assert_int_equal(r->status, STATUS_OK);
+    assert_same_seq(alone[0], 0, r, 0);
+    release_all(&r, 1);
+    world_close(&w);
+    opt.device = 0; /* this thread goes back */
+    world_open(&w, &opt);
+    world_close(&w);
+    emu_reset();
+}
 #endif
 
 int main(void)
@@ -466,11 +571,14 @@ int main(void)
         cmocka_unit_test(test_bits_do_not_depend_on_chunks_or_preemption),
         cmocka_unit_test(test_bits_do_not_depend_on_evictions),
         cmocka_unit_test(test_more_segments_at_replay_than_at_recording),
+        cmocka_unit_test(test_decoding_finds_its_passes_recorded),
+        cmocka_unit_test(test_bits_do_not_depend_on_early_recording),
         cmocka_unit_test(test_scores_equal_decoded_logprobs),
         cmocka_unit_test(test_the_plan_is_what_is_taken),
         cmocka_unit_test(test_too_big_is_refused_with_its_line),
 #ifndef RS_ON_DEVICE
         cmocka_unit_test(test_a_lost_device_ends_everybody),
+        cmocka_unit_test(test_the_engine_enters_its_device),
 #endif
     };
     return cmocka_run_group_tests(tests, make_alone, drop_alone);
