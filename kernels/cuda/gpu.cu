@@ -256,6 +256,8 @@ enum status gpu_smem_allow(const struct gpu_smem *list, size_t count)
                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
                                              (int)list[i].bytes),
                         "shared memory of a kernel");
+    if (st)
+        (void)cudaGetLastError(); /* not the next launch's */
     return st;
 }
 

@@ -215,6 +215,7 @@ static void large_kernels_ask_first(void **state)
     assert_int_equal(vocabulary_large(64 << 10, 64 << 10, stream), STATUS_OK);
     assert_int_equal(vocabulary_large(65 << 10, 0, stream), STATUS_IO);
     assert_int_equal(vocabulary_large(0, 300 << 10, stream), STATUS_IO);
+    assert_int_equal(vocabulary_large(64 << 10, 0, stream), STATUS_OK); /* as before */
     assert_int_equal(gpu_stream_sync(stream), STATUS_OK);
     ec_close(&e);
 }
