@@ -6,6 +6,7 @@
 #ifndef RS_ADAPTER_CATALOG_H
 #define RS_ADAPTER_CATALOG_H
 
+#include "chain_client/reward.h"
 #include "kernels/args.h"
 #include "server/adapter/chat_own.h"
 #include "server/adapter/peft/seal.h"
@@ -15,7 +16,6 @@
 #include <stdatomic.h>
 
 #define CATALOG_NAME_MAX    128
-#define CATALOG_SPLIT_MAX   64
 #define CATALOG_CONTRIB_MAX 64
 
 /* Visible in listings. */
@@ -34,12 +34,6 @@ const char *adapter_state_name(enum adapter_state s);
 
 struct tariff { /* base units per 1 000 tokens, each < 2^80 */
     u128 in, out;
-};
-
-struct split_entry {
-    uint8_t payee[20];
-    uint8_t role; /* enum split_role of chain_client/reward.h */
-    uint16_t bps;
 };
 
 /* A data contributor of the adapter's datanet and its number of documents (the share, for now).
@@ -62,7 +56,7 @@ struct adapter_entry {
     uint64_t manifest_version;
     uint8_t manifest_digest[32];
     uint8_t owner[20];
-    struct split_entry split[CATALOG_SPLIT_MAX];
+    struct reward_entry split[REWARD_ENTRIES_MAX];
     uint32_t split_count;
     uint8_t datanet_root[32]; /* 0: no datanet */
     struct contributor contributor[CATALOG_CONTRIB_MAX];

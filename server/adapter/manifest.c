@@ -3,9 +3,9 @@
  * so that an error names the field; amounts and ids are texts, since JSON's numbers end at 2^53. */
 #include "server/adapter/manifest.h"
 #include "chain_client/eth/addr.h"
-#include "chain_client/eth/eip712.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/eth/secp.h"
+#include "chain_client/manifest.h"
 #include "server/base/check.h"
 #include "server/base/json.h"
 #include "server/base/mem.h"
@@ -13,11 +13,6 @@
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define PUBLISH_TYPE                                                                               \
-    "Publish(bytes32 adapterId,bytes32 modelId,bytes32 datanetId,address owner,uint128 "           \
-    "priceIn,uint128 priceOut,bytes32 splitHash,"                                                  \
-    "uint64 version)"
 
 /* ---- fields ---- */
 
@@ -54,7 +49,7 @@ static uint8_t role_code(const char *name)
 
 static int compare_split(const void *a, const void *b)
 {
-    const struct split_entry *x = a, *y = b;
+    const struct reward_entry *x = a, *y = b;
     if (x->role != y->role)
         return x->role < y->role ? -1 : 1;
     return memcmp(x->payee, y->payee, 20);
@@ -62,12 +57,12 @@ static int compare_split(const void *a, const void *b)
 
 static void get_split(struct manifest *m, struct json_reader *r)
 {
-    const json_t *split = json_need_list(r, "split", CATALOG_SPLIT_MAX);
+    const json_t *split = json_need_list(r, "split", REWARD_ENTRIES_MAX);
     size_t n = json_array_size(split);
     uint32_t sum = 0;
     for (size_t i = 0; i < n; i++) {
         struct json_reader e = json_enter_item(r, "split", i, json_array_get(split, i));
-        struct split_entry *s = &m->split[i];
+        struct reward_entry *s = &m->split[i];
         const char *role = json_need_string(&e, "role");
         addr_need(s->payee, &e, "payee");
         s->bps = (uint16_t)json_need_int(&e, "bps", (struct json_range){1, 10000});
@@ -158,36 +153,15 @@ enum status manifest_documents_root(uint8_t out[32], const json_t *documents, st
 
 void manifest_digest(uint8_t out[32], const struct manifest *m)
 {
-    struct eip712_hasher h;
-    struct keccak k;
-    uint8_t word[32] = {0}, split_hash[32], domain[32], body[32];
-    keccak_init(&k); /* keccak(abi.encode(SplitEntry[])): offset, count, then three words each */
-    word[31] = 0x20;
-    keccak_update(&k, word, 32);
-    be_put(word, m->split_count, 32);
-    keccak_update(&k, word, 32);
-    for (uint32_t i = 0; i < m->split_count; i++) {
-        memset(word, 0, 32);
-        memcpy(word + 12, m->split[i].payee, 20);
-        keccak_update(&k, word, 32);
-        be_put(word, m->split[i].role, 32);
-        keccak_update(&k, word, 32);
-        be_put(word, m->split[i].bps, 32);
-        keccak_update(&k, word, 32);
-    }
-    keccak_final(&k, split_hash);
-    eip712_begin(&h, PUBLISH_TYPE);
-    eip712_bytes32(&h, m->adapter_id);
-    eip712_bytes32(&h, m->model_id);
-    eip712_bytes32(&h, m->datanet_id);
-    eip712_address(&h, m->owner);
-    eip712_uint(&h, m->tariff.in);
-    eip712_uint(&h, m->tariff.out);
-    eip712_bytes32(&h, split_hash);
-    eip712_uint(&h, m->version);
-    eip712_end(&h, body);
-    eip712_domain(domain, "residual", "1", m->chain_id, m->registry);
-    eip712_digest(out, domain, body);
+    struct manifest_publish p = {.price_in = m->tariff.in,
+                                 .price_out = m->tariff.out,
+                                 .split = {m->split, m->split_count},
+                                 .version = m->version};
+    memcpy(p.adapter_id, m->adapter_id, 32);
+    memcpy(p.model_id, m->model_id, 32);
+    memcpy(p.datanet_id, m->datanet_id, 32);
+    memcpy(p.owner, m->owner, 20);
+    manifest_publish_digest(out, &p, m->chain_id, m->registry);
 }
 
 static enum status check_signatures(const struct manifest *m, struct json_reader *r)

@@ -22,7 +22,7 @@ struct manifest {
     uint64_t version, chain_id;
     uint8_t adapter_id[32], model_id[32], datanet_id[32], owner[20], registry[20];
     struct tariff tariff;
-    struct split_entry split[CATALOG_SPLIT_MAX];
+    struct reward_entry split[REWARD_ENTRIES_MAX];
     uint32_t split_count;
     struct contributor contributor[CATALOG_CONTRIB_MAX]; /* ascending by payee */
     uint32_t contributor_count;

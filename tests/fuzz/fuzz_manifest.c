@@ -16,7 +16,7 @@ static void check(const struct manifest *m)
         if (memcmp(m->contributor[i - 1].payee, m->contributor[i].payee, 20) >= 0)
             abort();
     }
-    if (bps != 10000 || m->split_count > CATALOG_SPLIT_MAX ||
+    if (bps != 10000 || m->split_count > REWARD_ENTRIES_MAX ||
         m->contributor_count > CATALOG_CONTRIB_MAX)
         abort();
 }

@@ -59,9 +59,9 @@ static inline json_t *manifest_json(struct manifest *m, const struct manifest_ke
     memcpy(m->owner, k->owner.address, 20);
     m->split_count = 2;
     memset(&m->split[0], 0, 2 * sizeof(m->split[0]));
-    m->split[0] = (struct split_entry){.role = 1, .bps = 4000};
+    m->split[0] = (struct reward_entry){.role = 1, .bps = 4000};
     memcpy(m->split[0].payee, m->owner, 20);
-    m->split[1] = (struct split_entry){.role = 2, .bps = 6000};
+    m->split[1] = (struct reward_entry){.role = 2, .bps = 6000};
     memset(m->split[1].payee, 0x22, 20);
     manifest_digest(digest, m);
     assert_int_equal(secp_sign(k->secp, owner_sig, &k->owner, digest, NULL), STATUS_OK);

@@ -214,6 +214,15 @@ static void test_documents(void **state)
     err_clear(&err);
     assert_int_equal(parse(j, &m, &err), STATUS_INVALID);
     assert_non_null(strstr(err.text, "64"));
+    /* and so are the entries of a split: as many as the Registry takes */
+    many = json_array();
+    for (int i = 0; i < REWARD_ENTRIES_MAX + 1; i++)
+        json_array_append_new(many, json_object());
+    json_object_set_new(j, "split", many);
+    err_clear(&err);
+    assert_int_equal(parse(j, &m, &err), STATUS_TOO_LARGE);
+    assert_non_null(strstr(err.text, "split"));
+    assert_non_null(strstr(err.text, "32"));
     json_decref(j);
 }
 
