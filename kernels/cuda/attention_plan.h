@@ -81,8 +81,10 @@ struct attn_rows {
     uint32_t n_tok;
 };
 
-/* Fills the list; returns its bytes: page numbers go directly behind it. Before  n_tok <=
- * rows_max, pos < 2^24. */
+/* Fills the list; returns its bytes: page numbers go directly behind it.
+ *
+ * Before  n_tok <= rows_max, pos < 2^24
+ */
 size_t attn_plan(const struct attn_shape *s, const struct attn_rows *rows, struct attn_list *out);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-/* See gpu.h. The arena is one cudaMalloc with a table of runs in address order, first fit,
+/* The arena is one cudaMalloc with a table of runs in address order, first fit,
  * neighbours joined when freed: allocations happen at start and when an adapter moves, a few
  * hundred in all. Under emulation runs keep a gap between them that the sanitizer guards. */
 #include "kernels/cuda/gpu.h"

@@ -1,3 +1,4 @@
+/* The two clocks of the system, asked with one call each; sleeping goes on after a signal. */
 #include "server/base/clock.h"
 
 #include <errno.h>

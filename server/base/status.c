@@ -1,3 +1,4 @@
+/* One name a status, as errors and logs print it. */
 #include "server/base/status.h"
 
 const char *status_name(enum status st)
