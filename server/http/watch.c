@@ -29,7 +29,7 @@
 #define REST_NS_PER_STREAM 40000ull
 #define REST_NS_MIN        1000000ull
 /* Whoever asks nothing more has this long to read its answer before it is probed. */
-#define PROBE_NS (2ull * 1000000000)
+#define PROBE_NS (250ull * 1000000)
 
 enum watch_sleep { AWAKE, RESTING, ASLEEP };
 
