@@ -3,14 +3,12 @@
 #include "chain_client/cli/http.h"
 #include "chain_client/eth/fetch.h"
 #include "server/base/check.h"
-#include "server/base/file.h"
 #include "server/base/json.h"
 #include "server/base/mem.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define KEY_BYTES_MAX    4096
 #define ANSWER_BYTES_MAX (64u << 20)
 #define TIMEOUT_MS       600000 /* a large upload over a slow line */
 #define CONNECT_MS       10000
@@ -22,27 +20,10 @@ struct http {
     bool is_json;
 };
 
-/* "Bearer KEY" of a key file that only its owner may read; the caller wipes it. */
-static enum status read_key(char *out, size_t out_bytes, const char *path, struct errtext *err)
-{
-    char *key;
-    size_t len;
-    enum status st = file_read_secret(path, KEY_BYTES_MAX, &key, &len, err);
-    if (st)
-        return st;
-    if (len == 0 || strpbrk(key, "\r\n"))
-        st = err_set(err, STATUS_INVALID, "%s: expected one API key on one line", path);
-    else
-        snprintf(out, out_bytes, "Bearer %s", key);
-    mem_wipe(key, len);
-    mem_free(key);
-    return st;
-}
-
 enum status http_open(struct http **out, const char *base_url, const char *api_key_file,
                       const char *what, struct errtext *err)
 {
-    char bearer[KEY_BYTES_MAX + 16] = "";
+    char bearer[FETCH_BEARER_BYTES] = "";
     struct http *h = mem_alloc(sizeof(*h));
     *out = NULL;
     snprintf(h->what, sizeof(h->what), "%s at %.1024s", what, base_url);
@@ -53,7 +34,8 @@ enum status http_open(struct http **out, const char *base_url, const char *api_k
                                         .connect_ms = CONNECT_MS,
                                         .stall_s = STALL_S,
                                         .answer_bytes_max = ANSWER_BYTES_MAX};
-    enum status st = api_key_file ? read_key(bearer, sizeof(bearer), api_key_file, err) : STATUS_OK;
+    enum status st =
+        api_key_file ? fetch_bearer(bearer, api_key_file, FETCH_KEY_BYTES_MAX, err) : STATUS_OK;
     if (!st)
         st = fetch_open(&h->fetch, &config, err);
     mem_wipe(bearer, sizeof(bearer));

@@ -2,6 +2,7 @@
  * to stop, so a hostile peer costs no more memory than configured. */
 #include "chain_client/eth/fetch.h"
 #include "server/base/check.h"
+#include "server/base/file.h"
 #include "server/base/mem.h"
 
 #include <curl/curl.h>
@@ -130,6 +131,24 @@ void fetch_close(struct fetch *f)
     mem_free(f->what);
     mem_free(f->base);
     mem_free(f);
+}
+
+enum status fetch_bearer(char out[FETCH_BEARER_BYTES], const char *key_path, size_t key_bytes_max,
+                         struct errtext *err)
+{
+    CHECK(key_bytes_max <= FETCH_KEY_BYTES_MAX);
+    char *key;
+    size_t len;
+    enum status st = file_read_secret(key_path, key_bytes_max, &key, &len, err);
+    if (st)
+        return st;
+    if (len == 0 || strpbrk(key, "\r\n"))
+        st = err_set(err, STATUS_INVALID, "%s: expected one API key on one line", key_path);
+    else
+        snprintf(out, FETCH_BEARER_BYTES, "Bearer %s", key);
+    mem_wipe(key, len);
+    mem_free(key);
+    return st;
 }
 
 static enum status set_file(struct fetch *f, const char *path, FILE **file, struct errtext *err)

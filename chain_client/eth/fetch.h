@@ -17,6 +17,8 @@
 #include <stdint.h>
 
 #define FETCH_URL_BYTES_MAX 2048
+#define FETCH_KEY_BYTES_MAX 4096
+#define FETCH_BEARER_BYTES  (FETCH_KEY_BYTES_MAX + 16)
 
 struct fetch;
 
@@ -35,6 +37,14 @@ struct fetch_config {
 MUST_CHECK enum status fetch_open(struct fetch **out, const struct fetch_config *config,
                                   struct errtext *err);
 void fetch_close(struct fetch *f); /* NULL is fine */
+
+/* "Bearer KEY" from a file of one key on one line that only its owner may read; the caller wipes
+ * out. key_bytes_max is at most FETCH_KEY_BYTES_MAX.
+ *
+ * Errors  DENIED for the file's mode, INVALID for no key or several lines, else as file_read_secret
+ */
+MUST_CHECK enum status fetch_bearer(char out[FETCH_BEARER_BYTES], const char *key_path,
+                                    size_t key_bytes_max, struct errtext *err);
 
 struct fetch_request {
     const char *method;    /* GET, PUT, POST or DELETE */

@@ -5,6 +5,7 @@
  * Stop    a broken database ends the worker (a restart continues from disk); a chain that
  * contradicts what was settled ends it for a person to look */
 #include "chain_client/eth/addr.h"
+#include "chain_client/eth/fetch.h"
 #include "chain_client/eth/keystore.h"
 #include "chain_client/settle/serve.h"
 #include "chain_client/settle/worker.h"
@@ -23,8 +24,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define INGEST_WAIT_MS 200
-#define BACKOFF_MS_MAX 30000
+#define REFETCH_KEY_BYTES_MAX 512
+#define INGEST_WAIT_MS        200
+#define BACKOFF_MS_MAX        30000
 
 enum settle_exit {
     SETTLE_FINE = 0,
@@ -106,16 +108,12 @@ static enum status find_sources(struct worker *w, struct errtext *err)
     }
     if (!s->refetch_key_file)
         return STATUS_OK;
-    char *text, line[1024];
-    size_t len;
-    enum status st = file_read_secret(s->refetch_key_file, 512, &text, &len, err);
+    char bearer[FETCH_BEARER_BYTES];
+    enum status st = fetch_bearer(bearer, s->refetch_key_file, REFETCH_KEY_BYTES_MAX, err);
     if (st)
         return st;
-    snprintf(line, sizeof(line), "Bearer %s", text);
-    w->refetch_authorization = mem_strdup(line);
-    mem_wipe(line, sizeof(line));
-    mem_wipe(text, len);
-    mem_free(text);
+    w->refetch_authorization = mem_strdup(bearer);
+    mem_wipe(bearer, sizeof(bearer));
     return STATUS_OK;
 }
 
