@@ -49,13 +49,6 @@ static const struct {
     [OPT_WAIT_S] = {"wait-s", "SECONDS", "longest wait for a transaction (default 180)"},
 };
 
-const char *args_option_name(enum cli_option o)
-{
-    static char text[OPT_COUNT][32];
-    snprintf(text[o], sizeof(text[o]), "--%s", options[o].name);
-    return text[o];
-}
-
 static bool takes(const struct cli_verb *v, unsigned o)
 {
     return (v->options | CLI_BIT(OPT_JSON) | CLI_BIT(OPT_HELP)) & CLI_BIT(o);

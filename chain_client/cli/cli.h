@@ -88,7 +88,6 @@ void args_print_all(const struct cli_verb *table, size_t count);
 /* A whole number of an option between least and most, `standard` if it was not given. */
 MUST_CHECK enum status args_number(const struct cli *c, enum cli_option o, uint64_t range[2],
                                    uint64_t standard, uint64_t *out, struct errtext *err);
-const char *args_option_name(enum cli_option o); /* "--rpc" */
 
 /* ---- say.c ---- */
 

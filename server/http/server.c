@@ -233,11 +233,6 @@ uint16_t http_port(const struct http_server *s)
     return listener_port(s->listener);
 }
 
-uint32_t http_active_requests(const struct http_server *s)
-{
-    return atomic_load(&((struct http_server *)(uintptr_t)s)->active);
-}
-
 void http_stop(struct http_server *s)
 {
     atomic_store(&s->draining, true);

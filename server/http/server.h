@@ -82,6 +82,5 @@ uint16_t http_port(const struct http_server *s);
  * Then http_stop. */
 void http_begin_drain(struct http_server *s);
 void http_stop(struct http_server *s);
-uint32_t http_active_requests(const struct http_server *s);
 
 #endif

@@ -262,11 +262,6 @@ uint64_t scorer_queued(const struct scorer *s)
     return s->task_count;
 }
 
-bool scorer_is_idle(const struct scorer *s)
-{
-    return s->rows_inside == 0;
-}
-
 void scorer_destroy(struct scorer *s)
 {
     if (!s)

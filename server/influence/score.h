@@ -36,6 +36,5 @@ void scorer_expire(struct scorer *s, uint64_t now_ms, uint64_t age_ms);
 struct score_task *scorer_poll(struct scorer *s);
 void score_task_free(struct score_task *t);
 uint64_t scorer_queued(const struct scorer *s);
-bool scorer_is_idle(const struct scorer *s); /* no rows inside the engine */
 
 #endif

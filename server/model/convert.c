@@ -135,8 +135,3 @@ bool convert_dtype(enum st_dtype stored, enum dtype *out)
         return false;
     return true;
 }
-
-const char *convert_dtype_name(enum dtype t)
-{
-    return t == DTYPE_F32 ? "f32" : t == DTYPE_BF16 ? "bf16" : "f16";
-}

@@ -15,6 +15,5 @@ float convert_load(const void *in, enum dtype dtype, size_t index);
 bool convert_scan(const void *in, enum dtype dtype, size_t n, bool *any_nonzero);
 /* false: not one of the three dtypes we compute with. */
 bool convert_dtype(enum st_dtype stored, enum dtype *out);
-const char *convert_dtype_name(enum dtype t);
 
 #endif
