@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Breaks one rule at a time and asks the test that guards it. tests/mutants/*.patch hold the breaks; each begins with
+
+    # rule: what the product promises
+    # test: unit test_x | contracts FILE.test.mjs [NAME PATTERN] | pytest PATH [-k NAME]
+
+and the named test has to fail with the patch applied, and to pass without any. All of it happens in a copy under build/mutants.
+    run.py [--full] [--list] [NAME...]        NAME: a patch without .patch; pytest ones only with --full or by name"""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "build/mutants"
+TREE = WORK / "tree"
+CONTRACTS = Path("chain_client/contracts")
+KINDS = ("unit", "contracts", "pytest")
+
+
+class Mutant:
+    def __init__(self, path):
+        self.path, self.name = path, path.stem
+        head = path.read_text().split("\ndiff ")[0].split("\n--- ")[0]
+        rule, test = re.search(r"^# rule: (.+)$", head, re.M), re.search(r"^# test: (\S+) (.+)$", head, re.M)
+        if not rule or not test or test[1] not in KINDS:
+            sys.exit(f"{path.name}: expected '# rule: TEXT' and '# test: {'|'.join(KINDS)} ...' before the diff")
+        self.rule, self.kind, self.test = rule[1], test[1], test[2].strip()
+
+
+def sh(argv, cwd, limit_s=600, env=None):
+    """(exit code, output); a test that hangs has failed."""
+    try:
+        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=limit_s, env=env)
+        return done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired:
+        return 124, f"no end after {limit_s} s"
+
+
+def copy_tree(to, under="."):
+    """The working tree's files; an unchanged file keeps its time, so that only what changed is built again."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z", under], cwd=ROOT, capture_output=True, check=True)
+    names = {n for n in listed.stdout.decode().split("\0") if n and (ROOT / n).is_file()}
+    for name in names:
+        source, dest = ROOT / name, to / name
+        if not dest.exists() or dest.read_bytes() != source.read_bytes():
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, dest)
+            shutil.copymode(source, dest)
+    for old in [p for p in to.rglob("*") if p.is_file()]:
+        rel = old.relative_to(to).as_posix()
+        if rel not in names and not rel.startswith("build/") and "/build/" not in rel and "node_modules" not in rel and "/." not in rel:
+            old.unlink()
+
+
+def apply(tree, mutant, *flags):
+    return sh(["patch", "-p1", "--no-backup-if-mismatch", "-s", *flags, "-i", str(mutant.path)], tree)
+
+
+def ninja(*targets):
+    return sh(["ninja", "-C", "build", *targets], TREE, 900)
+
+
+def run_unit(mutant):
+    return sh([f"build/tests/{mutant.test}"], TREE, 300)
+
+
+def prepare_unit(mutants):
+    copy_tree(TREE)
+    code, out = sh(["cmake", "-G", "Ninja", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS_DEBUG=-O0", "-DRS_CUDA=OFF", "-DRS_CHECKING=ON"], TREE)
+    if code == 0:
+        code, out = ninja(*sorted({m.test for m in mutants}))
+    if code != 0:
+        sys.exit(f"the copy does not build:\n{out[-3000:]}")
+    for test in sorted({m.test for m in mutants}):
+        m = next(m for m in mutants if m.test == test)
+        code, out = run_unit(m)
+        if code != 0:
+            sys.exit(f"{test} fails without any mutant:\n{out[-2000:]}")
+
+
+def try_unit(mutant):
+    code, out = apply(TREE, mutant)
+    if code != 0:
+        apply(TREE, mutant, "-R", "-f")
+        copy_tree(TREE)
+        return f"does not apply: {out.strip()[-300:]}"
+    try:
+        code, out = ninja(mutant.test)
+        if code != 0:
+            return f"does not build: {out.strip()[-600:]}"
+        code, _ = run_unit(mutant)
+        return None if code != 0 else "NOT CAUGHT"
+    finally:
+        apply(TREE, mutant, "-R")
+
+
+def contracts_copy(name):
+    tree = WORK / "contracts" / name
+    shutil.rmtree(tree, ignore_errors=True)
+    copy_tree(tree, str(CONTRACTS))
+    (tree / "tests").mkdir(parents=True)
+    os.symlink(ROOT / "tests/data", tree / "tests/data")
+    os.symlink(ROOT / CONTRACTS / "node_modules", tree / CONTRACTS / "node_modules")
+    return tree
+
+
+def run_contracts(tree, test):
+    file, _, pattern = test.partition(" ")
+    argv = ["node", "--test"] + ([f"--test-name-pattern={pattern}"] if pattern else []) + [f"test/{file}"]
+    return sh(argv, tree / CONTRACTS, 300)
+
+
+def contracts_pass(tests):
+    tree = contracts_copy("none")
+    code, out = sh(["node", "build.mjs"], tree / CONTRACTS)
+    for test in sorted(tests):
+        if code == 0:
+            code, out = run_contracts(tree, test)
+            if code == 0 and not re.search(r"^# pass [1-9]", out, re.M) and not re.search(r"ℹ pass [1-9]", out):
+                sys.exit(f"contracts {test}: no test ran")
+        if code != 0:
+            sys.exit(f"contracts {test} fails without any mutant:\n{out[-2000:]}")
+    shutil.rmtree(tree)
+
+
+def try_contracts(mutant):
+    tree = contracts_copy(mutant.name)
+    code, out = apply(tree, mutant)
+    if code != 0:
+        return f"does not apply: {out.strip()[-300:]}"
+    code, out = sh(["node", "build.mjs"], tree / CONTRACTS)
+    if code != 0:
+        return f"does not build: {out.strip()[-600:]}"
+    code, _ = run_contracts(tree, mutant.test)
+    shutil.rmtree(tree)
+    return None if code != 0 else "NOT CAUGHT"
+
+
+def try_pytest(mutant):
+    """Needs the programs: they are built in the copy as in the release build."""
+    for link, to in ((TREE / ".venv", ROOT / ".venv"), (TREE / CONTRACTS / "node_modules", ROOT / CONTRACTS / "node_modules")):
+        if not link.exists():
+            os.symlink(to, link)
+    code, out = apply(TREE, mutant)
+    if code != 0:
+        return f"does not apply: {out.strip()[-300:]}"
+    try:
+        for argv in (["cmake", "--preset", "release", "-DRS_CUDA=OFF"], ["ninja", "-C", "build/release"], ["node", str(CONTRACTS / "build.mjs")]):
+            code, out = sh(argv, TREE, 1800)
+            if code != 0:
+                return f"does not build: {out.strip()[-600:]}"
+        code, _ = sh([str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.test.split()], TREE, 900)
+        return None if code != 0 else "NOT CAUGHT"
+    finally:
+        apply(TREE, mutant, "-R")
+
+
+def report(mutant, wrong, since):
+    print(f"  {'ok  ' if wrong is None else 'FAIL'} {mutant.name}: {mutant.rule} ({mutant.kind} {mutant.test}, {time.monotonic() - since:.0f} s)"
+          + ("" if wrong is None else f"\n       {wrong}"), flush=True)
+    return wrong is None
+
+
+def timed(attempt, mutant):
+    since = time.monotonic()
+    return report(mutant, attempt(mutant), since)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--full", action="store_true")
+    p.add_argument("--list", action="store_true")
+    p.add_argument("names", nargs="*")
+    args = p.parse_args()
+    mutants = [Mutant(f) for f in sorted((ROOT / "tests/mutants").glob("*.patch"))]
+    unknown = set(args.names) - {m.name for m in mutants}
+    if unknown:
+        sys.exit(f"no such mutant: {', '.join(sorted(unknown))}; --list shows them")
+    if args.names:
+        mutants = [m for m in mutants if m.name in args.names]
+    if args.list:
+        for m in mutants:
+            print(f"{m.name:32} {m.rule} ({m.kind} {m.test})")
+        return
+    unit, contracts = [m for m in mutants if m.kind == "unit"], [m for m in mutants if m.kind == "contracts"]
+    late = [m for m in mutants if m.kind == "pytest" and (args.full or args.names)]
+    WORK.mkdir(parents=True, exist_ok=True)
+    good = True
+    if unit or late:
+        prepare_unit(unit)
+    for m in unit:
+        good &= timed(try_unit, m)
+    if contracts:
+        contracts_pass({m.test for m in contracts})
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            good &= all(list(pool.map(lambda m: timed(try_contracts, m), contracts)))
+    for m in late:
+        good &= timed(try_pytest, m)
+    left = len(mutants) - len(unit) - len(contracts) - len(late)
+    print(f"{len(unit) + len(contracts) + len(late)} mutants tried" + (f", {left} with --full only" if left else ""))
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
