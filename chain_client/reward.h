@@ -19,6 +19,7 @@
 
 #define REWARD_BPS         10000
 #define REWARD_ENTRIES_MAX 32
+#define REWARD_PARENTS_MAX 4
 #define REWARD_RECORDS_MAX (1u << 24) /* in one epoch */
 
 enum reward_role { REWARD_ROLE_AUTHOR = 1, REWARD_ROLE_DATA = 2, REWARD_ROLE_OTHER = 3 };
@@ -33,6 +34,12 @@ struct reward_entry {
 struct reward_split {
     const struct reward_entry *entry;
     size_t count;
+};
+
+/* An adapter that another one is made from; strictly ascending by id, bps sum to at most 5 000. */
+struct reward_parent {
+    uint8_t adapter_id[32];
+    uint16_t bps;
 };
 
 struct reward_policy {

@@ -28,6 +28,7 @@ MAY_INCLUDE = {
     "chain_client": ["chain_client", "server/base"],
     "chain_client/eth": ["chain_client/eth", "server/base"],
     "chain_client/cli": ["chain_client", "server/base", "server/model", "server/adapter", "server/text", "kernels"],
+    "chain_client/registry": ["chain_client", "server/base"],
     "chain_client/settle": ["chain_client", "server/base", "server/spool"],
     "server/spool": ["server/spool", "server/base"],
     "server/text": ["server/text", "server/base"],
