@@ -29,6 +29,7 @@ struct reward_work {
     const struct reward_record **sorted; /* by (set, lane, model) */
     u128 *adapter_pool;                  /* [adapter_count] */
     struct sums sums;
+    struct reward_share from; /* of what is earned now: adapter_id and source */
     struct reward_result *out;
 };
 
@@ -132,9 +133,19 @@ static enum status add_sum(struct reward_work *w, uint32_t tag, const uint8_t *i
     return STATUS_OK;
 }
 
+static enum status tell(struct reward_work *w, const uint8_t payee[20], u128 v)
+{
+    if (!w->in->on_share)
+        return STATUS_OK;
+    w->from.payee = payee;
+    w->from.amount = v;
+    return w->in->on_share(w->in->on_share_arg, &w->from);
+}
+
 static enum status earn(struct reward_work *w, const uint8_t payee[20], u128 v)
 {
-    return add_sum(w, TAG_EARNED, payee, 20, v);
+    enum status st = v ? tell(w, payee, v) : STATUS_OK;
+    return st ? st : add_sum(w, TAG_EARNED, payee, 20, v);
 }
 
 static enum status earn_treasury(struct reward_work *w, u128 v)
@@ -160,8 +171,10 @@ static enum status share_fees(struct reward_work *w, struct set_run *run,
     run->pool += part[1];
     if (!st)
         st = add_sum(w, TAG_BASE, r->model_id, 32, part[0]);
+    w->from = (struct reward_share){.source = REWARD_FROM_OPERATOR};
     if (!st)
         st = lane ? earn(w, lane->account, part[2]) : earn_treasury(w, part[2]);
+    w->from.source = REWARD_FROM_PROTOCOL;
     return st ? st : earn_treasury(w, part[3]);
 }
 
@@ -249,6 +262,7 @@ static enum status share_set(struct reward_work *w, const struct set_run *run)
         has_x |= !u256_is_zero(&run->x[i]);
     enum status st = has_x ? lr_split(part, run->pool, run->x, run->set.count)
                            : lr_split_small(part, run->pool, run->weight, run->set.count);
+    w->from = (struct reward_share){.source = REWARD_FROM_PROTOCOL};
     for (uint32_t i = 0; i < run->set.count && !st; i++) {
         if (run->adapter[i])
             w->adapter_pool[run->adapter[i] - w->in->adapter] += part[i];
@@ -356,8 +370,21 @@ static enum status share_split(struct reward_work *w, const struct reward_split 
         payee[n++] = s->entry[i].payee;
     }
     enum status st = lr_split_small(part, pool, weight, n);
+    w->from.source = only_data ? REWARD_FROM_DATA : REWARD_FROM_BASE;
     for (size_t i = 0; i < n && !st; i++)
         st = earn(w, payee[i], part[i]);
+    return st;
+}
+
+/* Evidence names owners whom this split gives nothing: they are told. */
+static enum status tell_unpaid(struct reward_work *w, const struct sums_entry *y, size_t count)
+{
+    static const uint8_t treasury[20];
+    enum status st = STATUS_OK;
+    w->from.source = REWARD_UNPAID;
+    for (size_t i = 0; i < count && !st; i++)
+        if (memcmp(y[i].key.id, treasury, 20) != 0)
+            st = tell(w, y[i].key.id, 0);
     return st;
 }
 
@@ -378,6 +405,7 @@ static enum status share_data(struct reward_work *w, const struct reward_adapter
         weight[i] = y[i].sum;
     if (!st)
         st = lr_split(part, pool, weight, count);
+    w->from.source = REWARD_FROM_DATA;
     for (size_t i = 0; i < count && !st; i++) {
         bool is_treasury = memcmp(y[i].key.id, treasury, 20) == 0;
         st = is_treasury ? earn_treasury(w, part[i]) : earn(w, y[i].key.id, part[i]);
@@ -397,14 +425,19 @@ static enum status share_adapter(struct reward_work *w, const struct reward_adap
     for (size_t i = 0; i < a->split.count; i++)
         weight[i] = a->split.entry[i].bps;
     enum status st = lr_split_small(part, pool, weight, a->split.count);
+    w->from = (struct reward_share){.adapter_id = a->adapter_id};
     for (size_t i = 0; i < a->split.count && !st; i++) {
         if (a->split.entry[i].role == REWARD_ROLE_DATA) {
             data += part[i];
             has_data = true;
         } else {
+            w->from.source = a->split.entry[i].role == REWARD_ROLE_AUTHOR ? REWARD_FROM_AUTHOR
+                                                                          : REWARD_FROM_OTHER;
             st = earn(w, a->split.entry[i].payee, part[i]);
         }
     }
+    if (!st && !has_data)
+        st = tell_unpaid(w, y, count);
     return st || !has_data ? st : share_data(w, a, data, y, count);
 }
 
@@ -419,6 +452,7 @@ static enum status share_pools(struct reward_work *w)
         u128 pool = (u128)all[at].sum.w[1] << 64 | all[at].sum.w[0];
         const struct reward_base *base =
             lookup(all[at].key.id, w->in->base, w->in->base_count, sizeof(*base), base_order);
+        w->from = (struct reward_share){.source = REWARD_FROM_BASE};
         st = base ? share_split(w, &base->split, pool, false) : earn_treasury(w, pool);
     }
     for (size_t i = 0; i < w->in->adapter_count && !st; i++) {

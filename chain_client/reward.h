@@ -92,6 +92,24 @@ struct reward_account {
     u128 amount;
 };
 
+/* What a payment was for. UNPAID: evidence names the payee, whom the adapter gives nothing. */
+enum reward_source {
+    REWARD_FROM_PROTOCOL,
+    REWARD_FROM_OPERATOR,
+    REWARD_FROM_BASE,
+    REWARD_FROM_AUTHOR,
+    REWARD_FROM_DATA,
+    REWARD_FROM_OTHER,
+    REWARD_UNPAID
+};
+
+struct reward_share {
+    const uint8_t *payee;      /* [20] */
+    const uint8_t *adapter_id; /* [32] in the caller's table; NULL: of no registered adapter */
+    enum reward_source source;
+    u128 amount;
+};
+
 struct reward_input {
     const struct reward_policy *policy;
     const struct reward_lane *lane;
@@ -104,6 +122,9 @@ struct reward_input {
     size_t record_count;
     const struct reward_account *prev; /* epoch e', strictly ascending by payee; amount not read */
     size_t prev_count;
+    /* NULL, or called with every part of every account; an account's parts sum to its amount. */
+    enum status (*on_share)(void *arg, const struct reward_share *share);
+    void *on_share_arg;
 };
 
 struct reward_stats {

@@ -308,6 +308,49 @@ static void check_result(const struct reward_result *r, const struct reward_resu
     assert_true(r->stats.fee_required == r->stats.fee_scored + r->stats.fee_missing);
 }
 
+/* What on_share said, by payee; `kind` sums what it said of each source. */
+struct told {
+    struct {
+        uint8_t payee[20];
+        u128 sum;
+        bool unpaid;
+    } account[4096];
+    size_t count;
+    u128 kind[REWARD_UNPAID + 1], of_adapters;
+};
+
+static enum status hear(void *arg, const struct reward_share *s)
+{
+    struct told *t = arg;
+    size_t i = 0;
+    while (i < t->count && memcmp(t->account[i].payee, s->payee, 20) != 0)
+        i++;
+    if (i == t->count) {
+        assert_true(i < ARRAY_COUNT(t->account));
+        memcpy(t->account[t->count++].payee, s->payee, 20);
+    }
+    t->account[i].sum += s->amount;
+    t->account[i].unpaid |= s->source == REWARD_UNPAID;
+    t->kind[s->source] += s->amount;
+    t->of_adapters += s->adapter_id ? s->amount : 0;
+    assert_true((s->amount == 0) == (s->source == REWARD_UNPAID));
+    return STATUS_OK;
+}
+
+static void check_told(const struct told *t, const struct reward_result *r)
+{
+    u128 all = 0;
+    for (size_t i = 0; i < r->account_count; i++) {
+        u128 told = 0;
+        for (size_t k = 0; k < t->count; k++)
+            if (memcmp(t->account[k].payee, r->account[i].payee, 20) == 0)
+                told = t->account[k].sum;
+        assert_true(told == r->account[i].amount);
+        all += told;
+    }
+    assert_true(all == r->fee_sum);
+}
+
 static void shuffle(struct fake *f)
 {
     for (size_t i = f->record_count; i > 1; i--) {
@@ -328,9 +371,16 @@ static void test_identities_and_order(void **state)
         make_tables(&f);
         make_records(&f, below(300));
         struct reward_input in = input_of(&f, &before);
+        struct told *told = mem_alloc(sizeof(*told));
+        memset(told, 0, sizeof(*told));
+        in.on_share = hear;
+        in.on_share_arg = told;
         if (reward_compute(&a, &in, &err))
             fail_msg("%s", err.text);
         check_result(&a, &before, &f);
+        check_told(told, &a);
+        mem_free(told);
+        in.on_share = NULL;
         shuffle(&f);
         assert_int_equal(reward_compute(&b, &in, NULL), STATUS_OK);
         assert_int_equal(a.account_count, b.account_count);
@@ -380,13 +430,29 @@ static void test_one_record_by_hand(void **state)
     assert_int_equal(tail_influence_encode(f.tails, &rec->influence.len, &influence, NULL),
                      STATUS_OK);
     struct reward_input in = input_of(&f, NULL);
+    static struct told told, poor;
+    in.on_share = hear;
+    in.on_share_arg = &told;
     assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    assert_true(told.kind[REWARD_FROM_AUTHOR] == 180000 && told.kind[REWARD_FROM_DATA] == 420000);
+    assert_true(told.kind[REWARD_FROM_OPERATOR] == 150000 && told.kind[REWARD_FROM_BASE] == 200000);
+    assert_true(told.kind[REWARD_FROM_PROTOCOL] == 50000 && told.of_adapters == 600000);
+    in.on_share_arg = &poor;
     /* adapters 600 000: author 180 000, data 420 000 = 105 000 TREASURY + 315 000 owner */
     assert_true(cumulative_of(&r, f.entry[8][0].payee) == 180000);
     assert_true(cumulative_of(&r, owner) == 315000);
     assert_true(cumulative_of(&r, f.lane[0].account) == 150000);
     assert_true(cumulative_of(&r, f.policy.treasury) == 200000 + 50000 + 105000);
     assert_int_equal(r.account_count, 4);
+    reward_result_fini(&r);
+    f.entry[8][1].role = f.entry[8][2].role =
+        REWARD_ROLE_AUTHOR; /* all for authors: the owner hears that he gets 0 */
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    assert_true(poor.kind[REWARD_FROM_AUTHOR] == 600000 && cumulative_of(&r, owner) == 0);
+    for (size_t i = 0; i < poor.count; i++)
+        assert_int_equal(poor.account[i].unpaid, memcmp(poor.account[i].payee, owner, 20) == 0);
+    f.entry[8][1].role = f.entry[8][2].role = REWARD_ROLE_DATA;
+    in.on_share = NULL;
     reward_result_fini(&r);
     rec->is_scored = false; /* missing: the data pool is TREASURY's */
     assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
