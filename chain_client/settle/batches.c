@@ -87,22 +87,18 @@ static uint64_t lane_end(const struct settle_lane *l)
     return l->stopped || addr_is_zero(l->key) || end < l->closed ? l->closed : end;
 }
 
-static enum status is_due(struct worker *w, bool *due, struct errtext *err)
+/* By monotonic age: a clock that is set hurries nothing and delays nothing. */
+static bool is_due(const struct worker *w)
 {
-    uint64_t count = 0, oldest = UINT64_MAX, now = clock_wall_ms() / 1000;
-    enum status st = STATUS_OK;
-    for (uint32_t i = 0; i < w->lane_count && !st; i++) {
+    uint64_t count = 0, now = clock_mono_ns();
+    bool is_old = false;
+    for (uint32_t i = 0; i < w->lane_count; i++) {
         const struct settle_lane *l = &w->lane[i];
-        uint64_t at, waiting = lane_end(l) - l->closed;
+        uint64_t waiting = lane_end(l) - l->closed;
         count += waiting;
-        if (!waiting)
-            continue;
-        st = db_value(&w->db, &at, now, err, "SELECT at FROM records WHERE lane = ? AND seq = ?",
-                      "uu", (uint64_t)l->id, l->closed + 1);
-        oldest = MIN(oldest, at);
+        is_old = is_old || (waiting && now >= l->due_ns);
     }
-    *due = count && (count >= w->set->batch_count_max || oldest + w->set->batch_seconds_max <= now);
-    return st;
+    return count && (count >= w->set->batch_count_max || is_old);
 }
 
 /* An equal share for each lane that has records; what some do not use goes to the others. */
@@ -193,7 +189,7 @@ static enum status choose_time(struct worker *w, struct closing *c, struct errte
         st = db_value(&w->db, &before, 0, err, "SELECT max(closed_at) FROM batches", "");
     if (st)
         return st;
-    c->closed_at = MAX(before, MIN(block.timestamp, clock_wall_ms() / 1000));
+    c->closed_at = MAX(before, block.timestamp);
     return STATUS_OK;
 }
 
@@ -217,7 +213,7 @@ static enum status freeze(struct worker *w, const struct closing *c, struct errt
     }
     st = db_end(&w->db, st, err);
     for (size_t i = 0; i < c->lane_count && !st; i++)
-        worker_lane(w, c->lane[i].lane)->closed = c->lane[i].last;
+        lanes_closed(w, worker_lane(w, c->lane[i].lane), c->lane[i].last);
     return st;
 }
 
@@ -225,13 +221,11 @@ static enum status close_batch(struct worker *w, struct errtext *err)
 {
     struct closing c = {0};
     uint64_t on_the_way;
-    bool due = false, good = false;
+    bool good = false;
     enum status st =
         db_value(&w->db, &on_the_way, 0, err, "SELECT count(*) FROM batches WHERE state <> ?", "t",
                  batch_state_name(BATCH_FINAL));
-    if (!st && on_the_way < NOT_FINAL_MAX)
-        st = is_due(w, &due, err);
-    if (st || !due)
+    if (st || on_the_way >= NOT_FINAL_MAX || !is_due(w))
         return st;
     choose_ranges(w, &c);
     st = verify_all(w, &c, &good, err);
@@ -411,7 +405,7 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
     if (st)
         return st;
     st = db_run(&w->db, err, "UPDATE batches SET state = ?, tx = ?, final_at = ? WHERE seq = ?",
-                "tbuu", batch_state_name(BATCH_FINAL), tx, sizeof(tx), clock_wall_ms() / 1000, seq);
+                "tbuu", batch_state_name(BATCH_FINAL), tx, sizeof(tx), w->chain_s, seq);
     for (size_t i = 0; i < b->lane_count && !st; i++)
         st = db_run(&w->db, err, "UPDATE lanes SET final = ? WHERE lane = ?", "uu", b->lane[i].last,
                     (uint64_t)b->lane[i].lane);
@@ -482,7 +476,7 @@ static enum status advance(struct worker *w, uint64_t seq, enum batch_state stat
 /* Bodies of batches long final: the archive has them. */
 static enum status forget_bodies(struct worker *w, struct errtext *err)
 {
-    uint64_t now = clock_wall_ms() / 1000, seq;
+    uint64_t now = w->chain_s, seq;
     enum status st =
         db_value(&w->db, &seq, 0, err,
                  "SELECT min(b.seq) FROM batches b WHERE state = ? AND final_at"

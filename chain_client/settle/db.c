@@ -49,6 +49,8 @@ static const char schema[] =
     "NOT"
     " NULL, raw BLOB NOT NULL, tip TEXT NOT NULL, cap TEXT NOT NULL, first_sent INTEGER, last_sent"
     " INTEGER, PRIMARY KEY (intent, n)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS troubles (kind TEXT NOT NULL, number INTEGER NOT NULL, since"
+    " INTEGER NOT NULL, said TEXT NOT NULL, PRIMARY KEY (kind, number)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, seq"
     " INTEGER NOT NULL, reason TEXT NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL, at INTEGER"
     " NOT NULL, UNIQUE (lane, seq, digest));";
@@ -135,6 +137,8 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
         st = make_schema(db, err);
     if (!st)
         st = states_check(db, err);
+    if (!st) /* what still is one is found again */
+        st = exec(db, "DELETE FROM troubles", err);
     if (st)
         db_close(db);
     return st;

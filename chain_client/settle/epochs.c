@@ -144,7 +144,7 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
     struct epoch_plan p = {
         .epoch = m->last_epoch + 1, .previous = m->last_live, .paid_from = w->vault.start_seq};
     struct view_epoch before = {.total = 0};
-    uint64_t planned_at = 0, now = clock_wall_ms() / 1000;
+    uint64_t planned_at = 0, now = w->chain_s;
     enum status st =
         db_value(&w->db, &planned_at, 0, err, "SELECT max(planned_at) FROM epochs", "");
     if (st || (planned_at && now < planned_at + w->set->epoch_seconds))

@@ -1,10 +1,15 @@
 /* Redis Streams -> database. One consumer of one group per lane; ids are "<seq>-0", one field r.
+ * The group belongs to this database (its name is drawn once): a second worker beside it has its
+ * own, and reads every record too; a database that was lost reads from the start.
  *
  *   read       own pending entries first, then new ones; other consumers' after a minute of silence
  *   store      a whole read in one transaction, then XACK: a crash between the two only repeats
  *   trim       up to what is final on the chain, never by length
  *   lost       a stream that was restored or emptied is filled again by the server; the group is
  *              made again from the start, and what we have is skipped by number
+ *   behind     a group that was given more than we have, or a stream that ends past what we have
+ *              and holds nothing more (an old backup; trimmed unread): read again after what we
+ *              have, and what then still does not come is a gap for refetch.c
  *   taken back the server removes entries it did not sign from the end, and uses their ids again:
  *              a group that is past the end goes back to what we have */
 #include "chain_client/settle/worker.h"
@@ -16,21 +21,24 @@
 
 #include <hiredis/hiredis.h>
 #include <inttypes.h>
+#include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP          "settle"
 #define CONSUMER       "settle-1"
 #define BACKOFF_MS_MIN 200
 #define BACKOFF_MS_MAX 5000
 #define CLAIM_IDLE_MS  60000
+#define GROUP_BYTES    32
+#define LOOK_NS        3000000000ull /* between two looks at an idle stream's end */
 
 struct redis {
     struct redis_link link;
     redisContext *ctx;
     uint64_t retry_ns, claim_ns;
     uint32_t backoff_ms;
+    char group[GROUP_BYTES];
     struct buf args; /* ids to acknowledge */
 };
 
@@ -80,14 +88,28 @@ static bool tell(struct redis *r, redisReply *reply, const char *accepted_error)
     return good;
 }
 
+static enum status name_group(struct worker *w, struct errtext *err)
+{
+    struct redis *r = w->redis;
+    enum status st = db_meta_get(&w->db, "group", r->group, sizeof(r->group), err);
+    if (st || r->group[0])
+        return st;
+    uint8_t id[8];
+    char hex[17];
+    randombytes_buf(id, sizeof(id));
+    hex_encode(hex, id, sizeof(id));
+    snprintf(r->group, sizeof(r->group), "settle-%s", hex);
+    return db_meta_set(&w->db, "group", r->group, err);
+}
+
 static bool make_groups(struct worker *w)
 {
     struct redis *r = w->redis;
     for (uint32_t i = 0; i < w->lane_count; i++) {
         w->lane[i].has_pending = true;
         if (!tell(r,
-                  redisCommand(r->ctx, "XGROUP CREATE residual:lane:%u " GROUP " 0 MKSTREAM",
-                               w->lane[i].id),
+                  redisCommand(r->ctx, "XGROUP CREATE residual:lane:%u %s 0 MKSTREAM",
+                               w->lane[i].id, r->group),
                   "BUSYGROUP"))
             return false;
     }
@@ -120,13 +142,12 @@ static redisReply *read_lane(struct worker *w, struct settle_lane *l, bool pendi
 {
     struct redis *r = w->redis;
     if (pending)
-        return redisCommand(
-            r->ctx, "XREADGROUP GROUP " GROUP " " CONSUMER " COUNT %u STREAMS residual:lane:%u 0",
-            (unsigned)w->set->read_count, l->id);
-    return redisCommand(r->ctx,
-                        "XREADGROUP GROUP " GROUP " " CONSUMER
-                        " COUNT %u BLOCK %u STREAMS residual:lane:%u >",
-                        (unsigned)w->set->read_count, wait_ms ? wait_ms : 1, l->id);
+        return redisCommand(r->ctx,
+                            "XREADGROUP GROUP %s " CONSUMER " COUNT %u STREAMS residual:lane:%u 0",
+                            r->group, (unsigned)w->set->read_count, l->id);
+    return redisCommand(
+        r->ctx, "XREADGROUP GROUP %s " CONSUMER " COUNT %u BLOCK %u STREAMS residual:lane:%u >",
+        r->group, (unsigned)w->set->read_count, wait_ms ? wait_ms : 1, l->id);
 }
 
 /* "<seq>-0" and [r, bytes]; false for anything else. */
@@ -182,8 +203,8 @@ static bool acknowledge(struct redis *r, const struct settle_lane *l)
     bool good = true;
     for (char *at = r->args.data, *space; at && good && (space = strchr(at, ' ')); at = space + 1) {
         *space = '\0';
-        good =
-            redisAppendCommand(r->ctx, "XACK residual:lane:%u " GROUP " %s", l->id, at) == REDIS_OK;
+        good = redisAppendCommand(r->ctx, "XACK residual:lane:%u %s %s", l->id, r->group, at) ==
+               REDIS_OK;
         *space = ' ';
     }
     for (char *at = r->args.data; at && good && (at = strchr(at, ' ')); at++) {
@@ -235,39 +256,100 @@ static enum status step_lane(struct worker *w, struct settle_lane *l, uint32_t w
 
 /* ---- housekeeping ---- */
 
-/* "<number>-<sub>" in what XINFO answered; false: not there. */
-static bool info_id(const redisReply *map, const char *name, uint64_t id[2])
+static bool parse_id(const char *text, uint64_t id[2])
 {
-    const char *value = redis_link_field(map, name);
-    return value && sscanf(value, "%" SCNu64 "-%" SCNu64, &id[0], &id[1]) == 2;
+    return text && sscanf(text, "%" SCNu64 "-%" SCNu64, &id[0], &id[1]) == 2;
 }
 
-/* A group that was given more than the stream ends with would be given nothing until the numbers
- * are past that again. False: Redis did not answer. */
-static bool follow_end(struct redis *r, struct settle_lane *l)
+/* The value of `name` in what XINFO answered; NULL: not there. */
+static const redisReply *info(const redisReply *map, const char *name)
 {
-    uint64_t end[2], given[2];
+    for (size_t i = 0; map->type == REDIS_REPLY_ARRAY && i + 1 < map->elements; i += 2)
+        if (map->element[i]->str && strcmp(map->element[i]->str, name) == 0)
+            return map->element[i + 1];
+    return NULL;
+}
+
+/* Where the lane's stream ends, what it holds last, and what our group was given last. */
+struct given_end {
+    uint64_t end[2], last[2], given[2];
+    bool is_pending; /* given, and not acknowledged */
+};
+
+static bool is_before(const uint64_t a[2], const uint64_t b[2])
+{
+    return a[0] != b[0] ? a[0] < b[0] : a[1] < b[1];
+}
+
+static bool parse_end(struct given_end *s, const redisReply *stream, const redisReply *group)
+{
+    const redisReply *last = info(stream, "last-entry"), *pending = info(group, "pending");
+    *s = (struct given_end){.is_pending = pending && pending->integer > 0};
+    if (last && last->type == REDIS_REPLY_ARRAY && last->elements == 2 &&
+        !parse_id(last->element[0]->str, s->last))
+        return false;
+    const redisReply *end = info(stream, "last-generated-id");
+    const redisReply *given = info(group, "last-delivered-id");
+    return end && given && parse_id(end->str, s->end) && parse_id(given->str, s->given);
+}
+
+/* False: Redis did not answer. *known: it said all of it. */
+static bool read_end(struct redis *r, const struct settle_lane *l, struct given_end *s, bool *known)
+{
     redisReply *stream = redisCommand(r->ctx, "XINFO STREAM residual:lane:%u", l->id);
     redisReply *groups = redisCommand(r->ctx, "XINFO GROUPS residual:lane:%u", l->id);
-    bool good = stream && groups, is_past = false;
+    bool good = stream && groups;
+    *known = false;
     for (size_t i = 0; good && groups->type == REDIS_REPLY_ARRAY && i < groups->elements; i++) {
-        const redisReply *g = groups->element[i];
-        bool is_ours = g->elements > 1 && g->element[1]->str && !strcmp(g->element[1]->str, GROUP);
-        if (is_ours && info_id(stream, "last-generated-id", end) &&
-            info_id(g, "last-delivered-id", given))
-            is_past = given[0] > end[0] || (given[0] == end[0] && given[1] > end[1]);
+        const redisReply *name = info(groups->element[i], "name");
+        if (name && name->str && strcmp(name->str, r->group) == 0)
+            *known = parse_end(s, stream, groups->element[i]);
     }
     freeReplyObject(stream);
     freeReplyObject(groups);
-    if (!is_past)
-        return good;
-    log_info("ingest", "lane %u: the stream was taken back; reading again after record %" PRIu64,
-             l->id, l->ingested);
-    l->met_foreign = false;
+    return good;
+}
+
+static bool read_again(struct redis *r, struct settle_lane *l)
+{
     return tell(r,
-                redisCommand(r->ctx, "XGROUP SETID residual:lane:%u " GROUP " %" PRIu64 "-0", l->id,
-                             l->ingested),
+                redisCommand(r->ctx, "XGROUP SETID residual:lane:%u %s %" PRIu64 "-0", l->id,
+                             r->group, l->ingested),
                 "NOGROUP");
+}
+
+/* A group that was given more than the stream ends with would be given nothing until the numbers
+ * are past that again. One that was given all, and yet we have less, is read again once after what
+ * we have; what does not come then is a gap. False: Redis did not answer. */
+static bool follow_end(struct redis *r, struct settle_lane *l)
+{
+    struct given_end s;
+    bool known;
+    l->look_ns = clock_mono_ns() + LOOK_NS;
+    if (!read_end(r, l, &s, &known))
+        return false;
+    if (!known)
+        return true;
+    if (is_before(s.end, s.given)) {
+        log_info("ingest",
+                 "lane %u: the stream was taken back; reading again after record %" PRIu64, l->id,
+                 l->ingested);
+        l->met_foreign = false;
+        return read_again(r, l);
+    }
+    if (s.is_pending || is_before(s.given, s.last) || s.end[0] <= l->top || s.end[1] ||
+        s.end[0] > l->ingested + LANES_AHEAD_MAX)
+        return true;
+    if (s.given[0] > l->ingested && l->read_after != l->ingested + 1) {
+        l->read_after = l->ingested + 1;
+        return read_again(r, l);
+    }
+    log_warn("ingest",
+             "lane %u: the stream ends at record %" PRIu64 ", but those after %" PRIu64
+             " are gone from it",
+             l->id, s.end[0], l->top);
+    l->top = s.end[0];
+    return true;
 }
 
 static void claim_and_trim(struct worker *w)
@@ -278,14 +360,13 @@ static void claim_and_trim(struct worker *w)
     r->claim_ns = clock_mono_ns() + CLAIM_IDLE_MS / 4 * 1000000ull;
     for (uint32_t i = 0; i < w->lane_count && r->ctx; i++) {
         struct settle_lane *l = &w->lane[i];
-        bool good = tell(r,
-                         redisCommand(r->ctx,
-                                      "XAUTOCLAIM residual:lane:%u " GROUP " " CONSUMER
-                                      " %u 0-0 COUNT %u JUSTID",
-                                      l->id, CLAIM_IDLE_MS, (unsigned)w->set->read_count),
-                         "NOGROUP");
+        bool good =
+            tell(r,
+                 redisCommand(r->ctx,
+                              "XAUTOCLAIM residual:lane:%u %s " CONSUMER " %u 0-0 COUNT %u JUSTID",
+                              l->id, r->group, CLAIM_IDLE_MS, (unsigned)w->set->read_count),
+                 "NOGROUP");
         l->has_pending = true;
-        good = good && follow_end(r, l);
         if (good && l->final > l->trimmed) {
             good = tell(r,
                         redisCommand(r->ctx, "XTRIM residual:lane:%u MINID %" PRIu64 "-0", l->id,
@@ -298,15 +379,30 @@ static void claim_and_trim(struct worker *w)
     }
 }
 
+static enum status say_away(struct worker *w, struct errtext *err)
+{
+    char text[512];
+    snprintf(text, sizeof(text),
+             "Redis %s is not reached: records wait in their servers' spools; is it up, and does "
+             "its ACL let this user read and trim residual:lane:*?",
+             redis_link_name(&w->redis->link));
+    return trouble_set(&w->db, TROUBLE_REDIS, 0, text, err);
+}
+
 enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *busy, struct errtext *err)
 {
     struct redis *r = w->redis;
     enum status st = STATUS_OK;
     *busy = false;
+    if (!r->group[0])
+        st = name_group(w, err);
+    if (st)
+        return st;
     if (!r->ctx && !connect_redis(w)) {
         clock_sleep_ms(wait_ms);
-        return STATUS_OK;
+        return say_away(w, err);
     }
+    st = trouble_clear(&w->db, TROUBLE_REDIS, 0, err);
     uint32_t share_ms = wait_ms / w->lane_count;
     for (uint32_t i = 0; i < w->lane_count && !st && r->ctx; i++) {
         struct settle_lane *l = &w->lane[i];
@@ -316,7 +412,8 @@ enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *busy, struct e
             continue;
         }
         st = step_lane(w, l, share_ms, &got, err);
-        if (r->ctx && !got && l->met_foreign && !follow_end(r, l))
+        bool look = l->met_foreign || clock_mono_ns() >= l->look_ns;
+        if (r->ctx && !got && look && !follow_end(r, l))
             disconnect(r, "the stream's end was not told");
         if (got == w->set->read_count)
             *busy = true;

@@ -17,10 +17,11 @@
 #include "server/base/log.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
-#define AHEAD_MAX      (1u << 20) /* records past a gap */
-#define QUARANTINE_MAX 1024       /* entries kept of a lane, newest */
+#define NS_PER_S       1000000000ull
+#define QUARANTINE_MAX 1024 /* entries kept of a lane, newest */
 
 struct settle_lane *worker_lane(struct worker *w, uint32_t lane)
 {
@@ -49,6 +50,19 @@ static enum status find_top(struct worker *w, struct settle_lane *l, struct errt
     return st;
 }
 
+/* After a restart only the clock knows how old a record is: believed between nothing and the most
+ * that a record waits. */
+static enum status find_due(struct worker *w, struct settle_lane *l, struct errtext *err)
+{
+    uint64_t now = clock_wall_ms() / 1000, at, most = w->set->batch_seconds_max;
+    enum status st =
+        db_value(&w->db, &at, now, err, "SELECT at FROM records WHERE lane = ? AND seq = ?", "uu",
+                 (uint64_t)l->id, l->closed + 1);
+    uint64_t age = at < now ? MIN(now - at, most) : 0;
+    l->due_ns = clock_mono_ns() + (most - age) * NS_PER_S;
+    return st;
+}
+
 static enum status load_one(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     struct db_rows q;
@@ -71,10 +85,12 @@ static enum status load_one(struct worker *w, struct settle_lane *l, struct errt
     l->stopped = db_text(&q, 4)[0] != '\0';
     db_done(&q);
     st = find_top(w, l, err);
+    if (!st)
+        st = find_due(w, l, err);
     l->has_pending = true;
     if (l->stopped)
         log_error("lanes", "lane %" PRIu32 " is stopped: see `residual-settle status`", l->id);
-    return st;
+    return !st && !l->stopped ? trouble_clear(&w->db, TROUBLE_LANE_STOPPED, l->id, err) : st;
 }
 
 enum status lanes_load(struct worker *w, struct errtext *err)
@@ -95,8 +111,18 @@ static enum status set_key(struct worker *w, struct settle_lane *l, const uint8_
     log_info("lanes", "lane %" PRIu32 ": records are signed by %s", l->id, text);
     memcpy(l->key, key, 20);
     l->is_warned = false;
-    return db_run(&w->db, err, "UPDATE lanes SET key = ? WHERE lane = ?", "bu", key, (size_t)20,
-                  (uint64_t)l->id);
+    enum status st = db_run(&w->db, err, "UPDATE lanes SET key = ? WHERE lane = ?", "bu", key,
+                            (size_t)20, (uint64_t)l->id);
+    return st ? st : trouble_clear(&w->db, TROUBLE_LANE_UNKNOWN, l->id, err);
+}
+
+static enum status say_unknown(struct worker *w, struct settle_lane *l, struct errtext *err)
+{
+    char text[160];
+    snprintf(text, sizeof(text),
+             "lane %" PRIu32 " is not registered on the ledger: its records wait for registerLane",
+             l->id);
+    return trouble_set(&w->db, TROUBLE_LANE_UNKNOWN, l->id, text, err);
 }
 
 enum status lanes_refresh(struct worker *w, struct errtext *err)
@@ -110,23 +136,30 @@ enum status lanes_refresh(struct worker *w, struct errtext *err)
             st = view_lane_seal(&w->view, "latest", l->id, &l->seal, err);
         if (!st && !addr_is_zero(key))
             st = set_key(w, l, key, err);
-        if (!st && addr_is_zero(key) && !l->is_warned) {
-            log_warn("lanes", "lane %" PRIu32 " is not registered on the ledger: its records wait",
-                     l->id);
-            l->is_warned = true;
-        }
+        if (!st && addr_is_zero(key))
+            st = say_unknown(w, l, err);
     }
     return st;
+}
+
+void lanes_closed(const struct worker *w, struct settle_lane *l, uint64_t last)
+{
+    l->closed = last;
+    l->due_ns = clock_mono_ns() + w->set->batch_seconds_max * NS_PER_S;
 }
 
 enum status lanes_stop(struct worker *w, struct settle_lane *l, const char *reason,
                        struct errtext *err)
 {
-    log_error("lanes", "lane %" PRIu32 " stops: %s; a person must look (residual-settle resume)",
-              l->id, reason);
+    char text[256];
     l->stopped = true;
-    return db_run(&w->db, err, "UPDATE lanes SET stopped = ? WHERE lane = ?", "tu", reason,
-                  (uint64_t)l->id);
+    enum status st = db_run(&w->db, err, "UPDATE lanes SET stopped = ? WHERE lane = ?", "tu",
+                            reason, (uint64_t)l->id);
+    snprintf(text, sizeof(text),
+             "lane %" PRIu32 " stops: %s; look at its server and its quarantine, stop this worker "
+             "and run `residual-settle resume %" PRIu32 "`",
+             l->id, reason, l->id);
+    return st ? st : trouble_set(&w->db, TROUBLE_LANE_STOPPED, l->id, text, err);
 }
 
 /* Kept for a person to look at: the newest of a lane, each at most as long as a record can be. Its
@@ -226,7 +259,7 @@ enum status lanes_take(struct worker *w, struct settle_lane *l, uint64_t seq,
     *verdict = LANES_TAKEN;
     if (!entry_has_tag(l->transport_key, entry->data, entry->len))
         return quarantine(w, l, seq, "bad tag", entry, err);
-    if (l->stopped || seq > l->ingested + AHEAD_MAX) {
+    if (l->stopped || seq > l->ingested + LANES_AHEAD_MAX) {
         *verdict = LANES_HOLD;
         return STATUS_OK;
     }
@@ -270,11 +303,14 @@ enum status lanes_advance(struct worker *w, struct settle_lane *l, struct errtex
         return st;
     if (reached == l->ingested)
         return STATUS_OK;
+    if (l->ingested == l->closed)
+        lanes_closed(w, l, l->closed);
     l->ingested = reached;
     if (l->top < reached)
         l->top = reached;
-    l->refetch_wait_ms = 0;
     l->is_warned = false;
+    if (l->refetch_wait_ms)
+        l->refetch_wait_ms = 1; /* what brings records is asked again soon */
     return db_run(&w->db, err, "UPDATE lanes SET ingested = ? WHERE lane = ?", "uu", reached,
                   (uint64_t)l->id);
 }

@@ -27,6 +27,7 @@
 #define REFETCH_KEY_BYTES_MAX 512
 #define INGEST_WAIT_MS        200
 #define BACKOFF_MS_MAX        30000
+#define CLOCK_APART_S         60
 
 enum settle_exit {
     SETTLE_FINE = 0,
@@ -201,6 +202,9 @@ static enum status wait_for_chain(struct worker *w, struct errtext *err)
     enum status st;
     while ((st = meet_chain(w, err)) != STATUS_OK && is_outage(w, st) && !stopping) {
         log_warn("main", "node: %s; trying again in %u ms", err->text, wait_ms);
+        st = trouble_set(&w->db, TROUBLE_NODE, 0, err->text, NULL);
+        if (st)
+            break;
         notify_ready("waiting for the chain's node");
         reload_if_asked("waiting for the chain's node");
         err_clear(err);
@@ -212,9 +216,35 @@ static enum status wait_for_chain(struct worker *w, struct errtext *err)
 
 /* ---- the loop ---- */
 
+/* This machine's clock stands in logs and in `since`, and decides nothing: batches close by
+ * monotonic age, and closedAt and epochs go by the chain's time. */
+static enum status watch_clock(struct worker *w, struct errtext *err)
+{
+    struct rpc_block last;
+    char text[256];
+    enum status st = rpc_block(w->rpc, "latest", &last, err);
+    if (st)
+        return st;
+    w->chain_s = MAX(w->chain_s, last.timestamp);
+    int64_t now_s = (int64_t)(clock_wall_ms() / 1000),
+            base_s = now_s - (int64_t)(clock_mono_ns() / 1000000000);
+    int64_t behind_s = (int64_t)last.timestamp - now_s;
+    if (!w->clock_base_s || (behind_s > -CLOCK_APART_S && behind_s < CLOCK_APART_S))
+        w->clock_base_s = base_s;
+    if (behind_s < CLOCK_APART_S && llabs(base_s - w->clock_base_s) < CLOCK_APART_S)
+        return trouble_clear(&w->db, TROUBLE_CLOCK, 0, err);
+    snprintf(text, sizeof(text),
+             "this machine's clock is %" PRId64 " s from the newest block, and moved by %" PRId64
+             " s since the start; settling goes by the chain's time, but set the clock right (NTP)",
+             -behind_s, base_s - w->clock_base_s);
+    return trouble_set(&w->db, TROUBLE_CLOCK, 0, text, err);
+}
+
 static enum status chain_step(struct worker *w, struct errtext *err)
 {
-    enum status st = lanes_refresh(w, err);
+    enum status st = watch_clock(w, err);
+    if (!st)
+        st = lanes_refresh(w, err);
     if (!st)
         st = batches_step(w, err);
     if (!st)
@@ -222,10 +252,26 @@ static enum status chain_step(struct worker *w, struct errtext *err)
     return st ? st : sender_step(w, err);
 }
 
+/* What an outage changes: who looks is told, and the next try is later each time. */
+static enum status note_outage(struct worker *w, enum status outage, uint64_t *wait_ms,
+                               struct errtext *err)
+{
+    struct errtext why = *err;
+    err_clear(err);
+    if (!outage) {
+        *wait_ms = w->set->poll_ms;
+        return trouble_clear(&w->db, TROUBLE_NODE, 0, err);
+    }
+    *wait_ms = MIN(2 * *wait_ms, (uint64_t)BACKOFF_MS_MAX);
+    log_warn("main", "node or archive: %s; trying again in %" PRIu64 " ms, nothing is lost",
+             why.text, *wait_ms);
+    return trouble_set(&w->db, TROUBLE_NODE, 0, why.text, err);
+}
+
 static enum status run(struct worker *w, struct errtext *err)
 {
     uint64_t next_ns = 0, wait_ms = w->set->poll_ms;
-    bool away = false, busy = false;
+    bool busy = false;
     notify_ready("settling");
     while (!stopping) {
         reload_if_asked("settling");
@@ -238,19 +284,10 @@ static enum status run(struct worker *w, struct errtext *err)
         if (clock_mono_ns() < next_ns)
             continue;
         st = chain_step(w, err);
-        if (st && !is_outage(w, st))
+        if (!st || is_outage(w, st))
+            st = note_outage(w, st, &wait_ms, err);
+        if (st)
             return st;
-        if (st) {
-            wait_ms = MIN(2 * wait_ms, (uint64_t)BACKOFF_MS_MAX);
-            log_warn("main", "node or archive: %s; trying again in %" PRIu64 " ms, nothing is lost",
-                     err->text, wait_ms);
-            err_clear(err);
-        } else if (away) {
-            log_info("main", "settling goes on");
-        }
-        away = st != STATUS_OK;
-        if (!st)
-            wait_ms = w->set->poll_ms;
         next_ns = clock_mono_ns() + wait_ms * 1000000ull;
     }
     return STATUS_OK;

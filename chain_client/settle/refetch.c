@@ -21,6 +21,7 @@
 #define SEGMENT_BYTES_MAX (1u << 30)
 #define WAIT_MS_MIN       500
 #define WAIT_MS_MAX       60000
+#define WAIT_MS_TOLD      8000 /* after 15 s of tries a person is told */
 #define FETCH_MS_MAX      10000
 
 struct range {
@@ -157,6 +158,22 @@ static enum status find_gap(struct worker *w, const struct settle_lane *l, struc
     return st;
 }
 
+static enum status say_gap(struct worker *w, const struct settle_lane *l, const struct range *gap,
+                           struct errtext *err)
+{
+    char text[512];
+    const char *way = l->spool_dir || l->refetch_url
+                          ? "neither spool_dir nor refetch_url has them: is the server up, and is "
+                            "the key of refetch_key_file a worker's? If its disk lost them for "
+                            "good, `residual lane void` fills their numbers"
+                          : "neither spool_dir nor refetch_url is set for it: name one of them";
+    snprintf(text, sizeof(text),
+             "lane %" PRIu32 " holds at record %" PRIu64 ": records %" PRIu64 " to %" PRIu64
+             " are missing; %s",
+             l->id, l->ingested, gap->first, gap->last, way);
+    return trouble_set(&w->db, TROUBLE_GAP, l->id, text, err);
+}
+
 static enum status fill(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     struct range gap;
@@ -170,20 +187,24 @@ static enum status fill(struct worker *w, struct settle_lane *l, struct errtext 
         st = from_spool(w, l, &gap, err);
     if (!st && l->refetch_url && l->ingested < gap.last)
         st = from_server(w, l, &gap, err);
-    if (l->ingested >= gap.last) {
+    if (l->ingested >= gap.last)
         log_info("refetch", "lane %" PRIu32 ": records up to %" PRIu64 " are here", l->id,
                  l->ingested);
-        return st;
-    }
-    if (!l->spool_dir && !l->refetch_url && !l->refetch_wait_ms)
-        log_error("refetch",
-                  "lane %" PRIu32 ": neither spool_dir nor refetch_url is set for it: it "
-                  "holds at record %" PRIu64,
-                  l->id, l->ingested);
+    if (st || l->ingested >= gap.last)
+        return st ? st : trouble_clear(&w->db, TROUBLE_GAP, l->id, err);
+    if (l->refetch_wait_ms >= WAIT_MS_TOLD || (!l->spool_dir && !l->refetch_url))
+        st = say_gap(w, l, &gap, err);
     l->refetch_wait_ms =
         l->refetch_wait_ms ? MIN(2 * l->refetch_wait_ms, (uint32_t)WAIT_MS_MAX) : WAIT_MS_MIN;
     l->refetch_ns = clock_mono_ns() + l->refetch_wait_ms * 1000000ull;
     return st;
+}
+
+/* Others filled it. */
+static enum status forget_gap(struct worker *w, struct settle_lane *l, struct errtext *err)
+{
+    l->refetch_wait_ms = 0;
+    return trouble_clear(&w->db, TROUBLE_GAP, l->id, err);
 }
 
 enum status refetch_step(struct worker *w, struct errtext *err)
@@ -193,6 +214,8 @@ enum status refetch_step(struct worker *w, struct errtext *err)
         struct settle_lane *l = &w->lane[i];
         if (!l->stopped && l->top > l->ingested && clock_mono_ns() >= l->refetch_ns)
             st = fill(w, l, err);
+        else if (l->top <= l->ingested && l->refetch_wait_ms)
+            st = forget_gap(w, l, err);
     }
     return st;
 }

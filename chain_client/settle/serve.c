@@ -4,6 +4,7 @@
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/states.h"
+#include "chain_client/settle/trouble.h"
 #include "chain_client/settle/view.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"
@@ -183,7 +184,11 @@ enum status serve_status_json(struct db *db, struct buf *out, struct errtext *er
                "{\"lag_s\":%" PRIu64 ",\"waiting\":%" PRIu64 ",\"quarantined\":%" PRIu64
                ",\"in_flight\":%" PRIu64 ",",
                t.lag_s, t.waiting, t.quarantined, t.bound);
-    st = put_lanes(db, out, err);
+    buf_puts(out, "\"troubles\":");
+    st = trouble_put_json(db, out, err);
+    buf_putc(out, ',');
+    if (!st)
+        st = put_lanes(db, out, err);
     buf_putc(out, ',');
     if (!st)
         st = put_batches(db, out, err);
@@ -247,7 +252,9 @@ enum status serve_status_text(struct db *db, struct buf *out, struct errtext *er
                    db_text(&q, 4)[0] ? ", STOPPED: " : "", db_text(&q, 4));
     db_done(&q);
     st = st == STATUS_NOT_FOUND ? say_batches(db, out, err) : st;
-    return st ? st : say_epochs(db, out, err);
+    if (!st)
+        st = say_epochs(db, out, err);
+    return st ? st : trouble_put_text(db, out, err);
 }
 
 /* ---- rewards ---- */
@@ -390,20 +397,19 @@ static enum status put_metrics(struct db *db, struct buf *out, struct errtext *e
                        "residual_settle_lane_seq{lane=\"%" PRIu64 "\",stage=\"%s\"} %" PRIu64 "\n",
                        db_u64(&q, 0), stage[i], db_u64(&q, i + 1));
     db_done(&q);
-    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    return st == STATUS_NOT_FOUND ? trouble_put_metrics(db, out, err) : st;
 }
 
 /* ---- HTTP ---- */
 
-static enum status answer(struct serve *s, const char *path, struct buf *out, struct errtext *err)
+/* *code: of an answer that is none of an error. */
+static enum status answer(struct serve *s, const char *path, struct buf *out, unsigned *code,
+                          struct errtext *err)
 {
     static const char rewards[] = "/v1/rewards/";
     struct db db;
     uint8_t account[20];
-    if (strcmp(path, "/health") == 0) {
-        buf_puts(out, "{\"ok\":true}");
-        return STATUS_OK;
-    }
+    bool healthy = true;
     bool is_reward = strncmp(path, rewards, sizeof(rewards) - 1) == 0;
     enum status st = is_reward ? addr_parse(account, path + sizeof(rewards) - 1, err) : STATUS_OK;
     if (!st)
@@ -412,6 +418,9 @@ static enum status answer(struct serve *s, const char *path, struct buf *out, st
         return st;
     if (is_reward) {
         st = put_reward(s, &db, account, out, err);
+    } else if (strcmp(path, "/health") == 0) {
+        st = trouble_put_health(&db, out, &healthy, err);
+        *code = healthy ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
     } else if (strcmp(path, "/metrics") == 0) {
         st = put_metrics(&db, out, err);
     } else if (strcmp(path, "/v1/batches") == 0 || strcmp(path, "/v1/epochs") == 0) {
@@ -429,8 +438,6 @@ static enum status answer(struct serve *s, const char *path, struct buf *out, st
 static unsigned http_code(enum status st)
 {
     switch (st) {
-    case STATUS_OK:
-        return MHD_HTTP_OK;
     case STATUS_INVALID:
         return MHD_HTTP_BAD_REQUEST;
     case STATUS_NOT_FOUND:
@@ -452,8 +459,10 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
     if (strcmp(method, MHD_HTTP_METHOD_GET) != 0)
         return MHD_NO;
     buf_init(&out, BODY_BYTES_MAX);
-    enum status st = answer(arg, url, &out, &err);
+    unsigned code = MHD_HTTP_OK;
+    enum status st = answer(arg, url, &out, &code, &err);
     if (st) {
+        code = http_code(st);
         buf_clear(&out);
         buf_puts(&out, "{\"error\":{\"message\":");
         buf_put_json_string(&out, err.text, strlen(err.text));
@@ -468,7 +477,7 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
         return MHD_NO;
     MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE,
                             is_metrics && !st ? "text/plain; version=0.0.4" : "application/json");
-    enum MHD_Result good = MHD_queue_response(c, http_code(st), r);
+    enum MHD_Result good = MHD_queue_response(c, code, r);
     MHD_destroy_response(r);
     return good;
 }

@@ -81,7 +81,7 @@ static const struct option_row keys[] = {
          "serve /v1/rewards, /v1/batches, /v1/epochs, /metrics, /health; off without it"),
     TEXT(log_level, "info", "error|warn|info|debug", "of the log's lines"),
     TEXT(log_file, NULL, "FILE", "the log goes there instead of stderr; SIGHUP reopens it"),
-    NUMBER(batch_count_max, 1, 65536, 65536, "records", "a batch closes at this many"),
+    NUMBER(batch_count_max, 1, 131072, 131072, "records", "a batch closes at this many"),
     NUMBER(batch_seconds_max, 1, 86400, 1800, "s", "or when its oldest record is this old"),
     NUMBER(epoch_seconds, 1, 31 * 86400, 86400, "s", "least time between two epochs"),
     NUMBER(beacon_delay_s, 0, 86400, 2400, "s",

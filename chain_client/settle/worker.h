@@ -9,9 +9,12 @@
 #include "chain_client/settle/db.h"
 #include "chain_client/settle/settings.h"
 #include "chain_client/settle/states.h"
+#include "chain_client/settle/trouble.h"
 #include "chain_client/settle/view.h"
 
 struct redis; /* ingest.c */
+
+#define LANES_AHEAD_MAX (1u << 20) /* records past a gap */
 
 struct settle_lane {
     uint32_t id;
@@ -28,9 +31,12 @@ struct settle_lane {
     bool is_warned;   /* a hold was logged */
     bool
         met_foreign; /* an entry was refused: the server may take the stream's end back behind it */
+    uint64_t due_ns; /* its oldest record outside of batches goes into one now */
     uint64_t refetch_ns;
     uint32_t refetch_wait_ms;
     uint64_t trimmed;
+    uint64_t look_ns;    /* its stream's end is looked at again then */
+    uint64_t read_after; /* the group was taken back to before this number */
 };
 
 /* An intent whose nonce seems to be used by another's transaction: since when, how often seen. */
@@ -56,8 +62,10 @@ struct worker {
     struct foreign_nonce foreign;
     uint64_t epoch_note_ns, sender_note_ns; /* what waits says so once a minute */
     bool sender_started;
-    uint32_t in_flight; /* bound intents */
-    u128 balance;       /* of the poster, when last looked */
+    uint32_t in_flight;   /* bound intents */
+    u128 balance;         /* of the poster, when last looked */
+    uint64_t chain_s;     /* time of the newest block seen */
+    int64_t clock_base_s; /* wall less monotonic time, when the clock agreed with the chain */
 };
 
 struct settle_lane *worker_lane(struct worker *w, uint32_t lane);
@@ -77,6 +85,8 @@ MUST_CHECK enum status lanes_take(struct worker *w, struct settle_lane *l, uint6
                                   struct errtext *err);
 /* Move `ingested` over what is contiguous; inside the same transaction. */
 MUST_CHECK enum status lanes_advance(struct worker *w, struct settle_lane *l, struct errtext *err);
+/* Records up to `last` are in batches: the age of the next one counts from now. */
+void lanes_closed(const struct worker *w, struct settle_lane *l, uint64_t last);
 MUST_CHECK enum status lanes_stop(struct worker *w, struct settle_lane *l, const char *reason,
                                   struct errtext *err);
 

@@ -103,6 +103,24 @@ def test_missing_and_damaged_records_come_from_the_spool(world):
         assert s.status()["quarantined"] == 2 and s.status()["lanes"][0]["stopped"] is None
 
 
+def test_the_clock_a_day_ahead_and_back(world):
+    """Batches close by monotonic age and epochs by the chain's time; a trouble says what the clock does."""
+    w = world
+    entries, shift = w.lanes[1].entries, w.dir / "shift"
+    shift.write_text("0")
+    env = {"LD_PRELOAD": str(binary("clock_shift.so")), "RS_CLOCK_SHIFT": str(shift)}
+    with Settle(w, "--batch-seconds-max", 1, env=env) as s:
+        s.wait("the worker", lambda t: t["lanes"])
+        shift.write_text("86400")
+        w.ship(1, entries[:60])
+        s.wait("a trouble", lambda t: [x["kind"] for x in t["troubles"]] == ["clock"])
+        s.wait("the first final, an epoch proposed", lambda t: t["lanes"][0]["final"] == 60 and t["epochs"])
+        shift.write_text("0")
+        w.ship(1, entries)
+        settled_exactly(w, s)
+        assert s.status()["troubles"] == []
+
+
 def test_foreign_entries_stop_nothing(world):
     """Under numbers far away and at the end of all numbers, in a stream that the server then takes back to its own last record; without the
     spool, so that each record has to come by Redis."""
@@ -165,10 +183,31 @@ def test_without_a_source_a_gap_holds(world):
     w.ship(1, [e for e in w.lanes[1].entries if e[0] != 20])
     with Settle(w, spool=False) as s:
         wait_for(lambda: "holds at record 19" in s.log.read_text(), 20, 0.2, "a line that names the gap")
-        time.sleep(3)
+        told = s.wait("the trouble", lambda t: t["troubles"])[0]
+        assert told["kind"] == "gap" and told["number"] == 1 and "records 20 to 20 are missing; neither spool_dir nor" in told["said"]
+        assert 'residual_settle_trouble{kind="gap"} 1' in http(f"{s.url}/metrics")[2].decode()
+        code, _, body = http(f"{s.url}/health")
+        assert code == 503 and json.loads(body) == {"ok": False, "reasons": [told["said"]]}
+        assert "TROUBLE gap: lane 1 holds at record 19" in run(binary("residual-settle"), "status", "--state-dir", s.state).stdout
         assert s.status()["lanes"][0]["ingested"] == 19
     with Settle(w) as s:
         settled_exactly(w, s)
+        assert s.status()["troubles"] == [] and http(f"{s.url}/health")[0] == 200
+
+
+def test_an_idle_lane_whose_stream_was_trimmed_unread(world):
+    """Redis has nothing of it any more, and no later record says so: the stream's last id does."""
+    w = world
+    entries = w.lanes[1].entries
+    w.ship(1, entries[:50])
+    with Settle(w) as s:
+        s.wait("the first", lambda t: t["lanes"] and t["lanes"][0]["ingested"] == 50)
+        s.kill()
+        w.ship(1, entries[50:])
+        w.redis.command("XTRIM", "residual:lane:1", "MAXLEN", "0")
+        s.start()
+        settled_exactly(w, s)
+        assert "but those after 50 are gone from it" in s.tail()
 
 
 def test_a_lane_that_contradicts_itself_stops(tmp_path):
@@ -253,7 +292,7 @@ def test_refusals(world):
     flags = Settle(w).args[1:]
     assert "--batch-count-max" in run(tool, "--help").stdout
     for args, said in (([], "deployment: missing"), (["--nothing", "1"], "unknown flag 'nothing'"), (["dance"], "unknown verb"),
-                       (["--batch-count-max", "0"], "expected 1 to 65536"), (["--lane-key", "x"], "expected LANE=FILE"),
+                       (["--batch-count-max", "0"], "expected 1 to 131072"), (["--lane-key", "x"], "expected LANE=FILE"),
                        ([*flags, "--redis-url", "http://x"], "expected redis://"), ([*flags, "--key-file", "/nothing"], "/nothing"),
                        ([*flags, "--spool-dir", "9=/x"], "lane 9 has no lane_key")):
         done = run(tool, *args, check=False)

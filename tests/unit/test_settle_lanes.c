@@ -3,6 +3,7 @@
 #include "chain_client/settle/serve.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/mem.h"
 
 #include <setjmp.h>
@@ -17,6 +18,7 @@
 
 static char dir[64];
 static struct worker w;
+static const struct settings set = {.batch_seconds_max = 1800};
 static struct settle_lane lane;
 static struct secp_key key;
 
@@ -25,7 +27,7 @@ static int open_world(void **state)
     uint8_t secret[32];
     struct errtext err = ERRTEXT_INIT;
     memset(secret, 3, 32);
-    w = (struct worker){.lane = &lane, .lane_count = 1};
+    w = (struct worker){.set = &set, .lane = &lane, .lane_count = 1};
     lane = (struct settle_lane){.id = 1};
     memset(lane.transport_key, 9, 32);
     canon_domain(w.domain, 31337, secret);
@@ -101,6 +103,7 @@ static void test_order_does_not_matter(void **state)
         assert_int_equal(take(order[i], entry(order[i], 1)), LANES_TAKEN);
     assert_int_equal(lane.ingested, 3);
     assert_int_equal(lane.top, 5);
+    assert_true(lane.due_ns > clock_mono_ns() + 1790ull * 1000000000);
     assert_int_equal(take(4, entry(4, 1)), LANES_TAKEN);
     assert_int_equal(lane.ingested, 5);
     assert_int_equal(count("SELECT count(*) FROM records"), 5);
@@ -273,6 +276,33 @@ static void test_states_are_stored_by_name(void **state)
     buf_fini(&out);
 }
 
+/* A trouble is one row, its sentence follows what happens, and health asks what stands still. */
+static void test_troubles(void **state)
+{
+    struct buf out;
+    bool healthy;
+    buf_init(&out, 1u << 16);
+    assert_int_equal(trouble_set(&w.db, TROUBLE_LANE_UNKNOWN, 1, "lane 1 waits", NULL), STATUS_OK);
+    assert_int_equal(trouble_put_health(&w.db, &out, &healthy, NULL), STATUS_OK);
+    assert_true(healthy);
+    assert_string_equal(out.data, "{\"ok\":true,\"reasons\":[\"lane 1 waits\"]}");
+    assert_int_equal(trouble_set(&w.db, TROUBLE_GAP, 1, "first", NULL), STATUS_OK);
+    assert_int_equal(trouble_set(&w.db, TROUBLE_GAP, 1, "then", NULL), STATUS_OK);
+    assert_int_equal(trouble_clear(&w.db, TROUBLE_LANE_UNKNOWN, 1, NULL), STATUS_OK);
+    buf_clear(&out);
+    assert_int_equal(trouble_put_health(&w.db, &out, &healthy, NULL), STATUS_OK);
+    assert_false(healthy);
+    assert_string_equal(out.data, "{\"ok\":false,\"reasons\":[\"then\"]}");
+    buf_clear(&out);
+    assert_int_equal(trouble_put_metrics(&w.db, &out, NULL), STATUS_OK);
+    assert_non_null(strstr(out.data, "residual_settle_trouble{kind=\"gap\"} 1\n"));
+    assert_non_null(strstr(out.data, "residual_settle_trouble{kind=\"lane_unknown\"} 0\n"));
+    assert_int_equal(close_world(state), 0);
+    assert_int_equal(open_world(state), 0); /* what still is one is found again */
+    assert_int_equal(count("SELECT count(*) FROM troubles"), 0);
+    buf_fini(&out);
+}
+
 /* At most one open or bound call of a kind and key; ended ones do not count. */
 static void test_one_call_at_a_time(void **state)
 {
@@ -338,6 +368,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_far_ahead_is_held, setup, teardown),
         cmocka_unit_test_setup_teardown(test_database, setup, teardown),
         cmocka_unit_test_setup_teardown(test_states_are_stored_by_name, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_troubles, setup, teardown),
         cmocka_unit_test_setup_teardown(test_one_call_at_a_time, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unknown_state_is_refused, setup, teardown),
     };
