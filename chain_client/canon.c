@@ -12,6 +12,7 @@
 #include "chain_client/fee.h"
 #include "server/base/check.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #define INF(name, at, width, member, unit)                                                         \
@@ -240,12 +241,6 @@ enum status canon_decode_layout(union record *r, const uint8_t *data, size_t len
     return st ? st : check_hashes(r, err);
 }
 
-enum status canon_decode(union record *r, const uint8_t *data, size_t len, struct errtext *err)
-{
-    enum status st = canon_decode_layout(r, data, len, err);
-    return st ? st : canon_check(r, err);
-}
-
 static enum status check_inference(const struct record_inference *r, struct errtext *err)
 {
     struct tail_set set;
@@ -295,7 +290,8 @@ static enum status check_attribution(const struct record_attribution *r, struct 
     return STATUS_OK;
 }
 
-enum status canon_check(const union record *r, struct errtext *err)
+/* All but the tails' hashes. */
+static enum status check_values(const union record *r, struct errtext *err)
 {
     const struct record_prefix *p = &r->prefix;
     if (p->spec != CANON_SPEC)
@@ -305,9 +301,6 @@ enum status canon_check(const union record *r, struct errtext *err)
         return err_param(err, STATUS_INVALID, "type", "type: found %u, expected 1 to 3", p->type);
     if (!p->seq)
         return err_param(err, STATUS_INVALID, "seq", "seq: found 0, expected 1 or more");
-    enum status st = check_hashes(r, err);
-    if (st)
-        return st;
     if (p->type == RECORD_INFERENCE)
         return check_inference(&r->inference, err);
     if (p->type == RECORD_ATTRIBUTION)
@@ -317,6 +310,18 @@ enum status canon_check(const union record *r, struct errtext *err)
         return err_param(err, STATUS_INVALID, "reason", "reason: found %u, expected 1 or 2",
                          reason);
     return STATUS_OK;
+}
+
+enum status canon_decode(union record *r, const uint8_t *data, size_t len, struct errtext *err)
+{
+    enum status st = canon_decode_layout(r, data, len, err);
+    return st ? st : check_values(r, err);
+}
+
+enum status canon_check(const union record *r, struct errtext *err)
+{
+    enum status st = canon_layout(r->prefix.type) ? check_hashes(r, err) : STATUS_OK;
+    return st ? st : check_values(r, err);
 }
 
 enum status canon_check_pair(const struct record_attribution *att,
@@ -350,12 +355,22 @@ void canon_domain(uint8_t domain[32], uint64_t chain_id, const uint8_t ledger[20
     eip712_domain(domain, "residual", "1", chain_id, ledger);
 }
 
+static uint8_t type_hash[RECORD_VOID + 1][32];
+static pthread_once_t type_once = PTHREAD_ONCE_INIT;
+
+static void hash_types(void)
+{
+    for (uint8_t type = RECORD_INFERENCE; type <= RECORD_VOID; type++)
+        keccak_256(type_hash[type], canon_layout(type)->type, strlen(canon_layout(type)->type));
+}
+
 void canon_digest(uint8_t digest[32], const union record *r, const uint8_t domain[32])
 {
     const struct canon_layout *l = known_layout(r);
     struct eip712_hasher h;
     uint8_t hash[32];
-    eip712_begin(&h, l->type);
+    pthread_once(&type_once, hash_types);
+    eip712_begin_hashed(&h, type_hash[r->prefix.type]);
     for (size_t i = 0; i < l->field_count; i++) {
         const struct canon_field *f = &l->field[i];
         if (f->member == offsetof(struct record_prefix, type))

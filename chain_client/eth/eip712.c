@@ -8,8 +8,13 @@ void eip712_begin(struct eip712_hasher *h, const char *type)
 {
     uint8_t type_hash[32];
     keccak_256(type_hash, type, strlen(type));
+    eip712_begin_hashed(h, type_hash);
+}
+
+void eip712_begin_hashed(struct eip712_hasher *h, const uint8_t type_hash[32])
+{
     keccak_init(&h->k);
-    keccak_update(&h->k, type_hash, sizeof(type_hash));
+    keccak_update(&h->k, type_hash, 32);
 }
 
 void eip712_uint(struct eip712_hasher *h, u128 v)

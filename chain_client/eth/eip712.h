@@ -21,6 +21,7 @@ struct eip712_hasher {
 };
 
 void eip712_begin(struct eip712_hasher *h, const char *type); /* the full encodeType string */
+void eip712_begin_hashed(struct eip712_hasher *h, const uint8_t type_hash[32]); /* its Keccak-256 */
 void eip712_uint(struct eip712_hasher *h, u128 v);
 void eip712_bytes32(struct eip712_hasher *h, const uint8_t v[32]); /* and nested struct hashes */
 void eip712_address(struct eip712_hasher *h, const uint8_t v[20]);

@@ -37,10 +37,13 @@ static inline uint64_t rotate_left(uint64_t v, unsigned n)
 static inline void theta(uint64_t *a)
 {
     uint64_t c[5];
+#pragma GCC unroll 5
     for (size_t x = 0; x < 5; x++)
         c[x] = a[x] ^ a[x + 5] ^ a[x + 10] ^ a[x + 15] ^ a[x + 20];
+#pragma GCC unroll 5
     for (size_t x = 0; x < 5; x++) {
         uint64_t d = c[(x + 4) % 5] ^ rotate_left(c[(x + 1) % 5], 1);
+#pragma GCC unroll 5
         for (size_t y = 0; y < 25; y += 5)
             a[x + y] ^= d;
     }
@@ -48,27 +51,35 @@ static inline void theta(uint64_t *a)
 
 static inline void chi(uint64_t *a)
 {
+#pragma GCC unroll 5
     for (size_t y = 0; y < 25; y += 5) {
         uint64_t row[5];
         memcpy(row, a + y, sizeof(row));
+#pragma GCC unroll 5
         for (size_t x = 0; x < 5; x++)
             a[y + x] = row[x] ^ (~row[(x + 1) % 5] & row[(x + 2) % 5]);
     }
 }
 
+/* Written as loops, unrolled by the compiler: every index and rotation is a constant then, and the
+ * lanes of the local copy live in registers. */
 void keccak_permute(uint64_t lane[25])
 {
+    uint64_t a[25];
+    memcpy(a, lane, sizeof(a));
     for (size_t round = 0; round < 24; round++) {
-        theta(lane);
-        uint64_t moving = lane[1];
+        theta(a);
+        uint64_t moving = a[1];
+#pragma GCC unroll 24
         for (size_t t = 0; t < 24; t++) {
-            uint64_t next = lane[walk_lane[t]];
-            lane[walk_lane[t]] = rotate_left(moving, walk_rotate[t]);
+            uint64_t next = a[walk_lane[t]];
+            a[walk_lane[t]] = rotate_left(moving, walk_rotate[t]);
             moving = next;
         }
-        chi(lane);
-        lane[0] ^= round_constant[round];
+        chi(a);
+        a[0] ^= round_constant[round];
     }
+    memcpy(lane, a, sizeof(a));
 }
 
 void keccak_init(struct keccak *k)

@@ -8,18 +8,19 @@
 #include "chain_client/settle/db.h"
 #include "server/base/buf.h"
 
-enum trouble {                         /* the number beside it */
-               TROUBLE_GAP,            /* lane: records that nobody brings */
-               TROUBLE_LANE_STOPPED,   /* lane: it contradicts itself */
-               TROUBLE_LANE_UNKNOWN,   /* lane: the ledger does not know its key */
-               TROUBLE_REDIS,          /* 0: not reached */
-               TROUBLE_NODE,           /* 0: the chain's node, or the archive, is away */
-               TROUBLE_BATCH_CONFLICT, /* batch: the ledger holds another one that cannot be ours */
-               TROUBLE_ARCHIVE_BATCH,  /* batch: damaged or gone, and no copy is left */
-               TROUBLE_ARCHIVE_EPOCH,  /* epoch: the same */
-               TROUBLE_ARCHIVE_STORE,  /* store: does not take what is published */
-               TROUBLE_CLOCK,          /* 0: this machine's clock and the chain's are far apart */
-               TROUBLE_COUNT
+/* Each with the number that stands beside it. */
+enum trouble {
+    TROUBLE_GAP,            /* lane: records that nobody brings */
+    TROUBLE_LANE_STOPPED,   /* lane: it contradicts itself */
+    TROUBLE_LANE_UNKNOWN,   /* lane: the ledger does not know its key */
+    TROUBLE_REDIS,          /* 0: not reached */
+    TROUBLE_NODE,           /* 0: the chain's node, or the archive, is away */
+    TROUBLE_BATCH_CONFLICT, /* batch: the ledger holds another one that cannot be ours */
+    TROUBLE_ARCHIVE_BATCH,  /* batch: damaged or gone, and no copy is left */
+    TROUBLE_ARCHIVE_EPOCH,  /* epoch: the same */
+    TROUBLE_ARCHIVE_STORE,  /* store: does not take what is published */
+    TROUBLE_CLOCK,          /* 0: this machine's clock and the chain's are far apart */
+    TROUBLE_COUNT
 };
 
 /* The sentence is text; logged when the row is new, stored when it changed. */
