@@ -35,7 +35,12 @@ static const char schema[] =
     " INTEGER NOT NULL, prev_root BLOB NOT NULL, paid_from INTEGER NOT NULL, paid INTEGER NOT NULL,"
     " evidence INTEGER NOT NULL, planned_at INTEGER NOT NULL, root BLOB, total TEXT, leaves "
     "INTEGER,"
-    " manifest BLOB, required INTEGER, missing INTEGER, tx BLOB, active_at INTEGER);"
+    " manifest BLOB, required INTEGER, missing INTEGER, tx BLOB, active_at INTEGER,"
+    " planned_block INTEGER);"
+    "CREATE TABLE IF NOT EXISTS attestations (epoch INTEGER NOT NULL, digest BLOB NOT NULL,"
+    " signer BLOB NOT NULL, signature BLOB NOT NULL, PRIMARY KEY (epoch, digest, signer))"
+    " WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS attestors (account BLOB PRIMARY KEY) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS cum (epoch INTEGER NOT NULL, idx INTEGER NOT NULL, account BLOB NOT"
     " NULL, amount TEXT NOT NULL, PRIMARY KEY (epoch, idx)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key INTEGER "
@@ -144,7 +149,7 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
     return st;
 }
 
-enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
+static enum status open_beside(struct db *db, const char *dir, bool may_write, struct errtext *err)
 {
     char path[PATH_MAX];
     uint64_t tables = 0;
@@ -159,7 +164,7 @@ enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
     if (!st)
         sqlite3_busy_timeout(db->h, BUSY_MS);
     if (!st)
-        st = exec(db, "PRAGMA query_only=1;", err);
+        st = exec(db, may_write ? "PRAGMA synchronous=FULL;" : "PRAGMA query_only=1;", err);
     if (!st)
         st = db_value(db, &tables, 0, err,
                       "SELECT count(*) FROM sqlite_master WHERE name = 'quarantine'", "");
@@ -168,6 +173,16 @@ enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
     if (st)
         db_close(db);
     return st;
+}
+
+enum status db_open_reader(struct db *db, const char *dir, struct errtext *err)
+{
+    return open_beside(db, dir, false, err);
+}
+
+enum status db_open_beside(struct db *db, const char *dir, struct errtext *err)
+{
+    return open_beside(db, dir, true, err);
 }
 
 void db_close(struct db *db)

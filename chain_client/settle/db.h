@@ -24,6 +24,8 @@ struct db {
 MUST_CHECK enum status db_open(struct db *db, const char *dir, struct errtext *err);
 /* For looking only; works beside the worker. NOT_FOUND without a database. */
 MUST_CHECK enum status db_open_reader(struct db *db, const char *dir, struct errtext *err);
+/* The same for a short write of one's own rows beside the worker, which waits meanwhile. */
+MUST_CHECK enum status db_open_beside(struct db *db, const char *dir, struct errtext *err);
 void db_close(struct db *db);
 
 MUST_CHECK enum status db_begin(struct db *db, struct errtext *err);

@@ -1,10 +1,10 @@
 /* Epochs. One at a time, one state (enum epoch_state) per transaction.
  *
  * A planned or computed epoch whose e' is vetoed meanwhile is dropped and planned anew. */
-#include "chain_client/eth/abi.h"
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/compute.h"
-#include "chain_client/settle/worker.h"
+#include "chain_client/settle/epochs_impl.h"
+#include "chain_client/settle/events.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
@@ -16,15 +16,7 @@
 
 #define NOTE_NS 60000000000ull
 
-struct epoch_plan {
-    uint64_t epoch, previous, paid_from, paid, evidence;
-    uint8_t prev_root[32], root[32], manifest[32];
-    u128 total;
-    uint32_t leaves;
-    enum epoch_state state;
-};
-
-static void note(struct worker *w, const char *what)
+void epochs_note(struct worker *w, const char *what)
 {
     if (clock_mono_ns() < w->epoch_note_ns)
         return;
@@ -41,8 +33,8 @@ static enum status load_newest(struct worker *w, struct epoch_plan *p, struct er
     enum status st =
         db_query(&w->db, &q, err,
                  "SELECT epoch, previous, paid_from, paid, evidence, prev_root, root,"
-                 " manifest, total, leaves, state FROM epochs ORDER BY epoch DESC LIMIT"
-                 " 1",
+                 " manifest, total, leaves, state, planned_block FROM epochs ORDER BY epoch"
+                 " DESC LIMIT 1",
                  "");
     if (!st)
         st = db_next(&q, err);
@@ -59,11 +51,12 @@ static enum status load_newest(struct worker *w, struct epoch_plan *p, struct er
     p->total = db_amount(&q, 8);
     p->leaves = (uint32_t)db_u64(&q, 9);
     st = epoch_state_get(&p->state, &q, 10, err);
+    p->planned_block = db_u64(&q, 11);
     db_done(&q);
     return st;
 }
 
-static enum status set_state(struct worker *w, uint64_t epoch, enum epoch_state state,
+enum status epochs_set_state(struct worker *w, uint64_t epoch, enum epoch_state state,
                              struct errtext *err)
 {
     log_info("epoch", "epoch %" PRIu64 ": %s", epoch, epoch_state_name(state));
@@ -71,13 +64,15 @@ static enum status set_state(struct worker *w, uint64_t epoch, enum epoch_state 
                   epoch_state_name(state), epoch);
 }
 
-static enum status drop(struct worker *w, uint64_t epoch, struct errtext *err)
+enum status epochs_drop(struct worker *w, uint64_t epoch, struct errtext *err)
 {
     log_warn("epoch", "epoch %" PRIu64 ": the one before it was vetoed; planned anew", epoch);
     enum status st = db_begin(&w->db, err);
     if (st)
         return st;
     st = db_run(&w->db, err, "DELETE FROM cum WHERE epoch = ?", "u", epoch);
+    if (!st)
+        st = db_run(&w->db, err, "DELETE FROM attestations WHERE epoch = ?", "u", epoch);
     if (!st)
         st = db_run(&w->db, err, "DELETE FROM epochs WHERE epoch = ?", "u", epoch);
     return db_end(&w->db, st, err);
@@ -95,21 +90,40 @@ static enum status put_cum(struct worker *w, uint64_t epoch, const struct reward
 
 /* ---- planning ---- */
 
+/* W counts from closedAt, which its sender wrote, and from the block that took the commit, which
+ * nobody did: attestors refuse what is younger by either. */
+static enum status is_ripe(struct worker *w, uint64_t seq, const struct rpc_block *now, bool *ripe,
+                           struct errtext *err)
+{
+    uint8_t hash[32];
+    uint64_t number = 0;
+    char tag[RPC_TAG_BYTES];
+    struct rpc_block commit = {.number = 0};
+    enum status st = view_batch_hash(&w->view, "finalized", seq, hash, err);
+    if (!st)
+        st = events_commit_block(&w->view, seq, hash, now->number, &number, err);
+    rpc_tag(tag, number);
+    if (!st)
+        st = rpc_block(w->rpc, tag, &commit, err);
+    *ripe = !st && commit.timestamp + w->vault.wait <= now->timestamp;
+    return st;
+}
+
 /* The newest batch that may be paid: final, W past, and the growth within the vault's cap. */
 static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 total_before,
-                               const struct view_money *m, struct errtext *err)
+                               const struct view_money *m, const struct rpc_block *now,
+                               struct errtext *err)
 {
-    struct rpc_block last;
     struct db_rows q;
-    bool capped = false;
-    enum status st = rpc_block(w->rpc, "finalized", &last, err);
-    if (st || last.timestamp < w->vault.wait + 1)
-        return st;
-    st = db_query(&w->db, &q, err,
-                  "SELECT seq, cum_fee FROM batches WHERE state = ? AND seq > ? AND seq <= ?"
-                  " AND closed_at <= ? ORDER BY seq DESC",
-                  "tuuu", batch_state_name(BATCH_FINAL), p->paid_from, p->evidence,
-                  last.timestamp - MAX(w->vault.wait, 1u));
+    bool capped = false, ripe = false;
+    if (now->timestamp < w->vault.wait + 1)
+        return STATUS_OK;
+    enum status st =
+        db_query(&w->db, &q, err,
+                 "SELECT seq, cum_fee FROM batches WHERE state = ? AND seq > ? AND seq <= ?"
+                 " AND closed_at <= ? ORDER BY seq DESC",
+                 "tuuu", batch_state_name(BATCH_FINAL), p->paid_from, p->evidence,
+                 now->timestamp - MAX(w->vault.wait, 1u));
     while (!st && (st = db_next(&q, err)) == STATUS_OK) {
         u128 total = db_amount(&q, 1) - w->vault.start_cum_fee;
         if (total <= total_before)
@@ -117,25 +131,37 @@ static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 tota
         capped = total - total_before > m->max_increase;
         if (capped)
             continue;
+        st = is_ripe(w, db_u64(&q, 0), now, &ripe, err);
+        if (st || !ripe)
+            continue;
         p->paid = db_u64(&q, 0);
         p->total = total;
         break;
     }
     db_done(&q);
     if (capped)
-        note(w, "the next batch alone is above the vault's maxIncrease: an admin must raise it");
+        epochs_note(w, "the next batch alone is above the vault's maxIncrease: an admin must "
+                       "raise it");
     return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
-static enum status last_final(struct worker *w, uint64_t *seq, struct errtext *err)
+/* E is the ledger's last batch in finalized block `now`, and all up to it are ours; 0 while this
+ * database is behind that block. Attestors ask for exactly that. */
+static enum status last_final(struct worker *w, const struct rpc_block *now, uint64_t *seq,
+                              struct errtext *err)
 {
     uint64_t open = 0, last = 0;
-    enum status st = db_value(&w->db, &last, 0, err, "SELECT max(seq) FROM batches WHERE state = ?",
-                              "t", batch_state_name(BATCH_FINAL));
+    char tag[RPC_TAG_BYTES];
+    struct view_head head = {.seq = 0};
+    rpc_tag(tag, now->number);
+    enum status st = view_head(&w->view, tag, &head, err);
+    if (!st)
+        st = db_value(&w->db, &last, 0, err, "SELECT max(seq) FROM batches WHERE state = ?", "t",
+                      batch_state_name(BATCH_FINAL));
     if (!st)
         st = db_value(&w->db, &open, last + 1, err, "SELECT min(seq) FROM batches WHERE state <> ?",
                       "t", batch_state_name(BATCH_FINAL));
-    *seq = MIN(last, open - 1);
+    *seq = MIN(last, open - 1) == head.seq ? head.seq : 0;
     return st;
 }
 
@@ -144,6 +170,7 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
     struct epoch_plan p = {
         .epoch = m->last_epoch + 1, .previous = m->last_live, .paid_from = w->vault.start_seq};
     struct view_epoch before = {.total = 0};
+    struct rpc_block block;
     uint64_t planned_at = 0, now = w->chain_s;
     enum status st =
         db_value(&w->db, &planned_at, 0, err, "SELECT max(planned_at) FROM epochs", "");
@@ -154,9 +181,11 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
     if (p.previous)
         p.paid_from = before.batch_paid;
     if (!st)
-        st = last_final(w, &p.evidence, err);
+        st = rpc_block(w->rpc, "finalized", &block, err);
     if (!st)
-        st = choose_paid(w, &p, before.total, m, err);
+        st = last_final(w, &block, &p.evidence, err);
+    if (!st && p.evidence)
+        st = choose_paid(w, &p, before.total, m, &block, err);
     if (st || !p.paid)
         return st;
     log_info("epoch",
@@ -165,9 +194,9 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
     return db_run(
         &w->db, err,
         "INSERT INTO epochs (epoch, state, previous, prev_root, paid_from, paid, evidence,"
-        " planned_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        "utubuuuu", p.epoch, epoch_state_name(EPOCH_PLANNED), p.previous, before.root, (size_t)32,
-        p.paid_from, p.paid, p.evidence, now);
+        " planned_at, planned_block) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "utubuuuuu", p.epoch, epoch_state_name(EPOCH_PLANNED), p.previous, before.root, (size_t)32,
+        p.paid_from, p.paid, p.evidence, now, block.number);
 }
 
 /* ---- computing ---- */
@@ -339,126 +368,11 @@ static enum status compute(struct worker *w, struct epoch_plan *p, struct errtex
         st = store(w, p, &k, err);
     draft_fini(&k);
     if (st == STATUS_BUSY) { /* a beacon, or T, is not final yet */
-        note(w, err ? err->text : "waiting for a final block");
+        epochs_note(w, err ? err->text : "waiting for a final block");
         err_clear(err);
         return STATUS_OK;
     }
     return st;
-}
-
-/* ---- funding and proposing ---- */
-
-static enum status raise_approve(struct worker *w, const struct epoch_plan *p, u128 need,
-                                 struct errtext *err)
-{
-    struct buf data;
-    struct abi_tuple t;
-    buf_init(&data, 256);
-    abi_put_selector(&data, "approve(address,uint256)");
-    abi_begin(&t, &data, 2);
-    abi_address(&t, w->dep.vault);
-    abi_uint(&t, need);
-    abi_end(&t);
-    struct sender_call call = {
-        .kind = "approve", .key = p->paid, .to = w->dep.token, .data = &data};
-    enum status st = sender_raise(w, &call, err);
-    buf_fini(&data);
-    return st;
-}
-
-/* fundTo(cumFee(M)): the operator's debt. *ready once the vault has it at `latest`. */
-static enum status fund(struct worker *w, const struct epoch_plan *p,
-                        const struct view_money *latest, bool *ready, struct errtext *err)
-{
-    static const uint8_t zero[20];
-    bool native = memcmp(w->dep.token, zero, 20) == 0;
-    struct buf data;
-    struct abi_tuple t;
-    *ready = latest->funded >= p->total;
-    if (*ready)
-        return STATUS_OK;
-    u128 need = p->total - latest->funded, allowed = need;
-    enum status st =
-        native ? STATUS_OK : view_allowance(&w->view, "latest", w->key.address, &allowed, err);
-    if (st)
-        return st;
-    if (allowed < need)
-        return raise_approve(w, p, need, err);
-    buf_init(&data, 256);
-    abi_put_selector(&data, "fundTo(uint128)");
-    abi_begin(&t, &data, 1);
-    abi_uint(&t, p->total + w->vault.start_cum_fee);
-    abi_end(&t);
-    struct sender_call call = {.kind = "fund",
-                               .key = p->paid,
-                               .to = w->dep.vault,
-                               .data = &data,
-                               .value = native ? need : 0};
-    st = sender_raise(w, &call, err);
-    buf_fini(&data);
-    return st;
-}
-
-static enum status raise_propose(struct worker *w, const struct epoch_plan *p, struct errtext *err)
-{
-    struct archive_batch paid;
-    struct buf data;
-    struct epoch_header h = {.epoch = p->epoch,
-                             .total = p->total,
-                             .leaves = p->leaves,
-                             .batch_paid = p->paid,
-                             .batch_evidence = p->evidence};
-    memcpy(h.prev_root, p->prev_root, 32);
-    memcpy(h.root, p->root, 32);
-    memcpy(h.manifest, p->manifest, 32);
-    enum status st = archive_batch_read(&paid, w->set->archive_dir, p->paid, err);
-    if (st)
-        return st;
-    struct epoch_proposal proposal = {
-        .header = &h, .paid = &paid.header, .lanes_hash = paid.lanes_hash};
-    buf_init(&data, 1u << 16);
-    epoch_put_propose(&data, &proposal);
-    struct sender_call call = {
-        .kind = "propose", .key = p->epoch, .to = w->dep.vault, .data = &data};
-    st = sender_raise(w, &call, err);
-    buf_fini(&data);
-    archive_batch_fini(&paid);
-    if (!st && p->state == EPOCH_COMPUTED)
-        st = set_state(w, p->epoch, EPOCH_INTENT, err);
-    return st;
-}
-
-static enum status finish(struct worker *w, const struct epoch_plan *p,
-                          const struct view_epoch *found, struct errtext *err)
-{
-    uint8_t tx[32];
-    if (memcmp(found->root, p->root, 32) != 0 || found->batch_paid != p->paid)
-        return err_set(err, STATUS_CONFLICT,
-                       "epoch %" PRIu64 ": the vault holds another one than ours", p->epoch);
-    enum status st = sender_hash(w, "propose", p->epoch, tx, err);
-    if (!st)
-        st = db_run(&w->db, err, "UPDATE epochs SET tx = ?, active_at = ? WHERE epoch = ?", "buu",
-                    tx, sizeof(tx), found->active_at, p->epoch);
-    return st ? st : set_state(w, p->epoch, EPOCH_FINAL, err);
-}
-
-static enum status propose(struct worker *w, const struct epoch_plan *p,
-                           const struct view_money *final, struct errtext *err)
-{
-    struct view_money latest;
-    struct view_epoch found;
-    bool ready = false;
-    enum status st = view_epoch(&w->view, "finalized", p->epoch, &found, err);
-    if (!st && final->last_epoch >= p->epoch)
-        return finish(w, p, &found, err);
-    if (!st)
-        st = view_money(&w->view, "latest", &latest, err);
-    if (st || latest.last_epoch >= p->epoch) /* there, not final yet */
-        return st;
-    if (final->last_live != p->previous)
-        return drop(w, p->epoch, err);
-    st = fund(w, p, &latest, &ready, err);
-    return st || !ready ? st : raise_propose(w, p, err);
 }
 
 /* ---- after finality ---- */
@@ -471,9 +385,9 @@ static enum status follow_window(struct worker *w, const struct epoch_plan *p, s
     if (!st)
         st = rpc_block(w->rpc, "finalized", &last, err);
     if (!st && found.disabled)
-        return set_state(w, p->epoch, EPOCH_VETOED, err);
+        return epochs_set_state(w, p->epoch, EPOCH_VETOED, err);
     if (!st && last.timestamp >= found.active_at)
-        return set_state(w, p->epoch, EPOCH_ACTIVE, err);
+        return epochs_set_state(w, p->epoch, EPOCH_ACTIVE, err);
     return st;
 }
 
@@ -481,10 +395,6 @@ enum status epochs_step(struct worker *w, struct errtext *err)
 {
     struct epoch_plan p;
     struct view_money final;
-    if (w->vault.attestors_min) {
-        note(w, "this vault needs attestors' signatures: epochs wait");
-        return STATUS_OK;
-    }
     enum status st = load_newest(w, &p, err);
     if (!st)
         st = view_money(&w->view, "finalized", &final, err);
@@ -493,9 +403,9 @@ enum status epochs_step(struct worker *w, struct errtext *err)
     if (!p.epoch) /* this will be the first */
         return final.last_epoch ? STATUS_OK : plan(w, &final, err);
     if (p.state == EPOCH_PLANNED)
-        return final.last_live != p.previous ? drop(w, p.epoch, err) : compute(w, &p, err);
-    if (p.state == EPOCH_COMPUTED || p.state == EPOCH_INTENT)
-        return propose(w, &p, &final, err);
+        return final.last_live != p.previous ? epochs_drop(w, p.epoch, err) : compute(w, &p, err);
+    if (p.state > EPOCH_PLANNED && p.state < EPOCH_FINAL)
+        return epochs_propose(w, &p, &final, err);
     if (p.state == EPOCH_FINAL)
         st = follow_window(w, &p, err);
     return st || final.last_epoch != p.epoch ? st : plan(w, &final, err);

@@ -3,10 +3,11 @@
 #include "chain_client/settle/serve.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/archive.h"
+#include "chain_client/settle/candidate.h"
+#include "chain_client/settle/serve_impl.h"
 #include "chain_client/settle/states.h"
 #include "chain_client/settle/trouble.h"
 #include "chain_client/settle/view.h"
-#include "chain_client/tree.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
@@ -16,7 +17,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <microhttpd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,16 +25,6 @@
 #define BODY_BYTES_MAX  (4u << 20)
 #define CONNECTIONS_MAX 64
 #define LIST_MAX        100
-
-struct serve {
-    const struct settings *set;
-    const struct deployment *d;
-    struct MHD_Daemon *daemon;
-    struct rpc *rpc;
-    /* The reward tree that was asked for last: building it is most of an answer's cost. */
-    struct tree tree;
-    uint64_t tree_epoch; /* 0: none */
-};
 
 /* ---- status ---- */
 
@@ -397,7 +387,9 @@ static enum status put_metrics(struct db *db, struct buf *out, struct errtext *e
                        "residual_settle_lane_seq{lane=\"%" PRIu64 "\",stage=\"%s\"} %" PRIu64 "\n",
                        db_u64(&q, 0), stage[i], db_u64(&q, i + 1));
     db_done(&q);
-    return st == STATUS_NOT_FOUND ? trouble_put_metrics(db, out, err) : st;
+    if (st == STATUS_NOT_FOUND)
+        st = candidate_put_metrics(out, db, err);
+    return st ? st : trouble_put_metrics(db, out, err);
 }
 
 /* ---- HTTP ---- */
@@ -423,6 +415,8 @@ static enum status answer(struct serve *s, const char *path, struct buf *out, un
         *code = healthy ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
     } else if (strcmp(path, "/metrics") == 0) {
         st = put_metrics(&db, out, err);
+    } else if (strcmp(path, "/v1/epochs/candidate") == 0) {
+        st = candidate_put_json(out, &db, s->d, err);
     } else if (strcmp(path, "/v1/batches") == 0 || strcmp(path, "/v1/epochs") == 0) {
         buf_putc(out, '{');
         st = strcmp(path, "/v1/batches") == 0 ? put_batches(&db, out, err)
@@ -442,44 +436,98 @@ static unsigned http_code(enum status st)
         return MHD_HTTP_BAD_REQUEST;
     case STATUS_NOT_FOUND:
         return MHD_HTTP_NOT_FOUND;
+    case STATUS_DENIED:
+        return MHD_HTTP_FORBIDDEN;
+    case STATUS_EXISTS:
+    case STATUS_FULL:
+        return MHD_HTTP_CONFLICT;
+    case STATUS_TOO_LARGE:
+        return MHD_HTTP_CONTENT_TOO_LARGE;
     default:
         return MHD_HTTP_SERVICE_UNAVAILABLE;
     }
 }
 
-static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *url,
-                              const char *method, const char *version, const char *upload,
-                              size_t *upload_len, void **state)
+/* The answer to a request whose body is here: JSON, the archive's file, or the error's sentence. */
+static struct MHD_Response *respond(struct serve *s, const char *url, const struct buf *body,
+                                    unsigned *code)
 {
-    /* lint: waive parameters - the HTTP library's callback */
+    static const char archive[] = "/v1/archive/";
     struct errtext err = ERRTEXT_INIT;
+    struct MHD_Response *r = NULL;
     struct buf out;
     size_t len;
+    enum status st = STATUS_OK;
     bool is_metrics = strcmp(url, "/metrics") == 0;
-    if (strcmp(method, MHD_HTTP_METHOD_GET) != 0)
-        return MHD_NO;
+    bool is_file = !body && strncmp(url, archive, sizeof(archive) - 1) == 0;
     buf_init(&out, BODY_BYTES_MAX);
-    unsigned code = MHD_HTTP_OK;
-    enum status st = answer(arg, url, &out, &code, &err);
+    *code = MHD_HTTP_OK;
+    if (is_file)
+        r = serve_archive(s, url + sizeof(archive) - 1, &st, &err);
+    else if (body && strcmp(url, "/v1/attestations") != 0)
+        st = err_set(&err, STATUS_NOT_FOUND, "no such route");
+    else if (body && body->failed)
+        st = err_set(&err, STATUS_TOO_LARGE, "more than %u bytes", SERVE_POST_BYTES_MAX);
+    else
+        st = body ? serve_attest(s, body, &out, &err) : answer(s, url, &out, code, &err);
     if (st) {
-        code = http_code(st);
+        *code = http_code(st);
         buf_clear(&out);
         buf_puts(&out, "{\"error\":{\"message\":");
         buf_put_json_string(&out, err.text, strlen(err.text));
         buf_puts(&out, "}}");
     }
-    char *body = buf_steal(&out, &len);
-    if (!body)
+    char *text = r ? NULL : buf_steal(&out, &len);
+    if (text)
+        r = MHD_create_response_from_buffer(len, text, MHD_RESPMEM_MUST_COPY);
+    mem_free(text);
+    buf_fini(&out);
+    if (r)
+        MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE,
+                                is_metrics && !st ? "text/plain; version=0.0.4"
+                                : is_file && !st  ? "application/octet-stream"
+                                                  : "application/json");
+    return r;
+}
+
+/* Called once without the body, then with its pieces, then at its end; *state keeps them. */
+static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *url,
+                              const char *method, const char *version, const char *upload,
+                              size_t *upload_len, void **state)
+{
+    /* lint: waive parameters - the HTTP library's callback */
+    bool is_post = strcmp(method, MHD_HTTP_METHOD_POST) == 0;
+    struct buf *body = *state;
+    unsigned code;
+    if (!is_post && strcmp(method, MHD_HTTP_METHOD_GET) != 0)
         return MHD_NO;
-    struct MHD_Response *r = MHD_create_response_from_buffer(len, body, MHD_RESPMEM_MUST_COPY);
-    mem_free(body);
+    if (is_post && !body) {
+        *state = body = mem_alloc(sizeof(*body));
+        buf_init(body, SERVE_POST_BYTES_MAX);
+        return MHD_YES;
+    }
+    if (is_post && *upload_len) {
+        buf_put(body, upload, *upload_len);
+        *upload_len = 0;
+        return MHD_YES;
+    }
+    struct MHD_Response *r = respond(arg, url, is_post ? body : NULL, &code);
     if (!r)
         return MHD_NO;
-    MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE,
-                            is_metrics && !st ? "text/plain; version=0.0.4" : "application/json");
     enum MHD_Result good = MHD_queue_response(c, code, r);
     MHD_destroy_response(r);
     return good;
+}
+
+static void completed(void *arg, struct MHD_Connection *c, void **state,
+                      enum MHD_RequestTerminationCode why)
+{
+    struct buf *body = *state;
+    (void)arg, (void)c, (void)why;
+    if (body)
+        buf_fini(body);
+    mem_free(body);
+    *state = NULL;
 }
 
 static enum status start_daemon(struct serve *s, const char *listen, struct errtext *err)
@@ -497,10 +545,11 @@ static enum status start_daemon(struct serve *s, const char *listen, struct errt
     if (!st) {
         at = hostport_bound(fd);
         unsigned six = at.at.ss_family == AF_INET6 ? MHD_USE_IPv6 : 0;
-        s->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | six, hostport_port(&at), NULL,
-                                     NULL, handle, s, MHD_OPTION_LISTEN_SOCKET, fd,
-                                     MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
-                                     MHD_OPTION_CONNECTION_TIMEOUT, 30u, MHD_OPTION_END);
+        s->daemon =
+            MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD | six, hostport_port(&at), NULL, NULL,
+                             handle, s, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT,
+                             (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, 30u,
+                             MHD_OPTION_NOTIFY_COMPLETED, completed, NULL, MHD_OPTION_END);
         if (!s->daemon)
             st = err_set(err, STATUS_IO, "the HTTP library did not start: %s", strerror(errno));
     }

@@ -4,11 +4,14 @@
  *                              of the newest epoch that can be claimed from
  *   GET /v1/batches            the newest 100, newest first
  *   GET /v1/epochs             the same
+ *   GET /v1/epochs/candidate   the epoch that waits for attestors: header, digest, who signed
+ *   POST /v1/attestations      {epoch, digest, signature} of an attestor; 403 without the role
+ *   GET /v1/archive/F/FILE     a file of the published archive
  *   GET /metrics               Prometheus text: what is ingested, closed and final; the lag
  *   GET /health                {"ok": true}
  *
  * Everything is read from the database by its own reader and from the node by its own client, on
- * the HTTP library's one thread. Nothing here writes. */
+ * the HTTP library's one thread. Attestations are all that is written here. */
 #ifndef RS_SETTLE_SERVE_H
 #define RS_SETTLE_SERVE_H
 

@@ -93,6 +93,8 @@ static const struct option_row keys[] = {
     NUMBER(fee_max_gwei, 1, 1000000, 500, "gwei", "no transaction offers more per gas"),
     NUMBER(body_keep_s, 0, 365 * 86400, 604800, "s",
          "record bytes stay in the database so long after their batch is final"),
+    NUMBER(attest_wait_s, 0, 86400, 300, "s",
+           "an epoch without its attestors' signatures for so long is a trouble"),
     SWITCH(json, "status: print JSON"),
     SWITCH(version, "print the version and exit"),
     SWITCH(help, "print this and exit"),

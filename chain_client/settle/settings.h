@@ -25,7 +25,7 @@ struct settings {
     char *refetch_key_file;
     struct settings_lanes lane_key, spool_dir, refetch_url;
     uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;
-    uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, body_keep_s;
+    uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, body_keep_s, attest_wait_s;
     bool help, version, json;
 };
 

@@ -15,8 +15,9 @@ static const char *const batch_name[] = {
 };
 
 static const char *const epoch_name[] = {
-    [EPOCH_PLANNED] = "planned", [EPOCH_COMPUTED] = "computed", [EPOCH_INTENT] = "intent",
-    [EPOCH_FINAL] = "final",     [EPOCH_ACTIVE] = "active",     [EPOCH_VETOED] = "vetoed",
+    [EPOCH_PLANNED] = "planned", [EPOCH_COMPUTED] = "computed", [EPOCH_ATTESTED] = "attested",
+    [EPOCH_FUNDED] = "funded",   [EPOCH_PROPOSED] = "proposed", [EPOCH_FINAL] = "final",
+    [EPOCH_ACTIVE] = "active",   [EPOCH_VETOED] = "vetoed",
 };
 
 static const char *const intent_name[] = {

@@ -20,7 +20,9 @@ enum batch_state {
 enum epoch_state {
     EPOCH_PLANNED,  /* number, e', M', M and E chosen: M is final, W has passed since closedAt(M) */
     EPOCH_COMPUTED, /* Reward from the archive files, every identity checked, files published */
-    EPOCH_INTENT,   /* the vault is funded up to cumFee(M); `propose` announced */
+    EPOCH_ATTESTED, /* as many attestors as the vault asks for signed our result */
+    EPOCH_FUNDED,   /* the vault holds what fees up to batch M earned */
+    EPOCH_PROPOSED, /* `propose` announced to the sender */
     EPOCH_FINAL,    /* the vault has the epoch in a finalized block */
     EPOCH_ACTIVE,   /* its window has passed: claims are paid */
     EPOCH_VETOED,   /* disabled by the guardian: the next one starts from the one before it */

@@ -21,6 +21,7 @@ static const struct {
     [TROUBLE_ARCHIVE_EPOCH] = {"archive_epoch", true},
     [TROUBLE_ARCHIVE_STORE] = {"archive_store", true},
     [TROUBLE_CLOCK] = {"clock", false},
+    [TROUBLE_SIGNATURES] = {"signatures", true},
 };
 
 /* *is_there, and *is_same: with this sentence. */

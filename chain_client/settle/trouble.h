@@ -20,6 +20,7 @@ enum trouble {
     TROUBLE_ARCHIVE_EPOCH,  /* epoch: the same */
     TROUBLE_ARCHIVE_STORE,  /* store: does not take what is published */
     TROUBLE_CLOCK,          /* 0: this machine's clock and the chain's are far apart */
+    TROUBLE_SIGNATURES,     /* epoch: its attestors have not signed for long */
     TROUBLE_COUNT
 };
 

@@ -61,6 +61,8 @@ struct worker {
     char *refetch_authorization;
     struct foreign_nonce foreign;
     uint64_t epoch_note_ns, sender_note_ns; /* what waits says so once a minute */
+    uint64_t quorum_ns;                     /* when the attestors are read again */
+    uint64_t unsigned_epoch, unsigned_ns;   /* since when it waits for signatures */
     bool sender_started;
     uint32_t in_flight;   /* bound intents */
     u128 balance;         /* of the poster, when last looked */
