@@ -9,9 +9,40 @@
 
 #include <string.h>
 
+static bool is_zero(const uint8_t id[32])
+{
+    static const uint8_t zero[32];
+    return memcmp(id, zero, 32) == 0;
+}
+
+static enum status check_parents(const struct manifest_publish *m, struct errtext *err)
+{
+    uint32_t bps = 0;
+    if (m->parent_count > REWARD_PARENTS_MAX)
+        return err_param(err, STATUS_INVALID, "parents", "parents: %zu, expected at most %d",
+                         m->parent_count, REWARD_PARENTS_MAX);
+    for (size_t i = 0; i < m->parent_count; i++) {
+        const struct reward_parent *p = &m->parent[i];
+        bps += p->bps;
+        if (!p->bps || memcmp(p->adapter_id, m->adapter_id, 32) == 0)
+            return err_param(err, STATUS_INVALID, "parents",
+                             "parents: entry %zu has no bps or is the adapter itself", i);
+        if (i && memcmp(p[-1].adapter_id, p->adapter_id, 32) >= 0)
+            return err_param(err, STATUS_INVALID, "parents",
+                             "parents: entry %zu is not above the one before by id", i);
+    }
+    if (bps > MANIFEST_PARENTS_BPS_MAX)
+        return err_param(err, STATUS_INVALID, "parents", "parents: bps sum to %u, at most %d", bps,
+                         MANIFEST_PARENTS_BPS_MAX);
+    return STATUS_OK;
+}
+
 enum status manifest_publish_check(const struct manifest_publish *m, struct errtext *err)
 {
     uint32_t bps = 0;
+    if (is_zero(m->datanet_id) != (m->datanet_version == 0))
+        return err_param(err, STATUS_INVALID, "datanetVersion",
+                         "datanetVersion: expected 0 without a datanet, 1 or more with one");
     if (m->price_in >> TAIL_PRICE_BITS || m->price_out >> TAIL_PRICE_BITS)
         return err_param(err, STATUS_INVALID, "prices", "prices: expected less than 2^%d",
                          TAIL_PRICE_BITS);
@@ -38,7 +69,7 @@ enum status manifest_publish_check(const struct manifest_publish *m, struct errt
     if (bps != REWARD_BPS)
         return err_param(err, STATUS_INVALID, "split", "split: bps sum to %u, expected %d", bps,
                          REWARD_BPS);
-    return STATUS_OK;
+    return check_parents(m, err);
 }
 
 void manifest_split_hash(uint8_t out[32], const struct reward_split *split)
@@ -63,21 +94,46 @@ void manifest_split_hash(uint8_t out[32], const struct reward_split *split)
     buf_fini(&bytes);
 }
 
+void manifest_parents_hash(uint8_t out[32], const struct reward_parent *parent, size_t count)
+{
+    struct buf bytes;
+    struct abi_tuple t;
+    CHECK(count <= REWARD_PARENTS_MAX);
+    buf_init(&bytes, ABI_WORD_BYTES * (3 + 2 * REWARD_PARENTS_MAX));
+    abi_begin(&t, &bytes, 1);
+    abi_dynamic(&t);
+    abi_end(&t);
+    abi_count(&bytes, count);
+    abi_begin(&t, &bytes, 2 * count);
+    for (size_t i = 0; i < count; i++) {
+        abi_bytes32(&t, parent[i].adapter_id);
+        abi_uint(&t, parent[i].bps);
+    }
+    abi_end(&t);
+    CHECK(!bytes.failed);
+    keccak_256(out, bytes.data, bytes.len);
+    buf_fini(&bytes);
+}
+
 void manifest_publish_digest(uint8_t out[32], const struct manifest_publish *m, uint64_t chain_id,
                              const uint8_t registry[20])
 {
     struct eip712_hasher h;
-    uint8_t split[32], hash[32], domain[32];
+    uint8_t split[32], parents[32], hash[32], domain[32];
     manifest_split_hash(split, &m->split);
-    eip712_begin(&h, "Publish(bytes32 adapterId,bytes32 modelId,bytes32 datanetId,address owner,"
-                     "uint128 priceIn,uint128 priceOut,bytes32 splitHash,uint64 version)");
+    manifest_parents_hash(parents, m->parent, m->parent_count);
+    eip712_begin(&h, "Publish(bytes32 adapterId,bytes32 modelId,bytes32 datanetId,"
+                     "uint64 datanetVersion,address owner,uint128 priceIn,uint128 priceOut,"
+                     "bytes32 splitHash,bytes32 parentsHash,uint64 version)");
     eip712_bytes32(&h, m->adapter_id);
     eip712_bytes32(&h, m->model_id);
     eip712_bytes32(&h, m->datanet_id);
+    eip712_uint(&h, m->datanet_version);
     eip712_address(&h, m->owner);
     eip712_uint(&h, m->price_in);
     eip712_uint(&h, m->price_out);
     eip712_bytes32(&h, split);
+    eip712_bytes32(&h, parents);
     eip712_uint(&h, m->version);
     eip712_end(&h, hash);
     eip712_domain(domain, "residual", "1", chain_id, registry);
@@ -111,6 +167,20 @@ void manifest_datanet_id(uint8_t out[32], const struct manifest_datanet *d)
     CHECK(!bytes.failed);
     keccak_256(out, bytes.data, bytes.len);
     buf_fini(&bytes);
+}
+
+void manifest_consent_digest(uint8_t out[32], const struct manifest_publish *m, uint64_t chain_id,
+                             const uint8_t registry[20])
+{
+    struct eip712_hasher h;
+    uint8_t hash[32], domain[32];
+    eip712_begin(&h, "DatanetConsent(bytes32 datanetId,uint64 datanetVersion,bytes32 adapterId)");
+    eip712_bytes32(&h, m->datanet_id);
+    eip712_uint(&h, m->datanet_version);
+    eip712_bytes32(&h, m->adapter_id);
+    eip712_end(&h, hash);
+    eip712_domain(domain, "residual", "1", chain_id, registry);
+    eip712_digest(out, domain, hash);
 }
 
 void manifest_licence_digest(uint8_t out[32], const struct manifest_licence *l, uint64_t chain_id,

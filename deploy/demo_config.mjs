@@ -20,10 +20,10 @@ const address = (name) => new Wallet('0x' + readFileSync(join(args.run, 'keys', 
 
 function base() {
   return {
-    notice_s: 5, commit_age_min_s: 1, protocol_bps_min: 100, rate_ppb: 1_000_000_000,
+    notice_s: 5, lead_s: 0, beacon_delay_s: 0, commit_age_min_s: 1, protocol_bps_min: 100, rate_ppb: 1_000_000_000,
     policy: { base: 2000, adapters: 6000, operator: 1500, protocol: 500, treasury: address('treasury') },
     window_s: 5, wait_s: 8, max_increase: '1000000000000000000000', attestors_min: 0, unattested: true,
-    roles: { poster: address('poster'), guardian: address('guardian') },
+    roles: { committer: address('poster'), proposer: address('poster'), guardian: address('guardian') },
     methods: [METHOD],
   };
 }
@@ -48,7 +48,8 @@ function datanet(name, manifest, ownerKey) {
   const owners = sorted([...new Set(manifest.documents.map((d) => d.owner.toLowerCase()))]);
   return {
     name, owner_key_file: ownerKey, salt: keccak256(new TextEncoder().encode('demo datanet ' + name)),
-    document_root: keccak256(concat(rows)), owner_root: keccak256(concat(owners)), tokenizer_digest: '0x' + manifest.tokenizerDigest,
+    document_root: keccak256(concat(rows)), owner_root: keccak256(concat(owners)),
+    documents: manifest.documents.length, owners: owners.length, tokenizer_digest: '0x' + manifest.tokenizerDigest,
   };
 }
 

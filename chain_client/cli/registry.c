@@ -13,8 +13,8 @@
 #include <string.h>
 
 #define CALL_BYTES_MAX  (1u << 14)
-#define PUBLISH_ABI     "(bytes32,bytes32,bytes32,address,uint128,uint128,uint64)"
-#define SPLIT_ABI       "(address,uint8,uint16)[]"
+#define PUBLISH_ABI     "(bytes32,bytes32,bytes32,uint64,address,uint128,uint128,uint64)"
+#define LISTS_ABI       "(address,uint8,uint16)[],(bytes32,uint16)[]" /* split, parents */
 #define POLL_MS         250
 #define COMMITMENT_SALT "residual.commitment.salt.1"
 
@@ -77,22 +77,33 @@ static enum status put_datanet(struct registry_job *j, const struct sign_source 
     struct abi_tuple t;
     buf_init(&data, CALL_BYTES_MAX);
     if (is_new) {
-        abi_put_selector(&data, "registerDatanet(bytes32,bytes32,bytes32,bytes32)");
-        abi_begin(&t, &data, 4);
+        abi_put_selector(&data, "registerDatanet(bytes32,bytes32,bytes32,uint32,uint32,bytes32)");
+        abi_begin(&t, &data, 6);
         abi_bytes32(&t, s->salt);
     } else {
-        abi_put_selector(&data, "setDatanet(bytes32,uint64,bytes32,bytes32,bytes32)");
-        abi_begin(&t, &data, 5);
+        abi_put_selector(&data, "setDatanet(bytes32,uint64,bytes32,bytes32,uint32,uint32,bytes32)");
+        abi_begin(&t, &data, 7);
         abi_bytes32(&t, s->m.datanet_id);
         abi_uint(&t, s->datanet_version);
     }
     abi_bytes32(&t, s->document_root);
     abi_bytes32(&t, s->owner_root);
+    abi_uint(&t, s->document_count);
+    abi_uint(&t, s->m.contributor_count);
     abi_bytes32(&t, s->tokenizer_digest);
     abi_end(&t);
     enum status st = send(j, &data, is_new ? "registerDatanet" : "setDatanet", err);
     buf_fini(&data);
     return st;
+}
+
+static enum status wrong_version(uint64_t registered, const struct sign_source *s,
+                                 struct errtext *err)
+{
+    return err_set(err, STATUS_CONFLICT,
+                   "datanet: these documents are version %" PRIu64
+                   " on this chain; datanet.json says version %" PRIu64 ": set it to %" PRIu64,
+                   registered, s->datanet_version, registered);
 }
 
 /* The newest registered version against s. */
@@ -110,13 +121,13 @@ static enum status refresh_datanet(struct registry_job *j, const struct sign_sou
     if (!st)
         st = abi_read_bytes32(&r, 4, owners, "ownerRoot", err);
     if (!st)
-        st = abi_read_bytes32(&r, 5, tokenizer, "tokenizerDigest", err);
+        st = abi_read_bytes32(&r, 7, tokenizer, "tokenizerDigest", err);
     if (st)
         return st;
     bool same = memcmp(root, s->document_root, 32) == 0 && memcmp(owners, s->owner_root, 32) == 0 &&
                 memcmp(tokenizer, s->tokenizer_digest, 32) == 0;
     if (same)
-        return STATUS_OK;
+        return version == s->datanet_version ? STATUS_OK : wrong_version(version, s, err);
     if (version >= s->datanet_version)
         return err_set(err, STATUS_CONFLICT,
                        "datanet: other documents are registered as version %" PRIu64
@@ -144,6 +155,8 @@ enum status registry_datanet(struct registry_job *j, const struct sign_source *s
     registry_datanet_id(own, &j->node->d, j->owner->address, s->salt);
     if (memcmp(own, s->m.datanet_id, 32) != 0)
         return err_set(err, STATUS_NOT_FOUND, "--datanet-id is not registered on this chain");
+    if (s->datanet_version != 1) /* the Registry counts from 1 */
+        return wrong_version(1, s, err);
     return put_datanet(j, s, true, err);
 }
 
@@ -171,6 +184,7 @@ static void put_publish(struct abi_tuple *t, const struct manifest_publish *p)
     abi_bytes32(t, p->adapter_id);
     abi_bytes32(t, p->model_id);
     abi_bytes32(t, p->datanet_id);
+    abi_uint(t, p->datanet_version);
     abi_address(t, p->owner);
     abi_uint(t, p->price_in);
     abi_uint(t, p->price_out);
@@ -190,23 +204,40 @@ static void put_split(struct buf *data, const struct reward_split *split)
     abi_end(&t);
 }
 
-/* register when salt is given, update otherwise. */
+static void put_parents(struct buf *data, const struct manifest_publish *p)
+{
+    struct abi_tuple t;
+    abi_count(data, p->parent_count);
+    abi_begin(&t, data, 2 * p->parent_count);
+    for (size_t i = 0; i < p->parent_count; i++) {
+        abi_bytes32(&t, p->parent[i].adapter_id);
+        abi_uint(&t, p->parent[i].bps);
+    }
+    abi_end(&t);
+}
+
+/* register when salt is given, update otherwise. The sender owns the datanet, if there is one: its
+ * consent is empty. */
 static enum status put_adapter(struct registry_job *j, const struct manifest_publish *p,
                                const uint8_t *salt, const uint8_t *signature, struct errtext *err)
 {
     struct buf data;
     struct abi_tuple t;
     buf_init(&data, CALL_BYTES_MAX);
-    abi_put_selector(&data, salt ? "register(" PUBLISH_ABI "," SPLIT_ABI ",bytes32,bytes)"
-                                 : "update(" PUBLISH_ABI "," SPLIT_ABI ",bytes)");
-    abi_begin(&t, &data, salt ? 10 : 9);
+    abi_put_selector(&data, salt ? "register(" PUBLISH_ABI "," LISTS_ABI ",bytes32,bytes,bytes)"
+                                 : "update(" PUBLISH_ABI "," LISTS_ABI ",bytes,bytes)");
+    abi_begin(&t, &data, salt ? 13 : 12);
     put_publish(&t, p);
     abi_dynamic(&t);
     put_split(&data, &p->split);
+    abi_dynamic(&t);
+    put_parents(&data, p);
     if (salt)
         abi_bytes32(&t, salt);
     abi_dynamic(&t);
     abi_bytes_tail(&data, signature, SECP_SIGNATURE_BYTES);
+    abi_dynamic(&t);
+    abi_bytes_tail(&data, "", 0);
     abi_end(&t);
     enum status st = send(j, &data, salt ? "register" : "update", err);
     buf_fini(&data);

@@ -160,6 +160,9 @@ enum status sign_source_load(struct sign_source *s, const char *path, struct err
         }
         memcpy(s->document_root, s->m.datanet_id, 32);
         owners_root(s->owner_root, &s->m);
+        s->m.datanet_version = s->datanet_version;
+        for (uint32_t i = 0; i < s->m.contributor_count; i++)
+            s->document_count += s->m.contributor[i].document_count;
     }
     if (st)
         sign_source_fini(s);
@@ -189,6 +192,9 @@ enum status sign_as_publish(struct manifest_publish *p, struct reward_entry *ent
     *p = (struct manifest_publish){.price_in = m->tariff.in,
                                    .price_out = m->tariff.out,
                                    .split = {entry, m->split_count},
+                                   .datanet_version = m->datanet_version,
+                                   .parent = m->parent,
+                                   .parent_count = m->parent_count,
                                    .version = m->version};
     memcpy(p->adapter_id, m->adapter_id, 32);
     memcpy(p->model_id, m->model_id, 32);
@@ -273,14 +279,25 @@ static enum status put_documents(json_t *root, const struct sign_source *s,
     return st;
 }
 
+static json_t *parents_json(const struct manifest *m)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < m->parent_count; i++)
+        json_array_append_new(list, json_pack("{s:o, s:i}", "adapterId",
+                                              hex_json(m->parent[i].adapter_id, 32), "bps",
+                                              m->parent[i].bps));
+    return list;
+}
+
 static json_t *facts_json(const struct manifest *m)
 {
-    return json_pack("{s:I, s:o, s:o, s:o, s:o, s:{s:o, s:o}, s:o, s:I, s:o}", "version",
+    return json_pack("{s:I, s:o, s:o, s:o, s:I, s:o, s:{s:o, s:o}, s:o, s:o, s:I, s:o}", "version",
                      (json_int_t)m->version, "adapterId", hex_json(m->adapter_id, 32), "modelId",
-                     hex_json(m->model_id, 32), "datanetId", hex_json(m->datanet_id, 32), "owner",
+                     hex_json(m->model_id, 32), "datanetId", hex_json(m->datanet_id, 32),
+                     "datanetVersion", (json_int_t)m->datanet_version, "owner",
                      address_json(m->owner), "prices", "in", amount_json(m->tariff.in), "out",
-                     amount_json(m->tariff.out), "split", split_json(m), "chainId",
-                     (json_int_t)m->chain_id, "registry", address_json(m->registry));
+                     amount_json(m->tariff.out), "split", split_json(m), "parents", parents_json(m),
+                     "chainId", (json_int_t)m->chain_id, "registry", address_json(m->registry));
 }
 
 enum status sign_manifest(json_t **out, const struct sign_source *s, const struct sign_keys *keys,

@@ -1,17 +1,20 @@
-// Deploys Registry, AttributionLedger and RewardVault and registers what a config names; formats in README.md 8.
+// Deploys Registry, AttributionLedger and RewardVault and registers what a config names; formats in README.md 3.
 //   node deploy.mjs --rpc URL --key-file FILE --config FILE --out FILE
 // Repeatable: with an output file whose contracts are still on the chain it deploys nothing and registers only what is missing.
-// The deployer pays the gas; where roles name another admin, the deployer gives up its own rights at the end.
+// The deployer pays the gas. It is admin, lane admin and registrar while it works; where roles name others it announces them, and gives
+// its own rights up once the notice has passed: at once where that is short, else when the command is repeated.
 import { existsSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { randomBytes } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Contract, ContractFactory, JsonRpcProvider, NonceManager, Wallet, ZeroAddress, ZeroHash, getAddress, hexlify, isHexString, keccak256 } from 'ethers';
-import { artifact, entryTuple, publishTuple } from './js/abi.mjs';
+import { artifact, entryTuple, parentTuple, publishTuple } from './js/abi.mjs';
 import { receiptOf } from './js/wait.mjs';
-import { adapterCommitment, datanetIdOf, publishDigest } from './js/canon.mjs';
+import { adapterCommitment, consentDigest, datanetIdOf, publishDigest } from './js/canon.mjs';
 
 const ROLES = { author: 1, data: 2, other: 3 };
+const NOTICE_WAITED_S = 60; // a longer one is for the next run
+const END_OF_TIME = (1n << 64n) - 1n;
 const fail = (why) => {
   throw new Error(why);
 };
@@ -41,22 +44,33 @@ async function chainTime(provider) {
   return Number((await provider.getBlock('latest')).timestamp);
 }
 
+// who holds what in the end; one account never holds two of the keys that must be apart
+function rolesOf(c, me) {
+  const named = c.roles ?? {}, out = {};
+  for (const name of ['admin', 'committer', 'proposer', 'guardian', 'lane_admin', 'registrar']) out[name] = getAddress(named[name] ?? me);
+  return out;
+}
+
 async function deployAll(provider, signer, me, c) {
   const make = async (name, ...args) => {
     const a = artifact(name);
     return new ContractFactory(a.abi, a.bytecode, signer).deploy(...args);
   };
   const start_block = (await provider.getBlockNumber()) + 1;
-  const p = c.policy;
-  const registry = await make('Registry', me, c.notice_s, c.commit_age_min_s, c.protocol_bps_min,
-    [p.base, p.adapters, p.operator, p.protocol, p.treasury, 0]);
-  const ledger = await make('AttributionLedger', me, c.notice_s, c.rate_ppb ?? 1_000_000_000);
-  await sent([registry.deploymentTransaction()]);
+  const p = c.policy, roles = rolesOf(c, me);
+  const ledger = await make('AttributionLedger', {
+    admin: me, committer: roles.committer, laneAdmin: me, guardian: roles.guardian, notice: c.notice_s, beaconDelay: c.beacon_delay_s ?? 2400,
+    wait: c.wait_s, ratePpb: c.rate_ppb ?? 1_000_000_000 });
   await sent([ledger.deploymentTransaction()]);
+  const registry = await make('Registry', {
+    admin: me, registrar: me, ledger: await ledger.getAddress(), notice: c.notice_s, lead: c.lead_s ?? 3600, commitAgeMin: c.commit_age_min_s,
+    protocolBpsMin: c.protocol_bps_min }, [p.base, p.adapters, p.operator, p.protocol, p.treasury, 0]);
+  await sent([registry.deploymentTransaction()]);
   const vault = await make('RewardVault', {
     admin: me, ledger: await ledger.getAddress(), token: c.token ?? ZeroAddress, window: c.window_s, wait: c.wait_s,
     maxIncrease: c.max_increase, attestorsMin: c.attestors_min ?? 0, unattested: c.unattested ?? false });
   await sent([vault.deploymentTransaction()]);
+  await sent([ledger.setVault(await vault.getAddress())]);
   const out = { chain_id: Number((await provider.getNetwork()).chainId), genesis_hash: (await provider.getBlock(0)).hash };
   for (const [name, at] of Object.entries({ registry, ledger, vault })) out[name] = await at.getAddress();
   out.token = c.token ?? ZeroAddress;
@@ -79,21 +93,10 @@ async function reusable(provider, path) {
 }
 
 async function grantRoles(ctx, c) {
-  const { registry, ledger, vault, me } = ctx, roles = c.roles ?? {}, want = [];
-  const of = (name) => [roles[name] ?? me].flat().map(getAddress);
-  for (const a of of('registrar')) want.push([registry, await registry.REGISTRAR(), a]);
-  for (const a of of('poster')) want.push([ledger, await ledger.POSTER(), a], [vault, await vault.POSTER(), a]);
-  for (const a of of('guardian')) want.push([ledger, await ledger.GUARDIAN(), a], [vault, await vault.GUARDIAN(), a]);
-  for (const a of of('lane_admin')) want.push([ledger, await ledger.LANE_ADMIN(), a]);
-  for (const a of (c.attestors ?? []).map(getAddress)) want.push([vault, await vault.ATTESTOR(), a]);
-  for (const x of [me]) want.push([registry, await registry.REGISTRAR(), x], [ledger, await ledger.LANE_ADMIN(), x]); // until the end
-  const seen = new Set(), todo = [];
-  for (const [where, role, who] of want) {
-    const id = `${await where.getAddress()}${role}${who}`;
-    if (seen.has(id) || (await where.hasRole(role, who))) continue;
-    seen.add(id);
-    todo.push(where.grantRole(role, who));
-  }
+  const { vault, me } = ctx, roles = rolesOf(c, me), todo = [];
+  const want = [[await vault.POSTER(), roles.proposer], [await vault.GUARDIAN(), roles.guardian]];
+  for (const a of (c.attestors ?? []).map(getAddress)) want.push([await vault.ATTESTOR(), a]);
+  for (const [role, who] of want) if (!(await vault.hasRole(role, who))) todo.push(vault.grantRole(role, who));
   await sent(todo);
 }
 
@@ -114,27 +117,50 @@ async function registerThings(ctx, c) {
     const owner = await from.getAddress();
     d.id = datanetIdOf(out.chain_id, out.registry, owner, d.salt);
     if ((await registry.datanets(d.id)).owner === ZeroAddress)
-      todo.push(registry.connect(from).registerDatanet(d.salt, d.document_root, d.owner_root, d.tokenizer_digest));
+      todo.push(registry.connect(from).registerDatanet(d.salt, d.document_root, d.owner_root, d.documents, d.owners, d.tokenizer_digest));
   }
   await sent(todo);
+  await setTariffs(ctx, c);
   out.datanets = (c.datanets ?? []).map((d) => ({ name: d.name, id: d.id }));
 }
 
-async function registerAdapters(ctx, c) {
-  const { provider, registry, out } = ctx, list = [];
-  for (const a of c.adapters ?? []) {
-    if ((await registry.adapters(a.adapter_id)).owner !== ZeroAddress) continue;
-    const key = a.owner_key_file && readKey(a.owner_key_file);
-    const owner = getAddress(a.owner ?? (key ? new Wallet(key).address : ctx.me));
-    const named = a.datanet === undefined ? a.datanet_id : out.datanets.find((d) => d.name === a.datanet)?.id;
-    if (a.datanet !== undefined && !named) fail(`adapter ${a.adapter_id}: datanet ${a.datanet} is not in the config`);
-    const m = {
-      adapterId: a.adapter_id, modelId: a.model_id, datanetId: named ?? ZeroHash, owner, priceIn: BigInt(a.price_in ?? 0),
-      priceOut: BigInt(a.price_out ?? 0), version: BigInt(a.version ?? 1), split: entriesOf(a.split, `adapter ${a.adapter_id}`) };
-    const signature = a.owner_signature ?? (key ? new Wallet(key).signingKey.sign(publishDigest(m, out.chain_id, out.registry)).serialized : '0x');
-    if (signature === '0x' && owner !== ctx.me) fail(`adapter ${a.adapter_id}: owner ${owner} needs owner_key_file or owner_signature`);
-    list.push({ m, salt: a.salt ?? hexlify(randomBytes(32)), signature });
+// the first tariff of each base on each lane; its operator sends it
+async function setTariffs({ provider, registry, signer, me }, c) {
+  const todo = [], keys = new Map();
+  for (const l of c.lanes ?? []) {
+    if (l.operator_key_file && !keys.has(l.operator_key_file)) keys.set(l.operator_key_file, new NonceManager(new Wallet(readKey(l.operator_key_file), provider)));
+    const from = keys.get(l.operator_key_file) ?? signer;
+    for (const t of l.tariffs ?? []) {
+      if ((await registry.tariffAt(l.lane, t.model_id, END_OF_TIME)).activeAt !== 0n) continue;
+      if (!l.operator_key_file && getAddress(l.operator) !== me) fail(`lane ${l.lane}: its tariffs need operator_key_file: the operator sends them`);
+      todo.push(registry.connect(from).setTariff(l.lane, t.model_id, t.price_in, t.price_out));
+    }
   }
+  await sent(todo);
+}
+
+// what an adapter of the config registers as, with the signatures of its owner and its datanet's
+function adapterOf(ctx, c, a) {
+  const { out, me } = ctx, key = a.owner_key_file && readKey(a.owner_key_file);
+  const owner = getAddress(a.owner ?? (key ? new Wallet(key).address : me));
+  const named = a.datanet === undefined ? a.datanet_id : out.datanets.find((d) => d.name === a.datanet)?.id;
+  if (a.datanet !== undefined && !named) fail(`adapter ${a.adapter_id}: datanet ${a.datanet} is not in the config`);
+  const m = {
+    adapterId: a.adapter_id, modelId: a.model_id, datanetId: named ?? ZeroHash, datanetVersion: BigInt(a.datanet_version ?? (named ? 1 : 0)), owner,
+    priceIn: BigInt(a.price_in ?? 0), priceOut: BigInt(a.price_out ?? 0), version: BigInt(a.version ?? 1), split: entriesOf(a.split, `adapter ${a.adapter_id}`),
+    parents: (a.parents ?? []).map((p) => ({ adapterId: p.adapter_id, bps: Number(p.bps) })).sort((p, q) => (BigInt(p.adapterId) < BigInt(q.adapterId) ? -1 : 1)) };
+  const sign = (k, digest) => new Wallet(k).signingKey.sign(digest).serialized;
+  const signature = a.owner_signature ?? (key ? sign(key, publishDigest(m, out.chain_id, out.registry)) : '0x');
+  if (signature === '0x' && owner !== me) fail(`adapter ${a.adapter_id}: owner ${owner} needs owner_key_file or owner_signature`);
+  const net = (c.datanets ?? []).find((d) => d.name === a.datanet), netKey = net?.owner_key_file;
+  const consent = a.datanet_consent ?? (netKey ? sign(readKey(netKey), consentDigest(m, out.chain_id, out.registry)) : '0x');
+  return { m, salt: a.salt ?? hexlify(randomBytes(32)), signature, consent };
+}
+
+async function registerAdapters(ctx, c) {
+  const { provider, registry } = ctx, list = [];
+  const registered = async (id) => (await registry.adapters(id)).owner !== ZeroAddress;
+  for (const a of c.adapters ?? []) if (!(await registered(a.adapter_id))) list.push(adapterOf(ctx, c, a));
   const commitments = list.map((x) => adapterCommitment(x.m.adapterId, x.m.owner, x.salt));
   const fresh = [];
   for (const x of commitments) if ((await registry.committedAt(x)) === 0n) fresh.push(registry.commitAdapter(x));
@@ -144,19 +170,40 @@ async function registerAdapters(ctx, c) {
     const ready = Number(await registry.committedAt(x)) + age;
     while ((await chainTime(provider)) < ready) await new Promise((r) => setTimeout(r, 250));
   }
-  await sent(list.map(({ m, salt, signature }) => registry.register(publishTuple(m), m.split.map(entryTuple), salt, signature)));
+  for (let left = list; left.length;) { // parents before those that name them
+    const names = new Set(left.map((x) => x.m.adapterId));
+    const now = left.filter((x) => !x.m.parents.some((p) => names.has(p.adapterId)));
+    if (!now.length) fail(`adapter ${left[0].m.adapterId}: its parents name it in a circle`);
+    await sent(now.map(({ m, salt, signature, consent }) => registry.register(publishTuple(m), m.split.map(entryTuple), m.parents.map(parentTuple), salt, signature, consent)));
+    left = left.filter((x) => !now.includes(x));
+  }
 }
 
+// announces what roles name, and once the notice has passed grants it and gives the deployer's own rights up
 async function handOver(ctx, c) {
-  const { registry, ledger, vault, me } = ctx, roles = c.roles ?? {}, admin = getAddress(roles.admin ?? me);
-  const has = async (list, who) => [list ?? me].flat().map(getAddress).includes(who);
-  const todo = [];
-  if (!(await has(roles.registrar, me)) && (await registry.hasRole(await registry.REGISTRAR(), me))) todo.push(registry.renounceRole(await registry.REGISTRAR(), me));
-  if (!(await has(roles.lane_admin, me)) && (await ledger.hasRole(await ledger.LANE_ADMIN(), me))) todo.push(ledger.renounceRole(await ledger.LANE_ADMIN(), me));
-  await sent(todo);
-  if (admin === me) return;
-  await sent([registry, ledger, vault].map((at) => at.grantRole(ZeroHash, admin)));
-  await sent([registry, ledger, vault].map((at) => at.renounceRole(ZeroHash, me)));
+  const { provider, registry, ledger, vault, me } = ctx, roles = rolesOf(c, me);
+  const moves = [[registry, await registry.REGISTRAR(), roles.registrar], [ledger, await ledger.LANE_ADMIN(), roles.lane_admin],
+    [registry, ZeroHash, roles.admin], [ledger, ZeroHash, roles.admin]].filter(([, , to]) => to !== me);
+  const open = [], announce = [];
+  for (const [where, role, to] of moves) {
+    if (await where.hasRole(role, to)) continue;
+    open.push([where, role, to]);
+    if ((await where.roleReadyAt(role, to, true)) === 0n) announce.push(where.grantRole(role, to));
+  }
+  await sent(announce);
+  let ready = 0;
+  for (const [where, role, to] of open) ready = Math.max(ready, Number(await where.roleReadyAt(role, to, true)));
+  if (ready - (await chainTime(provider)) > NOTICE_WAITED_S) return new Date(ready * 1000).toISOString();
+  while ((await chainTime(provider)) < ready) await new Promise((r) => setTimeout(r, 250));
+  await sent(open.map(([where, role, to]) => where.grantRole(role, to)));
+  if (roles.admin !== me && !(await vault.hasRole(ZeroHash, roles.admin))) {
+    await sent([vault.grantRole(ZeroHash, roles.admin)]);
+    await sent([vault.renounceRole(ZeroHash, me)]);
+  }
+  const mine = [];
+  for (const [where, role] of moves) if (await where.hasRole(role, me)) mine.push(where.renounceRole(role, me));
+  await sent(mine);
+  return '';
 }
 
 // brings each address up to its amount of coins
@@ -200,9 +247,9 @@ export async function deploy({ rpc, key, config, outPath }) {
     } else out.datanets ??= [];
     await registerAdapters(ctx, c);
     await fund(ctx, BigInt(c.fund_to ?? 0));
-    if (mine) await handOver(ctx, c);
+    const later = mine ? await handOver(ctx, c) : '';
     save(outPath, out);
-    return { ...out, reused };
+    return { ...out, reused, later };
   } finally {
     provider.destroy();
   }
@@ -219,6 +266,7 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   try {
     const out = await deploy({ rpc: given.rpc, key: readKey(given['key-file']), config: JSON.parse(readFileSync(given.config, 'utf8')), outPath: given.out });
     console.log(`${out.reused ? 'found' : 'deployed'} registry ${out.registry}, ledger ${out.ledger}, vault ${out.vault}`);
+    if (out.later) console.log(`the roles are announced; repeat this command after ${out.later} to hand them over`);
   } catch (e) {
     console.error(`deploy: ${e.shortMessage ?? e.message}`);
     process.exit(1);

@@ -368,19 +368,21 @@ enum status view_base_at(struct view *v, const char *tag, const uint8_t model_id
 enum status view_adapter_at(struct view *v, const char *tag, const uint8_t adapter_id[32],
                             uint64_t t, struct view_entry *out, struct errtext *err)
 {
-    struct abi_reader r;
+    struct abi_reader all, r;
     *out = (struct view_entry){0};
     begin(v, "adapterAt(bytes32,uint64)");
     buf_put(&v->data, adapter_id, 32);
     put_uint(v, t);
-    enum status st = ask(v, v->d->registry, tag, &r, err);
+    enum status st = ask(v, v->d->registry, tag, &all, err);
+    if (!st)
+        st = abi_read_tuple(&all, 0, &r, "adapterAt", err);
     if (!st)
         st = abi_read_bool(&r, 0, &out->registered, "adapterAt.registered", err);
     if (!st)
-        st = abi_read_bytes32(&r, 1, out->model_id, "adapterAt.modelId", err);
+        st = abi_read_bytes32(&r, 2, out->model_id, "adapterAt.modelId", err);
     if (!st)
-        st = abi_read_bytes32(&r, 2, out->datanet_id, "adapterAt.datanetId", err);
-    return st ? st : read_entries(&r, 3, out, err);
+        st = abi_read_bytes32(&r, 3, out->datanet_id, "adapterAt.datanetId", err);
+    return st ? st : read_entries(&r, 7, out, err);
 }
 
 enum status view_method(struct view *v, const char *tag, const uint8_t method[32],

@@ -84,6 +84,39 @@ static void get_split(struct manifest *m, struct json_reader *r)
     }
 }
 
+static int compare_parent(const void *a, const void *b)
+{
+    const struct reward_parent *x = a, *y = b;
+    return memcmp(x->adapter_id, y->adapter_id, sizeof(x->adapter_id));
+}
+
+static void get_parents(struct manifest *m, struct json_reader *r)
+{
+    const json_t *list = json_need_list(r, "parents", REWARD_PARENTS_MAX);
+    size_t n = json_array_size(list);
+    uint32_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        struct json_reader e = json_enter_item(r, "parents", i, json_array_get(list, i));
+        json_need_hex(&e, "adapterId", m->parent[i].adapter_id, 32);
+        m->parent[i].bps =
+            (uint16_t)json_need_int(&e, "bps", (struct json_range){1, MANIFEST_PARENTS_BPS_MAX});
+        sum += m->parent[i].bps;
+    }
+    if (sum > MANIFEST_PARENTS_BPS_MAX)
+        json_fail(r, STATUS_INVALID, "parents", "the bps sum to %u, expected at most %d", sum,
+                  MANIFEST_PARENTS_BPS_MAX);
+    if (r->st)
+        return;
+    m->parent_count = (uint32_t)n;
+    qsort(m->parent, n, sizeof(m->parent[0]), compare_parent);
+    for (size_t i = 0; i < n; i++) {
+        if (i && compare_parent(&m->parent[i - 1], &m->parent[i]) == 0)
+            json_fail(r, STATUS_INVALID, "parents", "expected each parent once");
+        if (memcmp(m->parent[i].adapter_id, m->adapter_id, sizeof(m->adapter_id)) == 0)
+            json_fail(r, STATUS_INVALID, "parents", "the adapter names itself as its parent");
+    }
+}
+
 /* ---- documents ---- */
 
 static void count_document(struct manifest *m, struct json_reader *doc)
@@ -156,6 +189,9 @@ void manifest_digest(uint8_t out[32], const struct manifest *m)
     struct manifest_publish p = {.price_in = m->tariff.in,
                                  .price_out = m->tariff.out,
                                  .split = {m->split, m->split_count},
+                                 .datanet_version = m->datanet_version,
+                                 .parent = m->parent,
+                                 .parent_count = m->parent_count,
                                  .version = m->version};
     memcpy(p.adapter_id, m->adapter_id, 32);
     memcpy(p.model_id, m->model_id, 32);
@@ -219,11 +255,16 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
     json_need_hex(&r, "adapterId", out->adapter_id, 32);
     json_need_hex(&r, "modelId", out->model_id, 32);
     json_need_hex(&r, "datanetId", out->datanet_id, 32);
+    out->datanet_version = (uint64_t)json_need_int(&r, "datanetVersion", whole);
     addr_need(out->owner, &r, "owner");
     out->chain_id = (uint64_t)json_need_int(&r, "chainId", whole);
     json_need_hex(&r, "registry", out->registry, 20);
     get_prices(&out->tariff, &r, "prices");
     get_split(out, &r);
+    get_parents(out, &r);
+    if (!r.st && sodium_is_zero(out->datanet_id, 32) != (out->datanet_version == 0))
+        json_fail(&r, STATUS_INVALID, "datanetVersion",
+                  "expected 0 without a datanet, 1 or more with one");
     if (!r.st)
         r.st = check_expected(out, expect, err);
     if (!r.st && !sodium_is_zero(out->datanet_id, 32))
@@ -239,6 +280,8 @@ enum status manifest_parse_local(struct manifest *out, const json_t *publish, st
     addr_need(out->owner, &r, "owner");
     get_prices(&out->tariff, &r, json_has(&r, "prices") ? "prices" : "pricesPer1000Tokens");
     get_split(out, &r);
+    if (json_has(&r, "parents"))
+        get_parents(out, &r);
     return r.st;
 }
 

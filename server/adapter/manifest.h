@@ -1,11 +1,12 @@
 /* Publish manifests (SPEC 6): who owns an adapter, its prices, who shares its money, and its
  * datanet's documents.
  *
- * {"version": n, "adapterId": "0x…", "modelId": "0x…", "datanetId": "0x…" (0: none), "owner":
- * "0x…", "prices": {"in": "…", "out": "…"} (base units per 1 000 tokens), "split": [{"payee",
- * "role": author|data|other, "bps"}], "chainId": n, "registry": "0x…", "documents": [{"docId",
- * "owner", "licence", "bytes", "digest"}] (with a datanet), "publisherKey": Ed25519 key,
- * "publisherSignature": over the digest below, "ownerSignature": 65 bytes over the same} digest =
+ * {"version": n, "adapterId": "0x…", "modelId": "0x…", "datanetId": "0x…" (0: none),
+ * "datanetVersion": n (0: none), "owner": "0x…", "prices": {"in": "…", "out": "…"} (base units per
+ * 1 000 tokens), "split": [{"payee", "role": author|data|other, "bps"}], "parents": [{"adapterId",
+ * "bps"}], "chainId": n, "registry": "0x…", "documents": [{"docId", "owner", "licence", "bytes",
+ * "digest"}] (with a datanet), "publisherKey": Ed25519 key, "publisherSignature": over the digest
+ * below, "ownerSignature": 65 bytes over the same} digest =
  * EIP-712 of Publish in the registry's domain. An operator's own directory may hold the same facts
  * unsigned, as publish.json and datanet.json: trusted because the operator named the directory.
  * Pure. Thread: any. */
@@ -19,11 +20,13 @@
 #define MANIFEST_DOCUMENTS_MAX 1000000
 
 struct manifest {
-    uint64_t version, chain_id;
+    uint64_t version, chain_id, datanet_version;
     uint8_t adapter_id[32], model_id[32], datanet_id[32], owner[20], registry[20];
     struct tariff tariff;
     struct reward_entry split[REWARD_ENTRIES_MAX];
     uint32_t split_count;
+    struct reward_parent parent[REWARD_PARENTS_MAX]; /* ascending by id */
+    uint32_t parent_count;
     struct contributor contributor[CATALOG_CONTRIB_MAX]; /* ascending by payee */
     uint32_t contributor_count;
 };

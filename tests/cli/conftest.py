@@ -50,7 +50,7 @@ class Chain:
         self.process = subprocess.Popen(["node", "anvil.mjs", "--port", str(self.port), "--chain-id", "31337", "--silent"], cwd=CONTRACTS,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self._up, 60, what="anvil")
-        for name in ("deployer", "poster", "operator", "treasury", "stranger"):
+        for name in ("deployer", "poster", "guardian", "operator", "treasury", "stranger"):
             self.keys[name] = folder / f"{name}.key"
             made = residual("key", "new", "--type", "chain", self.keys[name])
             assert made.code == 0, made
@@ -58,10 +58,10 @@ class Chain:
             if name != "treasury":
                 self.fund(self.address[name])
         self.config = {
-            "notice_s": 2, "commit_age_min_s": 4, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
+            "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 4, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": self.address["treasury"]},
             "window_s": 2, "wait_s": 3, "max_increase": "1000000000000000000000", "attestors_min": 0, "unattested": True,
-            "roles": {"poster": self.address["poster"]}, "methods": [self.keccak(METHOD_TEXT)]}
+            "roles": {"committer": self.address["poster"], "proposer": self.address["poster"], "guardian": self.address["guardian"]}, "methods": [self.keccak(METHOD_TEXT)]}
         self.deploy()
 
     def _up(self):

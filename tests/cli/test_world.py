@@ -35,7 +35,7 @@ def test_publish_registers_first_then_uploads(world):
     assert done.code == 0 and done.json["registered"] and done.json["transactions"] == 3, done
     adapter_id = done.json["report"]["id"]
     manifest = done.json["manifest"]
-    owner, _, _, version, model, datanet, _ = world.chain.call(world.chain.at["registry"], "adapters(bytes32)", adapter_id)
+    owner, _, _, version, model, datanet, *_ = world.chain.call(world.chain.at["registry"], "adapters(bytes32)", adapter_id)
     assert owner[24:] == manifest["owner"][2:].lower() and int(version, 16) == 1 and "0x" + model == world.model_id
     assert "0x" + datanet == manifest["datanetId"] and all("file" not in d for d in manifest["documents"])
     mine = [d for d in manifest["documents"] if d["owner"] == manifest["owner"]]

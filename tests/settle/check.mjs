@@ -45,8 +45,8 @@ async function stateAt(t, paid) {
     }
     for (const { id } of c.decodeSet(record.tails.set)) {
       if (state.adapters.has(id)) continue;
-      const [registered, , datanetId, list] = await registry.adapterAt(id, t);
-      if (registered) state.adapters.set(id, { datanetId, entries: entries(list) });
+      const { registered, datanetId, split } = await registry.adapterAt(id, t);
+      if (registered) state.adapters.set(id, { datanetId, entries: entries(split) });
     }
   }
   return state;

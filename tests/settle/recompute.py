@@ -577,12 +577,13 @@ class Audit:
                 "ledger": hexed(chain.ledger), "registry": hexed(chain.registry),
                 "policy": {"base": number(policy, 0), "adapters": number(policy, 1), "operator": number(policy, 2), "protocol": number(policy, 3),
                            "treasury": hexed(address(policy, 4))}}
-        for kind, view, head in (("bases", "baseAt(bytes32,uint64)", 1), ("adapters", "adapterAt(bytes32,uint64)", 3)):
+        for kind, view, head in (("bases", "baseAt(bytes32,uint64)", 1), ("adapters", "adapterAt(bytes32,uint64)", 7)):
             for id_ in models if kind == "bases" else adapters:
                 data = chain.view(chain.registry, view, id_, at)
+                data = data[32:] if kind == "adapters" else data  # one tuple, behind its offset
                 entries = [{"bps": int.from_bytes(bps, "big"), "payee": hexed(payee[12:]), "role": role[31]}
                            for payee, role, bps in rows(data, head, 3)]
-                more = {"datanet": hexed(data[64:96]), "model": hexed(data[32:64])} if kind == "adapters" else {}
+                more = {"datanet": hexed(data[96:128]), "model": hexed(data[64:96])} if kind == "adapters" else {}
                 file[kind].append({"entries": entries, "id": hexed(id_), "registered": bool(number(data, 0)), **more})
         return file, beacons
 

@@ -16,7 +16,7 @@ from server import ROOT, Manager, Redis, binary, free_port, http, wait_for  # no
 CONTRACTS = ROOT / "chain_client" / "contracts"
 CHECK = Path(__file__).resolve().parent / "check.mjs"
 DEPLOYER = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
-KEYS = {"poster": "11" * 32, "owner": "22" * 32, "claimer": "33" * 32}
+KEYS = {"poster": "11" * 32, "guardian": "44" * 32, "owner": "22" * 32, "claimer": "33" * 32}
 
 
 def run(*args, check=True, cwd=ROOT, timeout=120):
@@ -128,13 +128,13 @@ class World:
             console.log(JSON.stringify(out));""" % json.dumps(KEYS)))
         self.names = h
         config = {
-            "notice_s": 2, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
+            "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": "0x" + "ee" * 20},
             "window_s": self.window_s, "wait_s": self.wait_s, "max_increase": str(10 ** 24), "attestors_min": 0, "unattested": True,
-            "roles": {"poster": h["poster"]}, "coins": [{"address": a, "amount": str(10 ** 20)} for a in (h["poster"], h["claimer"])],
+            "roles": {"committer": h["poster"], "proposer": h["poster"], "guardian": h["guardian"]}, "coins": [{"address": a, "amount": str(10 ** 20)} for a in (h["poster"], h["claimer"])],
             "methods": [h["method"]],
             "bases": [{"model_id": h["base"], "owner": h["owner"], "split": [{"payee": h["owner"], "role": "author", "bps": 10000}]}],
-            "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": h["x"], "tokenizer_digest": h["x"]} for i in range(3)],
+            "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": h["x"], "documents": 1, "owners": 1, "tokenizer_digest": h["x"]} for i in range(3)],
             "adapters": [{"adapter_id": h[f"a{i}"], "model_id": h["base"], **({"datanet": f"net{i}"} if i < 3 else {}), "price_in": "1000000", "price_out": "3000000",
                           "split": [{"payee": h["owner"], "role": "author", "bps": 4000}, {"payee": h["p0"], "role": "data", "bps": 6000}]} for i in range(4)],
             "lanes": [{"lane": lane.number, "key": lane.address, "operator": "0x" + f"{lane.number:040x}"} for lane in self.lanes.values()]}

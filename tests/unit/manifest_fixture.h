@@ -66,15 +66,17 @@ static inline json_t *manifest_json(struct manifest *m, const struct manifest_ke
     manifest_digest(digest, m);
     assert_int_equal(secp_sign(k->secp, owner_sig, &k->owner, digest, NULL), STATUS_OK);
     crypto_sign_detached(publisher_sig, NULL, digest, 32, k->publisher_secret);
-    return json_pack("{s:I, s:o, s:o, s:o, s:o, s:{s:s, s:s}, s:[o, o], s:I, s:o, s:o, s:o, s:o}",
-                     "version", (json_int_t)m->version, "adapterId", hex_json(m->adapter_id, 32),
-                     "modelId", hex_json(m->model_id, 32), "datanetId", hex_json(m->datanet_id, 32),
-                     "owner", address_json(m->owner), "prices", "in", in, "out", out, "split",
-                     split_json(m->split[1].payee, "data", 6000), /* any order: it is sorted */
-                     split_json(m->split[0].payee, "author", 4000), "chainId",
-                     (json_int_t)m->chain_id, "registry", hex_json(m->registry, 20), "publisherKey",
-                     hex_json(k->publisher_public, 32), "publisherSignature",
-                     hex_json(publisher_sig, 64), "ownerSignature", hex_json(owner_sig, 65));
+    return json_pack(
+        "{s:I, s:o, s:o, s:o, s:I, s:o, s:{s:s, s:s}, s:[o, o], s:[], s:I, s:o, s:o, s:o, "
+        "s:o}",
+        "version", (json_int_t)m->version, "adapterId", hex_json(m->adapter_id, 32), "modelId",
+        hex_json(m->model_id, 32), "datanetId", hex_json(m->datanet_id, 32), "datanetVersion",
+        (json_int_t)m->datanet_version, "owner", address_json(m->owner), "prices", "in", in, "out",
+        out, "split", split_json(m->split[1].payee, "data", 6000), /* any order: it is sorted */
+        split_json(m->split[0].payee, "author", 4000), "parents", "chainId",
+        (json_int_t)m->chain_id, "registry", hex_json(m->registry, 20), "publisherKey",
+        hex_json(k->publisher_public, 32), "publisherSignature", hex_json(publisher_sig, 64),
+        "ownerSignature", hex_json(owner_sig, 65));
 }
 
 static inline json_t *document_json(uint32_t id, uint8_t owner_byte)

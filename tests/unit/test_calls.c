@@ -195,6 +195,28 @@ static void test_answers(void **state)
 
 /* ---- manifests and epochs ---- */
 
+/* pub is right but for one thing at a time */
+static void refused_parents(struct manifest_publish *pub, struct reward_parent *parent)
+{
+    struct reward_parent kept[2] = {parent[0], parent[1]};
+    parent[0].bps = 1501; /* 5 001 in all */
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
+    parent[0].bps = 0;
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
+    parent[0] = parent[1] = kept[1];
+    parent[1].bps = 1;
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
+    parent[0] = kept[0];
+    parent[1] = kept[1];
+    memcpy(parent[1].adapter_id, pub->adapter_id, 32); /* its own child */
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
+    parent[1] = kept[1];
+    pub->datanet_version = 0;
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
+    pub->datanet_version = 3;
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_OK);
+}
+
 static void test_manifests(void **state)
 {
     const json_t *m = get(golden, "manifests"), *p = get(m, "publish"), *j = get(p, "manifest");
@@ -204,7 +226,9 @@ static void test_manifests(void **state)
     struct manifest_publish pub = {.price_in = num(j, "priceIn"),
                                    .price_out = num(j, "priceOut"),
                                    .split = {entry, json_array_size(split)},
+                                   .datanet_version = (uint64_t)num(j, "datanetVersion"),
                                    .version = (uint64_t)num(j, "version")};
+    struct reward_parent parent[REWARD_PARENTS_MAX] = {0};
     struct manifest_licence licence = {.licence = text(l, "licence")};
     struct manifest_datanet net = {.chain_id = chain_id};
     uint8_t registry[20], hash[32], salt[32];
@@ -218,7 +242,17 @@ static void test_manifests(void **state)
         entry[i].role = (uint8_t)num(at(split, i), "role");
         entry[i].bps = (uint16_t)num(at(split, i), "bps");
     }
+    pub.parent = parent;
+    pub.parent_count = json_array_size(get(j, "parents"));
+    for (size_t i = 0; i < pub.parent_count; i++) {
+        bytes(parent[i].adapter_id, 32, get(at(get(j, "parents"), i), "adapterId"));
+        parent[i].bps = (uint16_t)num(at(get(j, "parents"), i), "bps");
+    }
     assert_int_equal(manifest_publish_check(&pub, NULL), STATUS_OK);
+    manifest_parents_hash(hash, pub.parent, pub.parent_count);
+    expect_hex(hash, 32, text(p, "parentsHash"));
+    manifest_consent_digest(hash, &pub, chain_id, registry);
+    expect_hex(hash, 32, text(get(m, "consent"), "signDigest"));
     manifest_split_hash(hash, &pub.split);
     expect_hex(hash, 32, text(p, "splitHash"));
     manifest_publish_digest(hash, &pub, chain_id, registry);
@@ -235,11 +269,15 @@ static void test_manifests(void **state)
     bytes(licence.digest, 32, get(l, "digest"));
     manifest_licence_digest(hash, &licence, chain_id, registry);
     expect_hex(hash, 32, text(l, "signDigest"));
+    struct reward_entry saved = entry[1];
     entry[0].bps++;
     assert_int_equal(manifest_publish_check(&pub, NULL), STATUS_INVALID);
     entry[0].bps--;
     entry[1].payee[0] = entry[2].payee[0] + 1;
     assert_int_equal(manifest_publish_check(&pub, NULL), STATUS_INVALID);
+    entry[1] = saved;
+    assert_int_equal(manifest_publish_check(&pub, NULL), STATUS_OK);
+    refused_parents(&pub, parent);
 }
 
 static void test_epoch_digests(void **state)

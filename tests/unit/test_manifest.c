@@ -11,8 +11,9 @@ static void test_golden(void **state)
                      STATUS_OK);
     json_t *root = json_loadb(data, len, 0, NULL);
     const json_t *p = get(get(root, "manifests"), "publish"), *j = get(p, "manifest"),
-                 *split = get(j, "split");
+                 *split = get(j, "split"), *parents = get(j, "parents");
     struct manifest m = {.chain_id = (uint64_t)num(root, "chainId"),
+                         .datanet_version = (uint64_t)num(j, "datanetVersion"),
                          .version = (uint64_t)num(j, "version")};
     uint8_t digest[32];
     bytes(m.adapter_id, 32, get(j, "adapterId"));
@@ -27,6 +28,11 @@ static void test_golden(void **state)
         bytes(m.split[i].payee, 20, get(s, "payee"));
         m.split[i].role = (uint8_t)num(s, "role");
         m.split[i].bps = (uint16_t)num(s, "bps");
+    }
+    m.parent_count = (uint32_t)json_array_size(parents);
+    for (uint32_t i = 0; i < m.parent_count; i++) {
+        bytes(m.parent[i].adapter_id, 32, get(json_array_get(parents, i), "adapterId"));
+        m.parent[i].bps = (uint16_t)num(json_array_get(parents, i), "bps");
     }
     manifest_digest(digest, &m);
     expect_hex(digest, 32, text(p, "digest"));
@@ -112,9 +118,11 @@ static void test_fields(void **state)
                                       "adapterId",
                                       "modelId",
                                       "datanetId",
+                                      "datanetVersion",
                                       "owner",
                                       "prices",
                                       "split",
+                                      "parents",
                                       "chainId",
                                       "registry",
                                       "publisherKey",
@@ -180,6 +188,7 @@ static void test_documents(void **state)
     struct errtext err = ERRTEXT_INIT;
     struct manifest with = plain;
     memset(with.datanet_id, 5, 32);
+    with.datanet_version = 1;
     json_t *j = manifest_json(&with, &keys);
     assert_int_equal(parse(j, &m, &err), STATUS_INVALID);
     assert_non_null(strstr(err.text, "manifest.documents"));

@@ -13,5 +13,6 @@ export const abi = (name) => new Interface(artifact(name).abi);
 export const headerTuple = (h) => [h.seq, h.spec, h.prevHash, h.logRoot, h.manifest, h.leafCount, h.inferences, h.feeSum, h.cumFee, h.closedAt];
 export const laneTuple = (l) => [l.lane, l.first, l.last];
 export const epochTuple = (h) => [h.epoch, h.prevRoot, h.root, h.total, h.leaves, h.batchPaid, h.batchEvidence, h.manifest];
-export const publishTuple = (m) => [m.adapterId, m.modelId, m.datanetId, m.owner, m.priceIn, m.priceOut, m.version];
+export const publishTuple = (m) => [m.adapterId, m.modelId, m.datanetId, m.datanetVersion, m.owner, m.priceIn, m.priceOut, m.version];
 export const entryTuple = (e) => [e.payee, e.role, e.bps];
+export const parentTuple = (p) => [p.adapterId, p.bps];

@@ -256,20 +256,25 @@ export const sign = (digest, key) => new SigningKey(hexlify(bytes(key))).sign(di
 export const recover = (digest, signature) => computeAddress(SigningKey.recoverPublicKey(digest, hexlify(bytes(signature))));
 export const addressOf = (key) => computeAddress(new SigningKey(hexlify(bytes(key))).publicKey);
 
-const SPLIT_TYPES = 'SplitEntry(address payee,uint8 role,uint16 bps)';
-export const PUBLISH_TYPE = 'Publish(bytes32 adapterId,bytes32 modelId,bytes32 datanetId,address owner,uint128 priceIn,uint128 priceOut,bytes32 splitHash,uint64 version)';
+export const PUBLISH_TYPE = 'Publish(bytes32 adapterId,bytes32 modelId,bytes32 datanetId,uint64 datanetVersion,address owner,uint128 priceIn,uint128 priceOut,bytes32 splitHash,bytes32 parentsHash,uint64 version)';
+export const CONSENT_TYPE = 'DatanetConsent(bytes32 datanetId,uint64 datanetVersion,bytes32 adapterId)';
 export const LICENCE_TYPE = 'DocumentLicence(bytes32 datanetId,bytes32 digest,string licence,address registry)';
 export const EPOCH_TYPE = 'Epoch(uint64 epoch,bytes32 prevRoot,bytes32 root,uint128 total,uint32 leaves,uint64 batchPaid,uint64 batchEvidence,bytes32 manifest)';
-void SPLIT_TYPES;
 
 // keccak(abi.encode(SplitEntry[]))
 export const splitHash = (entries) =>
   keccak(word(32), word(BigInt(entries.length)), entries.flatMap((e) => [word(e.payee), word(BigInt(e.role)), word(BigInt(e.bps))]));
 
+// keccak(abi.encode(Parent[]))
+export const parentsHash = (parents) => keccak(word(32), word(BigInt(parents.length)), parents.flatMap((p) => [word(p.adapterId), word(BigInt(p.bps))]));
+
 export const publishHash = (m) =>
-  keccak(keccak(text(PUBLISH_TYPE)), word(m.adapterId), word(m.modelId), word(m.datanetId), word(m.owner), word(BigInt(m.priceIn)),
-    word(BigInt(m.priceOut)), splitHash(m.split), word(BigInt(m.version)));
+  keccak(keccak(text(PUBLISH_TYPE)), word(m.adapterId), word(m.modelId), word(m.datanetId), word(BigInt(m.datanetVersion)), word(m.owner),
+    word(BigInt(m.priceIn)), word(BigInt(m.priceOut)), splitHash(m.split), parentsHash(m.parents), word(BigInt(m.version)));
 export const publishDigest = (m, chainId, registry) => typedDigest(domainSeparator(chainId, registry), publishHash(m));
+
+export const consentDigest = (m, chainId, registry) =>
+  typedDigest(domainSeparator(chainId, registry), keccak(keccak(text(CONSENT_TYPE)), word(m.datanetId), word(BigInt(m.datanetVersion)), word(m.adapterId)));
 
 export const licenceDigest = (d, chainId, registry) =>
   typedDigest(domainSeparator(chainId, registry),

@@ -4,7 +4,7 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Transaction, Wallet, getAddress, keccak256 as ethersKeccak, sha256 } from 'ethers';
-import { abi, entryTuple, epochTuple, headerTuple, laneTuple, publishTuple } from './abi.mjs';
+import { abi, entryTuple, epochTuple, headerTuple, laneTuple, parentTuple, publishTuple } from './abi.mjs';
 import * as c from './canon.mjs';
 
 const DATA = new URL('../../../tests/data/', import.meta.url);
@@ -325,17 +325,19 @@ function sampling() {
 const entries = [{ payee: addr('author', 0), role: 1, bps: 4000 }, { payee: addr('data', 1), role: 2, bps: 3500 }, { payee: addr('data', 2), role: 2, bps: 2500 }].sort(byRolePayee);
 const manifest = (() => {
   const owner = c.addressOf(key('adapter owner')).toLowerCase();
-  return { adapterId: h32('adapter', 0), modelId: h32('model'), datanetId: c.datanetIdOf(CHAIN, REGISTRY, owner, h32('datanet salt')), owner, priceIn: '1000003', priceOut: '5000011', split: entries, version: '1' };
+  return { adapterId: h32('adapter', 0), modelId: h32('model'), datanetId: c.datanetIdOf(CHAIN, REGISTRY, owner, h32('datanet salt')), datanetVersion: '3', owner, priceIn: '1000003', priceOut: '5000011', split: entries, version: '1',
+    parents: [{ adapterId: h32('parent', 1), bps: 1500 }, { adapterId: h32('parent', 2), bps: 3500 }].sort((p, q) => (p.adapterId < q.adapterId ? -1 : 1)) };
 })();
 
 function manifests() {
   const k = key('adapter owner'), salt = h32('register salt'), digest = c.publishDigest(manifest, CHAIN, REGISTRY);
   const doc = { datanetId: manifest.datanetId, digest: h32('document'), licence: 'CC-BY-4.0' };
   return {
-    registry: REGISTRY, publish: { manifest, splitHash: c.splitHash(entries), digest, key: k, signature: c.sign(digest, k) }, salt,
+    registry: REGISTRY, publish: { manifest, splitHash: c.splitHash(entries), parentsHash: c.parentsHash(manifest.parents), digest, key: k, signature: c.sign(digest, k) }, salt,
     commitment: c.adapterCommitment(manifest.adapterId, manifest.owner, salt), datanetSalt: h32('datanet salt'),
+    consent: { key: k, signDigest: c.consentDigest(manifest, CHAIN, REGISTRY) },
     licence: { ...doc, typeString: c.LICENCE_TYPE, contract: REGISTRY, signDigest: c.licenceDigest(doc, CHAIN, REGISTRY) },
-    types: { publish: c.PUBLISH_TYPE, epoch: c.EPOCH_TYPE, licence: c.LICENCE_TYPE } };
+    types: { publish: c.PUBLISH_TYPE, epoch: c.EPOCH_TYPE, licence: c.LICENCE_TYPE, consent: c.CONSENT_TYPE } };
 }
 
 // ---------------------------------------------------------------- Ethereum
@@ -383,6 +385,8 @@ function calls(world) {
   put('ledger', led, 'setLaneOperator', [7, addr('operator', 2)]);
   put('ledger', led, 'commit', [headerTuple(b.header), b.lanes.map(laneTuple)]);
   put('ledger', led, 'commit', [headerTuple(b4.header), b4.lanes.map(laneTuple)]);
+  put('ledger', led, 'dropBatch', [headerTuple(b.header), b.lanes.map(laneTuple), headerTuple(world.batches[0].header), world.batches[0].lanesHash]);
+  for (const v of ['beaconDelay', 'wait', 'notice']) put('ledger', led, v, []);
   put('ledger', led, 'setRate', [500_000_000]);
   put('ledger', led, 'head', []);
   put('ledger', led, 'batchHash', ['7']);
@@ -402,13 +406,19 @@ function calls(world) {
   put('vault', vau, 'epochs', ['1']);
   put('vault', vau, 'claimed', [addr('payee', 0)]);
   put('vault', vau, 'payoutOf', [addr('payee', 0)]);
+  const parents = manifest.parents.map(parentTuple), consent = c.sign(man.consent.signDigest, man.consent.key);
   put('registry', reg, 'commitAdapter', [man.commitment]);
-  put('registry', reg, 'register', [publishTuple(manifest), entries.map(entryTuple), man.salt, man.publish.signature]);
-  put('registry', reg, 'register', [publishTuple(manifest), entries.map(entryTuple), man.salt, '0x']);
-  put('registry', reg, 'update', [publishTuple({ ...manifest, version: '2' }), entries.map(entryTuple), '0x']);
+  put('registry', reg, 'register', [publishTuple(manifest), entries.map(entryTuple), parents, man.salt, man.publish.signature, consent]);
+  put('registry', reg, 'register', [publishTuple(manifest), entries.map(entryTuple), [], man.salt, '0x', '0x']);
+  put('registry', reg, 'update', [publishTuple({ ...manifest, version: '2' }), entries.map(entryTuple), parents, '0x', '0x']);
   put('registry', reg, 'setSplit', [manifest.adapterId, entries.map(entryTuple)]);
   put('registry', reg, 'registerBase', [manifest.modelId, addr('base owner'), entries.map(entryTuple)]);
-  put('registry', reg, 'registerDatanet', [man.datanetSalt, h32('doc root'), h32('owner root'), h32('tokenizer')]);
+  put('registry', reg, 'registerDatanet', [man.datanetSalt, h32('doc root'), h32('owner root'), 9, 4, h32('tokenizer')]);
+  put('registry', reg, 'setDatanet', [manifest.datanetId, '3', h32('doc root'), h32('owner root'), 9, 4, h32('tokenizer')]);
+  put('registry', reg, 'setPrice', [manifest.adapterId, manifest.priceIn, manifest.priceOut]);
+  put('registry', reg, 'setTariff', [7, manifest.modelId, '100', '200']);
+  put('registry', reg, 'tariffAt', [7, manifest.modelId, '1700000000']);
+  put('registry', reg, 'datanetVersion', [manifest.datanetId, '3']);
   put('registry', reg, 'registerMethod', [h32('method S0')]);
   put('registry', reg, 'committedAt', [man.commitment]);
   put('registry', reg, 'policyAt', ['1700000000']);
@@ -423,7 +433,9 @@ function calls(world) {
     iface.forEachError((e) => errors.push({ contract, error: e.format('sighash'), selector: e.selector }));
   const answers = [
     ['registry', reg, 'policyAt', [[2000, 6000, 1500, 500, addr('treasury'), 1700000000]]], ['registry', reg, 'baseAt', [true, entries.map(entryTuple)]], ['registry', reg, 'baseAt', [false, []]],
-    ['registry', reg, 'adapterAt', [true, manifest.modelId, manifest.datanetId, entries.map(entryTuple)]], ['registry', reg, 'adapterAt', [false, c.ZERO32, c.ZERO32, []]],
+    ['registry', reg, 'adapterAt', [[true, 1700000000, manifest.modelId, manifest.datanetId, 3, 1000003, 5000011, entries.map(entryTuple), parents]]],
+    ['registry', reg, 'adapterAt', [[false, 0, c.ZERO32, c.ZERO32, 0, 0, 0, [], []]]], ['registry', reg, 'tariffAt', [1700000000, 100, 200]],
+    ['registry', reg, 'datanetAt', [true, [1700000000, 3, h32('doc root'), h32('owner root'), 9, 4, h32('tokenizer')]]],
     ['ledger', led, 'head', [2, 1700001200, b.header.cumFee]], ['vault', vau, 'epochs', [m.header.root, m.header.total, 1700003600, m.header.leaves, false, 2, 3, 0]]];
   return { calls: out, topics, errors, answers: answers.map(([contract, iface, name, values]) => ({ contract, function: iface.getFunction(name).format('sighash'), values, data: iface.encodeFunctionResult(name, values) })) };
 }

@@ -1,20 +1,43 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
-import {AccessControl} from "@openzeppelin/contracts/access/AccessControl.sol";
 import {Canon} from "./Canon.sol";
+import {DelayedRoles} from "./DelayedRoles.sol";
+import {Timeline} from "./Timeline.sol";
+
+/// What the ledger asks a vault that pays its fees.
+interface IVault {
+    function lockedSeq() external view returns (uint64); // newest batch that a payment rests on
+}
 
 /// The chain of batches. A batch covers, for each lane it names, the next records of that lane without a gap, so that
 /// leaving one out is visible and counting one twice reverts. Batch n + 1 names the hash of batch n and carries the sum
 /// of every fee so far; showing one header quotes all of them. A replay of `commit` reverts: it never adds.
-contract AttributionLedger is AccessControl {
-    bytes32 public constant POSTER = keccak256("POSTER"); // may commit, nothing else
+/// A forged batch is taken back by the guardian, newest first, while no vault pays it; an honest one that was taken back
+/// is committed again with the same hash.
+contract AttributionLedger is DelayedRoles {
+    using Timeline for Timeline.Line;
+
+    bytes32 public constant COMMITTER = keccak256("COMMITTER"); // may commit, nothing else
     bytes32 public constant LANE_ADMIN = keccak256("LANE_ADMIN");
-    bytes32 public constant GUARDIAN = keccak256("GUARDIAN"); // may stop commits, nothing else
+    bytes32 public constant GUARDIAN = keccak256("GUARDIAN"); // may stop commits and drop what is not paid, nothing else
 
     uint32 public constant E9 = 1_000_000_000;
     uint64 private constant WATCHED = 1 << 63; // in a lane's cursor: a rotation or a seal is to be checked
     uint64 private constant SEQ_END = 1 << 62;
+
+    uint256 public constant VAULTS_MAX = 8;
+
+    struct Config {
+        address admin;
+        address committer;
+        address laneAdmin;
+        address guardian;
+        uint64 notice;
+        uint64 beaconDelay; // D: from the commit's block to the block whose mixHash draws the sample
+        uint64 wait; // W: from closedAt(M) to an epoch that pays M
+        uint32 ratePpb;
+    }
 
     struct Head {
         uint64 seq;
@@ -28,22 +51,13 @@ contract AttributionLedger is AccessControl {
         uint64 activeAt; // no record from fromSeq on is committed before
     }
 
-    struct LaneOperator {
-        address account;
-        uint64 activeAt;
-    }
-
     struct LaneSeal {
         uint64 lastSeq;
         uint64 activeAt; // 0 = not sealed
     }
 
-    struct Rate {
-        uint32 ppb;
-        uint64 activeAt;
-    }
-
-    uint64 public immutable notice;
+    uint64 public immutable beaconDelay;
+    uint64 public immutable wait;
     bytes32 public immutable domain; // EIP-712
     bytes32 public immutable logDomain;
 
@@ -52,10 +66,13 @@ contract AttributionLedger is AccessControl {
     mapping(uint64 seq => bytes32) public batchHash;
     mapping(uint256 word => uint256) private _cursors; // four lanes a word; next sequence, 0 = not registered
     mapping(uint32 lane => LaneKey[]) private _keys;
-    mapping(uint32 lane => LaneOperator[]) private _operators;
+    mapping(uint32 lane => Timeline.Line) private _operatorLine;
+    mapping(uint32 lane => address[]) private _operators;
     mapping(uint32 lane => LaneSeal) public laneSeal;
     mapping(address key => bool) public keyUsed;
-    Rate[] private _rates;
+    Timeline.Line private _rateLine;
+    uint32[] private _rates;
+    IVault[] public vaults;
 
     event BatchCommitted(uint64 indexed seq, bytes32 indexed hash, Canon.Header header, Canon.Lane[] lanes);
     event LaneRegistered(uint32 indexed lane, address indexed key, address indexed operator);
@@ -64,6 +81,8 @@ contract AttributionLedger is AccessControl {
     event LaneSealed(uint32 indexed lane, uint64 lastSeq, uint64 activeAt);
     event RateSet(uint32 ppb, uint64 activeAt);
     event CommitPaused(bool paused);
+    event BatchDropped(uint64 indexed seq, bytes32 indexed hash);
+    event VaultSet(address indexed vault);
 
     error Already(uint64 seq);
     error Conflict(uint64 seq);
@@ -86,20 +105,26 @@ contract AttributionLedger is AccessControl {
     error BadValue();
     error NotOperator(uint32 lane);
     error NothingActive(uint64 t);
+    error NotHead(uint64 seq);
+    error BatchPaid(uint64 seq);
 
-    constructor(address admin, uint64 notice_, uint32 ratePpb) {
-        if (admin == address(0) || ratePpb > E9) revert BadValue();
-        notice = notice_;
+    constructor(Config memory c) DelayedRoles(c.notice) {
+        if (c.admin == address(0) || c.committer == address(0) || c.laneAdmin == address(0)) revert BadValue();
+        if (c.guardian == address(0) || c.ratePpb > E9) revert BadValue();
+        beaconDelay = c.beaconDelay;
+        wait = c.wait;
         domain = Canon.domainSeparator(block.chainid, address(this));
         logDomain = Canon.logDomain(block.chainid, address(this));
-        _grantRole(DEFAULT_ADMIN_ROLE, admin);
-        _rates.push(Rate(ratePpb, uint64(block.timestamp)));
-        emit RateSet(ratePpb, uint64(block.timestamp));
+        _grantRole(DEFAULT_ADMIN_ROLE, c.admin);
+        _grantRole(COMMITTER, c.committer);
+        _grantRole(LANE_ADMIN, c.laneAdmin);
+        _grantRole(GUARDIAN, c.guardian);
+        _pushRate(c.ratePpb, uint64(block.timestamp));
     }
 
     // ------------------------------------------------------------ batches
 
-    function commit(Canon.Header calldata h, Canon.Lane[] calldata lanes) external onlyRole(POSTER) {
+    function commit(Canon.Header calldata h, Canon.Lane[] calldata lanes) external onlyRole(COMMITTER) {
         bytes32 hash = Canon.batchHash(h, Canon.lanesHash(lanes), block.chainid, address(this));
         Head memory tip = head;
         if (h.seq != tip.seq + 1) {
@@ -159,6 +184,41 @@ contract AttributionLedger is AccessControl {
         if (s.activeAt != 0 && block.timestamp >= s.activeAt && last > s.lastSeq) revert LaneIsSealed(lane, s.lastSeq);
     }
 
+    /// Takes the newest batch back: head, cursors and hash are as before its commit. `previous` is the header of the
+    /// batch before it, which says what the head was; it is not read for batch 1.
+    function dropBatch(
+        Canon.Header calldata h,
+        Canon.Lane[] calldata lanes,
+        Canon.Header calldata previous,
+        bytes32 previousLanes
+    ) external onlyRole(GUARDIAN) {
+        bytes32 hash = Canon.batchHash(h, Canon.lanesHash(lanes), block.chainid, address(this));
+        if (h.seq == 0 || h.seq != head.seq || batchHash[h.seq] != hash) revert NotHead(head.seq);
+        for (uint256 i = 0; i < vaults.length; ++i) {
+            if (vaults[i].lockedSeq() >= h.seq) revert BatchPaid(h.seq);
+        }
+        if (h.seq == 1) {
+            head = Head(0, 0, 0);
+        } else {
+            bytes32 before = Canon.batchHash(previous, previousLanes, block.chainid, address(this));
+            if (batchHash[h.seq - 1] != before) revert WrongPrevious(batchHash[h.seq - 1]);
+            head = Head(h.seq - 1, previous.closedAt, previous.cumFee);
+        }
+        for (uint256 i = 0; i < lanes.length; ++i) _setCursor(lanes[i].lane, lanes[i].first);
+        batchHash[h.seq] = 0;
+        emit BatchDropped(h.seq, hash);
+    }
+
+    /// A vault whose paid batches stay. It is never taken off the list.
+    function setVault(address vault) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        if (vaults.length == VAULTS_MAX || vault.code.length == 0) revert BadValue();
+        for (uint256 i = 0; i < vaults.length; ++i) {
+            if (address(vaults[i]) == vault) revert BadValue();
+        }
+        vaults.push(IVault(vault));
+        emit VaultSet(vault);
+    }
+
     // ------------------------------------------------------------ lanes
 
     function registerLane(uint32 lane, address key, address operator) external onlyRole(LANE_ADMIN) {
@@ -166,11 +226,10 @@ contract AttributionLedger is AccessControl {
         if (_keys[lane].length != 0) revert LaneTaken(lane);
         _takeKey(key);
         _keys[lane].push(LaneKey(key, 1, uint64(block.timestamp)));
-        _operators[lane].push(LaneOperator(operator, uint64(block.timestamp)));
+        _pushOperator(lane, operator, uint64(block.timestamp));
         _cursors[lane >> 2] |= uint256(1) << ((uint256(lane) & 3) << 6);
         emit LaneRegistered(lane, key, operator);
         emit LaneKeySet(lane, key, 1, uint64(block.timestamp));
-        emit LaneOperatorSet(lane, operator, uint64(block.timestamp));
     }
 
     /// Records from fromSeq on are signed by `key`; none of them is committed before the notice ends, and until then
@@ -202,13 +261,11 @@ contract AttributionLedger is AccessControl {
         emit LaneSealed(lane, lastSeq, activeAt);
     }
 
-    /// Called by the lane's operator account; effective after the notice.
+    /// Called by the lane's operator account; effective after the notice. One change at a time.
     function setLaneOperator(uint32 lane, address account) external {
         if (laneOperatorAt(lane, uint64(block.timestamp)) != msg.sender) revert NotOperator(lane);
         if (account == address(0)) revert BadValue();
-        uint64 activeAt = uint64(block.timestamp) + notice;
-        _operators[lane].push(LaneOperator(account, activeAt));
-        emit LaneOperatorSet(lane, account, activeAt);
+        _pushOperator(lane, account, uint64(block.timestamp) + notice);
     }
 
     /// Next sequence the ledger accepts; 0 for a lane that is not registered.
@@ -221,38 +278,35 @@ contract AttributionLedger is AccessControl {
         return laneKeyAt(lane, seq, type(uint64).max);
     }
 
-    /// The key whose signature on `seq` counted at second t.
+    /// The key whose signature on `seq` counted at second t. Both fromSeq and activeAt rise from key to key.
     function laneKeyAt(uint32 lane, uint64 seq, uint64 t) public view returns (address) {
         LaneKey[] storage keys = _keys[lane];
-        for (uint256 i = keys.length; i > 0; --i) {
-            if (keys[i - 1].fromSeq <= seq && keys[i - 1].activeAt <= t) return keys[i - 1].key;
+        uint256 low = 0;
+        for (uint256 high = keys.length; low < high;) {
+            uint256 middle = (low + high) >> 1;
+            if (keys[middle].fromSeq <= seq && keys[middle].activeAt <= t) low = middle + 1;
+            else high = middle;
         }
-        return address(0);
+        return low == 0 ? address(0) : keys[low - 1].key;
     }
 
     /// 0 for a lane that has none at t: Reward pays TREASURY.
     function laneOperatorAt(uint32 lane, uint64 t) public view returns (address) {
-        LaneOperator[] storage all = _operators[lane];
-        for (uint256 i = all.length; i > 0; --i) {
-            if (all[i - 1].activeAt <= t) return all[i - 1].account;
-        }
-        return address(0);
+        uint256 count = _operatorLine[lane].countAt(t);
+        return count == 0 ? address(0) : _operators[lane][count - 1];
     }
 
     // ------------------------------------------------------------ scoring rate
 
     function setRate(uint32 ppb) external onlyRole(DEFAULT_ADMIN_ROLE) {
         if (ppb > E9) revert BadValue();
-        uint64 activeAt = uint64(block.timestamp) + notice;
-        _rates.push(Rate(ppb, activeAt));
-        emit RateSet(ppb, activeAt);
+        _pushRate(ppb, uint64(block.timestamp) + notice);
     }
 
     function rateAt(uint64 t) external view returns (uint32) {
-        for (uint256 i = _rates.length; i > 0; --i) {
-            if (_rates[i - 1].activeAt <= t) return _rates[i - 1].ppb;
-        }
-        revert NothingActive(t);
+        uint256 count = _rateLine.countAt(t);
+        if (count == 0) revert NothingActive(t);
+        return _rates[count - 1];
     }
 
     // ------------------------------------------------------------ pause
@@ -294,6 +348,33 @@ contract AttributionLedger is AccessControl {
     function _takeKey(address key) private {
         if (keyUsed[key]) revert KeyTaken(key);
         keyUsed[key] = true;
+    }
+
+    /// A cursor moved by hand; whether the lane is watched stays.
+    function _setCursor(uint32 lane, uint64 next) private {
+        uint256 shift = (uint256(lane) & 3) << 6;
+        uint256 word = _cursors[lane >> 2];
+        uint256 kept = (word >> shift) & WATCHED;
+        _cursors[lane >> 2] = (word & ~(uint256(type(uint64).max) << shift)) | ((kept | next) << shift);
+    }
+
+    function _pushOperator(uint32 lane, address account, uint64 activeAt) private {
+        _operatorLine[lane].push(activeAt);
+        _operators[lane].push(account);
+        emit LaneOperatorSet(lane, account, activeAt);
+    }
+
+    function _pushRate(uint32 ppb, uint64 activeAt) private {
+        _rateLine.push(activeAt);
+        _rates.push(ppb);
+        emit RateSet(ppb, activeAt);
+    }
+
+    /// One account never both commits and guards.
+    function _grantRole(bytes32 role, address account) internal override returns (bool) {
+        if (role == COMMITTER && hasRole(GUARDIAN, account)) revert RoleConflict(account);
+        if (role == GUARDIAN && hasRole(COMMITTER, account)) revert RoleConflict(account);
+        return super._grantRole(role, account);
     }
 
     function _watch(uint32 lane) private {

@@ -5,8 +5,8 @@ import { readFileSync } from 'node:fs';
 import { AbiCoder, Transaction, TypedDataEncoder, ZeroAddress, keccak256, solidityPackedKeccak256, verifyTypedData } from 'ethers';
 import * as c from '../js/canon.mjs';
 import { golden as regenerate } from '../js/golden.mjs';
-import { epochTuple, headerTuple, laneTuple, publishTuple, entryTuple } from '../js/abi.mjs';
-import { golden, make, startChain } from './setup.mjs';
+import { epochTuple, headerTuple, laneTuple, parentTuple, publishTuple, entryTuple } from '../js/abi.mjs';
+import { golden, make, makeLedger, makeRegistry, startChain } from './setup.mjs';
 
 const g = golden();
 let chain, sol;
@@ -96,12 +96,12 @@ test('batches: lanesHash and batchHash in Solidity and by the ABI coder', async 
 });
 
 test('manifests and epochs: digests of the contracts', async () => {
-  const registry = await make(chain, 'Registry', chain.who.admin.address, 0, 0, 0, [2000, 6000, 1500, 500, '0x' + '11'.repeat(20), 0]);
+  const ledger = await makeLedger(chain), registry = await makeRegistry(chain, ledger);
   const at = await registry.getAddress(), m = g.manifests.publish.manifest;
-  assert.equal(await registry.hashPublish(publishTuple(m), m.split.map(entryTuple)), c.publishDigest(m, 31337, at));
+  assert.equal(await registry.hashPublish(publishTuple(m), m.split.map(entryTuple), m.parents.map(parentTuple)), c.publishDigest(m, 31337, at));
+  assert.equal(await registry.hashConsent(m.datanetId, m.datanetVersion, m.adapterId), c.consentDigest(m, 31337, at));
   assert.equal(await registry.datanetIdOf(m.owner, g.manifests.datanetSalt), c.datanetIdOf(31337, at, m.owner, g.manifests.datanetSalt));
   assert.equal(c.recover(g.manifests.publish.digest, g.manifests.publish.signature).toLowerCase(), m.owner);
-  const ledger = await make(chain, 'AttributionLedger', chain.who.admin.address, 0, 0);
   const vault = await make(chain, 'RewardVault', { admin: chain.who.admin.address, ledger: await ledger.getAddress(), token: ZeroAddress, window: 0, wait: 0, maxIncrease: 0, attestorsMin: 1, unattested: false });
   for (const e of g.world.epochs) assert.equal(await vault.hashEpoch(epochTuple(e.header)), c.epochDigest(e.header, 31337, await vault.getAddress()));
 });

@@ -4,15 +4,16 @@ import { after, before, test } from 'node:test';
 import { Wallet } from 'ethers';
 import { ZERO32 } from '../js/canon.mjs';
 import { headerTuple, laneTuple } from '../js/abi.mjs';
-import { Batches, NOTICE, golden, h32, logsOf, make, makeLedger, ok, reverts, role, startChain } from './setup.mjs';
+import { Batches, NOTICE, change, golden, h32, ledgerConfig, logsOf, make, makeLedger, ok, reverts, role, startChain } from './setup.mjs';
 
-let chain, ledger, batches, who;
+let chain, ledger, lanes, batches, who;
 const key = (n) => new Wallet(h32('lane key ' + n)).address;
 before(async () => {
   chain = await startChain();
   who = chain.who;
   ledger = await makeLedger(chain);
-  for (const lane of [0, 1, 3, 4, 9, 0xffffffff]) await ok(ledger.registerLane(lane, key(lane), who.alice.address));
+  lanes = ledger.connect(who.laneAdmin);
+  for (const lane of [0, 1, 3, 4, 9, 0xffffffff]) await ok(lanes.registerLane(lane, key(lane), who.alice.address));
   batches = new Batches(chain, ledger);
 });
 after(() => chain?.stop());
@@ -85,13 +86,15 @@ test('roles: nobody else commits, registers, rotates, pauses', async () => {
   const b = await batches.build([[0, 1]], 0n);
   const denied = (p) => reverts(p, ledger, 'AccessControlUnauthorizedAccount');
   await denied(ledger.connect(who.admin).commit(headerTuple(b.h), b.lanes.map(laneTuple)));
-  await denied(ledger.connect(who.poster).registerLane(50, key(50), who.bob.address));
-  await denied(ledger.connect(who.poster).rotateLaneKey(0, key(51), 100));
-  await denied(ledger.connect(who.poster).sealLane(0, 100));
-  await denied(ledger.connect(who.poster).setRate(1));
-  await denied(ledger.connect(who.poster).pauseCommit());
+  await denied(ledger.connect(who.committer).registerLane(50, key(50), who.bob.address));
+  await denied(ledger.connect(who.committer).rotateLaneKey(0, key(51), 100));
+  await denied(ledger.connect(who.committer).sealLane(0, 100));
+  await denied(ledger.connect(who.committer).setRate(1));
+  await denied(ledger.connect(who.committer).pauseCommit());
   await denied(ledger.connect(who.guardian).unpauseCommit());
-  await denied(ledger.connect(who.poster).grantRole(role('LANE_ADMIN'), who.poster.address));
+  await denied(ledger.connect(who.committer).grantRole(role('LANE_ADMIN'), who.committer.address));
+  await denied(ledger.connect(who.committer).setVault(await ledger.getAddress()));
+  await denied(ledger.dropBatch(headerTuple(b.h), b.lanes.map(laneTuple), headerTuple(b.h), ZERO32));
 });
 
 test('pause stops commits, but a replay still says what it is', async () => {
@@ -103,17 +106,17 @@ test('pause stops commits, but a replay still says what it is', async () => {
 });
 
 test('a lane and a key are registered once', async () => {
-  await reverts(ledger.registerLane(0, key('x'), who.bob.address), ledger, 'LaneTaken', [0]);
-  await reverts(ledger.registerLane(60, key(0), who.bob.address), ledger, 'KeyTaken', [key(0)]);
-  await reverts(ledger.registerLane(60, key('y'), '0x' + '00'.repeat(20)), ledger, 'BadValue');
+  await reverts(lanes.registerLane(0, key('x'), who.bob.address), ledger, 'LaneTaken', [0]);
+  await reverts(lanes.registerLane(60, key(0), who.bob.address), ledger, 'KeyTaken', [key(0)]);
+  await reverts(lanes.registerLane(60, key('y'), '0x' + '00'.repeat(20)), ledger, 'BadValue');
 });
 
 test('rotation: old key until the notice ends, no record of the new key before it', async () => {
-  await ok(ledger.registerLane(70, key(70), who.alice.address));
+  await ok(lanes.registerLane(70, key(70), who.alice.address));
   await batches.commit([[70, 10]], 0n);
-  await reverts(ledger.rotateLaneKey(70, key('70b'), 10), ledger, 'BadValue'); // already committed
-  await ok(ledger.rotateLaneKey(70, key('70b'), 21));
-  await reverts(ledger.rotateLaneKey(70, key('70c'), 30), ledger, 'LaneKeyPending', [70, 21]);
+  await reverts(lanes.rotateLaneKey(70, key('70b'), 10), ledger, 'BadValue'); // already committed
+  await ok(lanes.rotateLaneKey(70, key('70b'), 21));
+  await reverts(lanes.rotateLaneKey(70, key('70c'), 30), ledger, 'LaneKeyPending', [70, 21]);
   const t = await chain.now();
   await batches.commit([[70, 10]], 0n); // 11..20
   await reverts(batches.send(await batches.build([[70, 1]], 0n)), ledger, 'LaneKeyPending', [70, 21]);
@@ -125,16 +128,16 @@ test('rotation: old key until the notice ends, no record of the new key before i
   assert.equal(await ledger.laneKey(70, 21), key('70b'));
   await batches.commit([[70, 5]], 0n);
   assert.equal(await ledger.laneNext(70), 26n);
-  await ok(ledger.rotateLaneKey(70, key('70c'), 26));
+  await ok(lanes.rotateLaneKey(70, key('70c'), 26));
 });
 
 test('seal: nothing after lastSeq once the notice ends, and no rotation', async () => {
-  await ok(ledger.registerLane(71, key(71), who.alice.address));
+  await ok(lanes.registerLane(71, key(71), who.alice.address));
   await batches.commit([[71, 4]], 0n);
-  await reverts(ledger.sealLane(71, 3), ledger, 'BadValue');
-  await ok(ledger.sealLane(71, 6));
-  await reverts(ledger.sealLane(71, 8), ledger, 'LaneIsSealed', [71, 6]);
-  await reverts(ledger.rotateLaneKey(71, key('71b'), 100), ledger, 'LaneIsSealed', [71, 6]);
+  await reverts(lanes.sealLane(71, 3), ledger, 'BadValue');
+  await ok(lanes.sealLane(71, 6));
+  await reverts(lanes.sealLane(71, 8), ledger, 'LaneIsSealed', [71, 6]);
+  await reverts(lanes.rotateLaneKey(71, key('71b'), 100), ledger, 'LaneIsSealed', [71, 6]);
   await chain.pass(NOTICE + 1n);
   await reverts(batches.send(await batches.build([[71, 3]], 0n)), ledger, 'LaneIsSealed', [71, 6]);
   await batches.commit([[71, 2]], 0n);
@@ -145,6 +148,9 @@ test('operator and rate: as of any second', async () => {
   await reverts(ledger.connect(who.bob).setLaneOperator(9, who.bob.address), ledger, 'NotOperator', [9]);
   await ok(ledger.connect(who.alice).setLaneOperator(9, who.carol.address));
   await ok(ledger.setRate(250_000_000));
+  const pending = (await chain.now()) + NOTICE;
+  await reverts(ledger.setRate(1), ledger, 'ChangePending', [pending]); // one at a time
+  await reverts(ledger.connect(who.alice).setLaneOperator(9, who.dave.address), ledger, 'ChangePending');
   await reverts(ledger.setRate(1_000_000_001), ledger, 'BadValue');
   await chain.pass(NOTICE + 1n);
   const after_ = await chain.now();
@@ -156,8 +162,102 @@ test('operator and rate: as of any second', async () => {
   await reverts(ledger.rateAt(1), ledger, 'NothingActive', [1]);
 });
 
+test('histories: each of many changes is found at each of its seconds', async () => {
+  const fresh = await makeLedger(chain, { notice: 10n }), alice = fresh.connect(who.alice), times = [await chain.now()];
+  await ok(fresh.connect(who.laneAdmin).registerLane(5, key('h'), who.alice.address));
+  for (let i = 1; i <= 20; i++) {
+    await ok(fresh.setRate(i));
+    await ok(alice.setLaneOperator(5, who.alice.address));
+    await chain.pass(10n);
+    times.push(await chain.now());
+  }
+  for (const [i, t] of times.entries()) assert.equal(await fresh.rateAt(t), i === 0 ? 1_000_000_000n : BigInt(i));
+  const [e] = await fresh.queryFilter(fresh.filters.RateSet, 0); // the first: its own second, and the one before
+  assert.equal(await fresh.rateAt(e.args.activeAt), 1_000_000_000n);
+  await reverts(fresh.rateAt(e.args.activeAt - 1n), fresh, 'NothingActive', [e.args.activeAt - 1n]);
+});
+
+test('dropBatch: the newest, by the guardian, and all is as before it', async () => {
+  const fresh = await makeLedger(chain), guard = fresh.connect(who.guardian), b = new Batches(chain, fresh);
+  for (const l of [1, 2]) await ok(fresh.connect(who.laneAdmin).registerLane(l, key('drop' + l), who.alice.address));
+  await ok(fresh.connect(who.laneAdmin).rotateLaneKey(2, key('drop2b'), 100)); // a watched cursor stays watched
+  const drop = (x, previous) => guard.dropBatch(headerTuple(x.h), x.lanes.map(laneTuple), headerTuple((previous ?? x).h), (previous ?? x).lanesHash);
+  const one = await b.commit([[1, 3]], 10n), two = await b.commit([[1, 2], [2, 4]], 5n);
+  await reverts(drop(one), fresh, 'NotHead', [2]);
+  await reverts(drop({ ...two, h: { ...two.h, feeSum: 6n } }, one), fresh, 'NotHead', [2]);
+  await reverts(drop(two, two), fresh, 'WrongPrevious', [one.hash]);
+  await reverts(drop(two, { ...one, h: { ...one.h, cumFee: 0n } }), fresh, 'WrongPrevious', [one.hash]);
+  const receipt = await ok(drop(two, one));
+  assert.deepEqual([...logsOf(receipt, fresh, 'BatchDropped')[0]], [2n, two.hash]);
+  assert.deepEqual([...(await fresh.head())], [1n, one.h.closedAt, 10n]);
+  assert.deepEqual([await fresh.batchHash(2), await fresh.laneNext(1), await fresh.laneNext(2)], [ZERO32, 4n, 1n]);
+  await reverts(drop(two, one), fresh, 'NotHead', [1]);
+  await ok(b.send(two)); // an honest batch comes back as it was
+  assert.equal(await fresh.batchHash(2), two.hash);
+  await ok(drop(two, one));
+  await ok(drop(one));
+  assert.deepEqual([...(await fresh.head())], [0n, 0n, 0n]);
+  assert.equal(await fresh.laneNext(1), 1n);
+  await reverts(drop({ ...one, h: { ...one.h, seq: 0n } }), fresh, 'NotHead', [0]);
+  await ok(b.send(one));
+  const late = await b.build([[2, 100]], 0n, { seq: 2n, prevHash: one.hash, cumFee: 10n });
+  await reverts(b.send({ ...late, lanes: [{ lane: 2, first: 1n, last: 100n }], h: { ...late.h, leafCount: 100 } }), fresh, 'LaneKeyPending', [2, 100]);
+});
+
+test('dropBatch: not what a vault pays; vaults are kept, at most 8', async () => {
+  const fresh = await makeLedger(chain), guard = fresh.connect(who.guardian), b = new Batches(chain, fresh);
+  await ok(fresh.connect(who.laneAdmin).registerLane(1, key('locked'), who.alice.address));
+  const vaults = [];
+  for (let i = 0; i < 9; i++) vaults.push(await make(chain, 'LockedVault'));
+  const at = await Promise.all(vaults.map((v) => v.getAddress()));
+  await reverts(fresh.setVault(who.alice.address), fresh, 'BadValue'); // no contract
+  for (const a of at.slice(0, 8)) await ok(fresh.setVault(a));
+  await reverts(fresh.setVault(at[8]), fresh, 'BadValue');
+  assert.equal(await fresh.vaults(7), at[7]);
+  const one = await b.commit([[1, 3]], 10n);
+  const drop = () => guard.dropBatch(headerTuple(one.h), one.lanes.map(laneTuple), headerTuple(one.h), ZERO32);
+  await ok(vaults[7].lock(1));
+  await reverts(drop(), fresh, 'BatchPaid', [1]);
+  await ok(vaults[7].lock(0));
+  await ok(drop());
+  const other = await makeLedger(chain);
+  await ok(other.setVault(at[0]));
+  await reverts(other.setVault(at[0]), other, 'BadValue'); // twice
+});
+
+test('roles: announced, waited for, done; cancelled; given up at once; committer and guardian apart', async () => {
+  const fresh = await makeLedger(chain), COMMITTER = role('COMMITTER'), carol = who.carol.address;
+  assert.deepEqual([await fresh.hasRole(COMMITTER, who.committer.address), await fresh.hasRole(role('GUARDIAN'), who.guardian.address)], [true, true]);
+  const told = await ok(fresh.grantRole(COMMITTER, carol)), readyAt = (await chain.now()) + NOTICE;
+  assert.deepEqual([...logsOf(told, fresh, 'RoleAnnounced')[0]], [COMMITTER, carol, true, readyAt]);
+  assert.equal(await fresh.roleReadyAt(COMMITTER, carol, true), readyAt);
+  await reverts(fresh.grantRole(COMMITTER, carol), fresh, 'RoleTooEarly', [readyAt]);
+  assert.equal(await fresh.hasRole(COMMITTER, carol), false);
+  await chain.pass(NOTICE);
+  await ok(fresh.grantRole(COMMITTER, carol));
+  assert.equal(await fresh.hasRole(COMMITTER, carol), true);
+  assert.equal(await fresh.roleReadyAt(COMMITTER, carol, true), 0n); // used up
+  await ok(fresh.revokeRole(COMMITTER, carol));
+  assert.equal(await fresh.hasRole(COMMITTER, carol), true);
+  await ok(fresh.cancelRole(COMMITTER, carol));
+  await chain.pass(NOTICE);
+  await ok(fresh.revokeRole(COMMITTER, carol)); // announced anew
+  assert.equal(await fresh.hasRole(COMMITTER, carol), true);
+  await chain.pass(NOTICE);
+  await ok(fresh.revokeRole(COMMITTER, carol));
+  assert.equal(await fresh.hasRole(COMMITTER, carol), false);
+  await reverts(fresh.connect(who.bob).cancelRole(COMMITTER, carol), fresh, 'AccessControlUnauthorizedAccount');
+  await ok(fresh.connect(who.committer).renounceRole(COMMITTER, who.committer.address));
+  assert.equal(await fresh.hasRole(COMMITTER, who.committer.address), false);
+  await ok(fresh.grantRole(COMMITTER, who.guardian.address));
+  await chain.pass(NOTICE);
+  await reverts(fresh.grantRole(COMMITTER, who.guardian.address), fresh, 'RoleConflict', [who.guardian.address]);
+  await assert.rejects(makeLedger(chain, { guardian: who.committer.address }));
+  await assert.rejects(makeLedger(chain, { committer: '0x' + '00'.repeat(20) }));
+});
+
 test('the golden batches commit on a fresh ledger only with its own hashes', async () => {
-  const other = await make(chain, 'AttributionLedger', who.admin.address, 0, 0);
+  const other = await makeLedger(chain);
   const b = golden().batches[0];
   assert.notEqual(await other.hashBatch(headerTuple(b.header), b.lanesHash), b.batchHash); // chain id and ledger are in the hash
 });
@@ -165,7 +265,7 @@ test('the golden batches commit on a fresh ledger only with its own hashes', asy
 test('gas: 1, 4, 16 and 64 lanes', async () => {
   const fresh = await makeLedger(chain);
   const list = Array.from({ length: 64 }, (_, i) => i);
-  for (const i of list) await ok(fresh.registerLane(i, key('g' + i), who.alice.address));
+  for (const i of list) await ok(fresh.connect(who.laneAdmin).registerLane(i, key('g' + i), who.alice.address));
   const b = new Batches(chain, fresh);
   await b.commit(list.map((i) => [i, 1]), 1n);
   for (const [n, most] of [[1, 90_000], [4, 100_000], [16, 150_000], [64, 400_000]]) {

@@ -10,9 +10,9 @@ import { receiptOf } from '../js/wait.mjs';
 export const golden = () => JSON.parse(readFileSync(new URL('../../../tests/data/golden.json', import.meta.url), 'utf8'));
 export const h32 = (s) => keccak256(toUtf8Bytes(s));
 export const role = (name) => h32(name);
-export const NOTICE = 1000n, WAIT = 100n, WINDOW = 500n;
+export const NOTICE = 1000n, LEAD = 50n, WAIT = 100n, WINDOW = 500n, BEACON_DELAY = 30n;
 
-const NAMES = ['admin', 'poster', 'guardian', 'alice', 'bob', 'carol', 'dave', 'attestor1', 'attestor2', 'attestor3'];
+const NAMES = ['admin', 'committer', 'proposer', 'laneAdmin', 'registrar', 'guardian', 'alice', 'bob', 'carol', 'dave', 'attestor1', 'attestor2', 'attestor3'];
 const keyOf = (name) => h32('contract test ' + name);
 
 export async function startChain(options = []) {
@@ -72,12 +72,23 @@ export const logsOf = (receipt, contract, name) =>
 export const treasury = '0x' + 'ee'.repeat(20);
 export const POLICY = [2000, 6000, 1500, 500, treasury, 0];
 
-export async function makeLedger(chain, { notice = NOTICE, rate = 1_000_000_000 } = {}) {
-  const ledger = await make(chain, 'AttributionLedger', chain.who.admin.address, notice, rate);
-  await ok(ledger.grantRole(role('POSTER'), chain.who.poster.address));
-  await ok(ledger.grantRole(role('LANE_ADMIN'), chain.who.admin.address));
-  await ok(ledger.grantRole(role('GUARDIAN'), chain.who.guardian.address));
-  return ledger;
+export const ledgerConfig = ({ who }, over = {}) => ({
+  admin: who.admin.address, committer: who.committer.address, laneAdmin: who.laneAdmin.address, guardian: who.guardian.address, notice: NOTICE,
+  beaconDelay: BEACON_DELAY, wait: WAIT, ratePpb: 1_000_000_000, ...over });
+export const makeLedger = (chain, over) => make(chain, 'AttributionLedger', ledgerConfig(chain, over));
+
+export async function makeRegistry(chain, ledger, { policy = POLICY, ...over } = {}) {
+  return make(chain, 'Registry', {
+    admin: chain.who.admin.address, registrar: chain.who.registrar.address, ledger: await ledger.getAddress(), notice: NOTICE, lead: LEAD, commitAgeMin: 60n,
+    protocolBpsMin: 300, ...over }, policy);
+}
+
+// a role changed as the admin has to: announced, waited for, done
+export async function change(chain, contract, grant, name, account) {
+  const call = () => (grant ? contract.grantRole : contract.revokeRole)(name === 'ADMIN' ? c.ZERO32 : role(name), account);
+  await ok(call());
+  await chain.pass(await contract.notice());
+  return ok(call());
 }
 
 // builds and keeps a chain of batches that the ledger accepts; `over` replaces header fields of one
@@ -95,7 +106,7 @@ export class Batches {
     return { h, lanes, lanesHash, hash: c.batchHash(h, lanesHash, 31337, await this.ledger.getAddress()) };
   }
   send(b) {
-    return this.ledger.connect(this.chain.who.poster).commit(headerTuple(b.h), b.lanes.map(laneTuple));
+    return this.ledger.connect(this.chain.who.committer).commit(headerTuple(b.h), b.lanes.map(laneTuple));
   }
   async commit(sizes, feeSum, over) {
     const b = await this.build(sizes, feeSum, over);
@@ -110,7 +121,7 @@ export class Batches {
 export async function makeVault(chain, ledger, over = {}) {
   const vault = await make(chain, 'RewardVault', {
     admin: chain.who.admin.address, ledger: await ledger.getAddress(), token: ZeroAddress, window: WINDOW, wait: WAIT, maxIncrease: 10n ** 24n, attestorsMin: 0, unattested: true, ...over });
-  await ok(vault.grantRole(role('POSTER'), chain.who.poster.address));
+  await ok(vault.grantRole(role('POSTER'), chain.who.proposer.address));
   await ok(vault.grantRole(role('GUARDIAN'), chain.who.guardian.address));
   return vault;
 }

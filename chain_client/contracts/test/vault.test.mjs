@@ -16,14 +16,14 @@ after(() => chain?.stop());
 
 beforeEach(async () => {
   ledger = await makeLedger(chain);
-  await ok(ledger.registerLane(1, new Wallet(h32('lane')).address, who.alice.address));
+  await ok(ledger.connect(who.laneAdmin).registerLane(1, new Wallet(h32('lane')).address, who.alice.address));
   batches = new Batches(chain, ledger);
   await setVault();
 });
 
 async function setVault(over) {
   vault = await makeVault(chain, ledger, over);
-  poster = vault.connect(who.poster);
+  poster = vault.connect(who.proposer);
 }
 
 const cumOf = (list) => new Map(list.map(([w, v]) => [w.address ?? w, BigInt(v)]));
@@ -281,7 +281,7 @@ test('surplus: neither promised nor committed money leaves', async () => {
   await batches.commit([[1, 1]], 20n); // committed, in no epoch yet
   assert.equal(await vault.surplus(), 10n);
   await reverts(vault.withdrawSurplus(account(8), 11), vault, 'NotSurplus', [10]);
-  await reverts(vault.connect(who.poster).withdrawSurplus(who.poster.address, 1), vault, 'AccessControlUnauthorizedAccount');
+  await reverts(vault.connect(who.proposer).withdrawSurplus(who.proposer.address, 1), vault, 'AccessControlUnauthorizedAccount');
   await ok(vault.withdrawSurplus(account(8), 10));
   await ok(vault.claim(...e.claimOf(account(1))));
   assert.equal(await vault.surplus(), 0n);

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {RewardVault} from "../../src/RewardVault.sol";
 
 /// Takes no coins.
@@ -59,6 +60,33 @@ contract Token is ERC20 {
         uint256 fee = from == address(0) ? 0 : value * feeBps / 10_000;
         super._update(from, to, value - fee);
         if (fee != 0) super._update(from, address(0xdead), fee);
+    }
+}
+
+/// A registered vault, as far as the ledger asks it.
+contract LockedVault {
+    uint64 public lockedSeq;
+
+    function lock(uint64 seq) external {
+        lockedSeq = seq;
+    }
+}
+
+/// An owner without a key: what its signer signed counts as its word (EIP-1271).
+contract ContractOwner {
+    address public immutable signer;
+
+    constructor(address signer_) {
+        signer = signer_;
+    }
+
+    function isValidSignature(bytes32 digest, bytes calldata signature) external view returns (bytes4) {
+        return ECDSA.recover(digest, signature) == signer ? bytes4(0x1626ba7e) : bytes4(0);
+    }
+
+    function run(address to, bytes calldata data) external {
+        (bool done,) = to.call(data);
+        require(done);
     }
 }
 

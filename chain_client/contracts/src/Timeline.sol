@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: MIT
+pragma solidity ^0.8.28;
+
+/// When the entries of a history become active, in the order they were written, and which of them is at second t.
+/// Six times share a word, and the search is binary, so nobody makes a history dear to read by writing to it. At most
+/// one entry is pending, so the times never fall.
+library Timeline {
+    struct Line {
+        uint40[] times;
+    }
+
+    error ChangePending(uint64 activeAt);
+
+    /// Appends; the new entry's number is the result. A pending change is first waited for.
+    function push(Line storage line, uint64 activeAt) internal returns (uint256 number) {
+        number = line.times.length;
+        if (number != 0 && line.times[number - 1] > block.timestamp) revert ChangePending(line.times[number - 1]);
+        line.times.push(uint40(activeAt));
+    }
+
+    /// How many entries are active at t; the last of them is in force. The newest is tried first.
+    function countAt(Line storage line, uint64 t) internal view returns (uint256 low) {
+        uint256 high = line.times.length;
+        if (high == 0 || line.times[high - 1] <= t) return high;
+        for (--high; low < high;) {
+            uint256 middle = (low + high) >> 1;
+            if (line.times[middle] <= t) low = middle + 1;
+            else high = middle;
+        }
+    }
+}
