@@ -11,17 +11,16 @@
 #include "server/http/server.h"
 #include "server/keys.h"
 #include "server/memory.h"
+#include "server/record/lane.h"
 #include "server/spool/ship.h"
 #include "server/text/unicode.h"
 
-#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #define LAYOUTS_MAX 256
@@ -153,21 +152,8 @@ static enum status take_address(struct server *s, struct errtext *err)
 
 static enum status lock_data_dir(struct server *s, struct errtext *err)
 {
-    char path[PATH_MAX];
     enum status st = file_mkdirs(s->config->data_dir, 0700, err);
-    if (st)
-        return st;
-    snprintf(path, sizeof(path), "%s/lock", s->config->data_dir);
-    s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (s->lock_fd < 0)
-        return err_set(err, STATUS_IO, "data_dir %s: cannot create its lock file",
-                       s->config->data_dir);
-    if (flock(s->lock_fd, LOCK_EX | LOCK_NB) != 0)
-        return err_set(
-            err, STATUS_BUSY,
-            "data_dir %s: another residuald uses it; stop it or choose another --data-dir",
-            s->config->data_dir);
-    return STATUS_OK;
+    return st ? st : lane_lock(s->config->data_dir, &s->lock_fd, err);
 }
 
 static void show_progress(void *arg, const char *what, uint64_t done, uint64_t total)

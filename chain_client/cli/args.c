@@ -46,6 +46,13 @@ static const struct {
     [OPT_ARCHIVE] = {"archive", "DIR", "the published archive of batches and epochs"},
     [OPT_SETTLE] = {"settle", "URL", "a settlement worker that answers for rewards"},
     [OPT_TYPE] = {"type", "chain|publisher|api", "what kind of key"},
+    [OPT_UPTO] = {"upto", "N", "the highest number that is known to be signed"},
+    [OPT_REDIS_URL] =
+        {"redis-url", "URL|none",
+         "the Redis of the lane's stream, as the server's redis_url: records that are "
+         "there are taken back"},
+    [OPT_REDIS_PASSWORD_FILE] = {"redis-password-file", "FILE", "of that Redis, mode 600"},
+    [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
     [OPT_WAIT_S] = {"wait-s", "SECONDS", "longest wait for a transaction (default 180)"},
 };
 

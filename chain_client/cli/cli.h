@@ -46,6 +46,10 @@ enum cli_option {
     OPT_SETTLE,
     OPT_TYPE,
     OPT_WAIT_S,
+    OPT_UPTO,
+    OPT_REDIS_URL,
+    OPT_REDIS_PASSWORD_FILE,
+    OPT_YES,
     OPT_JSON, /* these two go with every verb */
     OPT_HELP,
     OPT_COUNT
@@ -122,5 +126,6 @@ int verb_audit_epoch(struct cli *c);
 int verb_audit_batch(struct cli *c);
 int verb_receipt_verify(struct cli *c);
 int verb_lane_show(struct cli *c);
+int verb_lane_void(struct cli *c);
 
 #endif

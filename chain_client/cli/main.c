@@ -66,6 +66,13 @@ static const struct cli_verb verbs[] = {
      "With --rpc and --deployment the signer is compared with the lane's key on the chain."},
     {"lane show", "DATA_DIR", 1, 1, 0, 0, verb_lane_show,
      "the lanes of a server's data folder: what a ledger registers", NULL},
+    {"lane void", "LANE_DIR", 1, 1, B(UPTO) | B(YES) | B(REDIS_URL) | B(REDIS_PASSWORD_FILE), 0,
+     verb_lane_void, "what a stopped server's lane lost; with --yes, sign void records for it",
+     "LANE_DIR is the folder that `residual lane show` names. Every record that can still be read "
+     "is\nkept, also behind the damage, and what the lane's stream holds is taken back from it "
+     "(--redis-url;\na bound lane needs it with --yes: a void for a record that was shipped is a "
+     "second signature).\nA damaged file stays beside the spool as NAME.damaged. --upto N when the "
+     "chain knows numbers\nthat the spool does not hold."},
     {"key new", "FILE", 1, 1, B(TYPE), B(TYPE), verb_key_new,
      "a fresh key in a new file of mode 600", NULL},
     {"key address", "FILE", 1, 1, B(PASSPHRASE_FILE), 0, verb_key_address,

@@ -194,7 +194,11 @@ static void append_items(struct recorder *r, struct group *g)
         st = append_record(r, it->seq, it->record, it->record_len, &err);
         done += !st;
     }
-    if (st)
+    struct errtext why = ERRTEXT_INIT;
+    enum status wrote = spool_flush(r->spool, &why);
+    if (wrote)
+        drop_items(r, g, 0, wrote, &why);
+    else if (st)
         drop_items(r, g, done, st, &err);
 }
 
@@ -264,46 +268,62 @@ static bool take_task(struct recorder *r, struct group *g, struct score_task *t)
         r->held = t;
         return false;
     }
-    flag_dead(r, t);
     g->task[g->task_count] = t;
     g->att_seq[g->task_count++] = args.seq;
     return true;
 }
 
+/* What was taken could not be written after all: it waits, and comes again in its order. */
+static void hold_tasks(struct recorder *r, struct group *g, enum status st,
+                       const struct errtext *err)
+{
+    note_failure(r, st, err->text);
+    while (g->task_count > 0) {
+        struct score_task *t = g->task[--g->task_count];
+        t->next = r->held;
+        r->held = t;
+    }
+}
+
 /* ---- after the sync ---- */
 
-static void release_request(struct recorder *r, const struct group_item *it)
+/* Who may ask for it, before anybody can. */
+static void remember(struct recorder *r, struct group_item *it)
 {
     struct request *req = it->request;
-    struct job *job = it->job;
-    if (job && !it->required && scorer_queued(r->scorer) >= RECORDER_PREVIEWS_MAX) {
-        job_free(job); /* a preview is owed to nobody */
-        job = NULL;
+    if (it->job && !it->required && scorer_queued(r->scorer) >= RECORDER_PREVIEWS_MAX) {
+        job_free(it->job); /* a preview is owed to nobody */
+        it->job = NULL;
     }
     struct lookup_entry e = {.fair_key = req->params.fair_key,
                              .seq = it->seq,
-                             .state = !job           ? LOOKUP_NOT_SCORED
+                             .state = !it->job       ? LOOKUP_NOT_SCORED
                                       : it->required ? LOOKUP_PENDING
                                                      : LOOKUP_PREVIEW_WAIT,
                              .adapter_count = (uint8_t)req->comp.n};
     memcpy(e.request_id, req->id, 32);
     memcpy(e.salt, req->receipt.salt, 32);
-    lookup_put(r->lookup, &e, true);
+    memcpy(e.account, req->payer, 20);
+    lookup_put(r->lookup, &e);
     mem_wipe(e.salt, sizeof(e.salt));
-    req->receipt.recorded = true;
-    count_request(req);
-    if (job)
-        scorer_add(r->scorer, job, !it->required);
-    end_request(req);
+}
+
+static void release_request(struct recorder *r, const struct group_item *it)
+{
+    it->request->receipt.recorded = true;
+    count_request(it->request);
+    if (it->job)
+        scorer_add(r->scorer, it->job, !it->required);
+    end_request(it->request);
 }
 
 static void release_task(struct recorder *r, struct score_task *t, uint64_t att_seq)
 {
     struct lookup_entry e;
+    flag_dead(r, t);
     jobstore_erase(r->jobs, t->job->inf_seq);
+    lookup_mark_recorded(r->lookup, t->job->inf_seq, att_seq);
     if (lookup_get(r->lookup, t->job->request_id, &e)) {
-        e.state = LOOKUP_RECORDED;
-        e.att_seq = att_seq;
         for (uint32_t k = 0; k < t->job->adapter_count; k++)
             e.solo_q8[k] = t->result.solo_q8[k];
         e.moved_q8 = t->result.moved_q8;
@@ -335,9 +355,12 @@ static void release_group(struct recorder *r, struct group *g)
     for (uint32_t i = 0; i < g->request_count; i++)
         recorder_unadmit(r, g->item[i].request);
     for (uint32_t i = 0; i < g->request_count; i++)
-        release_request(r, &g->item[i]);
+        remember(r, &g->item[i]);
     for (uint32_t i = 0; i < g->task_count; i++)
         release_task(r, g->task[i], g->att_seq[i]);
+    lookup_flush(r->lookup);
+    for (uint32_t i = 0; i < g->request_count; i++)
+        release_request(r, &g->item[i]);
     if (r->ship)
         ship_kick(r->ship);
 }
@@ -368,9 +391,13 @@ bool recorder_run_group(struct recorder *r, struct group *g)
     append_items(r, g);
     while (g->task_count < group_max && (t = next_task(r)) && take_task(r, g, t))
         continue;
+    enum status st = spool_flush(r->spool, &err);
+    if (st)
+        hold_tasks(r, g, st, &err);
     if (g->request_count + g->task_count == 0)
         return false;
-    enum status st = spool_sync(r->spool, &err);
+    err_clear(&err);
+    st = spool_sync(r->spool, &err);
     if (st)
         abandon_group(r, g, st, &err);
     else

@@ -7,9 +7,28 @@
 #include "server/base/hex.h"
 #include "server/base/mem.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+enum status lane_lock(const char *data_dir, int *fd, struct errtext *err)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/lock", data_dir);
+    *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (*fd < 0)
+        return err_set(err, STATUS_IO, "data_dir %s: cannot create its lock file", data_dir);
+    if (flock(*fd, LOCK_EX | LOCK_NB) == 0)
+        return STATUS_OK;
+    close(*fd);
+    *fd = -1;
+    return err_set(err, STATUS_BUSY,
+                   "data_dir %s: another residuald uses it; stop it or choose another --data-dir",
+                   data_dir);
+}
 
 /* Read <dir>/<name> as 32 hex bytes, or make it. */
 static enum status key_file(uint8_t key[32], const struct lane *l, const char *name,

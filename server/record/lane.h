@@ -18,6 +18,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#define LANE_CHECKPOINT "checkpoint" /* see checkpoint.h; a missing one costs a longer start */
+
 struct lane {
     uint32_t id;
     uint64_t chain_id;
@@ -41,6 +43,9 @@ struct lane_options {
 MUST_CHECK enum status lane_open(struct lane *out, const struct lane_options *opt,
                                  struct errtext *err);
 void lane_close(struct lane *l); /* wipes the keys */
+/* Who holds data_dir/lock alone writes below data_dir, a server or a person who repairs. BUSY:
+ * another does. Closing *fd gives it back. */
+MUST_CHECK enum status lane_lock(const char *data_dir, int *fd, struct errtext *err);
 /* ship_options.is_own: the entry has its tag and is record seq of this lane (the tag alone would
  * let an old entry be put under a new number). */
 bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len);

@@ -1,5 +1,8 @@
 /* A ring of entries and an open-addressing table from request id to ring place. The private log is
- * a spool of its own with bodies {request id, salt, fair key, seq, adapter count}. */
+ * a spool of its own with two kinds of bodies:
+ *
+ *   1  request id 32 | salt 32 | fair key u64 | account 20 | seq u64 | adapter count u8
+ *   2  seq u64 | attribution's seq u64                                                        */
 #include "server/record/lookup.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
@@ -8,10 +11,13 @@
 #include <pthread.h>
 #include <string.h>
 
-#define TABLE_SLOTS   (4u * LOOKUP_MAX)
-#define LOG_BODY      (32 + 32 + 8 + 8 + 1)
-#define LOG_SEG_BYTES (4u << 20)
-#define TAIL_WALK     1024 /* entries looked at without a pause */
+#define TABLE_SLOTS    (4u * LOOKUP_MAX)
+#define LOG_ANSWER     1u
+#define LOG_RECORDED   2u
+#define ANSWER_BYTES   (1 + 32 + 32 + 8 + 20 + 8 + 1)
+#define RECORDED_BYTES (1 + 8 + 8)
+#define LOG_SEG_BYTES  (4u << 20)
+#define TAIL_WALK      1024 /* entries looked at without a pause */
 
 struct lookup {
     pthread_mutex_t lock;
@@ -69,20 +75,70 @@ static void put_locked(struct lookup *l, const struct lookup_entry *e)
     l->put_count++;
 }
 
+/* The newest entry but those after it, by its number; NULL: not remembered. */
+static struct lookup_entry *find_seq(struct lookup *l, uint64_t seq)
+{
+    uint64_t hi = l->put_count, lo = hi > LOOKUP_MAX ? hi - LOOKUP_MAX : 0, end = hi;
+    while (lo < hi) {
+        uint64_t mid = lo + (hi - lo) / 2;
+        if (l->ring[mid % LOOKUP_MAX].seq < seq)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    struct lookup_entry *e = &l->ring[lo % LOOKUP_MAX];
+    return lo < end && e->seq == seq ? e : NULL;
+}
+
+/* false: it was known already, or nobody asks for it any more */
+static bool mark_locked(struct lookup *l, uint64_t seq, uint64_t att_seq)
+{
+    struct lookup_entry *e = find_seq(l, seq);
+    bool is_news = e && (e->state != LOOKUP_RECORDED || e->att_seq != att_seq);
+    if (is_news) {
+        e->att_seq = att_seq;
+        e->state = LOOKUP_RECORDED;
+    }
+    return is_news;
+}
+
 /* ---- the private log ---- */
 
-static void append_log(struct lookup *l, const struct lookup_entry *e)
+/* Twice as many bodies as entries: each answer has two at most. */
+static void append_log(struct lookup *l, const void *body, size_t len)
 {
-    uint8_t body[LOG_BODY];
-    memcpy(body, e->request_id, 32);
-    memcpy(body + 32, e->salt, 32);
-    be_put(body + 64, e->fair_key, 8);
-    be_put(body + 72, e->seq, 8);
-    body[80] = e->adapter_count;
+    const struct spool_keep none = {0};
     uint64_t seq = spool_next_seq(l->log);
-    if (spool_append(l->log, seq, body, sizeof(body), NULL) == STATUS_OK && seq > 2 * LOOKUP_MAX)
-        spool_trim(l->log, seq - 2 * LOOKUP_MAX, 0);
+    if (spool_append(l->log, seq, body, len, NULL) == STATUS_OK && seq > 2 * LOOKUP_MAX) {
+        spool_note_final(l->log, seq - 2 * LOOKUP_MAX);
+        spool_trim(l->log, &none);
+    }
+}
+
+static void log_answer(struct lookup *l, const struct lookup_entry *e)
+{
+    uint8_t body[ANSWER_BYTES] = {LOG_ANSWER};
+    memcpy(body + 1, e->request_id, 32);
+    memcpy(body + 33, e->salt, 32);
+    be_put(body + 65, e->fair_key, 8);
+    memcpy(body + 73, e->account, 20);
+    be_put(body + 93, e->seq, 8);
+    body[101] = e->adapter_count;
+    append_log(l, body, sizeof(body));
     mem_wipe(body, sizeof(body));
+}
+
+static void replay_answer(struct lookup *l, const uint8_t *p)
+{
+    struct lookup_entry e = {.state = LOOKUP_NOT_SCORED,
+                             .fair_key = (uint64_t)be_get(p + 65, 8),
+                             .seq = (uint64_t)be_get(p + 93, 8),
+                             .adapter_count = p[101]};
+    memcpy(e.request_id, p + 1, 32);
+    memcpy(e.salt, p + 33, 32);
+    memcpy(e.account, p + 73, 20);
+    if (e.adapter_count <= LORA_PARTS_MAX && !find(l, e.request_id))
+        put_locked(l, &e);
 }
 
 static void replay_log(struct lookup *l)
@@ -94,16 +150,10 @@ static void replay_log(struct lookup *l)
     if (spool_cursor_open(&c, l->log, spool_first_seq(l->log), NULL) == STATUS_OK) {
         while (spool_cursor_next(&c, &seq, &body, NULL) == STATUS_OK) {
             const uint8_t *p = (const uint8_t *)body.data;
-            struct lookup_entry e = {.state = LOOKUP_NOT_SCORED};
-            if (body.len != LOG_BODY)
-                continue;
-            memcpy(e.request_id, p, 32);
-            memcpy(e.salt, p + 32, 32);
-            e.fair_key = (uint64_t)be_get(p + 64, 8);
-            e.seq = (uint64_t)be_get(p + 72, 8);
-            e.adapter_count = p[80];
-            if (!find(l, e.request_id))
-                put_locked(l, &e);
+            if (body.len == ANSWER_BYTES && p[0] == LOG_ANSWER)
+                replay_answer(l, p);
+            else if (body.len == RECORDED_BYTES && p[0] == LOG_RECORDED)
+                (void)mark_locked(l, (uint64_t)be_get(p + 1, 8), (uint64_t)be_get(p + 9, 8));
         }
         spool_cursor_close(&c);
     }
@@ -115,7 +165,7 @@ enum status lookup_open(struct lookup **out, const char *dir, struct errtext *er
 {
     struct lookup *l = mem_alloc(sizeof(*l));
     struct spool_options opt = {
-        .dir = dir, .segment_bytes_max = LOG_SEG_BYTES, .bytes_max = 256u << 20};
+        .dir = dir, .segment_bytes_max = LOG_SEG_BYTES, .bytes_max = 256u << 20, .is_cache = true};
     *out = NULL;
     CHECK(pthread_mutex_init(&l->lock, NULL) == 0);
     l->ring = mem_array(LOOKUP_MAX, sizeof(*l->ring));
@@ -134,6 +184,8 @@ void lookup_close(struct lookup *l)
 {
     if (!l)
         return;
+    if (l->log)
+        lookup_flush(l);
     spool_close(l->log);
     pthread_mutex_destroy(&l->lock);
     mem_wipe(l->ring, LOOKUP_MAX * sizeof(*l->ring));
@@ -142,12 +194,18 @@ void lookup_close(struct lookup *l)
     mem_free(l);
 }
 
-void lookup_put(struct lookup *l, const struct lookup_entry *e, bool persist)
+void lookup_put(struct lookup *l, const struct lookup_entry *e)
 {
     pthread_mutex_lock(&l->lock);
     put_locked(l, e);
-    if (persist)
-        append_log(l, e);
+    log_answer(l, e);
+    pthread_mutex_unlock(&l->lock);
+}
+
+void lookup_flush(struct lookup *l)
+{
+    pthread_mutex_lock(&l->lock);
+    (void)!spool_flush(l->log, NULL);
     pthread_mutex_unlock(&l->lock);
 }
 
@@ -191,19 +249,11 @@ void lookup_update(struct lookup *l, const struct lookup_entry *e)
 
 void lookup_mark_recorded(struct lookup *l, uint64_t seq, uint64_t att_seq)
 {
+    uint8_t body[RECORDED_BYTES] = {LOG_RECORDED};
+    be_put(body + 1, seq, 8);
+    be_put(body + 9, att_seq, 8);
     pthread_mutex_lock(&l->lock);
-    uint64_t hi = l->put_count, lo = hi > LOOKUP_MAX ? hi - LOOKUP_MAX : 0;
-    while (lo < hi) {
-        uint64_t mid = lo + (hi - lo) / 2;
-        if (l->ring[mid % LOOKUP_MAX].seq < seq)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    struct lookup_entry *e = &l->ring[lo % LOOKUP_MAX];
-    if (lo < l->put_count && e->seq == seq) {
-        e->att_seq = att_seq;
-        e->state = LOOKUP_RECORDED;
-    }
+    if (mark_locked(l, seq, att_seq))
+        append_log(l, body, sizeof(body));
     pthread_mutex_unlock(&l->lock);
 }

@@ -34,6 +34,10 @@ static enum status check_room(const struct recorder *r, uint64_t spool_bytes, ui
 {
     if (r->disk_refuses)
         return err_set(err, STATUS_FULL, "records cannot be written: %s", r->disk_text);
+    if (r->ship && ship_is_foreign(r->ship))
+        return err_set(err, STATUS_FULL,
+                       "the lane's stream holds records that this spool never wrote: nothing is "
+                       "signed until a person has looked (residual lane void)");
     if (r->stats.spool_bytes + spool_bytes > r->opt.spool_bytes_max / 100 * 95)
         return err_set(
             err, STATUS_FULL,

@@ -38,6 +38,7 @@ struct ship {
     bool cursor_open;
     bool is_away; /* an outage is told once */
     struct buf body;
+    _Atomic bool is_foreign;      /* the stream holds records that this spool never wrote */
     _Atomic bool connected;       /* relaxed: telemetry */
     _Atomic uint64_t shipped_seq; /* relaxed: telemetry */
 };
@@ -128,9 +129,26 @@ static bool stand_after(struct ship *s, uint64_t last)
     return true;
 }
 
-/* Stand on the record after the stream's last. Records that this lane signed and the spool does not
- * hold mean that the spool was rolled back or that another server has the lane: a person decides.
- */
+/* Records that this lane signed and the spool does not hold mean that the spool was rolled back or
+ * that another server has the lane: a person decides. */
+static enum status judge_end(struct ship *s, const struct stream_end *end, uint64_t durable,
+                             struct errtext *err)
+{
+    char source[96];
+    snprintf(source, sizeof(source), "the stream %s", s->stream.key);
+    if (end->seq > durable)
+        return spool_check_used(s->spool, end->seq, source, err);
+    if (end->has_record && !is_in_spool(s, end))
+        return err_set(err, STATUS_CONFLICT,
+                       "%s holds another record %" PRIu64
+                       " than this spool: another server has the "
+                       "lane, or an old copy was restored and its numbers were used again; a "
+                       "person must look",
+                       source, end->seq);
+    return STATUS_OK;
+}
+
+/* Stand on the record after the stream's last. */
 static bool position(struct ship *s)
 {
     struct stream_end end;
@@ -141,14 +159,14 @@ static bool position(struct ship *s)
         disconnect(s, err.text);
         return false;
     }
-    if (end.seq > durable || (end.has_record && !is_in_spool(s, &end))) {
-        log_error("ship",
-                  "stream %s ends at %" PRIu64 ", the spool at %" PRIu64
-                  ": this lane's stream holds records this spool never wrote",
-                  s->stream.key, end.seq, durable);
+    bool is_foreign = judge_end(s, &end, durable, &err) != STATUS_OK;
+    if (is_foreign && !atomic_exchange(&s->is_foreign, true))
+        log_error("ship", "%s; no record is signed until then", err.text);
+    if (is_foreign) {
         disconnect(s, "the stream is not this spool's");
         return false;
     }
+    atomic_store(&s->is_foreign, false);
     return stand_after(s, end.seq);
 }
 
@@ -263,6 +281,22 @@ enum status ship_check(const struct ship_options *opt, struct errtext *err)
     return st;
 }
 
+/* What the stream knows before anything is signed. A Redis that is away knows nothing: its word is
+ * asked as soon as it is back. */
+static enum status ask_first(struct ship *s, struct errtext *err)
+{
+    struct stream_end end;
+    if (redis_link_connect(&s->link, &s->redis, NULL))
+        return STATUS_OK;
+    uint64_t durable = spool_durable_seq(s->spool), refill = spool_first_seq(s->spool) - 1;
+    enum status st = STATUS_OK;
+    if (stream_find_end(&s->stream, s->redis, refill, &end, NULL))
+        st = judge_end(s, &end, durable, err);
+    redisFree(s->redis);
+    s->redis = NULL;
+    return st;
+}
+
 enum status ship_start(struct ship **out, const struct ship_options *opt, struct spool *spool,
                        struct errtext *err)
 {
@@ -272,7 +306,10 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
     buf_init(&s->body, SPOOL_BODY_BYTES_MAX);
     stream_init(&s->stream, opt);
     enum status st = redis_link_open(&s->link, opt->redis_url, opt->password_file, err);
+    if (!st)
+        st = ask_first(s, err);
     if (st) {
+        redis_link_close(&s->link);
         stream_fini(&s->stream);
         buf_fini(&s->body);
         mem_free(s);
@@ -319,4 +356,9 @@ bool ship_is_connected(struct ship *s)
 uint64_t ship_shipped_seq(struct ship *s)
 {
     return atomic_load_explicit(&s->shipped_seq, memory_order_relaxed);
+}
+
+bool ship_is_foreign(struct ship *s)
+{
+    return atomic_load(&s->is_foreign);
 }

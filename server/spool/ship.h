@@ -27,8 +27,8 @@ struct ship_options {
 
 /* Would ship_start take these? Its errors, before anything runs. */
 MUST_CHECK enum status ship_check(const struct ship_options *opt, struct errtext *err);
-/* Starts the thread. Errors: INVALID url, DENIED or IO for the password file. A Redis that is away
- * is not an error. */
+/* Starts the thread. Errors: INVALID url, DENIED or IO for the password file; CONFLICT: the stream
+ * holds records of the lane that the spool does not. A Redis that is away is not an error. */
 MUST_CHECK enum status ship_start(struct ship **out, const struct ship_options *opt,
                                   struct spool *spool, struct errtext *err);
 /* New records are durable: wake up. Thread: any. */
@@ -37,5 +37,7 @@ void ship_kick(struct ship *s);
 void ship_stop(struct ship *s, uint32_t wait_ms);
 bool ship_is_connected(struct ship *s);
 uint64_t ship_shipped_seq(struct ship *s);
+/* What CONFLICT says was found later: nothing may be signed meanwhile. */
+bool ship_is_foreign(struct ship *s);
 
 #endif

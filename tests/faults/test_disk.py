@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server import Redis, Server, wait_for
+from server import Redis, Server, binary, wait_for
 from world import ADAPTERS, Load, bound_server, pairs, spool_records, stream_records
 
 BODY = {"model": ADAPTERS[0], "prompt": [400, 401, 402, 403], "max_tokens": 8, "ignore_eos": True}
@@ -186,8 +186,8 @@ def test_two_servers_on_one_folder(tmp_path):
         first.process = None
 
 
-def test_damaged_spool_is_named(tmp_path):
-    """A torn tail is cut; damage in the middle of a segment loses what is behind it only with a person's knowledge."""
+def test_torn_tail_is_cut(tmp_path):
+    """A torn tail, which no receipt left for, is cut."""
     data = tmp_path / "data"
     lane = data / "lanes/unbound-1"
     with Server(data=data) as s:
@@ -199,6 +199,46 @@ def test_damaged_spool_is_named(tmp_path):
     with Server(data=data) as s:
         assert s.post("/v1/completions", BODY)[0] == 200
     receipts_are_on_disk(lane, receipts)
+
+
+def test_no_number_is_signed_twice(tmp_path):
+    """kill -9, one byte flipped in the middle of the newest segment: no start before a person has said what is to become of what is lost;
+    then every other record is as it was, and nothing is signed again."""
+    data = tmp_path / "data"
+    lane = data / "lanes/unbound-1"
+    void = [binary("residual"), "lane", "void", lane]
+    with Server(data=data) as s:
+        with Load(s, threads=4, pause_s=0) as load:
+            time.sleep(0.7)
+            s.kill()
+        s.process = None
+    receipts, before = load.receipts, spool_records(lane)
+    assert len(receipts) > 20
+    segment = next((lane / "spool").glob("seg-*.log"))
+    whole = bytearray(segment.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    segment.write_bytes(whole)
+    with pytest.raises(AssertionError, match="behind them can.*residual lane void"):
+        Server(data=data).start()
+    assert segment.read_bytes() == whole, "a refused start changes nothing"
+    shown = subprocess.run([*void, "--json"], capture_output=True, text=True)
+    assert shown.returncode == 1 and json.loads(shown.stdout)["lost"] == 1, shown
+    assert segment.read_bytes() == whole, "nor does looking"
+    with Server(data=tmp_path / "other") as other:  # a lane in use is not repaired
+        busy = subprocess.run([*void[:3], other.data / "lanes/unbound-1", "--yes"], capture_output=True, text=True)
+        assert busy.returncode == 3 and "another residuald uses it" in busy.stderr, busy
+    done = subprocess.run([*void, "--yes"], capture_output=True, text=True)
+    assert done.returncode == 0 and "1 void records signed" in done.stdout, done
+    with Server(data=data) as s:
+        fresh = [s.post("/v1/completions", BODY)[1]["residual"] for _ in range(3)]
+        inferences, found = wait_for(lambda: all(n in pairs(spool_records(lane))[1] for n in pairs(spool_records(lane))[0]) and
+                                     pairs(spool_records(lane)), 30, 0.2, what="every answer that is left to be attributed")
+    after = spool_records(lane)
+    changed = [n for n in before if after[n] != before[n]]
+    assert len(changed) == 1 and after[changed[0]][1] == 3 and after[changed[0]][14] == 2, "one void record, reason: damaged"
+    assert min(r["seq"] for r in fresh) > max(before), "used numbers are not used again"
+    receipts_are_on_disk(lane, [r for r in receipts if r["seq"] != changed[0]] + fresh)
+    assert subprocess.run(void, capture_output=True, text=True).returncode == 0, "nothing is lost any more"
 
 
 def test_other_lanes_transport_key(tmp_path):

@@ -13,7 +13,8 @@ static struct lookup *open_lookup(void)
 
 static struct lookup_entry entry(uint64_t i)
 {
-    struct lookup_entry e = {.seq = i, .fair_key = i * 3, .adapter_count = 2};
+    struct lookup_entry e = {
+        .seq = i, .fair_key = i * 3, .account = {(uint8_t)i}, .adapter_count = 2};
     uint8_t seed[8];
     be_put(seed, i, 8);
     crypto_generichash(e.request_id, 32, seed, 8, NULL, 0);
@@ -28,7 +29,7 @@ static void test_put_get(void **state)
     for (uint64_t i = 1; i <= 100; i++) {
         e = entry(i);
         e.state = LOOKUP_PENDING;
-        lookup_put(l, &e, true);
+        lookup_put(l, &e);
     }
     for (uint64_t i = 1; i <= 100; i++) {
         e = entry(i);
@@ -62,7 +63,9 @@ static void test_put_get(void **state)
         assert_int_equal(out.fair_key, i * 3);
         assert_int_equal(out.adapter_count, 2);
         assert_memory_equal(out.salt, e.salt, 32);
-        assert_int_equal(out.state, LOOKUP_NOT_SCORED);
+        assert_int_equal(out.account[0], i);
+        assert_int_equal(out.state, i == 9 ? LOOKUP_RECORDED : LOOKUP_NOT_SCORED);
+        assert_int_equal(out.att_seq, i == 9 ? 200 : 0);
     }
     lookup_close(l);
 }
@@ -75,7 +78,7 @@ static void test_bound(void **state)
     uint64_t last = LOOKUP_MAX + 5000;
     for (uint64_t i = 1; i <= last; i++) {
         e = entry(i);
-        lookup_put(l, &e, true);
+        lookup_put(l, &e);
     }
     for (int round = 0; round < 2; round++) {
         for (uint64_t i = 1; i <= last; i += 97) {

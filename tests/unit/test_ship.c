@@ -153,11 +153,16 @@ static bool is_own(const void *arg, uint64_t seq, const void *entry, size_t len)
     return len == body_of(seq, body) && memcmp(entry, body, 1) == 0;
 }
 
-static enum status start(const char *password_file)
+static enum status start_saying(const char *password_file, struct errtext *err)
 {
     struct ship_options opt = {
         .redis_url = url, .password_file = password_file, .lane = 9, .is_own = is_own, .arg = dir};
-    return ship_start(&ship, &opt, spool, NULL);
+    return ship_start(&ship, &opt, spool, err);
+}
+
+static enum status start(const char *password_file)
+{
+    return start_saying(password_file, NULL);
 }
 
 static void wait_shipped(uint64_t seq)
@@ -300,16 +305,25 @@ static void add(uint64_t seq, const char *sub, const void *entry, size_t len)
     redisFree(c);
 }
 
-/* Signed records that this spool never wrote: it was rolled back. The stream is not touched. */
-static void expect_refusal(uint64_t seq, const char *body, size_t n)
+/* Signed records that this spool never wrote: it was rolled back. The start is refused; met later,
+ * nothing is shipped and nothing may be signed. The stream is not touched. */
+static void expect_refusal(uint64_t seq, const char *body, size_t n, const char *said)
 {
+    struct errtext err = ERRTEXT_INIT;
     add(seq, "-0", body, n);
     add(seq + 3, "-0", "garbage does not hide it", 24);
+    assert_int_equal(start_saying(NULL, &err), STATUS_CONFLICT);
+    assert_non_null(strstr(err.text, said));
+    kill_redis();
     assert_int_equal(start(NULL), STATUS_OK);
-    usleep(300000);
-    assert_false(ship_is_connected(ship));
+    assert_false(ship_is_foreign(ship));
+    start_redis(NULL);
+    for (int i = 0; i < 3000 && !ship_is_foreign(ship); i++)
+        usleep(5000);
+    assert_true(ship_is_foreign(ship));
     append(20); /* past its number: still not ours to mix with */
     usleep(800000);
+    assert_false(ship_is_connected(ship));
     assert_int_equal(ship_shipped_seq(ship), 0);
     redisContext *c = client(NULL);
     redisReply *r = redisCommand(c, "XRANGE residual:lane:9 - +");
@@ -319,6 +333,7 @@ static void expect_refusal(uint64_t seq, const char *body, size_t n)
     redisFree(c);
     command("DEL residual:lane:9"); /* the person's decision */
     wait_shipped(25);
+    assert_false(ship_is_foreign(ship));
     expect_stream(NULL, 1, 25);
 }
 
@@ -329,7 +344,7 @@ static void test_ahead(void **state)
     append(5);
     size_t n = body_of(9, body);
     body[n - 1] ^= 1;
-    expect_refusal(9, body, n);
+    expect_refusal(9, body, n, "ends at record 5, but the stream residual:lane:9 knows 9");
 }
 
 static void test_other_record(void **state)
@@ -339,7 +354,7 @@ static void test_other_record(void **state)
     append(5);
     size_t n = body_of(4, body);
     body[n - 1] ^= 1;
-    expect_refusal(4, body, n);
+    expect_refusal(4, body, n, "holds another record 4 than this spool");
 }
 
 /* What this lane did not sign holds no number of its records: at rest on an idle stream, before the
