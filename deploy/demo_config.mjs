@@ -7,10 +7,11 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { documentRoot, ownerRoot } from '../chain_client/contracts/js/canon.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const require = createRequire(join(root, 'chain_client/contracts/package.json'));
-const { Wallet, concat, getAddress, keccak256 } = require('ethers');
+const { Wallet, getAddress, keccak256 } = require('ethers');
 const { values: args } = parseArgs({ options: { run: { type: 'string' }, server: { type: 'string' }, out: { type: 'string' } } });
 const json = (path) => JSON.parse(readFileSync(path, 'utf8'));
 const demo = join(root, 'configs/demo');
@@ -41,15 +42,13 @@ function keyFiles() {
 }
 
 const split = (list) => list.map((e) => ({ ...e, role: e.role === 'owner' ? 'author' : e.role }));
-const sorted = (list) => [...list].sort();
-
 function datanet(name, manifest, ownerKey) {
-  const rows = sorted(manifest.documents.map((d) => ('0x' + d.digest + d.owner.slice(2)).toLowerCase()));
-  const owners = sorted([...new Set(manifest.documents.map((d) => d.owner.toLowerCase()))]);
+  const documents = manifest.documents.map((d) => ({ ...d, digest: '0x' + d.digest })), count = new Map();
+  for (const d of documents) count.set(d.owner.toLowerCase(), (count.get(d.owner.toLowerCase()) ?? 0) + 1);
   return {
     name, owner_key_file: ownerKey, salt: keccak256(new TextEncoder().encode('demo datanet ' + name)),
-    document_root: keccak256(concat(rows)), owner_root: keccak256(concat(owners)),
-    documents: manifest.documents.length, owners: owners.length, tokenizer_digest: '0x' + manifest.tokenizerDigest,
+    document_root: documentRoot(documents), owner_root: ownerRoot([...count].map(([owner, n]) => ({ owner, documents: n }))),
+    documents: documents.length, owners: count.size, tokenizer_digest: '0x' + manifest.tokenizerDigest,
   };
 }
 

@@ -12,6 +12,7 @@ rs_unit_test(abi rs_chain)
 rs_unit_test(tx rs_chain)
 rs_unit_test(reward rs_chain)
 rs_unit_test(rpc rs_chain)
+rs_unit_test(datanet rs_chain)
 rs_unit_test(registry rs_registry)
 rs_unit_test(keystore rs_chain)
 

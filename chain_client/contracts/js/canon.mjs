@@ -285,6 +285,27 @@ export const epochDigest = (h, chainId, vault) =>
     keccak(keccak(text(EPOCH_TYPE)), word(BigInt(h.epoch)), word(h.prevRoot), word(h.root), word(BigInt(h.total)), word(BigInt(h.leaves)),
       word(BigInt(h.batchPaid)), word(BigInt(h.batchEvidence)), word(h.manifest)));
 
+// ---------------------------------------------------------------- roots of a datanet version
+
+function contentRoot(domain, leaves) {
+  const dom = keccak(text(domain)), pad = keccak(u8(0x22), dom);
+  let level = leaves.map((leaf) => leaf(dom));
+  while (level.length & (level.length - 1)) level.push(pad);
+  while (level.length > 1) level = Array.from({ length: level.length / 2 }, (_, i) => keccak(u8(0x21), level[2 * i], level[2 * i + 1]));
+  return level[0];
+}
+
+const rising = (list, key) => [...list].sort((p, q) => (key(p) < key(q) ? -1 : 1));
+
+// of {owner, documents}
+export const ownerRoot = (owners) =>
+  contentRoot('residual.owners.1', rising(owners, (o) => BigInt(o.owner)).map((o, i) => (dom) => keccak(u8(0x20), dom, u32(i), o.owner, u32(o.documents))));
+
+// of {digest, owner, bytes, licence}
+export const documentRoot = (documents) =>
+  contentRoot('residual.documents.1', rising(documents, (d) => BigInt(d.digest)).map((d, i) => (dom) =>
+    keccak(u8(0x23), dom, u32(i), d.digest, d.owner, uint(BigInt(d.bytes), 8), keccak(text(d.licence)))));
+
 // ---------------------------------------------------------------- commitments
 
 export const subSalt = (salt, k) => keccak(salt, u8(k));

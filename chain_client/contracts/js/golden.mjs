@@ -340,6 +340,17 @@ function manifests() {
     types: { publish: c.PUBLISH_TYPE, epoch: c.EPOCH_TYPE, licence: c.LICENCE_TYPE, consent: c.CONSENT_TYPE } };
 }
 
+// rising, as a reader has to hold them
+function datanets() {
+  const licences = ['CC0-1.0', 'CC-BY-4.0', '', 'Ünïcode'];
+  return [1, 2, 3, 4, 5, 8, 9, 33].map((n) => {
+    const owners = Array.from({ length: n }, (_, i) => ({ owner: addr('document owner', i), documents: i % 3 === 0 ? 4294967295 : i + 1 })).sort((p, q) => (p.owner < q.owner ? -1 : 1));
+    const documents = Array.from({ length: n }, (_, i) => ({ digest: h32('document', i), owner: owners[i % owners.length].owner, bytes: s(i === 1 ? (1n << 64n) - 1n : BigInt(i) * 1009n), licence: licences[i % 4] }))
+      .sort((p, q) => (p.digest < q.digest ? -1 : 1));
+    return { owners, ownerRoot: c.ownerRoot(owners), documents, documentRoot: c.documentRoot(documents) };
+  });
+}
+
 // ---------------------------------------------------------------- Ethereum
 
 function ethereum(world) {
@@ -448,7 +459,7 @@ export function golden() {
     about: 'Vectors of every format; produced by chain_client/contracts/js/golden.mjs. Integers above 32 bits are decimal strings; all keys are test keys.',
     chainId: CHAIN, ledger: LEDGER, vault: VAULT, registry: REGISTRY, token: TOKEN,
     types: { inference: c.structType(1), attribution: c.structType(2), void: c.structType(3), batchType: c.BATCH_TYPE, domainSeparator: c.domainSeparator(CHAIN, LEDGER), domainSeparatorUnbound: c.domainSeparator(0, c.ZERO20) },
-    records: records(), commitments: commitments(), identities: identities(), trees: trees(), batches: batches(), remainders: remainders(), sampling: sampling(), manifests: manifests(), world, ethereum: ethereum(world) };
+    records: records(), commitments: commitments(), identities: identities(), trees: trees(), batches: batches(), remainders: remainders(), sampling: sampling(), manifests: manifests(), datanets: datanets(), world, ethereum: ethereum(world) };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
