@@ -15,6 +15,13 @@ void rpc_tag(char out[RPC_TAG_BYTES], uint64_t block_number)
     snprintf(out, RPC_TAG_BYTES, "0x%" PRIx64, block_number);
 }
 
+void rpc_pin_finalized(struct rpc *r, const uint64_t *block_number)
+{
+    r->finalized[0] = '\0';
+    if (block_number)
+        rpc_tag(r->finalized, *block_number);
+}
+
 static enum status malformed(const char *method, const char *what, struct errtext *err)
 {
     return err_set(err, STATUS_CORRUPT, "%s: the node's %s is malformed", method, what);
@@ -54,9 +61,11 @@ static enum status request_bytes(struct rpc *r, const char *method, struct buf *
     return st;
 }
 
-static void put_tag(struct buf *out, const char *tag)
+static void put_tag(struct rpc *r, const char *tag)
 {
-    buf_put_json_string(out, tag, strlen(tag));
+    if (r->finalized[0] && strcmp(tag, "finalized") == 0)
+        tag = r->finalized;
+    buf_put_json_string(&r->params, tag, strlen(tag));
 }
 
 static void put_address_and_tag(struct rpc *r, const uint8_t address[20], const char *tag)
@@ -64,7 +73,7 @@ static void put_address_and_tag(struct rpc *r, const uint8_t address[20], const 
     buf_clear(&r->params);
     rpc_put_hex(&r->params, address, 20);
     buf_putc(&r->params, ',');
-    put_tag(&r->params, tag);
+    put_tag(r, tag);
 }
 
 /* ---- calls ---- */
@@ -86,7 +95,7 @@ enum status rpc_block(struct rpc *r, const char *tag, struct rpc_block *block, s
     json_t *b;
     memset(block, 0, sizeof(*block));
     buf_clear(&r->params);
-    put_tag(&r->params, tag);
+    put_tag(r, tag);
     buf_puts(&r->params, ",false");
     enum status st = rpc_request(r, "eth_getBlockByNumber", &b, err);
     if (st)
@@ -129,7 +138,7 @@ enum status rpc_call(struct rpc *r, const struct rpc_call *call, const char *tag
 {
     put_call(r, call);
     buf_putc(&r->params, ',');
-    put_tag(&r->params, tag);
+    put_tag(r, tag);
     return request_bytes(r, "eth_call", out, err);
 }
 
@@ -283,9 +292,9 @@ static void put_filter(struct rpc *r, const struct rpc_log_filter *f)
     buf_puts(out, "{\"address\":");
     rpc_put_hex(out, f->address, 20);
     buf_puts(out, ",\"fromBlock\":");
-    put_tag(out, f->from_tag);
+    put_tag(r, f->from_tag);
     buf_puts(out, ",\"toBlock\":");
-    put_tag(out, f->to_tag);
+    put_tag(r, f->to_tag);
     buf_puts(out, ",\"topics\":[");
     for (size_t i = 0; i < count; i++) {
         if (i)

@@ -52,6 +52,9 @@ const struct rpc_fault *rpc_last_fault(const struct rpc *r);
 
 /* A tag is "latest", "safe", "finalized", "earliest", "pending", or what rpc_tag writes. */
 void rpc_tag(char out[RPC_TAG_BYTES], uint64_t block_number);
+/* From now on "finalized" means this block, for whoever knows better than one node what is final;
+ * NULL: what the node calls so. */
+void rpc_pin_finalized(struct rpc *r, const uint64_t *block_number);
 
 MUST_CHECK enum status rpc_chain_id(struct rpc *r, uint64_t *chain_id, struct errtext *err);
 MUST_CHECK enum status rpc_block_number(struct rpc *r, uint64_t *number, struct errtext *err);

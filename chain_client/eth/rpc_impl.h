@@ -14,6 +14,7 @@ struct rpc {
     uint32_t busy_ms_max;
     uint64_t next_id;
     struct rpc_fault fault;
+    char finalized[RPC_TAG_BYTES]; /* what "finalized" is asked as; "": itself */
 };
 
 /* Send method with r->params (an array's inside) and give the result as a new reference; NULL on

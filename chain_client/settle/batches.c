@@ -388,9 +388,12 @@ static enum status raise_commit(struct worker *w, const struct archive_batch *b,
     struct buf data;
     buf_init(&data, 1u << 17);
     batch_put_commit(&data, &b->header, b->lane, b->lane_count);
-    struct sender_call call = {
-        .kind = "commit", .key = b->header.seq, .to = w->dep.ledger, .data = &data};
-    enum status st = sender_raise(w, &call, err);
+    struct sender_call call = {.role = SENDER_COMMITTER,
+                               .kind = "commit",
+                               .key = b->header.seq,
+                               .to = w->dep.ledger,
+                               .data = &data};
+    enum status st = sender_raise(&w->sender, &call, err);
     buf_fini(&data);
     return st;
 }
@@ -399,7 +402,7 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
 {
     uint8_t tx[32] = {0};
     uint64_t seq = b->header.seq;
-    enum status st = sender_hash(w, "commit", seq, tx, err);
+    enum status st = sender_hash(&w->sender, "commit", seq, tx, err);
     if (!st)
         st = db_begin(&w->db, err);
     if (st)
@@ -453,7 +456,7 @@ static enum status follow(struct worker *w, const struct archive_batch *b, struc
         return st;
     st = raise_commit(w, b, err);
     if (!st)
-        st = sender_hash(w, "commit", seq, tx, err);
+        st = sender_hash(&w->sender, "commit", seq, tx, err);
     return st ? st : set_state(w, seq, memcmp(tx, zero, 32) == 0 ? BATCH_INTENT : BATCH_SENT, err);
 }
 

@@ -43,13 +43,15 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS attestors (account BLOB PRIMARY KEY) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS cum (epoch INTEGER NOT NULL, idx INTEGER NOT NULL, account BLOB NOT"
     " NULL, amount TEXT NOT NULL, PRIMARY KEY (epoch, idx)) WITHOUT ROWID;"
-    "CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key INTEGER "
-    "NOT"
-    " NULL, target BLOB NOT NULL, data BLOB NOT NULL, value TEXT NOT NULL, gas INTEGER, sender "
-    "BLOB,"
-    " nonce INTEGER, state TEXT NOT NULL, result TEXT, mined BLOB);"
+    "CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, role TEXT NOT NULL, kind TEXT NOT"
+    " NULL, key INTEGER NOT NULL, generation INTEGER NOT NULL, target BLOB NOT NULL, data BLOB NOT"
+    " NULL, value TEXT NOT NULL, gas INTEGER, sender BLOB, nonce INTEGER, state TEXT NOT NULL,"
+    " mined BLOB, block INTEGER, block_hash BLOB, cost TEXT, ended_at INTEGER, seen INTEGER,"
+    " UNIQUE (kind, key, generation));"
     "CREATE UNIQUE INDEX IF NOT EXISTS intents_nonce ON intents (sender, nonce) WHERE nonce IS NOT"
     " NULL;"
+    "CREATE INDEX IF NOT EXISTS intents_state ON intents (state, role);"
+    "CREATE INDEX IF NOT EXISTS intents_block ON intents (block) WHERE block IS NOT NULL;"
     "CREATE TABLE IF NOT EXISTS attempts (intent INTEGER NOT NULL, n INTEGER NOT NULL, hash BLOB "
     "NOT"
     " NULL, raw BLOB NOT NULL, tip TEXT NOT NULL, cap TEXT NOT NULL, first_sent INTEGER, last_sent"
@@ -58,7 +60,9 @@ static const char schema[] =
     " INTEGER NOT NULL, said TEXT NOT NULL, PRIMARY KEY (kind, number)) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS quarantine (id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, seq"
     " INTEGER NOT NULL, reason TEXT NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL, at INTEGER"
-    " NOT NULL, UNIQUE (lane, seq, digest));";
+    " NOT NULL, UNIQUE (lane, seq, digest));"
+    "CREATE TABLE IF NOT EXISTS gauges (name TEXT NOT NULL, label TEXT NOT NULL, value TEXT NOT"
+    " NULL, PRIMARY KEY (name, label)) WITHOUT ROWID;";
 
 static enum status fault(struct db *db, struct errtext *err)
 {
@@ -75,25 +79,12 @@ static enum status exec(struct db *db, const char *sql, struct errtext *err)
     return sqlite3_exec(db->h, sql, NULL, NULL, NULL) == SQLITE_OK ? STATUS_OK : fault(db, err);
 }
 
-/* One call of a kind and key at a time. An index takes no parameters: the names are printed in. */
-static enum status make_intents_open(struct db *db, struct errtext *err)
-{
-    char sql[160];
-    snprintf(sql, sizeof(sql),
-             "CREATE UNIQUE INDEX IF NOT EXISTS intents_open ON intents (kind, key) WHERE state IN"
-             " ('%s', '%s')",
-             intent_state_name(INTENT_OPEN), intent_state_name(INTENT_BOUND));
-    return exec(db, sql, err);
-}
-
 static enum status make_schema(struct db *db, struct errtext *err)
 {
     enum status st = db_begin(db, err);
     if (st)
         return st;
     st = exec(db, schema, err);
-    if (!st)
-        st = make_intents_open(db, err);
     return db_end(db, st, err);
 }
 
@@ -167,7 +158,7 @@ static enum status open_beside(struct db *db, const char *dir, bool may_write, s
         st = exec(db, may_write ? "PRAGMA synchronous=FULL;" : "PRAGMA query_only=1;", err);
     if (!st)
         st = db_value(db, &tables, 0, err,
-                      "SELECT count(*) FROM sqlite_master WHERE name = 'quarantine'", "");
+                      "SELECT count(*) FROM sqlite_master WHERE name = 'gauges'", "");
     if (!st && !tables)
         st = err_set(err, STATUS_NOT_FOUND, "%s: the worker is just making it; ask again", path);
     if (st)

@@ -6,7 +6,6 @@
  * contradicts what was settled ends it for a person to look */
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/fetch.h"
-#include "chain_client/eth/keystore.h"
 #include "chain_client/settle/serve.h"
 #include "chain_client/settle/worker.h"
 #include "chain_client/tree.h"
@@ -118,24 +117,6 @@ static enum status find_sources(struct worker *w, struct errtext *err)
     return STATUS_OK;
 }
 
-static enum status open_rpc(struct worker *w, struct errtext *err)
-{
-    char *authorization = NULL;
-    size_t len = 0;
-    enum status st = STATUS_OK;
-    if (w->set->rpc_authorization_file)
-        st = file_read_secret(w->set->rpc_authorization_file, 4096, &authorization, &len, err);
-    struct rpc_config config = {.url = w->set->rpc_url, .authorization = authorization};
-    if (!st)
-        st = rpc_open(&w->rpc, &config, err);
-    if (authorization)
-        mem_wipe(authorization, len);
-    mem_free(authorization);
-    if (!st)
-        view_init(&w->view, w->rpc, &w->dep);
-    return st;
-}
-
 /* What needs neither Redis nor the chain. */
 static enum status open_local(struct worker *w, struct errtext *err)
 {
@@ -144,15 +125,13 @@ static enum status open_local(struct worker *w, struct errtext *err)
     if (!st)
         st = secp_create(&w->secp, err);
     if (!st)
-        st = keystore_load(w->secp, &w->key, s->key_file, s->passphrase_file, err);
+        st = chain_open(w, err);
     if (!st)
         st = open_lanes(w, err);
     if (!st)
         st = find_sources(w, err);
     if (!st)
         st = file_mkdirs(s->archive_dir, 0755, err);
-    if (!st)
-        st = open_rpc(w, err);
     if (!st)
         st = ingest_open(w, err);
     canon_domain(w->domain, w->dep.chain_id, w->dep.ledger);
@@ -186,7 +165,9 @@ static bool is_outage(const struct worker *w, enum status st)
 /* The chain is the deployment's, and the state is not behind it. */
 static enum status meet_chain(struct worker *w, struct errtext *err)
 {
-    enum status st = deployment_check(&w->dep, w->rpc, err);
+    enum status st = chain_round(w, err);
+    if (!st)
+        st = deployment_check(&w->dep, w->rpc, err);
     if (!st)
         st = view_vault(&w->view, "latest", &w->vault, err);
     if (!st)
@@ -242,14 +223,16 @@ static enum status watch_clock(struct worker *w, struct errtext *err)
 
 static enum status chain_step(struct worker *w, struct errtext *err)
 {
-    enum status st = watch_clock(w, err);
+    enum status st = chain_round(w, err);
+    if (!st)
+        st = watch_clock(w, err);
     if (!st)
         st = lanes_refresh(w, err);
     if (!st)
         st = batches_step(w, err);
     if (!st)
         st = epochs_step(w, err);
-    return st ? st : sender_step(w, err);
+    return st ? st : sender_step(&w->sender, err);
 }
 
 /* What an outage changes: who looks is told, and the next try is later each time. */
@@ -296,10 +279,8 @@ static enum status run(struct worker *w, struct errtext *err)
 static void worker_fini(struct worker *w)
 {
     ingest_close(w);
-    view_fini(&w->view);
-    rpc_close(w->rpc);
+    chain_close(w);
     db_close(&w->db);
-    secp_key_fini(&w->key);
     secp_destroy(w->secp);
     for (uint32_t i = 0; i < w->lane_count; i++)
         mem_wipe(w->lane[i].transport_key, sizeof(w->lane[i].transport_key));
@@ -320,7 +301,7 @@ static int verb_run(const struct settings *s)
     struct worker w = {.set = s, .db = {.lock_fd = -1}};
     struct serve *http = NULL;
     struct errtext err = ERRTEXT_INIT;
-    char poster[ADDR_TEXT_BYTES];
+    char committer[ADDR_TEXT_BYTES], proposer[ADDR_TEXT_BYTES];
     int code = SETTLE_FINE;
     enum status st = s->log_file ? log_open(s->log_file, &err) : STATUS_OK;
     if (!st)
@@ -334,9 +315,12 @@ static int verb_run(const struct settings *s)
                (st = wait_for_chain(&w, &err)) != STATUS_OK) {
         code = stopping ? SETTLE_FINE : fail(st, SETTLE_START, &err);
     } else {
-        addr_format(poster, w.key.address);
-        log_info("main", "settling %u lanes on chain %" PRIu64 " as %s", w.lane_count,
-                 w.dep.chain_id, poster);
+        addr_format(committer, w.sender.signer[SENDER_COMMITTER].key.address);
+        addr_format(proposer, w.sender.signer[SENDER_PROPOSER].key.address);
+        log_info("main",
+                 "settling %u lanes on chain %" PRIu64 ", committer %s, proposer %s, %s funder",
+                 w.lane_count, w.dep.chain_id, committer, proposer,
+                 w.sender.signer[SENDER_FUNDER].present ? "with its" : "without a");
         st = run(&w, &err);
         code = st ? fail(st, SETTLE_FAILED, &err) : SETTLE_FINE;
     }
@@ -365,21 +349,44 @@ static int verb_status(const struct settings *s)
     return st ? fail(st, SETTLE_FAILED, &err) : SETTLE_FINE;
 }
 
+static enum status resume_lane(struct db *db, uint64_t lane, struct errtext *err)
+{
+    enum status st =
+        db_run(db, err, "UPDATE lanes SET stopped = NULL WHERE lane = ? AND stopped IS NOT NULL",
+               "u", lane);
+    if (!st && !db_changes(db))
+        st = err_set(err, STATUS_NOT_FOUND, "lane %" PRIu64 " is not stopped", lane);
+    return st;
+}
+
+/* Of the three things that a person may have looked at, the one that is named. */
 static int verb_resume(const struct settings *s)
 {
+    static const struct {
+        const char *what;
+        enum status (*resume)(struct db *db, uint64_t number, struct errtext *err);
+    } kinds[] = {{"lane", resume_lane}, {"nonce", sender_acknowledge}, {"batch", walk_back_forget}};
+    const char *given[] = {s->operand, s->nonce, s->batch};
     struct db db;
     struct errtext err = ERRTEXT_INIT;
-    uint64_t lane = s->operand ? strtoull(s->operand, NULL, 10) : 0;
+    size_t kind = ARRAY_COUNT(kinds), count = 0;
+    char *end = NULL;
+    for (size_t i = 0; i < ARRAY_COUNT(kinds); i++) {
+        kind = given[i] ? i : kind;
+        count += given[i] != NULL;
+    }
+    uint64_t number = count == 1 ? strtoull(given[kind], &end, 10) : 0;
+    if (count != 1 || end == given[kind] || *end)
+        return fail(err_set(&err, STATUS_INVALID,
+                            "resume: expected one of LANE, --nonce N and --batch N, a number"),
+                    SETTLE_CONFIG, &err);
     enum status st = db_open(&db, s->state_dir, &err);
     if (st)
         return fail(st, st == STATUS_BUSY ? SETTLE_LOCKED : SETTLE_START, &err);
-    st = db_run(&db, &err, "UPDATE lanes SET stopped = NULL WHERE lane = ? AND stopped IS NOT NULL",
-                "u", lane);
-    if (!st && !db_changes(&db))
-        st = err_set(&err, STATUS_NOT_FOUND, "lane %" PRIu64 " is not stopped", lane);
+    st = kinds[kind].resume(&db, number, &err);
     db_close(&db);
     if (!st)
-        printf("lane %" PRIu64 " goes on when the worker starts\n", lane);
+        printf("%s %" PRIu64 " goes on when the worker starts\n", kinds[kind].what, number);
     return st ? fail(st, SETTLE_FAILED, &err) : SETTLE_FINE;
 }
 

@@ -1,7 +1,6 @@
 /* From a computed epoch to one in the vault: the signatures of the attestors, the money, the
  * proposal. The worker signs nothing for the attestors and counts nobody who does not hold the role
  * now; a proposal carries exactly as many signatures as the vault asks for, ascending by signer. */
-#include "chain_client/eth/abi.h"
 #include "chain_client/settle/candidate.h"
 #include "chain_client/settle/epochs_impl.h"
 #include "chain_client/settle/trouble.h"
@@ -99,59 +98,6 @@ static enum status attest(struct worker *w, const struct epoch_plan *p, struct e
     return st ? st : epochs_set_state(w, p->epoch, EPOCH_ATTESTED, err);
 }
 
-/* ---- money ---- */
-
-static enum status raise_approve(struct worker *w, const struct epoch_plan *p, u128 need,
-                                 struct errtext *err)
-{
-    struct buf data;
-    struct abi_tuple t;
-    buf_init(&data, 256);
-    abi_put_selector(&data, "approve(address,uint256)");
-    abi_begin(&t, &data, 2);
-    abi_address(&t, w->dep.vault);
-    abi_uint(&t, need);
-    abi_end(&t);
-    struct sender_call call = {
-        .kind = "approve", .key = p->paid, .to = w->dep.token, .data = &data};
-    enum status st = sender_raise(w, &call, err);
-    buf_fini(&data);
-    return st;
-}
-
-/* fundTo(cumFee(M)): the operator's debt. *ready once the vault has it at `latest`. */
-static enum status fund(struct worker *w, const struct epoch_plan *p,
-                        const struct view_money *latest, bool *ready, struct errtext *err)
-{
-    static const uint8_t zero[20];
-    bool native = memcmp(w->dep.token, zero, 20) == 0;
-    struct buf data;
-    struct abi_tuple t;
-    *ready = latest->funded >= p->total;
-    if (*ready)
-        return STATUS_OK;
-    u128 need = p->total - latest->funded, allowed = need;
-    enum status st =
-        native ? STATUS_OK : view_allowance(&w->view, "latest", w->key.address, &allowed, err);
-    if (st)
-        return st;
-    if (allowed < need)
-        return raise_approve(w, p, need, err);
-    buf_init(&data, 256);
-    abi_put_selector(&data, "fundTo(uint128)");
-    abi_begin(&t, &data, 1);
-    abi_uint(&t, p->total + w->vault.start_cum_fee);
-    abi_end(&t);
-    struct sender_call call = {.kind = "fund",
-                               .key = p->paid,
-                               .to = w->dep.vault,
-                               .data = &data,
-                               .value = native ? need : 0};
-    st = sender_raise(w, &call, err);
-    buf_fini(&data);
-    return st;
-}
-
 /* ---- the proposal ---- */
 
 static enum status raise_propose(struct worker *w, const struct epoch_plan *p,
@@ -175,9 +121,12 @@ static enum status raise_propose(struct worker *w, const struct epoch_plan *p,
                                       .signature_count = have->count};
     buf_init(&data, 1u << 16);
     epoch_put_propose(&data, &proposal);
-    struct sender_call call = {
-        .kind = "propose", .key = p->epoch, .to = w->dep.vault, .data = &data};
-    st = sender_raise(w, &call, err);
+    struct sender_call call = {.role = SENDER_PROPOSER,
+                               .kind = "propose",
+                               .key = p->epoch,
+                               .to = w->dep.vault,
+                               .data = &data};
+    st = sender_raise(&w->sender, &call, err);
     buf_fini(&data);
     archive_batch_fini(&paid);
     if (!st && p->state == EPOCH_FUNDED)
@@ -202,10 +151,12 @@ static enum status finish(struct worker *w, const struct epoch_plan *p,
     if (memcmp(found->root, p->root, 32) != 0 || found->batch_paid != p->paid)
         return err_set(err, STATUS_CONFLICT,
                        "epoch %" PRIu64 ": the vault holds another one than ours", p->epoch);
-    enum status st = sender_hash(w, "propose", p->epoch, tx, err);
+    enum status st = sender_hash(&w->sender, "propose", p->epoch, tx, err);
     if (!st)
         st = db_run(&w->db, err, "UPDATE epochs SET tx = ?, active_at = ? WHERE epoch = ?", "buu",
                     tx, sizeof(tx), found->active_at, p->epoch);
+    if (!st)
+        st = funding_reset(w, p->paid, err);
     return st ? st : epochs_set_state(w, p->epoch, EPOCH_FINAL, err);
 }
 
@@ -226,7 +177,8 @@ enum status epochs_propose(struct worker *w, const struct epoch_plan *p,
         return epochs_drop(w, p->epoch, err);
     if (p->state == EPOCH_COMPUTED)
         return attest(w, p, err);
-    st = fund(w, p, &latest, &ready, err);
+    struct funding need = {.paid = p->paid, .total = p->total, .funded = latest.funded};
+    st = funding_step(w, &need, &ready, err);
     if (st || !ready)
         return st;
     if (p->state == EPOCH_ATTESTED)

@@ -1,475 +1,436 @@
-/* The transaction sender: announced calls become mined ones, by the states of enum intent_state.
+/* The sender's round: what is bound is followed to a receipt in a finalized block; what is open is
+ * given a nonce.
  *
  * A nonce is stored before anything is signed, and signed bytes are stored before they are sent, so
  * whatever is lost or repeated afterwards is the same transaction. A higher fee is another attempt
- * of the same nonce: at most one of them can be mined. What a node answers to a send is only
- * advice; the verdict is a receipt in a finalized block. A call that would revert now gets no
- * nonce: its row goes, and is raised again when the chain is ready for it. Every call sets absolute
- * state, so a repeat does nothing. */
-#include "chain_client/eth/abi.h"
-#include "chain_client/eth/tx.h"
-#include "chain_client/settle/worker.h"
+ * of the same nonce: at most one of them can be mined. A call that would revert now, or that its
+ * key cannot pay, gets no nonce. Every call sets absolute state, so a repeat does nothing. */
+#include "chain_client/settle/sender.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/settle/gauges.h"
+#include "chain_client/settle/sender_impl.h"
+#include "chain_client/settle/trouble.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
-#include "server/base/mem.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-#define IN_FLIGHT_MAX  4
-#define ATTEMPTS_MAX   64
-#define RESEND_MS      10000
-#define GAS_MIN        100000
-#define GWEI           1000000000u
-#define NOTE_NS        60000000000ull
-#define FOREIGN_NS     60000000000ull
-#define FOREIGN_ASKS   10
-#define DATA_BYTES_MAX TX_DATA_BYTES_MAX
-
-struct intent {
-    uint64_t id, key, nonce, gas;
-    char kind[16];
-    uint8_t to[20];
-    struct buf data;
-    u128 value;
-};
-
-struct attempt {
-    uint64_t n;
-    uint8_t hash[32];
-    struct buf raw;
-    u128 tip, cap;
-    uint64_t first_sent_ms, last_sent_ms;
-};
-
-/* ---- rows ---- */
-
-enum status sender_raise(struct worker *w, const struct sender_call *call, struct errtext *err)
-{
-    if (call->data->failed || call->data->len > DATA_BYTES_MAX)
-        return err_set(err, STATUS_TOO_LARGE, "%s %" PRIu64 ": call data is too long", call->kind,
-                       call->key);
-    return db_run(&w->db, err,
-                  "INSERT OR IGNORE INTO intents (kind, key, target, data, value, state) VALUES (?,"
-                  " ?, ?, ?, ?, ?)",
-                  "tubbnt", call->kind, call->key, call->to, (size_t)20,
-                  (const void *)call->data->data, call->data->len, call->value,
-                  intent_state_name(INTENT_OPEN));
-}
-
-enum status sender_hash(struct worker *w, const char *kind, uint64_t key, uint8_t hash[32],
-                        struct errtext *err)
-{
-    struct db_rows q;
-    memset(hash, 0, 32);
-    enum status st = db_query(&w->db, &q, err,
-                              "SELECT coalesce(i.mined, a.hash) FROM intents i JOIN attempts a ON"
-                              " a.intent = i.id WHERE i.kind = ? AND i.key = ? ORDER BY i.id DESC,"
-                              " a.n DESC LIMIT 1",
-                              "tu", kind, key);
-    if (!st)
-        st = db_next(&q, err);
-    if (!st)
-        db_bytes(&q, 0, hash, 32);
-    db_done(&q);
-    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
-}
-
-/* The idx-th intent of a state, in the order of nonce or, before there is one, of announcement. */
-static enum status load_intent(struct worker *w, struct intent *t, enum intent_state state,
-                               uint64_t idx, struct errtext *err)
-{
-    struct db_rows q;
-    size_t len;
-    *t = (struct intent){0};
-    buf_init(&t->data, DATA_BYTES_MAX);
-    enum status st = db_query(&w->db, &q, err,
-                              "SELECT id, kind, key, target, data, value, nonce, gas FROM intents"
-                              " WHERE state = ? ORDER BY nonce, id LIMIT 1 OFFSET ?",
-                              "tu", intent_state_name(state), idx);
-    if (!st)
-        st = db_next(&q, err);
-    if (st)
-        return st;
-    t->id = db_u64(&q, 0);
-    snprintf(t->kind, sizeof(t->kind), "%s", db_text(&q, 1));
-    t->key = db_u64(&q, 2);
-    db_bytes(&q, 3, t->to, 20);
-    const uint8_t *data = db_blob(&q, 4, &len);
-    buf_put(&t->data, data, len);
-    t->value = db_amount(&q, 5);
-    t->nonce = db_u64(&q, 6);
-    t->gas = db_u64(&q, 7);
-    db_done(&q);
-    return STATUS_OK;
-}
-
-static enum status load_attempt(struct worker *w, struct attempt *a, uint64_t intent, uint64_t n,
-                                struct errtext *err)
-{
-    struct db_rows q;
-    size_t len;
-    *a = (struct attempt){.n = n};
-    buf_init(&a->raw, TX_RAW_BYTES_MAX);
-    enum status st = db_query(&w->db, &q, err,
-                              "SELECT hash, raw, tip, cap, first_sent, last_sent FROM attempts"
-                              " WHERE intent = ? AND n = ?",
-                              "uu", intent, n);
-    if (!st)
-        st = db_next(&q, err);
-    if (st)
-        return st;
-    db_bytes(&q, 0, a->hash, 32);
-    const uint8_t *raw = db_blob(&q, 1, &len);
-    buf_put(&a->raw, raw, len);
-    a->tip = db_amount(&q, 2);
-    a->cap = db_amount(&q, 3);
-    a->first_sent_ms = db_u64(&q, 4);
-    a->last_sent_ms = db_u64(&q, 5);
-    db_done(&q);
-    return STATUS_OK;
-}
-
-/* ---- what a node says ---- */
-
-/* The contract's error by name, or the node's own words. */
-static const char *refusal(const struct worker *w)
-{
-    static const char *const errors[] = {"Already(uint64)",
-                                         "Conflict(uint64)",
-                                         "NotNext(uint64)",
-                                         "WrongSpec(uint8)",
-                                         "WrongPrevious(bytes32)",
-                                         "WrongCount()",
-                                         "WrongCumFee(uint128)",
-                                         "FeeTooLarge()",
-                                         "WrongTime()",
-                                         "LaneUnknown(uint32)",
-                                         "LaneOrder(uint32)",
-                                         "LaneGap(uint32,uint64)",
-                                         "Paused()",
-                                         "LaneKeyPending(uint32,uint64)",
-                                         "EmptyEpoch()",
-                                         "LaneIsSealed(uint32,uint64)",
-                                         "WrongBatch(uint64)",
-                                         "EvidenceUnknown(uint64)",
-                                         "TooEarly(uint64)",
-                                         "WrongTotal(uint128)",
-                                         "WrongValue()",
-                                         "IncreaseTooLarge(uint128,uint128)",
-                                         "AttestorsMissing(uint256)",
-                                         "Underfunded(uint256,uint256)",
-                                         "PaymentRefused(address)",
-                                         "AccessControlUnauthorizedAccount(address,bytes32)"};
-    const struct rpc_fault *f = rpc_last_fault(w->rpc);
-    uint8_t selector[4];
-    for (size_t i = 0; i < ARRAY_COUNT(errors) && f->data_len >= 4; i++) {
-        abi_selector(selector, errors[i]);
-        if (memcmp(selector, f->data, 4) == 0)
-            return errors[i];
-    }
-    return f->message;
-}
-
-static void note(struct worker *w, const struct intent *t, const char *what, const char *why)
-{
-    if (clock_mono_ns() < w->sender_note_ns)
-        return;
-    w->sender_note_ns = clock_mono_ns() + NOTE_NS;
-    log_warn("sender", "%s %" PRIu64 ": %s: %s", t->kind, t->key, what, why);
-}
-
-static enum status send(struct worker *w, const struct intent *t, struct attempt *a,
-                        struct errtext *err)
-{
-    struct errtext why = ERRTEXT_INIT;
-    enum status st =
-        db_run(&w->db, err, "UPDATE attempts SET last_sent = ? WHERE intent = ? AND n = ?", "uuu",
-               clock_wall_ms(), t->id, a->n);
-    if (st)
-        return st;
-    if (rpc_send_raw(w->rpc, a->raw.data, a->raw.len, a->hash, &why))
-        log_debug("sender", "%s %" PRIu64 " attempt %" PRIu64 ": %s", t->kind, t->key, a->n,
-                  why.text); /* an unknown outcome: the receipt decides */
-    return STATUS_OK;
-}
-
-/* ---- attempts ---- */
-
-/* Twice the base fee and the tip the node suggests, below our own maximum. */
-static enum status choose_fees(struct worker *w, u128 *tip, u128 *cap, struct errtext *err)
-{
-    u128 base = 0, most = (u128)w->set->fee_max_gwei * GWEI;
-    enum status st = rpc_next_base_fee(w->rpc, &base, err);
-    if (!st)
-        st = rpc_tip(w->rpc, tip, err);
-    if (!st && base > most)
-        st = err_set(err, STATUS_BUSY, "the base fee is above fee_max_gwei");
-    *cap = MIN(2 * base + *tip, most);
-    *tip = MIN(*tip, *cap);
-    return st;
-}
-
-static enum status make_attempt(struct worker *w, const struct intent *t, struct attempt *a,
-                                struct errtext *err)
-{
-    struct tx tx = {.chain_id = w->dep.chain_id,
-                    .nonce = t->nonce,
-                    .tip_max = a->tip,
-                    .fee_max = a->cap,
-                    .gas_limit = t->gas,
-                    .value = t->value,
-                    .data = (const uint8_t *)t->data.data,
-                    .data_len = t->data.len};
-    memcpy(tx.to, t->to, 20);
-    enum status st = tx_sign(w->secp, &a->raw, a->hash, &tx, &w->key, err);
-    if (!st)
-        st = db_run(&w->db, err,
-                    "INSERT INTO attempts (intent, n, hash, raw, tip, cap, first_sent, last_sent)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    "uubbnnuu", t->id, a->n, a->hash, (size_t)32, (const void *)a->raw.data,
-                    a->raw.len, a->tip, a->cap, clock_wall_ms(), clock_wall_ms());
-    if (!st)
-        st = send(w, t, a, err);
-    return st;
-}
-
-static enum status first_attempt(struct worker *w, const struct intent *t, struct errtext *err)
-{
-    struct attempt a = {.n = 1};
-    buf_init(&a.raw, TX_RAW_BYTES_MAX);
-    enum status st = choose_fees(w, &a.tip, &a.cap, err);
-    if (!st)
-        st = make_attempt(w, t, &a, err);
-    buf_fini(&a.raw);
-    return st;
-}
-
-/* 12.5 % above the last attempt in both fees, or what is usual now if that is more. */
-static enum status bump(struct worker *w, const struct intent *t, const struct attempt *last,
-                        struct errtext *err)
-{
-    struct attempt a = {.n = last->n + 1};
-    u128 tip_least = last->tip + last->tip / 8 + 1, cap_least = last->cap + last->cap / 8 + 1;
-    if (last->n == ATTEMPTS_MAX || cap_least > (u128)w->set->fee_max_gwei * GWEI) {
-        note(w, t, "not mined", "its fee is at fee_max_gwei");
-        return STATUS_OK;
-    }
-    enum status st = choose_fees(w, &a.tip, &a.cap, err);
-    if (st)
-        return st;
-    a.tip = MAX(a.tip, tip_least);
-    a.cap = MAX(MAX(a.cap, cap_least), a.tip);
-    buf_init(&a.raw, TX_RAW_BYTES_MAX);
-    log_info("sender", "%s %" PRIu64 ": not mined, attempt %" PRIu64 " offers more", t->kind,
-             t->key, a.n);
-    st = make_attempt(w, t, &a, err);
-    buf_fini(&a.raw);
-    return st;
-}
+#define IN_FLIGHT_MAX    4
+#define GAS_MIN          100000
+#define FOREIGN_NS       10000000000ull /* of two endpoints; one alone is asked six times as long */
+#define FOREIGN_ASKS     10
+#define FOREIGN_SEEN_MAX 3 /* so many that nobody has looked at stop a key */
+#define DAYS_MIN         7
+#define DAY_S            86400u
 
 /* ---- following ---- */
 
-struct finality {
-    uint64_t number, nonce; /* finalized block, and the poster's nonces used in it */
-};
-
-static enum status settle(struct worker *w, const struct intent *t, const struct rpc_receipt *r,
+static enum status settle(struct sender *s, const struct intent *t, const struct rpc_receipt *r,
                           struct errtext *err)
 {
+    bool is_there = false;
+    enum status st = nodes_has_block(s->nodes, r->block_number, r->block_hash, &is_there, err);
+    if (st || !is_there) /* a receipt of a block that is gone: its transaction may be mined again */
+        return st;
     if (!r->succeeded)
         log_warn("sender", "%s %" PRIu64 ": mined and reverted in block %" PRIu64, t->kind, t->key,
                  r->block_number);
-    return db_run(&w->db, err, "UPDATE intents SET state = ?, result = ?, mined = ? WHERE id = ?",
-                  "ttbu", intent_state_name(r->succeeded ? INTENT_DONE : INTENT_CLOSED),
-                  r->succeeded ? "ok" : "reverted", r->tx_hash, (size_t)32, t->id);
+    struct sender_end end = {.state = r->succeeded ? INTENT_DONE : INTENT_CLOSED,
+                             .mined = r->tx_hash,
+                             .block = r->block_number,
+                             .block_hash = r->block_hash,
+                             .cost = r->effective_gas_price * r->gas_used};
+    return sender_end_intent(s, t, &end, err);
 }
 
-/* Is any attempt mined? *found and, when it is final, the row's end. *unsure: the node refused to
- * say (it indexes, or lags), which is no answer. */
-static enum status look_for_receipt(struct worker *w, const struct intent *t, uint64_t attempts,
-                                    const struct finality *f, bool *found, bool *unsure,
-                                    struct errtext *err)
+struct sights {
+    bool seen;   /* an endpoint shows a receipt of some attempt */
+    bool absent; /* enough of them show none of any */
+};
+
+/* Is any attempt mined? When its block is final, the row ends. */
+static enum status look_for_receipt(struct sender *s, const struct intent *t, uint64_t attempts,
+                                    struct sights *out, struct errtext *err)
 {
     enum status st = STATUS_OK;
-    *found = *unsure = false;
-    for (uint64_t n = attempts; n >= 1 && !st && !*found; n--) {
-        struct errtext why = ERRTEXT_INIT;
+    *out = (struct sights){.absent = true};
+    for (uint64_t n = attempts; n >= 1 && !st && !out->seen; n--) {
         struct attempt a;
         struct rpc_receipt r;
-        st = load_attempt(w, &a, t->id, n, err);
-        if (!st) {
-            enum status got = rpc_receipt(w->rpc, a.hash, &r, &why);
-            *found = got == STATUS_OK;
-            *unsure |= got == STATUS_INVALID;
-            if (got && got != STATUS_NOT_FOUND && got != STATUS_INVALID)
-                st = err_set(err, got, "%s", why.text);
-        }
-        if (!st && *found && r.block_number <= f->number)
-            st = settle(w, t, &r, err);
+        enum nodes_sight sight = NODES_UNSURE;
+        st = sender_load_attempt(s, &a, t->id, n, err);
+        if (!st)
+            st = nodes_receipt(s->nodes, a.hash, &r, &sight, err);
+        out->seen = sight == NODES_SEEN || sight == NODES_GLIMPSED;
+        out->absent = out->absent && sight == NODES_NONE;
+        if (!st && sight == NODES_SEEN && r.block_number <= s->nodes->final.number)
+            st = settle(s, t, &r, err);
         buf_fini(&a.raw);
     }
     return st;
 }
 
-/* Our nonce is used in final history and no receipt of ours is shown. A node that lags says so too:
- * only one that says it again and again, for a minute, is believed. */
-static enum status suspect_foreign(struct worker *w, const struct intent *t, struct errtext *err)
+/* Used in final history, by nothing of ours. Who raised the call looks at the chain and raises it
+ * again if that is still needed. */
+static enum status end_foreign(struct sender *s, const struct intent *t, struct errtext *err)
 {
-    uint64_t now = clock_mono_ns();
-    if (w->foreign.intent != t->id) {
-        w->foreign = (struct foreign_nonce){.intent = t->id, .since_ns = now};
+    char address[ADDR_TEXT_BYTES];
+    addr_format(address, t->sender);
+    struct sender_end end = {.state = INTENT_FOREIGN,
+                             .block = s->nodes->final.number,
+                             .block_hash = s->nodes->final.hash};
+    enum status st = sender_end_intent(s, t, &end, err);
+    if (st)
+        return st;
+    return trouble_say(s->db, TROUBLE_FOREIGN_NONCE, t->role, err,
+                       "nonce %" PRIu64 " of the %s %s was used by a transaction that is not this "
+                       "worker's (%s %" PRIu64 " is raised again if the contract still wants it): "
+                       "does another program, or a worker with an older state, hold the key? Stop "
+                       "it; then stop this one and run residual-settle resume --nonce %" PRIu64,
+                       t->nonce, sender_role_name(t->role), address, t->kind, t->key, t->nonce);
+}
+
+/* Our nonce is used in final history and nobody shows a receipt of ours. A node whose index lags
+ * says so too: only what stays so for a while is believed, and of one endpoint for longer. */
+static enum status suspect_foreign(struct sender *s, const struct intent *t, struct errtext *err)
+{
+    struct sender_signer *g = &s->signer[t->role];
+    uint64_t now = clock_mono_ns(), wait_ns = FOREIGN_NS * (s->nodes->agree_min > 1 ? 1 : 6);
+    if (g->foreign_intent != t->id) {
+        g->foreign_intent = t->id;
+        g->foreign_ns = now;
+        g->foreign_asked = 0;
         log_warn("sender",
-                 "%s %" PRIu64 ": nonce %" PRIu64 " is used in finalized history, but the node "
-                 "shows none of our transactions with it; asking again",
+                 "%s %" PRIu64 ": nonce %" PRIu64 " is used in finalized history, but no endpoint "
+                 "shows one of our transactions with it; asking again",
                  t->kind, t->key, t->nonce);
     }
-    if (++w->foreign.asked < FOREIGN_ASKS || now < w->foreign.since_ns + FOREIGN_NS)
+    if (++g->foreign_asked < FOREIGN_ASKS || now < g->foreign_ns + wait_ns)
         return STATUS_OK;
-    return err_set(err, STATUS_CONFLICT,
-                   "%s %" PRIu64 ": nonce %" PRIu64 " of the poster was used by a transaction "
-                   "that is not ours: does another program hold its key?",
-                   t->kind, t->key, t->nonce);
+    return end_foreign(s, t, err);
 }
 
-static enum status push(struct worker *w, const struct intent *t, uint64_t attempts,
-                        struct errtext *err)
-{
-    struct attempt last;
-    uint64_t now = clock_wall_ms();
-    enum status st = load_attempt(w, &last, t->id, attempts, err);
-    if (!st && now >= last.first_sent_ms + w->set->bump_seconds * 1000)
-        st = bump(w, t, &last, err);
-    else if (!st && (now >= last.last_sent_ms + RESEND_MS || now < last.last_sent_ms))
-        st = send(w, t, &last, err);
-    buf_fini(&last.raw);
-    return st;
-}
-
-static enum status follow(struct worker *w, const struct intent *t, const struct finality *f,
+static enum status follow(struct sender *s, const struct intent *t, uint64_t used,
                           struct errtext *err)
 {
     uint64_t attempts;
-    bool found, unsure;
-    enum status st = db_value(&w->db, &attempts, 0, err,
+    struct sights sights;
+    enum status st = db_value(s->db, &attempts, 0, err,
                               "SELECT max(n) FROM attempts WHERE intent = ?", "u", t->id);
     if (st)
         return st;
-    if (!attempts)
-        return first_attempt(w, t, err);
-    st = look_for_receipt(w, t, attempts, f, &found, &unsure, err);
-    if (st || found || unsure)
+    st = look_for_receipt(s, t, attempts, &sights, err);
+    if (sights.seen || !sights.absent)
+        s->signer[t->role].foreign_intent = 0; /* what was suspected must be so without a break */
+    if (st || sights.seen)
         return st;
-    if (t->nonce < f->nonce)
-        return suspect_foreign(w, t, err);
-    return push(w, t, attempts, err);
+    if (t->nonce < used) /* without enough denials, ask again */
+        return sights.absent ? suspect_foreign(s, t, err) : STATUS_OK;
+    return attempts ? sender_push(s, t, attempts, err) : sender_first_attempt(s, t, err);
+}
+
+static enum status follow_bound(struct sender *s, struct errtext *err)
+{
+    struct intent t, next;
+    uint64_t used = 0;
+    uint8_t whose[20] = {0};
+    enum status st = sender_load_bound(s, &t, NULL, err);
+    while (!st) {
+        if (memcmp(whose, t.sender, 20) != 0)
+            st = nodes_final_nonce(s->nodes, t.sender, &used, err);
+        memcpy(whose, t.sender, 20);
+        if (!st)
+            st = follow(s, &t, used, err);
+        buf_fini(&t.data);
+        if (st)
+            return st;
+        st = sender_load_bound(s, &next, &t, err);
+        t = next;
+    }
+    buf_fini(&t.data);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
 /* ---- binding ---- */
 
-static enum status drop(struct worker *w, const struct intent *t, struct errtext *err)
+static enum status drop(struct sender *s, const struct intent *t, struct errtext *err)
 {
-    return db_run(&w->db, err, "DELETE FROM intents WHERE id = ? AND state = ?", "ut", t->id,
+    return db_run(s->db, err, "DELETE FROM intents WHERE id = ? AND state = ?", "ut", t->id,
                   intent_state_name(INTENT_OPEN));
 }
 
-static enum status next_nonce(struct worker *w, uint64_t *nonce, struct errtext *err)
+static enum status next_nonce(struct sender *s, const uint8_t address[20], uint64_t *nonce,
+                              struct errtext *err)
 {
     uint64_t used = 0, stored = 0;
-    enum status st = rpc_transaction_count(w->rpc, w->key.address, "latest", &used, err);
+    enum status st = rpc_transaction_count(nodes_rpc(s->nodes), address, "latest", &used, err);
     if (!st)
-        st =
-            db_value(&w->db, &stored, 0, err, "SELECT max(nonce) + 1 FROM intents WHERE sender = ?",
-                     "b", w->key.address, (size_t)20);
+        st = db_value(s->db, &stored, 0, err, "SELECT max(nonce) + 1 FROM intents WHERE sender = ?",
+                      "b", address, (size_t)20);
     *nonce = MAX(used, stored);
     return st;
 }
 
-static enum status bind(struct worker *w, struct intent *t, struct errtext *err)
+static enum status say_unfunded(struct sender *s, const struct sender_signer *g,
+                                enum sender_role role, const struct intent *t, u128 need,
+                                struct errtext *err)
 {
-    struct rpc_call call = {.from = w->key.address,
+    char address[ADDR_TEXT_BYTES], has[40], wants[40];
+    addr_format(address, g->key.address);
+    u128_format(has, g->balance);
+    u128_format(wants, need);
+    return trouble_say(s->db, TROUBLE_UNFUNDED, role, err,
+                       "the %s %s holds %s wei, and %s %" PRIu64
+                       " may cost %s: it waits; send coins "
+                       "to that address, and it goes on by itself",
+                       sender_role_name(role), address, has, t->kind, t->key, wants);
+}
+
+/* Gas, fees and balance: what a call needs before it may have a nonce. *ready false: not now. */
+static enum status prepare(struct sender *s, struct intent *t, bool *ready, struct errtext *err)
+{
+    struct sender_signer *g = &s->signer[t->role];
+    struct rpc *rpc = nodes_rpc(s->nodes);
+    struct rpc_call call = {.from = g->key.address,
                             .to = t->to,
                             .value = t->value,
                             .data = t->data.data,
                             .data_len = t->data.len};
     struct errtext why = ERRTEXT_INIT;
-    enum status st = rpc_estimate_gas(w->rpc, &call, &t->gas, &why);
+    u128 tip, cap;
+    bool too_high = false;
+    *ready = false;
+    enum status st = sender_fees(s, &tip, &cap, &too_high, err);
+    if (!st)
+        st = rpc_balance(rpc, g->key.address, "latest", &g->balance, err);
+    if (st || too_high)
+        return st;
+    u128 least = t->value + cap * GAS_MIN;
+    if (g->balance < least) /* an estimate without coins would say nothing about the contract */
+        return say_unfunded(s, g, t->role, t, least, err);
+    st = rpc_estimate_gas(rpc, &call, &t->gas, &why);
     if (st == STATUS_INVALID) { /* it would revert: nothing is sent */
-        note(w, t, "not now", refusal(w));
-        return drop(w, t, err);
+        sender_note(s, t, "not now", sender_refusal(s));
+        return drop(s, t, err);
     }
     if (st)
         return err_set(err, st, "%s", why.text);
     t->gas = MAX(t->gas + t->gas / 5, (uint64_t)GAS_MIN);
-    st = next_nonce(w, &t->nonce, err);
+    if (g->balance < t->value + cap * t->gas)
+        return say_unfunded(s, g, t->role, t, t->value + cap * t->gas, err);
+    *ready = true;
+    return trouble_clear(s->db, TROUBLE_UNFUNDED, t->role, err);
+}
+
+static enum status bind(struct sender *s, struct intent *t, struct errtext *err)
+{
+    bool ready = false;
+    memcpy(t->sender, s->signer[t->role].key.address, 20);
+    enum status st = prepare(s, t, &ready, err);
+    if (st || !ready)
+        return st;
+    st = next_nonce(s, t->sender, &t->nonce, err);
     if (!st)
-        st = db_run(&w->db, err,
+        st = db_run(s->db, err,
                     "UPDATE intents SET state = ?, sender = ?, nonce = ?, gas = ? WHERE id = ?",
-                    "tbuuu", intent_state_name(INTENT_BOUND), w->key.address, (size_t)20, t->nonce,
+                    "tbuuu", intent_state_name(INTENT_BOUND), t->sender, (size_t)20, t->nonce,
                     t->gas, t->id);
-    return st ? st : first_attempt(w, t, err);
+    return st ? st : sender_first_attempt(s, t, err);
+}
+
+/* A key of which others make use is stopped until a person has looked. */
+static enum status check_foreign(struct sender *s, enum sender_role role, bool *stopped,
+                                 struct errtext *err)
+{
+    uint64_t count = 0, last = 0;
+    enum status st =
+        db_value(s->db, &count, 0, err,
+                 "SELECT count(*) FROM intents WHERE state = ? AND role = ? AND seen IS NULL", "tt",
+                 intent_state_name(INTENT_FOREIGN), sender_role_name(role));
+    *stopped = count >= FOREIGN_SEEN_MAX;
+    if (!st && !count)
+        st = trouble_clear(s->db, TROUBLE_FOREIGN_NONCE, role, err);
+    if (!st && !*stopped)
+        st = trouble_clear(s->db, TROUBLE_KEY_STOPPED, role, err);
+    if (!st && *stopped)
+        st = db_value(s->db, &last, 0, err,
+                      "SELECT max(nonce) FROM intents WHERE state = ? AND role = ? AND seen IS "
+                      "NULL",
+                      "tt", intent_state_name(INTENT_FOREIGN), sender_role_name(role));
+    if (st || !*stopped)
+        return st;
+    return trouble_say(
+        s->db, TROUBLE_KEY_STOPPED, role, err,
+        "%" PRIu64 " nonces of the %s were used by transactions that are not this "
+        "worker's: it binds no more with that key. Find who holds it; then stop this "
+        "worker and run residual-settle resume --nonce %" PRIu64,
+        count, sender_role_name(role), last);
+}
+
+static enum status bind_open(struct sender *s, enum sender_role role, struct errtext *err)
+{
+    uint64_t bound = 0;
+    bool stopped = false;
+    enum status st = check_foreign(s, role, &stopped, err);
+    if (!st)
+        st = sender_count_bound(s, s->signer[role].key.address, &bound, err);
+    for (; !st && !stopped && bound < IN_FLIGHT_MAX; bound++) { /* as many tries as room */
+        struct intent t;
+        st = sender_load_open(s, &t, role, err);
+        if (!st)
+            st = bind(s, &t, err);
+        buf_fini(&t.data);
+    }
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+/* ---- gas ---- */
+
+/* What a day of this key costs, by what it paid in the last week. */
+static enum status daily_cost(struct sender *s, enum sender_role role, u128 *cost,
+                              struct errtext *err)
+{
+    struct db_rows q;
+    uint64_t now = clock_wall_ms() / 1000, first = now;
+    u128 sum = 0;
+    *cost = 0;
+    enum status st = db_query(s->db, &q, err,
+                              "SELECT cost, ended_at FROM intents WHERE role = ? AND ended_at > ?",
+                              "tu", sender_role_name(role), now - DAYS_MIN * DAY_S);
+    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
+        sum += db_amount(&q, 0);
+        first = MIN(first, db_u64(&q, 1));
+    }
+    db_done(&q);
+    *cost = sum * DAY_S / MAX(now - first, DAY_S / 24);
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+}
+
+static enum status watch_balance(struct sender *s, enum sender_role role, struct errtext *err)
+{
+    struct sender_signer *g = &s->signer[role];
+    char label[48], address[ADDR_TEXT_BYTES], has[40], wants[40];
+    u128 daily = 0;
+    snprintf(label, sizeof(label), "role=\"%s\"", sender_role_name(role));
+    enum status st = rpc_balance(nodes_rpc(s->nodes), g->key.address, "latest", &g->balance, err);
+    if (!st)
+        st = daily_cost(s, role, &daily, err);
+    if (!st)
+        st = gauge_set(s->db, "balance_wei", label, g->balance, err);
+    if (st || g->balance >= DAYS_MIN * daily)
+        return st ? st : trouble_clear(s->db, TROUBLE_GAS_LOW, role, err);
+    addr_format(address, g->key.address);
+    u128_format(has, g->balance);
+    u128_format(wants, DAYS_MIN * daily - g->balance);
+    return trouble_say(s->db, TROUBLE_GAS_LOW, role, err,
+                       "the %s %s holds %s wei, gas for less than %d days: send it %s wei or more",
+                       sender_role_name(role), address, has, DAYS_MIN, wants);
 }
 
 /* ---- one step ---- */
 
-static enum status count_bound(struct worker *w, uint64_t *count, struct errtext *err)
-{
-    return db_value(&w->db, count, 0, err, "SELECT count(*) FROM intents WHERE state = ?", "t",
-                    intent_state_name(INTENT_BOUND));
-}
-
-static enum status follow_bound(struct worker *w, struct errtext *err)
-{
-    struct finality f;
-    struct rpc_block last;
-    uint64_t bound, settled = 0, left;
-    enum status st = count_bound(w, &bound, err);
-    w->in_flight = (uint32_t)bound;
-    if (st || !bound)
-        return st;
-    st = rpc_transaction_count(w->rpc, w->key.address, "finalized", &f.nonce, err);
-    if (!st)
-        st = rpc_block(w->rpc, "finalized", &last, err);
-    f.number = st ? 0 : last.number;
-    for (uint64_t i = 0; i < bound && !st; i++) {
-        struct intent t;
-        st = load_intent(w, &t, INTENT_BOUND, i - settled, err);
-        if (!st)
-            st = follow(w, &t, &f, err);
-        buf_fini(&t.data);
-        if (!st)
-            st = count_bound(w, &left, err);
-        if (!st)
-            settled = bound - left;
-    }
-    w->in_flight = (uint32_t)(bound - settled);
-    return st;
-}
-
-enum status sender_step(struct worker *w, struct errtext *err)
+enum status sender_step(struct sender *s, struct errtext *err)
 {
     enum status st = STATUS_OK;
-    if (!w->sender_started) { /* whatever was on its way goes out again at once */
-        st = db_run(&w->db, err, "UPDATE attempts SET last_sent = 0", "");
-        w->sender_started = !st;
+    if (!s->started) { /* whatever was on its way goes out again at once */
+        st = db_run(s->db, err, "UPDATE attempts SET last_sent = 0", "");
+        s->started = !st;
     }
     if (!st)
-        st = follow_bound(w, err);
-    for (uint32_t room = IN_FLIGHT_MAX; !st && w->in_flight < room;) {
-        struct intent t;
-        st = load_intent(w, &t, INTENT_OPEN, 0, err);
-        if (st == STATUS_NOT_FOUND) {
-            buf_fini(&t.data);
-            return STATUS_OK;
-        }
+        st = follow_bound(s, err);
+    for (uint32_t role = 0; role < SENDER_ROLES && !st; role++) {
+        if (!s->signer[role].present)
+            continue;
+        st = bind_open(s, (enum sender_role)role, err);
         if (!st)
-            st = bind(w, &t, err);
-        buf_fini(&t.data);
-        room--; /* as many tries as there is room */
+            st = watch_balance(s, (enum sender_role)role, err);
     }
-    if (!st)
-        st = rpc_balance(w->rpc, w->key.address, "latest", &w->balance, err);
     return st;
+}
+
+/* ---- finality ---- */
+
+enum status sender_start(struct sender *s, struct errtext *err)
+{
+    char kept[96];
+    uint64_t number = 0;
+    uint8_t hash[32];
+    char text[65] = "";
+    enum status st = db_meta_get(s->db, "final", kept, sizeof(kept), err);
+    if (st || !kept[0])
+        return st;
+    if (sscanf(kept, "%" SCNu64 " %64s", &number, text) != 2 || !hex_decode(hash, 32, text))
+        return err_set(err, STATUS_CORRUPT, "state database: meta final: \"%s\"", kept);
+    nodes_remember(s->nodes, number, hash);
+    s->kept = number;
+    return STATUS_OK;
+}
+
+static enum status keep_final(struct sender *s, struct errtext *err)
+{
+    char text[96], hash[65];
+    const struct rpc_block *b = &s->nodes->final;
+    if (b->number == s->kept)
+        return STATUS_OK;
+    hex_encode(hash, b->hash, 32);
+    snprintf(text, sizeof(text), "%" PRIu64 " %s", b->number, hash);
+    s->kept = b->number;
+    return db_meta_set(s->db, "final", text, err);
+}
+
+/* Intents that ended in blocks that are gone, newest first, down to a block that is still there. */
+static enum status undo_ended(struct sender *s, struct errtext *err)
+{
+    struct db_rows q;
+    uint8_t hash[32];
+    uint64_t count = 0;
+    enum status st;
+    for (bool has = false;; count++) {
+        st = db_query(s->db, &q, err,
+                      "SELECT block, block_hash FROM intents WHERE block IS NOT NULL ORDER BY block"
+                      " DESC LIMIT 1",
+                      "");
+        if (!st)
+            st = db_next(&q, err);
+        if (st)
+            break;
+        uint64_t block = db_u64(&q, 0);
+        db_bytes(&q, 1, hash, 32);
+        db_done(&q);
+        if (block <= s->nodes->other.number) /* above what is final now there is nothing to ask */
+            st = nodes_has_block(s->nodes, block, hash, &has, err);
+        if (!st && !has)
+            st = db_run(s->db, err,
+                        "UPDATE intents SET state = ?, mined = NULL, block = NULL, block_hash ="
+                        " NULL, cost = NULL, ended_at = NULL, seen = NULL WHERE block = ?",
+                        "tu", intent_state_name(INTENT_BOUND), block);
+        if (st || has)
+            break;
+    }
+    if (st && st != STATUS_NOT_FOUND)
+        return st;
+    log_error("sender",
+              "a reorganisation below `finalized`: block %" PRIu64
+              " is another now; what had ended "
+              "in %" PRIu64 " blocks is on its way again, with its own bytes",
+              s->nodes->final.number, count);
+    return gauge_add(s->db, "reorganisations_below_final", 1, err);
+}
+
+enum status sender_round(struct sender *s, enum nodes_verdict *verdict, struct errtext *err)
+{
+    enum status st = nodes_refresh(s->nodes, verdict, err);
+    if (st)
+        return st;
+    if (*verdict == NODES_REORG) {
+        st = undo_ended(s, err);
+        if (st)
+            return st;
+        nodes_moved(s->nodes);
+        s->kept = 0;
+    }
+    return keep_final(s, err);
 }

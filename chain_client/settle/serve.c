@@ -4,13 +4,14 @@
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/candidate.h"
+#include "chain_client/settle/gauges.h"
 #include "chain_client/settle/serve_impl.h"
 #include "chain_client/settle/states.h"
 #include "chain_client/settle/trouble.h"
 #include "chain_client/settle/view.h"
+#include "chain_client/settle/worker.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
-#include "server/base/file.h"
 #include "server/base/hostport.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
@@ -377,6 +378,9 @@ static enum status put_metrics(struct db *db, struct buf *out, struct errtext *e
                    "# HELP residual_settle_%s %s\n# TYPE residual_settle_%s gauge\n"
                    "residual_settle_%s %" PRIu64 "\n",
                    gauge[i].name, gauge[i].help, gauge[i].name, gauge[i].name, gauge[i].value);
+    st = gauges_put(db, out, err);
+    if (st)
+        return st;
     static const char *const stage[] = {"ingested", "closed", "final"};
     buf_puts(out, "# HELP residual_settle_lane_seq Last sequence number of a lane at each stage.\n"
                   "# TYPE residual_settle_lane_seq gauge\n");
@@ -472,6 +476,8 @@ static struct MHD_Response *respond(struct serve *s, const char *url, const stru
         st = body ? serve_attest(s, body, &out, &err) : answer(s, url, &out, code, &err);
     if (st) {
         *code = http_code(st);
+        if (*code == MHD_HTTP_SERVICE_UNAVAILABLE) /* the next one is answered by another node */
+            s->rpc = s->endpoint[++s->rpc_at % s->rpc_count];
         buf_clear(&out);
         buf_puts(&out, "{\"error\":{\"message\":");
         buf_put_json_string(&out, err.text, strlen(err.text));
@@ -563,21 +569,14 @@ static enum status start_daemon(struct serve *s, const char *listen, struct errt
 enum status serve_start(struct serve **out, const struct settings *set, const struct deployment *d,
                         struct errtext *err)
 {
-    struct rpc_config config = {.url = set->rpc_url, .timeout_ms = 5000};
-    char *authorization = NULL;
-    size_t len;
-    enum status st = STATUS_OK;
-    if (set->rpc_authorization_file)
-        st = file_read_secret(set->rpc_authorization_file, 4096, &authorization, &len, err);
-    if (st)
-        return st;
     struct serve *s = mem_alloc(sizeof(*s));
     *s = (struct serve){.set = set, .d = d};
-    config.authorization = authorization;
-    st = rpc_open(&s->rpc, &config, err);
-    if (authorization)
-        mem_wipe(authorization, len);
-    mem_free(authorization);
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < MIN(set->rpc_url.count, NODES_MAX) && !st; i++) {
+        st = chain_rpc_open(&s->endpoint[i], set, i, err);
+        s->rpc_count += !st;
+    }
+    s->rpc = s->endpoint[0];
     if (!st)
         st = start_daemon(s, set->listen, err);
     if (st) {
@@ -594,7 +593,8 @@ void serve_stop(struct serve *s)
         return;
     if (s->daemon)
         MHD_stop_daemon(s->daemon);
-    rpc_close(s->rpc);
+    for (uint32_t i = 0; i < s->rpc_count; i++)
+        rpc_close(s->endpoint[i]);
     tree_fini(&s->tree);
     mem_free(s);
 }

@@ -2,6 +2,7 @@
 #ifndef RS_SETTLE_SERVE_IMPL_H
 #define RS_SETTLE_SERVE_IMPL_H
 
+#include "chain_client/eth/nodes.h"
 #include "chain_client/settle/serve.h"
 #include "chain_client/tree.h"
 
@@ -13,7 +14,8 @@ struct serve {
     const struct settings *set;
     const struct deployment *d;
     struct MHD_Daemon *daemon;
-    struct rpc *rpc;
+    struct rpc *rpc, *endpoint[NODES_MAX]; /* the one that is asked, and all */
+    uint32_t rpc_at, rpc_count;
     /* The reward tree that was asked for last: building it is most of an answer's cost. */
     struct tree tree;
     uint64_t tree_epoch; /* 0: none */

@@ -12,6 +12,7 @@
 
 #define TEXT(...)   OPTION_ROW_TEXT(struct settings, __VA_ARGS__)
 #define NUMBER(...) OPTION_ROW_NUMBER(struct settings, __VA_ARGS__)
+#define LIST(...)   OPTION_ROW_LIST(struct settings, __VA_ARGS__)
 #define SWITCH(...) OPTION_ROW_SWITCH(struct settings, __VA_ARGS__)
 #define WORD(...)   OPTION_ROW_WORD(struct settings, __VA_ARGS__)
 #define LANES(field, unit, help)                                                                   \
@@ -60,13 +61,23 @@ static const struct option_row keys[] = {
     TEXT(redis_url, "redis://127.0.0.1:6379", "URL",
          "where the records arrive: redis://HOST:PORT or unix:/path"),
     TEXT(redis_password_file, NULL, "FILE", "its password; mode 0600"),
-    TEXT(rpc_url, "http://127.0.0.1:8545", "URL", "Ethereum JSON-RPC"),
-    TEXT(rpc_authorization_file, NULL, "FILE", "value of its Authorization header; mode 0600"),
+    LIST(rpc_url, "URL",
+         "Ethereum JSON-RPC; repeatable: two of them must agree on what is final (default: "
+         "http://127.0.0.1:8545)"),
+    LIST(rpc_authorization_file, "FILE",
+         "value of an endpoint's Authorization header, mode 0600: one for each rpc_url, `none` for "
+         "one without; repeatable"),
+    NUMBER(rpc_head_age_max_s, 5, 86400, 60, "s", "an endpoint with an older head is left out"),
     TEXT(deployment, NULL, "FILE",
          "addresses and code hashes, as contracts/deploy.mjs writes them"),
-    TEXT(key_file, NULL, "FILE",
-         "the poster's key; mode 0600, 64 hex digits, or a version 3 key store"),
-    TEXT(passphrase_file, NULL, "FILE", "passphrase of a version 3 key store; mode 0600"),
+    TEXT(committer_key_file, NULL, "FILE",
+         "key that commits batches; mode 0600, 64 hex digits, or a version 3 key store"),
+    TEXT(committer_passphrase_file, NULL, "FILE", "passphrase of its key store; mode 0600"),
+    TEXT(proposer_key_file, NULL, "FILE", "key that proposes epochs"),
+    TEXT(proposer_passphrase_file, NULL, "FILE", "passphrase of its key store; mode 0600"),
+    TEXT(funder_key_file, NULL, "FILE",
+         "key that pays the fees into the vault; without it the worker says what must be paid"),
+    TEXT(funder_passphrase_file, NULL, "FILE", "passphrase of its key store; mode 0600"),
     LANES(lane_key, "LANE=FILE", "a lane to settle and its transport.key; mode 0600; repeatable"),
     LANES(spool_dir, "LANE=DIR",
          "the lane's spool folder, where missing records are read again; repeatable"),
@@ -95,6 +106,8 @@ static const struct option_row keys[] = {
          "record bytes stay in the database so long after their batch is final"),
     NUMBER(attest_wait_s, 0, 86400, 300, "s",
            "an epoch without its attestors' signatures for so long is a trouble"),
+    TEXT(nonce, NULL, "N", "resume: transactions of others up to this nonce were looked at"),
+    TEXT(batch, NULL, "N", "resume: from this batch on the ledger's count, and not ours"),
     SWITCH(json, "status: print JSON"),
     SWITCH(version, "print the version and exit"),
     SWITCH(help, "print this and exit"),
@@ -105,12 +118,14 @@ static const struct options table = {
     .row = keys,
     .row_count = ARRAY_COUNT(keys),
     .usage =
-        "residual-settle [run] --deployment FILE --key-file FILE --lane-key LANE=FILE [flags]\n"
+        "residual-settle [run] --deployment FILE --committer-key-file FILE --proposer-key-file "
+        "FILE\n                --lane-key LANE=FILE [flags]\n"
         "residual-settle status --state-dir DIR [--json]\n"
-        "residual-settle resume LANE --state-dir DIR\n\n"
+        "residual-settle resume LANE | --nonce N | --batch N --state-dir DIR\n\n"
         "Takes signed records from Redis, commits them in batches to the ledger, and proposes "
-        "epochs of rewards to the\nvault. `status` says how far it is; `resume` starts a lane "
-        "again that was stopped for a person to look.",
+        "epochs of rewards to the\nvault. `status` says how far it is; `resume` goes on with "
+        "what was stopped for a person to look: a lane, a key\nwhose nonces others used, or a "
+        "batch of which the ledger holds another.",
     .notes = "Exit codes: 0 stopped as asked, 1 failed while running, 2 bad configuration, 3 could "
              "not start,\n4 the chain is not the deployment's or differs from what was settled: a "
              "person decides, 5 another worker holds the state."};
@@ -126,14 +141,30 @@ static enum status check(const struct settings *s, struct errtext *err)
     if (!s->deployment)
         return err_param(err, STATUS_INVALID, "deployment",
                          "deployment: missing; name the file that contracts/deploy.mjs wrote");
-    if (!s->key_file)
-        return err_param(err, STATUS_INVALID, "key_file",
-                         "key_file: missing; name the poster's key file");
+    if (!s->committer_key_file)
+        return err_param(err, STATUS_INVALID, "committer_key_file",
+                         "committer_key_file: missing; name the key that commits batches");
+    if (!s->proposer_key_file)
+        return err_param(err, STATUS_INVALID, "proposer_key_file",
+                         "proposer_key_file: missing; name the key that proposes epochs");
+    if (s->rpc_authorization_file.count && s->rpc_authorization_file.count != s->rpc_url.count)
+        return err_param(err, STATUS_INVALID, "rpc_authorization_file",
+                         "rpc_authorization_file: %u of them for %u rpc_url; name one for each, "
+                         "`none` for one without",
+                         s->rpc_authorization_file.count, s->rpc_url.count);
     if (!s->lane_key.count)
         return err_param(err, STATUS_INVALID, "lane_key",
                          "lane_key: missing; name at least one lane as LANE=FILE with the "
                          "transport.key of its folder");
     return STATUS_OK;
+}
+
+static void default_url(struct settings *s)
+{
+    if (s->rpc_url.count)
+        return;
+    s->rpc_url.item = mem_array(1, sizeof(*s->rpc_url.item));
+    s->rpc_url.item[s->rpc_url.count++] = mem_strdup("http://127.0.0.1:8545");
 }
 
 static void default_dirs(struct settings *s)
@@ -152,6 +183,7 @@ enum status settings_load(struct settings *out, int argc, char **argv, struct er
     *out = (struct settings){0};
     enum status st = options_load(&table, out, argc, argv, err);
     default_dirs(out);
+    default_url(out);
     return st ? st : check(out, err);
 }
 

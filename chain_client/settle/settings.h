@@ -20,12 +20,17 @@ struct settings_lanes {
 struct settings {
     char *verb; /* "run" (default), "status", "resume" */
     char *operand;
-    char *redis_url, *redis_password_file, *rpc_url, *rpc_authorization_file, *deployment;
-    char *key_file, *passphrase_file, *state_dir, *archive_dir, *listen, *log_level, *log_file;
+    char *redis_url, *redis_password_file, *deployment;
+    char *committer_key_file, *committer_passphrase_file, *proposer_key_file;
+    char *proposer_passphrase_file, *funder_key_file, *funder_passphrase_file;
+    char *state_dir, *archive_dir, *listen, *log_level, *log_file;
+    struct option_list rpc_url, rpc_authorization_file; /* one each, or none of the latter */
     char *refetch_key_file;
     struct settings_lanes lane_key, spool_dir, refetch_url;
     uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;
     uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, body_keep_s, attest_wait_s;
+    uint64_t rpc_head_age_max_s;
+    char *nonce, *batch; /* of `resume` */
     bool help, version, json;
 };
 

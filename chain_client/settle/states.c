@@ -21,10 +21,8 @@ static const char *const epoch_name[] = {
 };
 
 static const char *const intent_name[] = {
-    [INTENT_OPEN] = "open",
-    [INTENT_BOUND] = "bound",
-    [INTENT_DONE] = "done",
-    [INTENT_CLOSED] = "closed",
+    [INTENT_OPEN] = "open",     [INTENT_BOUND] = "bound",     [INTENT_DONE] = "done",
+    [INTENT_CLOSED] = "closed", [INTENT_FOREIGN] = "foreign",
 };
 
 /* A kind of row: what a person calls it, and its states. */

@@ -30,10 +30,11 @@ enum epoch_state {
 
 /* Of a call that the sender was asked for. */
 enum intent_state {
-    INTENT_OPEN,   /* announced: kind, key, call data and value; no nonce yet */
-    INTENT_BOUND,  /* a nonce and a gas limit are its own for ever; attempts carry signed bytes */
-    INTENT_DONE,   /* mined with success in a finalized block */
-    INTENT_CLOSED, /* mined and reverted there: who raised it looks at the chain, raises anew */
+    INTENT_OPEN,    /* announced: kind, key, call data and value; no nonce yet */
+    INTENT_BOUND,   /* a nonce and a gas limit are its own for ever; attempts carry signed bytes */
+    INTENT_DONE,    /* mined with success in a finalized block */
+    INTENT_CLOSED,  /* mined and reverted there: who raised it looks at the chain, raises anew */
+    INTENT_FOREIGN, /* its nonce was used there by a transaction that is not ours: likewise */
 };
 
 const char *batch_state_name(enum batch_state state);

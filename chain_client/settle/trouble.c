@@ -4,6 +4,8 @@
 #include "server/base/log.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 /* is_standing: while it lasts, records or money stand still. */
@@ -22,6 +24,15 @@ static const struct {
     [TROUBLE_ARCHIVE_STORE] = {"archive_store", true},
     [TROUBLE_CLOCK] = {"clock", false},
     [TROUBLE_SIGNATURES] = {"signatures", true},
+    [TROUBLE_FOREIGN_NONCE] = {"foreign_nonce", false},
+    [TROUBLE_KEY_STOPPED] = {"key_stopped", true},
+    [TROUBLE_UNFUNDED] = {"unfunded", true},
+    [TROUBLE_GAS_LOW] = {"gas_low", false},
+    [TROUBLE_FEE_TOO_HIGH] = {"fee_too_high", true},
+    [TROUBLE_VAULT_UNFUNDED] = {"vault_unfunded", true},
+    [TROUBLE_ENDPOINT] = {"endpoint", false},
+    [TROUBLE_FINALITY_HELD] = {"finality_held", true},
+    [TROUBLE_ONE_ENDPOINT] = {"one_endpoint", false},
 };
 
 /* *is_there, and *is_same: with this sentence. */
@@ -56,6 +67,17 @@ enum status trouble_set(struct db *db, enum trouble t, uint64_t number, const ch
     log_warn("trouble", "%s: %s", kind[t].name, text);
     return db_run(db, err, "INSERT INTO troubles (kind, number, since, said) VALUES (?, ?, ?, ?)",
                   "tuut", kind[t].name, number, clock_wall_ms() / 1000, text);
+}
+
+enum status trouble_say(struct db *db, enum trouble t, uint64_t number, struct errtext *err,
+                        const char *fmt, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    return trouble_set(db, t, number, text, err);
 }
 
 enum status trouble_clear(struct db *db, enum trouble t, uint64_t number, struct errtext *err)

@@ -21,12 +21,25 @@ enum trouble {
     TROUBLE_ARCHIVE_STORE,  /* store: does not take what is published */
     TROUBLE_CLOCK,          /* 0: this machine's clock and the chain's are far apart */
     TROUBLE_SIGNATURES,     /* epoch: its attestors have not signed for long */
+    TROUBLE_FOREIGN_NONCE,  /* role: its nonces were used by transactions of others */
+    TROUBLE_KEY_STOPPED,    /* role: by so many that nothing more is sent with its key */
+    TROUBLE_UNFUNDED,       /* role: its key cannot pay for what waits */
+    TROUBLE_GAS_LOW,        /* role: gas for less than a week */
+    TROUBLE_FEE_TOO_HIGH,   /* 0: the chain asks more than fee_max_gwei */
+    TROUBLE_VAULT_UNFUNDED, /* batch: the vault lacks its fees, and the funder's key is not here */
+    TROUBLE_ENDPOINT,       /* endpoint: it is left out */
+    TROUBLE_FINALITY_HELD,  /* 0: the endpoints do not agree on what is final */
+    TROUBLE_ONE_ENDPOINT,   /* 0: what is final is believed of one */
     TROUBLE_COUNT
 };
 
 /* The sentence is text; logged when the row is new, stored when it changed. */
 MUST_CHECK enum status trouble_set(struct db *db, enum trouble t, uint64_t number, const char *text,
                                    struct errtext *err);
+/* The same, printed. */
+MUST_CHECK enum status trouble_say(struct db *db, enum trouble t, uint64_t number,
+                                   struct errtext *err, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
 MUST_CHECK enum status trouble_clear(struct db *db, enum trouble t, uint64_t number,
                                      struct errtext *err);
 

@@ -1,12 +1,12 @@
-/* The worker's state: one thread, one database, one node, one poster key. The order of work is in
- * main.c; each module advances its own rows by one transition per transaction. */
+/* The worker's state: one thread, one database, the chain's nodes, a key a role. The order of work
+ * is in main.c; each module advances its own rows by one transition per transaction. */
 #ifndef RS_SETTLE_WORKER_H
 #define RS_SETTLE_WORKER_H
 
 #include "chain_client/entry.h"
-#include "chain_client/eth/secp.h"
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/db.h"
+#include "chain_client/settle/sender.h"
 #include "chain_client/settle/settings.h"
 #include "chain_client/settle/states.h"
 #include "chain_client/settle/trouble.h"
@@ -39,35 +39,27 @@ struct settle_lane {
     uint64_t read_after; /* the group was taken back to before this number */
 };
 
-/* An intent whose nonce seems to be used by another's transaction: since when, how often seen. */
-struct foreign_nonce {
-    uint64_t intent, since_ns;
-    uint32_t asked;
-};
-
 struct worker {
     const struct settings *set;
     struct deployment dep;
     struct db db;
-    struct rpc *rpc;
+    struct nodes nodes;
+    struct rpc *rpc; /* the endpoint that is read in this round */
     struct view view;
     struct view_vault vault;
     struct secp *secp;
-    struct secp_key key; /* the poster's */
+    struct sender sender;
     uint8_t domain[32], log_dom[32];
     struct settle_lane *lane;
     uint32_t lane_count;
     struct redis *redis;
     char *refetch_authorization;
-    struct foreign_nonce foreign;
-    uint64_t epoch_note_ns, sender_note_ns; /* what waits says so once a minute */
-    uint64_t quorum_ns;                     /* when the attestors are read again */
-    uint64_t unsigned_epoch, unsigned_ns;   /* since when it waits for signatures */
-    bool sender_started;
-    uint32_t in_flight;   /* bound intents */
-    u128 balance;         /* of the poster, when last looked */
-    uint64_t chain_s;     /* time of the newest block seen */
+    uint64_t epoch_note_ns;               /* what waits says so once a minute */
+    uint64_t quorum_ns;                   /* when the attestors are read again */
+    uint64_t unsigned_epoch, unsigned_ns; /* since when it waits for signatures */
+    uint64_t chain_s;                     /* time of the newest block seen */
     int64_t clock_base_s; /* wall less monotonic time, when the clock agreed with the chain */
+    bool remembered;      /* what was final in the life before */
 };
 
 struct settle_lane *worker_lane(struct worker *w, uint32_t lane);
@@ -116,20 +108,36 @@ MUST_CHECK enum status batches_adopt(struct worker *w, struct errtext *err);
 MUST_CHECK enum status epochs_adopt(struct worker *w, struct errtext *err);
 MUST_CHECK enum status epochs_step(struct worker *w, struct errtext *err);
 
-/* ---- sender.c: transactions ---- */
-struct sender_call {
-    const char *kind; /* "commit", "fund", "approve", "propose" */
-    uint64_t key;     /* batch or epoch */
-    const uint8_t *to;
-    const struct buf *data;
-    u128 value;
+/* ---- chain.c: keys, endpoints, rounds ---- */
+/* Keys of the roles, and clients of the endpoints. */
+MUST_CHECK enum status chain_open(struct worker *w, struct errtext *err);
+/* A client of the i-th rpc_url, with its authorization. */
+MUST_CHECK enum status chain_rpc_open(struct rpc **out, const struct settings *s, uint32_t i,
+                                      struct errtext *err);
+/* Ask every endpoint; w->rpc and w->view read a good one afterwards, and "finalized" is what they
+ * agree on. A reorganisation below that is undone in the state first. */
+MUST_CHECK enum status chain_round(struct worker *w, struct errtext *err);
+void chain_close(struct worker *w);
+
+/* ---- walkback.c ---- */
+/* Batches that were final and are not on the ledger any more, by a reorganisation or because a
+ * guardian dropped them, are archived again and will be committed again. Likewise epochs, where the
+ * chain was `reorganised`. CONFLICT when the ledger holds another batch in its place. */
+MUST_CHECK enum status walk_back(struct worker *w, bool reorganised, struct errtext *err);
+/* A person's decision: from batch seq on, ours are forgotten, and their records are free for the
+ * ledger's batches or new ones. NOT_FOUND without such a batch. */
+MUST_CHECK enum status walk_back_forget(struct db *db, uint64_t seq, struct errtext *err);
+
+/* ---- funding.c ---- */
+/* fundTo(cumFee(paid)), the operator's debt: total is what the vault must have been given in all.
+ * *ready once it has that at `latest`. Without a funder key it is only said. */
+struct funding {
+    uint64_t paid;
+    u128 total, funded;
 };
-/* Announce a call, unless one of that kind and key is open; its own transaction. */
-MUST_CHECK enum status sender_raise(struct worker *w, const struct sender_call *call,
+MUST_CHECK enum status funding_step(struct worker *w, const struct funding *f, bool *ready,
                                     struct errtext *err);
-/* Of the newest intent: the transaction that was mined, else the newest attempt, else zeros. */
-MUST_CHECK enum status sender_hash(struct worker *w, const char *kind, uint64_t key,
-                                   uint8_t hash[32], struct errtext *err);
-MUST_CHECK enum status sender_step(struct worker *w, struct errtext *err);
+/* Where a token is paid with: an allowance that is left over goes back to 0. */
+MUST_CHECK enum status funding_reset(struct worker *w, uint64_t paid, struct errtext *err);
 
 #endif

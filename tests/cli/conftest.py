@@ -50,7 +50,7 @@ class Chain:
         self.process = subprocess.Popen(["node", "anvil.mjs", "--port", str(self.port), "--chain-id", "31337", "--silent"], cwd=CONTRACTS,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self._up, 60, what="anvil")
-        for name in ("deployer", "poster", "guardian", "operator", "treasury", "stranger"):
+        for name in ("deployer", "committer", "proposer", "funder", "guardian", "operator", "treasury", "stranger"):
             self.keys[name] = folder / f"{name}.key"
             made = residual("key", "new", "--type", "chain", self.keys[name])
             assert made.code == 0, made
@@ -61,7 +61,8 @@ class Chain:
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 4, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": self.address["treasury"]},
             "window_s": 2, "wait_s": 3, "max_increase": "1000000000000000000000", "attestors_min": 0, "unattested": True,
-            "roles": {"committer": self.address["poster"], "proposer": self.address["poster"], "guardian": self.address["guardian"]}, "methods": [self.keccak(METHOD_TEXT)]}
+            "roles": {"committer": self.address["committer"], "proposer": self.address["proposer"], "guardian": self.address["guardian"]},
+            "methods": [self.keccak(METHOD_TEXT)]}
         self.deploy()
 
     def _up(self):
@@ -181,7 +182,8 @@ class World:
         self.settle_log = open(self.folder / "settle.log", "wb")
         self.settle = subprocess.Popen(
             [binary("residual-settle"), "--deployment", self.chain.file, "--rpc-url", self.chain.url, "--redis-url", self.redis.url,
-             "--key-file", self.chain.keys["poster"], "--lane-key", lane + "/transport.key", "--spool-dir", lane + "/spool",
+             "--committer-key-file", self.chain.keys["committer"], "--proposer-key-file", self.chain.keys["proposer"],
+             "--funder-key-file", self.chain.keys["funder"], "--lane-key", lane + "/transport.key", "--spool-dir", lane + "/spool",
              "--state-dir", self.folder / "settle", "--archive-dir", self.archive, "--batch-seconds-max", "2", "--epoch-seconds", "2",
              "--listen", f"127.0.0.1:{self.settle_port}"], stdout=self.settle_log, stderr=self.settle_log)
 

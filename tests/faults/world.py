@@ -128,7 +128,8 @@ class Settle:
         self.state, self.archive = world.dir / "settle", world.dir / "archive"
         lane = world.lane_dir
         self.args = [binary("residual-settle"), "--deployment", world.deployment_file, "--rpc-url", world.chain.url, "--redis-url", world.redis.url,
-                     "--key-file", world.dir / "keys/poster.key", "--lane-key", f"{LANE}={lane}/transport.key",
+                     "--committer-key-file", world.dir / "keys/committer.key", "--proposer-key-file", world.dir / "keys/proposer.key",
+                     "--funder-key-file", world.dir / "keys/funder.key", "--lane-key", f"{LANE}={lane}/transport.key",
                      "--spool-dir", f"{LANE}={lane}/spool", "--state-dir", self.state, "--archive-dir", self.archive, "--batch-seconds-max", 2,
                      "--epoch-seconds", 4, "--poll-ms", 250, "--bump-seconds", 5, "--listen", f"127.0.0.1:{self.port}", *flags]
         self.args = [str(a) for a in self.args]
@@ -276,14 +277,14 @@ def make_template(folder):
     """Contracts deployed, base, adapters, datanets and the lane registered: the state every world begins from."""
     folder = Path(folder)
     (folder / "keys").mkdir(parents=True, mode=0o700)
-    for name in ("deployer", "poster", "guardian", "operator", "treasury"):
+    for name in ("deployer", "committer", "proposer", "funder", "guardian", "operator", "treasury"):
         path = folder / "keys" / f"{name}.key"
         path.write_text(os.urandom(32).hex())
         path.chmod(0o600)
     chain = Chain(folder / "chain").start()
     try:
         wallets = "const {Wallet} = await import('ethers'); const {readFileSync} = await import('fs');" + "".join(
-            f"console.log(new Wallet('0x' + readFileSync('{folder}/keys/{k}.key', 'utf8')).address);" for k in ("deployer", "poster", "operator"))
+            f"console.log(new Wallet('0x' + readFileSync('{folder}/keys/{k}.key', 'utf8')).address);" for k in ("deployer", "committer", "proposer", "funder", "operator"))
         for address in run_tool("node", "--input-type=module", "-e", wallets, cwd=CONTRACTS).split():
             chain.rpc("anvil_setBalance", address, "0xd3c21bcecceda1000000")
         deploy(folder, chain)

@@ -293,7 +293,8 @@ def test_refusals(world):
     assert "--batch-count-max" in run(tool, "--help").stdout
     for args, said in (([], "deployment: missing"), (["--nothing", "1"], "unknown flag 'nothing'"), (["dance"], "unknown verb"),
                        (["--batch-count-max", "0"], "expected 1 to 131072"), (["--lane-key", "x"], "expected LANE=FILE"),
-                       ([*flags, "--redis-url", "http://x"], "expected redis://"), ([*flags, "--key-file", "/nothing"], "/nothing"),
+                       ([*flags, "--redis-url", "http://x"], "expected redis://"), ([*flags, "--committer-key-file", "/nothing"], "/nothing"),
+                       ([*flags, "--funder-key-file", w.key("committer")], "hold the same key"),
                        ([*flags, "--spool-dir", "9=/x"], "lane 9 has no lane_key")):
         done = run(tool, *args, check=False)
         assert done.returncode == 2 and said in done.stderr, (args, done.returncode, done.stderr)
@@ -305,10 +306,10 @@ def test_refusals(world):
     assert done.returncode == 3 and "no such file" in done.stderr
     done = run(tool, *flags, "--listen", f"127.0.0.1:{w.redis.port}", check=False)
     assert done.returncode == 3 and "in use" in done.stderr
-    w.key("poster").chmod(0o644)
+    w.key("committer").chmod(0o644)
     done = run(tool, *flags, check=False)
-    assert done.returncode == 2 and "poster.key" in done.stderr
-    w.key("poster").chmod(0o600)
+    assert done.returncode == 2 and "committer.key" in done.stderr
+    w.key("committer").chmod(0o600)
 
 
 def test_another_chain_is_refused(world):
@@ -333,7 +334,7 @@ def test_another_chain_is_refused(world):
 def attempts(s):
     import sqlite3
     with sqlite3.connect(f"file:{s.state}/settle.db?mode=ro", uri=True) as db:
-        return db.execute("SELECT intent, n, hash, nonce, kind FROM attempts JOIN intents ON id = intent ORDER BY intent, n").fetchall()
+        return db.execute("SELECT intent, n, hash, nonce, role FROM attempts JOIN intents ON id = intent ORDER BY intent, n").fetchall()
 
 
 def test_a_transaction_that_is_not_mined_offers_more(world):
@@ -348,8 +349,9 @@ def test_a_transaction_that_is_not_mined_offers_more(world):
         all_of_them = attempts(s)
         assert len({a[2] for a in all_of_them}) == len(all_of_them), "each attempt is another transaction"
         assert all(len({a[3] for a in all_of_them if a[0] == i}) == 1 for i in {a[0] for a in all_of_them}), "of one nonce"
-        nonces = [a[3] for a in all_of_them if a[1] == 1]
-        assert nonces == list(range(len(nonces))), "no nonce is left out"
+        for role in {a[4] for a in all_of_them}:
+            nonces = [a[3] for a in all_of_them if a[1] == 1 and a[4] == role]
+            assert nonces == list(range(len(nonces))), f"the {role} leaves no nonce out"
 
 
 class Node(BaseHTTPRequestHandler):
@@ -396,7 +398,7 @@ def test_the_normal_variance_of_a_node(world):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         w.ship_all()
-        with Settle(w, "--rpc-url", f"http://127.0.0.1:{server.server_port}") as s:
+        with Settle(w, rpc=[f"http://127.0.0.1:{server.server_port}"]) as s:
             settled_exactly(w, s)
     finally:
         server.shutdown()

@@ -16,7 +16,7 @@ from server import ROOT, Manager, Redis, binary, free_port, http, wait_for  # no
 CONTRACTS = ROOT / "chain_client" / "contracts"
 CHECK = Path(__file__).resolve().parent / "check.mjs"
 DEPLOYER = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
-KEYS = {"poster": "11" * 32, "guardian": "44" * 32, "owner": "22" * 32, "claimer": "33" * 32}
+KEYS = {"committer": "11" * 32, "proposer": "12" * 32, "funder": "13" * 32, "guardian": "44" * 32, "owner": "22" * 32, "claimer": "33" * 32}
 
 
 def run(*args, check=True, cwd=ROOT, timeout=120):
@@ -131,7 +131,8 @@ class World:
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": "0x" + "ee" * 20},
             "window_s": self.window_s, "wait_s": self.wait_s, "max_increase": str(10 ** 24), "attestors_min": 0, "unattested": True,
-            "roles": {"committer": h["poster"], "proposer": h["poster"], "guardian": h["guardian"]}, "coins": [{"address": a, "amount": str(10 ** 20)} for a in (h["poster"], h["claimer"])],
+            "roles": {n: h[n] for n in ("committer", "proposer", "guardian")},
+            "coins": [{"address": h[a], "amount": str(10 ** 20)} for a in ("committer", "proposer", "funder", "claimer")],
             "methods": [h["method"]],
             "bases": [{"model_id": h["base"], "owner": h["owner"], "split": [{"payee": h["owner"], "role": "author", "bps": 10000}]}],
             "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": h["x"], "documents": 1, "owners": 1, "tokenizer_digest": h["x"]} for i in range(3)],
@@ -176,16 +177,20 @@ class World:
 
 
 class Settle:
-    """residual-settle of one world; kill() and start() keep its state."""
+    """residual-settle of one world; kill() and start() keep its state. rpc: its endpoints, else the world's chain alone."""
 
-    def __init__(self, world, *flags, spool=True, name="settle", env=None):
+    def __init__(self, world, *flags, spool=True, name="settle", env=None, rpc=None, funder=True):
         self.world, self.port, self.log = world, free_port(), world.dir / f"{name}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.state = world.dir / "state"
-        self.args = [binary("residual-settle"), "--deployment", world.deployment, "--rpc-url", world.rpc_url, "--redis-url", world.redis.url,
-                     "--key-file", world.key("poster"), "--state-dir", self.state, "--archive-dir", world.dir / "archive",
+        self.args = [binary("residual-settle"), "--deployment", world.deployment, "--redis-url", world.redis.url,
+                     "--committer-key-file", world.key("committer"), "--proposer-key-file", world.key("proposer"), "--state-dir", self.state, "--archive-dir", world.dir / "archive",
                      "--batch-count-max", 200, "--batch-seconds-max", 2, "--epoch-seconds", 1, "--poll-ms", 200, "--bump-seconds", 5,
                      "--listen", f"127.0.0.1:{self.port}"]
+        for url in rpc or [world.rpc_url]:
+            self.args += ["--rpc-url", url]
+        if funder:
+            self.args += ["--funder-key-file", world.key("funder")]
         for lane in world.lanes.values():
             self.args += ["--lane-key", f"{lane.number}={lane.dir}/transport.key"]
             if spool:

@@ -16,7 +16,7 @@
 static enum status load(struct settings *s, struct errtext *err, const char *const *flags)
 {
     static char program[] = "residual-settle";
-    char *argv[16] = {program};
+    char *argv[24] = {program};
     int argc = 1;
     *err = (struct errtext)ERRTEXT_INIT;
     while (*flags)
@@ -31,8 +31,10 @@ static void test_flags_win_over_the_file(void **state)
     struct settings s;
     struct errtext err;
     char path[] = "/tmp/rs-settings-XXXXXX";
-    static const char text[] = "{\"poll_ms\": 300, \"batch_count_max\": 7, \"key_file\": \"k\","
-                               " \"deployment\": \"d\", \"lane_key\": [\"1=a\", \"2=b\"]}";
+    static const char text[] =
+        "{\"poll_ms\": 300, \"batch_count_max\": 7, \"committer_key_file\": \"k\","
+        " \"proposer_key_file\": \"l\", \"rpc_url\": [\"a\", \"b\"],"
+        " \"deployment\": \"d\", \"lane_key\": [\"1=a\", \"2=b\"]}";
     close(mkstemp(path));
     assert_int_equal(file_write_atomic(path, text, strlen(text), 0600, NULL), STATUS_OK);
     assert_int_equal(LOAD(&s, &err, "--batch-count-max", "9", "--config", path), STATUS_OK);
@@ -42,6 +44,8 @@ static void test_flags_win_over_the_file(void **state)
     assert_int_equal(s.lane_key.item[1].lane, 2);
     assert_string_equal(s.lane_key.item[1].text, "b");
     assert_int_equal(s.epoch_seconds, 86400);
+    assert_int_equal(s.rpc_url.count, 2);
+    assert_string_equal(s.rpc_url.item[1], "b");
     settings_fini(&s);
     unlink(path);
 }
@@ -104,6 +108,37 @@ static void test_same_rules(void **state)
 #define H "0x1111111111111111111111111111111111111111111111111111111111111111"
 #define A "0x2222222222222222222222222222222222222222"
 
+/* Keys apart, and who is asked. */
+static void test_roles_and_endpoints(void **state)
+{
+    struct settings s;
+    struct errtext err;
+    static const char *const want[] = {"committer_key_file", "proposer_key_file"};
+    const char *flags[][9] = {
+        {"--deployment", "d", "--lane-key", "1=a", "--proposer-key-file", "p", NULL},
+        {"--deployment", "d", "--lane-key", "1=a", "--committer-key-file", "c", NULL},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(want); i++) {
+        assert_int_equal(load(&s, &err, flags[i]), STATUS_INVALID);
+        assert_string_equal(err.param, want[i]);
+        settings_fini(&s);
+    }
+    assert_int_equal(LOAD(&s, &err, "--deployment", "d", "--lane-key", "1=a",
+                          "--committer-key-file", "c", "--proposer-key-file", "p"),
+                     STATUS_OK);
+    assert_null(s.funder_key_file);
+    assert_int_equal(s.rpc_url.count, 1);
+    assert_string_equal(s.rpc_url.item[0], "http://127.0.0.1:8545");
+    assert_int_equal(s.rpc_head_age_max_s, 60);
+    settings_fini(&s);
+    assert_int_equal(LOAD(&s, &err, "--deployment", "d", "--lane-key", "1=a",
+                          "--committer-key-file", "c", "--proposer-key-file", "p", "--rpc-url", "x",
+                          "--rpc-url", "y", "--rpc-authorization-file", "f"),
+                     STATUS_INVALID);
+    assert_string_equal(err.param, "rpc_authorization_file");
+    settings_fini(&s);
+}
+
 static void test_deployment(void **state)
 {
     static const char good[] =
@@ -139,6 +174,7 @@ int main(void)
         cmocka_unit_test(test_flags_win_over_the_file),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_same_rules),
+        cmocka_unit_test(test_roles_and_endpoints),
         cmocka_unit_test(test_deployment),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
