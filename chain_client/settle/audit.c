@@ -14,16 +14,28 @@
 #include <stdlib.h>
 #include <string.h>
 
+static void put_finding(struct audit_report *r, const char *fmt, va_list args)
+{
+    if (r->finding_count < AUDIT_FINDINGS_MAX)
+        vsnprintf(r->finding[r->finding_count], AUDIT_TEXT_BYTES, fmt, args);
+    r->finding_count++;
+}
+
 void audit_finding(struct audit *a, const char *fmt, ...)
 {
-    struct audit_report *r = a->report;
     va_list args;
-    if (r->finding_count < AUDIT_FINDINGS_MAX) {
-        va_start(args, fmt);
-        vsnprintf(r->finding[r->finding_count], AUDIT_TEXT_BYTES, fmt, args);
-        va_end(args);
-    }
-    r->finding_count++;
+    va_start(args, fmt);
+    put_finding(a->report, fmt, args);
+    va_end(args);
+}
+
+void audit_fault(struct audit *a, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    put_finding(a->report, fmt, args);
+    va_end(args);
+    a->report->fault_count++;
 }
 
 enum status audit_file_finding(struct audit *a, enum status st, struct errtext *err)
@@ -102,7 +114,7 @@ static void check_request_ids(struct audit *a)
         if (memcmp(a->request_id[i - 1], a->request_id[i], 32) != 0)
             continue;
         hex_encode(text, a->request_id[i], 32);
-        audit_finding(a, "request %s: charged in two records", text);
+        audit_fault(a, "request %s: charged in two records", text);
     }
 }
 
@@ -152,6 +164,7 @@ struct epoch_work {
     struct archive_accounts prev;
     struct compute_result result;
     struct buf snapshot_text, manifest_text;
+    struct audit_candidate *candidate; /* or NULL: the epoch is in the vault */
 };
 
 static enum status same_file(struct audit *a, uint64_t epoch, const char *file,
@@ -245,7 +258,13 @@ static enum status compare_epoch(struct audit *a, struct epoch_work *w, struct e
     memcpy(e.vault, d->vault, 20);
     archive_put_epoch_manifest(&w->manifest_text, &e);
     keccak_256(digest, w->manifest_text.data, w->manifest_text.len);
-    st = view_proposed(&a->view, w->epoch, manifest, err);
+    if (w->candidate) {
+        w->candidate->found = h;
+        memcpy(w->candidate->found.manifest, digest, 32);
+        memcpy(manifest, w->candidate->header->manifest, 32);
+    } else {
+        st = view_proposed(&a->view, w->epoch, manifest, err);
+    }
     if (!st && memcmp(digest, manifest, 32) != 0)
         audit_finding(a, "epoch %" PRIu64 ": the recomputed manifest is not the proposed one",
                       w->epoch);
@@ -336,6 +355,16 @@ static enum status audit_one_epoch(struct audit *a, struct epoch_work *w, struct
     return st ? st : take_missing(a, w, err);
 }
 
+static void epoch_work_fini(struct epoch_work *w)
+{
+    compute_result_fini(&w->result);
+    snapshot_fini(&w->snap);
+    archive_accounts_fini(&w->prev);
+    compute_fini(&w->compute);
+    buf_fini(&w->snapshot_text);
+    buf_fini(&w->manifest_text);
+}
+
 static enum status audit_epochs(struct audit *a, uint64_t last, struct errtext *err)
 {
     struct view_vault vault;
@@ -347,12 +376,7 @@ static enum status audit_epochs(struct audit *a, uint64_t last, struct errtext *
             a->report->epochs_vetoed++;
         else if (!st)
             st = audit_one_epoch(a, &w, err);
-        compute_result_fini(&w.result);
-        snapshot_fini(&w.snap);
-        archive_accounts_fini(&w.prev);
-        compute_fini(&w.compute);
-        buf_fini(&w.snapshot_text);
-        buf_fini(&w.manifest_text);
+        epoch_work_fini(&w);
         progress(a, "epoch %" PRIu64 " of %" PRIu64 ": %zu findings", e, last,
                  a->report->finding_count);
     }
@@ -413,6 +437,68 @@ enum status audit_epoch(struct audit_report *report, const struct audit_options 
         st = audit_epochs(&a, epoch, err);
     if (!st)
         st = check_funds(&a, err);
+    end(&a);
+    return st;
+}
+
+/* ---- before it is final ---- */
+
+static void begin_candidate(struct epoch_work *w, struct audit_candidate *c)
+{
+    const struct epoch_header *h = c->header;
+    w->epoch = h->epoch;
+    w->candidate = c;
+    w->chain = (struct view_epoch){.total = h->total,
+                                   .batch_paid = h->batch_paid,
+                                   .batch_evidence = h->batch_evidence,
+                                   .previous = c->previous,
+                                   .leaves = h->leaves};
+    memcpy(w->chain.root, h->root, 32);
+}
+
+enum status audit_alone(struct audit_report *report, const struct audit_options *opt, uint64_t seq,
+                        struct errtext *err)
+{
+    struct audit a;
+    enum status st = begin(&a, report, opt, err);
+    a.is_partial = true;
+    report->batch_first = report->batch_last = seq;
+    if (!st)
+        st = audit_one_batch(&a, seq, true, err);
+    check_request_ids(&a);
+    end(&a);
+    return st;
+}
+
+enum status audit_candidate(struct audit_report *report, const struct audit_options *opt,
+                            struct audit_candidate *c, struct errtext *err)
+{
+    struct audit a;
+    struct epoch_work w = {.epoch = 0};
+    struct view_epoch before = {.total = 0};
+    const struct epoch_header *h = c->header;
+    c->found = (struct epoch_header){0};
+    begin_candidate(&w, c);
+    enum status st = begin(&a, report, opt, err);
+    a.is_partial = true;
+    if (!st)
+        st = view_vault(&a.view, "finalized", &w.vault, err);
+    if (!st && c->previous)
+        st = view_epoch(&a.view, "finalized", c->previous, &before, err);
+    uint64_t from = c->previous ? before.batch_paid : w.vault.start_seq;
+    if (!st && memcmp(before.root, h->prev_root, 32) != 0)
+        audit_finding(&a, "epoch %" PRIu64 ": prevRoot is not that of epoch %" PRIu64, h->epoch,
+                      c->previous);
+    if (!st && (h->batch_paid <= from || h->batch_evidence < h->batch_paid))
+        audit_finding(&a, "epoch %" PRIu64 ": M and E are not M' < M <= E", h->epoch);
+    report->batch_first = from + 1;
+    report->batch_last = h->batch_evidence;
+    for (uint64_t seq = MAX(from, 1u); !st && seq <= h->batch_evidence; seq++)
+        st = audit_one_batch(&a, seq, seq > from, err);
+    check_request_ids(&a);
+    if (!st && from < h->batch_paid && h->batch_paid <= h->batch_evidence)
+        st = audit_one_epoch(&a, &w, err);
+    epoch_work_fini(&w);
     end(&a);
     return st;
 }

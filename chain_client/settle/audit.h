@@ -15,6 +15,7 @@
 #ifndef RS_SETTLE_AUDIT_H
 #define RS_SETTLE_AUDIT_H
 
+#include "chain_client/epoch.h"
 #include "chain_client/eth/rpc.h"
 #include "chain_client/settle/deployment.h"
 #include "server/base/buf.h"
@@ -59,6 +60,7 @@ struct audit_report {
     /* What does not agree, in the order it was found; none: all right. */
     char (*finding)[AUDIT_TEXT_BYTES]; /* [MIN(finding_count, AUDIT_FINDINGS_MAX)] */
     size_t finding_count;
+    size_t fault_count; /* of them: what lanes signed and should not have; nobody forged it */
 };
 
 /* audit_batch - batch seq alone: header against the chain, manifest, record file, every record's
@@ -78,6 +80,22 @@ MUST_CHECK enum status audit_batch(struct audit_report *report, const struct aud
  * Reward recomputed, accounts, missing answers, manifest, root, total, fundings and claims. */
 MUST_CHECK enum status audit_epoch(struct audit_report *report, const struct audit_options *opt,
                                    uint64_t epoch, struct errtext *err);
+
+/* audit_alone - a batch as audit_batch does, without those before it: what links them the ledger
+ * checked when it took the commit. Its archive needs to hold no other. */
+MUST_CHECK enum status audit_alone(struct audit_report *report, const struct audit_options *opt,
+                                   uint64_t seq, struct errtext *err);
+
+/* A result that is not final on the chain: what a worker wants to propose, or what was proposed. */
+struct audit_candidate {
+    const struct epoch_header *header; /* compared with what is found */
+    uint64_t previous;                 /* e' */
+    struct epoch_header found;         /* filled: zeros unless the epoch could be computed */
+};
+/* audit_candidate - the batches M'+1 to E of the candidate as audit_batch does, then its epoch:
+ * every number of its header again, from records, registry and chain. M' is the vault's word. */
+MUST_CHECK enum status audit_candidate(struct audit_report *report, const struct audit_options *opt,
+                                       struct audit_candidate *c, struct errtext *err);
 
 void audit_report_fini(struct audit_report *r);
 /* One JSON object: {"ok", "findings": [..], counts, "missing": [..]}; amounts are strings. */

@@ -19,7 +19,8 @@ static struct audit_lane *find_lane(struct audit *a, uint32_t lane)
             return &a->lane[i];
     if (!audit_grow((void **)&a->lane, a->lane_count, &a->lane_cap, sizeof(*a->lane)))
         return NULL;
-    a->lane[a->lane_count] = (struct audit_lane){.lane = lane, .next = 1, .base = 1};
+    a->lane[a->lane_count] =
+        (struct audit_lane){.lane = lane, .next = a->is_partial ? 0 : 1, .base = 1};
     return &a->lane[a->lane_count++];
 }
 
@@ -36,7 +37,7 @@ static enum status follow_lanes(struct audit *a, const struct archive_batch *b, 
         struct audit_lane *l = find_lane(a, r->lane);
         if (!l)
             return err_set(err, STATUS_NO_MEMORY, "no memory for the lanes of an audit");
-        if (r->first != l->next)
+        if (r->first != l->next && l->next)
             audit_finding(
                 a, "batch %" PRIu64 ": lane %" PRIu32 " begins at %" PRIu64 ", expected %" PRIu64,
                 b->header.seq, r->lane, r->first, l->next);
@@ -96,8 +97,8 @@ static enum status check_method(struct audit *a, const struct record_attribution
     if (st)
         return st;
     if (!at)
-        audit_finding(a, "lane %" PRIu32 " seq %" PRIu64 ": its scoring method is not registered",
-                      att->prefix.lane, att->prefix.seq);
+        audit_fault(a, "lane %" PRIu32 " seq %" PRIu64 ": its scoring method is not registered",
+                    att->prefix.lane, att->prefix.seq);
     memcpy(a->method, att->method_hash, 32);
     a->has_method = at != 0;
     return STATUS_OK;
@@ -122,8 +123,8 @@ static void check_pair(struct audit *a, struct audit_lane *l, const struct recor
     if (of && !wrong)
         of->has_evidence = 1;
     if (wrong)
-        audit_finding(a, "lane %" PRIu32 " seq %" PRIu64 ": %s", att->prefix.lane, att->prefix.seq,
-                      wrong);
+        audit_fault(a, "lane %" PRIu32 " seq %" PRIu64 ": %s", att->prefix.lane, att->prefix.seq,
+                    wrong);
 }
 
 static enum status remember(struct batch_walk *w, const union record *r, const uint8_t digest[32],

@@ -397,6 +397,8 @@ enum status epochs_step(struct worker *w, struct errtext *err)
     struct view_money final;
     enum status st = load_newest(w, &p, err);
     if (!st)
+        st = epochs_quorum(w, err);
+    if (!st)
         st = view_money(&w->view, "finalized", &final, err);
     if (st)
         return st;

@@ -20,6 +20,8 @@ MUST_CHECK enum status epochs_set_state(struct worker *w, uint64_t epoch, enum e
 /* The epoch before it was vetoed: forgotten, planned anew. */
 MUST_CHECK enum status epochs_drop(struct worker *w, uint64_t epoch, struct errtext *err);
 
+/* propose.c: who could sign is read again once a minute, for `status` and the candidate. */
+MUST_CHECK enum status epochs_quorum(struct worker *w, struct errtext *err);
 /* propose.c: from COMPUTED to FINAL, one state per step. */
 MUST_CHECK enum status epochs_propose(struct worker *w, const struct epoch_plan *p,
                                       const struct view_money *final, struct errtext *err);

@@ -6,6 +6,7 @@
  * contradicts what was settled ends it for a person to look */
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/fetch.h"
+#include "chain_client/settle/guard.h"
 #include "chain_client/settle/serve.h"
 #include "chain_client/settle/worker.h"
 #include "chain_client/tree.h"
@@ -396,6 +397,8 @@ int main(int argc, char **argv)
     struct errtext err = ERRTEXT_INIT;
     struct sigaction act = {.sa_handler = on_signal};
     int code = SETTLE_FINE;
+    if (guard_is_verb(argc, argv))
+        return guard_main(argc, argv);
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
     sigaction(SIGHUP, &act, NULL);

@@ -16,7 +16,7 @@
 #define SWITCH(...) OPTION_ROW_SWITCH(struct settings, __VA_ARGS__)
 #define WORD(...)   OPTION_ROW_WORD(struct settings, __VA_ARGS__)
 #define LANES(field, unit, help)                                                                   \
-    OPTION_ROW_CUSTOM(struct settings, field, &lanes_custom, unit, help)
+    OPTION_ROW_CUSTOM(struct settings, field, &settings_lanes_custom, unit, help)
 
 static enum status add_lane(void *field, const struct option_row *k, const char *value,
                             struct errtext *err)
@@ -52,7 +52,7 @@ static void fini_lanes(void *field)
     *list = (struct settings_lanes){0};
 }
 
-static const struct option_custom lanes_custom = {add_lane, fini_lanes};
+const struct option_custom settings_lanes_custom = {add_lane, fini_lanes};
 
 /* clang-format off */
 static const struct option_row keys[] = {
@@ -121,7 +121,8 @@ static const struct options table = {
         "residual-settle [run] --deployment FILE --committer-key-file FILE --proposer-key-file "
         "FILE\n                --lane-key LANE=FILE [flags]\n"
         "residual-settle status --state-dir DIR [--json]\n"
-        "residual-settle resume LANE | --nonce N | --batch N --state-dir DIR\n\n"
+        "residual-settle resume LANE | --nonce N | --batch N --state-dir DIR\n"
+        "residual-settle attest|watch --help\n\n"
         "Takes signed records from Redis, commits them in batches to the ledger, and proposes "
         "epochs of rewards to the\nvault. `status` says how far it is; `resume` goes on with "
         "what was stopped for a person to look: a lane, a key\nwhose nonces others used, or a "

@@ -16,6 +16,7 @@ struct settings_lanes {
     struct settings_lane *item;
     uint32_t count;
 };
+extern const struct option_custom settings_lanes_custom;
 
 struct settings {
     char *verb; /* "run" (default), "status", "resume" */

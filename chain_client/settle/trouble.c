@@ -33,6 +33,7 @@ static const struct {
     [TROUBLE_ENDPOINT] = {"endpoint", false},
     [TROUBLE_FINALITY_HELD] = {"finality_held", true},
     [TROUBLE_ONE_ENDPOINT] = {"one_endpoint", false},
+    [TROUBLE_REFUSED] = {"refused", true},
 };
 
 /* *is_there, and *is_same: with this sentence. */
@@ -89,6 +90,18 @@ enum status trouble_clear(struct db *db, enum trouble t, uint64_t number, struct
     log_info("trouble", "%s %" PRIu64 ": over", kind[t].name, number);
     return db_run(db, err, "DELETE FROM troubles WHERE kind = ? AND number = ?", "tu", kind[t].name,
                   number);
+}
+
+enum status trouble_clear_all(struct db *db, enum trouble t, struct errtext *err)
+{
+    uint64_t number, none = UINT64_MAX >> 1;
+    enum status st;
+    while (
+        !(st = db_value(db, &number, none, err,
+                        "SELECT number FROM troubles WHERE kind = ? LIMIT 1", "t", kind[t].name)) &&
+        number != none && !st)
+        st = trouble_clear(db, t, number, err);
+    return st;
 }
 
 /* ---- for people ---- */

@@ -30,6 +30,7 @@ enum trouble {
     TROUBLE_ENDPOINT,       /* endpoint: it is left out */
     TROUBLE_FINALITY_HELD,  /* 0: the endpoints do not agree on what is final */
     TROUBLE_ONE_ENDPOINT,   /* 0: what is final is believed of one */
+    TROUBLE_REFUSED,        /* epoch: this attestor does not sign it */
     TROUBLE_COUNT
 };
 
@@ -42,6 +43,8 @@ MUST_CHECK enum status trouble_say(struct db *db, enum trouble t, uint64_t numbe
     __attribute__((format(printf, 5, 6)));
 MUST_CHECK enum status trouble_clear(struct db *db, enum trouble t, uint64_t number,
                                      struct errtext *err);
+/* Every number of it. */
+MUST_CHECK enum status trouble_clear_all(struct db *db, enum trouble t, struct errtext *err);
 
 /* [{"kind", "number", "since", "said"}], lines of text, and the metric of every kind. */
 MUST_CHECK enum status trouble_put_json(struct db *db, struct buf *out, struct errtext *err);

@@ -16,7 +16,8 @@ from server import ROOT, Manager, Redis, binary, free_port, http, wait_for  # no
 CONTRACTS = ROOT / "chain_client" / "contracts"
 CHECK = Path(__file__).resolve().parent / "check.mjs"
 DEPLOYER = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
-KEYS = {"committer": "11" * 32, "proposer": "12" * 32, "funder": "13" * 32, "guardian": "44" * 32, "owner": "22" * 32, "claimer": "33" * 32}
+KEYS = {"committer": "11" * 32, "proposer": "12" * 32, "funder": "13" * 32, "guardian": "44" * 32, "owner": "22" * 32, "claimer": "33" * 32,
+        "attestor": "45" * 32, "second": "55" * 32}
 
 
 def run(*args, check=True, cwd=ROOT, timeout=120):
@@ -55,14 +56,14 @@ class World:
 
     deployed_once = {}
 
-    def __init__(self, folder, lanes=(1, 2), wait_s=1, window_s=1):
+    def __init__(self, folder, lanes=(1, 2), wait_s=1, window_s=1, attestors_min=0):
         self.dir = Path(folder)
         self.redis = Redis()
         self.anvil = None
         self.anvil_port = free_port()
         self.rpc_url = f"http://127.0.0.1:{self.anvil_port}"
         self.deployment = self.dir / "deployment.json"
-        self.wait_s, self.window_s = wait_s, window_s
+        self.wait_s, self.window_s, self.attestors_min = wait_s, window_s, attestors_min
         for name, secret in {**KEYS, "deployer": DEPLOYER}.items():
             self.key(name).write_text(secret)
             self.key(name).chmod(0o600)
@@ -73,7 +74,7 @@ class World:
 
     def __enter__(self):
         self.redis.start()
-        kind = (tuple(self.lanes), self.wait_s, self.window_s)
+        kind = (tuple(self.lanes), self.wait_s, self.window_s, self.attestors_min)
         if kind not in World.deployed_once:
             self.start_chain()
             self.deploy()
@@ -130,9 +131,10 @@ class World:
         config = {
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": "0x" + "ee" * 20},
-            "window_s": self.window_s, "wait_s": self.wait_s, "max_increase": str(10 ** 24), "attestors_min": 0, "unattested": True,
+            "window_s": self.window_s, "wait_s": self.wait_s, "max_increase": str(10 ** 24), "attestors_min": self.attestors_min,
+            "unattested": not self.attestors_min, "attestors": [h["attestor"], h["second"]] if self.attestors_min else [],
             "roles": {n: h[n] for n in ("committer", "proposer", "guardian")},
-            "coins": [{"address": h[a], "amount": str(10 ** 20)} for a in ("committer", "proposer", "funder", "claimer")],
+            "coins": [{"address": h[a], "amount": str(10 ** 20)} for a in ("committer", "proposer", "funder", "guardian", "claimer")],
             "methods": [h["method"]],
             "bases": [{"model_id": h["base"], "owner": h["owner"], "split": [{"payee": h["owner"], "role": "author", "bps": 10000}]}],
             "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": h["x"], "documents": 1, "owners": 1, "tokenizer_digest": h["x"]} for i in range(3)],
@@ -254,6 +256,37 @@ class Settle:
         def paid(t):
             return next((e["epoch"] for e in t["epochs"] if e["state"] == "active" and e["batch_paid"] == t["batches"][0]["batch"]), 0)
         return self.wait("an active epoch that pays every batch", paid, wait_s)
+
+
+class Guard:
+    """`residual-settle attest` or `watch` of one world, with a state and a mirror of its own."""
+
+    def __init__(self, world, verb, key, settle, *flags):
+        self.world, self.port, self.state, self.log = world, free_port(), world.dir / f"{verb}-{key}", world.dir / f"{verb}-{key}.log"
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.args = [str(a) for a in (
+            binary("residual-settle"), verb, "--deployment", world.deployment, "--rpc-url", world.rpc_url, "--key-file", world.key(key), "--archive", settle.url,
+            "--state-dir", self.state, "--poll-ms", 200, *flags)]
+        self.process = None
+
+    def once(self):
+        """(exit status, what it said) of one look."""
+        done = run(*self.args, "--once", check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def __enter__(self):
+        with open(self.log, "ab") as out:
+            self.process = subprocess.Popen([*self.args, "--listen", f"127.0.0.1:{self.port}"], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            print(self.tail())
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(30) == 0 or kind is not None, self.tail()
+
+    def tail(self):
+        return self.log.read_text(errors="replace")[-6000:]
 
 
 FULL = os.environ.get("RS_FULL") == "1"

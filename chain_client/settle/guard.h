@@ -1,0 +1,40 @@
+/* What `attest` and `watch` share: nodes, database, mirror, the loop. One thread. */
+#ifndef RS_SETTLE_GUARD_H
+#define RS_SETTLE_GUARD_H
+
+#include "chain_client/settle/audit.h"
+#include "chain_client/settle/guard_settings.h"
+#include "chain_client/settle/mirror.h"
+#include "chain_client/settle/worker.h"
+
+enum guard_exit {
+    GUARD_FINE = 0,
+    GUARD_FAILED = 1,
+    GUARD_CONFIG = 2,
+    GUARD_START = 3,
+    GUARD_CONFLICT = 4,
+    GUARD_LOCKED = 5,
+    GUARD_REFUSED = 6
+};
+
+struct guard {
+    const struct guard_settings *set;
+    struct settings worker_set; /* what sender.c and serve.c read */
+    struct worker w;            /* deployment, database, nodes, sender: as those want it */
+    struct secp_key key;        /* the attestor's or the guardian's */
+    struct mirror mirror;
+    bool refused; /* the last look ended in a refusal, or in something it could not stop */
+};
+
+/* attest.c and watch.c: one look. Outages are errors that the loop waits out. */
+MUST_CHECK enum status attest_look(struct guard *g, struct errtext *err);
+
+/* Batch seq as the chain had it committed last, into the mirror. */
+MUST_CHECK enum status guard_batch(struct guard *g, uint64_t seq, enum mirror_found *found,
+                                   struct errtext *err);
+
+/* `residual-settle attest ...` or `watch ...`; the exit code. */
+int guard_main(int argc, char **argv);
+bool guard_is_verb(int argc, char **argv);
+
+#endif
