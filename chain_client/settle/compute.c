@@ -329,7 +329,9 @@ enum status compute_reward(struct compute_result *out, struct compute *c, uint64
                               .record = c->record,
                               .record_count = c->record_count,
                               .prev = prev->account,
-                              .prev_count = prev->count};
+                              .prev_count = prev->count,
+                              .on_share = c->on_share,
+                              .on_share_arg = c->on_share_arg};
     if (!st)
         st = reward_compute(&out->reward, &in, err);
     if (!st)

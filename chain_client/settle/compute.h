@@ -29,6 +29,9 @@ struct compute {
     struct reward_evidence *evidence; /* of M'+1 .. E, ascending by (lane, seq) */
     size_t evidence_count, evidence_cap;
     uint8_t (*digest)[32]; /* one block; record[].digest points into it */
+    /* reward_input's; set after compute_load by whoever wants to hear every payment. */
+    enum status (*on_share)(void *arg, const struct reward_share *share);
+    void *on_share_arg;
 };
 
 /* Headers and files are checked against each other; whether a header is the chain's is for the

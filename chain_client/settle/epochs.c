@@ -2,6 +2,7 @@
  *
  * A planned or computed epoch whose e' is vetoed meanwhile is dropped and planned anew. */
 #include "chain_client/eth/keccak.h"
+#include "chain_client/settle/breakdown.h"
 #include "chain_client/settle/compute.h"
 #include "chain_client/settle/epochs_impl.h"
 #include "chain_client/settle/events.h"
@@ -14,7 +15,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define NOTE_NS 60000000000ull
+#define NOTE_NS     60000000000ull
+#define WINDOWS_MAX 64 /* looked at in one step */
 
 void epochs_note(struct worker *w, const char *what)
 {
@@ -73,6 +75,8 @@ enum status epochs_drop(struct worker *w, uint64_t epoch, struct errtext *err)
     st = db_run(&w->db, err, "DELETE FROM cum WHERE epoch = ?", "u", epoch);
     if (!st)
         st = db_run(&w->db, err, "DELETE FROM attestations WHERE epoch = ?", "u", epoch);
+    if (!st)
+        st = breakdown_drop(&w->db, epoch, err);
     if (!st)
         st = db_run(&w->db, err, "DELETE FROM epochs WHERE epoch = ?", "u", epoch);
     return db_end(&w->db, st, err);
@@ -208,6 +212,7 @@ struct epoch_draft {
     struct compute_result result;
     struct buf snapshot_text, manifest_text;
     struct tree_node root;
+    struct breakdown breakdown;
 };
 
 static void draft_fini(struct epoch_draft *k)
@@ -216,6 +221,7 @@ static void draft_fini(struct epoch_draft *k)
     snapshot_fini(&k->snap);
     archive_accounts_fini(&k->prev);
     compute_fini(&k->compute);
+    breakdown_fini(&k->breakdown);
     buf_fini(&k->snapshot_text);
     buf_fini(&k->manifest_text);
 }
@@ -280,6 +286,10 @@ static enum status recompute(struct worker *w, const struct epoch_plan *p, struc
                                   .evidence = p->evidence};
     memcpy(range.place.ledger, w->dep.ledger, 20);
     enum status st = compute_load(&k->compute, &range, err);
+    if (!st)
+        st = breakdown_init(&k->breakdown, err);
+    k->compute.on_share = breakdown_add;
+    k->compute.on_share_arg = &k->breakdown;
     if (!st)
         st = check_files(w, &k->compute, err);
     if (!st)
@@ -348,6 +358,8 @@ static enum status store(struct worker *w, const struct epoch_plan *p, const str
                 r->stats.missing, p->epoch);
     if (!st)
         st = put_cum(w, p->epoch, r->account, r->account_count, err);
+    if (!st)
+        st = breakdown_store(&k->breakdown, &k->snap, &w->db, p->epoch, err);
     st = db_end(&w->db, st, err);
     if (!st)
         log_info("epoch",
@@ -377,17 +389,37 @@ static enum status compute(struct worker *w, struct epoch_plan *p, struct errtex
 
 /* ---- after finality ---- */
 
-static enum status follow_window(struct worker *w, const struct epoch_plan *p, struct errtext *err)
+static enum status follow_window(struct worker *w, uint64_t epoch, uint64_t now,
+                                 struct errtext *err)
 {
     struct view_epoch found;
-    struct rpc_block last;
-    enum status st = view_epoch(&w->view, "finalized", p->epoch, &found, err);
-    if (!st)
-        st = rpc_block(w->rpc, "finalized", &last, err);
+    enum status st = view_epoch(&w->view, "finalized", epoch, &found, err);
     if (!st && found.disabled)
-        return epochs_set_state(w, p->epoch, EPOCH_VETOED, err);
-    if (!st && last.timestamp >= found.active_at)
-        return epochs_set_state(w, p->epoch, EPOCH_ACTIVE, err);
+        return epochs_set_state(w, epoch, EPOCH_VETOED, err);
+    if (!st && now >= found.active_at)
+        return epochs_set_state(w, epoch, EPOCH_ACTIVE, err);
+    return st;
+}
+
+/* Of every epoch in its window, not of the newest alone: a window may be longer than the time
+ * between two epochs, and a veto disables all after it. */
+static enum status follow_windows(struct worker *w, struct errtext *err)
+{
+    struct rpc_block last;
+    struct db_rows q;
+    uint64_t epoch[WINDOWS_MAX];
+    size_t count = 0;
+    enum status st =
+        db_query(&w->db, &q, err, "SELECT epoch FROM epochs WHERE state = ? ORDER BY epoch LIMIT ?",
+                 "tu", epoch_state_name(EPOCH_FINAL), (uint64_t)WINDOWS_MAX);
+    while (!st && (st = db_next(&q, err)) == STATUS_OK)
+        epoch[count++] = db_u64(&q, 0);
+    db_done(&q);
+    st = st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    if (!st && count)
+        st = rpc_block(w->rpc, "finalized", &last, err);
+    for (size_t i = 0; i < count && !st; i++)
+        st = follow_window(w, epoch[i], last.timestamp, err);
     return st;
 }
 
@@ -395,7 +427,9 @@ enum status epochs_step(struct worker *w, struct errtext *err)
 {
     struct epoch_plan p;
     struct view_money final;
-    enum status st = load_newest(w, &p, err);
+    enum status st = follow_windows(w, err);
+    if (!st)
+        st = load_newest(w, &p, err);
     if (!st)
         st = epochs_quorum(w, err);
     if (!st)
@@ -408,9 +442,7 @@ enum status epochs_step(struct worker *w, struct errtext *err)
         return final.last_live != p.previous ? epochs_drop(w, p.epoch, err) : compute(w, &p, err);
     if (p.state > EPOCH_PLANNED && p.state < EPOCH_FINAL)
         return epochs_propose(w, &p, &final, err);
-    if (p.state == EPOCH_FINAL)
-        st = follow_window(w, &p, err);
-    return st || final.last_epoch != p.epoch ? st : plan(w, &final, err);
+    return final.last_epoch != p.epoch ? STATUS_OK : plan(w, &final, err);
 }
 
 /* ---- a database that is behind the chain ---- */

@@ -6,9 +6,9 @@
 #include "chain_client/settle/candidate.h"
 #include "chain_client/settle/gauges.h"
 #include "chain_client/settle/serve_impl.h"
+#include "chain_client/settle/site.h"
 #include "chain_client/settle/states.h"
 #include "chain_client/settle/trouble.h"
-#include "chain_client/settle/view.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -61,7 +61,8 @@ static void put_hash(struct buf *out, const char *name, struct db_rows *q, int c
     archive_put_hex(out, hash, 32);
 }
 
-static enum status put_batches(struct db *db, struct buf *out, struct errtext *err)
+/* Only batches below `before`; the last one's number is the `before` of the next page. */
+static enum status put_batches(struct db *db, uint64_t before, struct buf *out, struct errtext *err)
 {
     struct db_rows q;
     const char *comma = "";
@@ -71,8 +72,8 @@ static enum status put_batches(struct db *db, struct buf *out, struct errtext *e
                  " b.fee_sum, b.cum_fee, b.hash, coalesce(b.tx, (SELECT coalesce(i.mined,"
                  " a.hash) FROM intents i JOIN attempts a ON a.intent = i.id WHERE i.kind"
                  " = 'commit' AND i.key = b.seq ORDER BY i.id DESC, a.n DESC LIMIT 1))"
-                 " FROM batches b ORDER BY b.seq DESC LIMIT ?",
-                 "u", (uint64_t)LIST_MAX);
+                 " FROM batches b WHERE b.seq < ? ORDER BY b.seq DESC LIMIT ?",
+                 "uu", before, (uint64_t)LIST_MAX);
     buf_puts(out, "\"batches\":[");
     while (!st && (st = db_next(&q, err)) == STATUS_OK) {
         enum batch_state state;
@@ -95,7 +96,7 @@ static enum status put_batches(struct db *db, struct buf *out, struct errtext *e
     return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
-static enum status put_epochs(struct db *db, struct buf *out, struct errtext *err)
+static enum status put_epochs(struct db *db, uint64_t before, struct buf *out, struct errtext *err)
 {
     struct db_rows q;
     const char *comma = "";
@@ -105,9 +106,9 @@ static enum status put_epochs(struct db *db, struct buf *out, struct errtext *er
                  " e.required, e.missing, e.active_at, e.total, e.root, coalesce(e.tx,"
                  " (SELECT coalesce(i.mined, a.hash) FROM intents i JOIN attempts a ON"
                  " a.intent = i.id WHERE i.kind = 'propose' AND i.key = e.epoch ORDER BY"
-                 " i.id DESC, a.n DESC LIMIT 1)) FROM epochs e ORDER BY e.epoch DESC"
-                 " LIMIT ?",
-                 "u", (uint64_t)LIST_MAX);
+                 " i.id DESC, a.n DESC LIMIT 1)) FROM epochs e WHERE e.epoch < ? ORDER BY"
+                 " e.epoch DESC LIMIT ?",
+                 "uu", before, (uint64_t)LIST_MAX);
     buf_puts(out, "\"epochs\":[");
     while (!st && (st = db_next(&q, err)) == STATUS_OK) {
         enum epoch_state state;
@@ -182,10 +183,10 @@ enum status serve_status_json(struct db *db, struct buf *out, struct errtext *er
         st = put_lanes(db, out, err);
     buf_putc(out, ',');
     if (!st)
-        st = put_batches(db, out, err);
+        st = put_batches(db, SERVE_NEWEST, out, err);
     buf_putc(out, ',');
     if (!st)
-        st = put_epochs(db, out, err);
+        st = put_epochs(db, SERVE_NEWEST, out, err);
     buf_putc(out, '}');
     return st;
 }
@@ -248,110 +249,6 @@ enum status serve_status_text(struct db *db, struct buf *out, struct errtext *er
     return st ? st : trouble_put_text(db, out, err);
 }
 
-/* ---- rewards ---- */
-
-static enum status load_tree(struct serve *s, struct db *db, uint64_t epoch, struct errtext *err)
-{
-    struct db_rows q;
-    uint64_t count = 0;
-    uint8_t dom[32];
-    if (s->tree_epoch == epoch)
-        return STATUS_OK;
-    enum status st =
-        db_value(db, &count, 0, err, "SELECT count(*) FROM cum WHERE epoch = ?", "u", epoch);
-    if (!st && !count)
-        st = err_set(err, STATUS_NOT_FOUND, "epoch %" PRIu64 " is not in this worker's state",
-                     epoch);
-    if (st)
-        return st;
-    struct tree_node *leaf = mem_try_array(count, sizeof(*leaf));
-    if (!leaf)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for the tree of epoch %" PRIu64, epoch);
-    tree_reward_domain(dom, s->d->chain_id, s->d->vault, s->d->token);
-    st = db_query(db, &q, err, "SELECT account, amount FROM cum WHERE epoch = ? ORDER BY idx", "u",
-                  epoch);
-    for (uint64_t i = 0; i < count && !st && (st = db_next(&q, err)) == STATUS_OK; i++) {
-        uint8_t account[20];
-        db_bytes(&q, 0, account, 20);
-        tree_reward_leaf(&leaf[i], dom, (uint32_t)i, account, db_amount(&q, 1));
-    }
-    db_done(&q);
-    if (!st) {
-        tree_fini(&s->tree);
-        s->tree_epoch = 0;
-        st = tree_build(&s->tree, TREE_REWARD, dom, leaf, count, err);
-    }
-    if (!st)
-        s->tree_epoch = epoch;
-    mem_free(leaf);
-    return st;
-}
-
-static void put_proof(struct buf *out, const struct tree_proof *p)
-{
-    buf_puts(out, "\"proof\":{\"hashes\":[");
-    for (uint32_t i = 0; i < p->depth; i++) {
-        if (i)
-            buf_putc(out, ',');
-        archive_put_hex(out, p->sibling[i].hash, 32);
-    }
-    buf_puts(out, "],\"sums\":[");
-    for (uint32_t i = 0; i < p->depth; i++) {
-        if (i)
-            buf_putc(out, ',');
-        archive_put_amount(out, p->sibling[i].sum);
-    }
-    buf_puts(out, "]}");
-}
-
-static enum status put_reward(struct serve *s, struct db *db, const uint8_t account[20],
-                              struct buf *out, struct errtext *err)
-{
-    struct view v;
-    struct view_money m;
-    struct db_rows q;
-    u128 claimed = 0, cumulative;
-    struct tree_proof proof;
-    char text[ADDR_TEXT_BYTES];
-    view_init(&v, s->rpc, s->d);
-    enum status st = view_money(&v, "latest", &m, err);
-    if (!st)
-        st = view_claimed(&v, "latest", account, &claimed, err);
-    view_fini(&v);
-    if (!st && !m.active_epoch)
-        st = err_set(err, STATUS_NOT_FOUND, "no epoch can be claimed from yet");
-    if (!st)
-        st = load_tree(s, db, m.active_epoch, err);
-    if (!st)
-        st = db_query(db, &q, err, "SELECT idx, amount FROM cum WHERE epoch = ? AND account = ?",
-                      "ub", m.active_epoch, account, (size_t)20);
-    if (st)
-        return st;
-    st = db_next(&q, err);
-    if (st)
-        return err_set(err, st, "this account has earned nothing in epoch %" PRIu64,
-                       m.active_epoch);
-    uint32_t idx = (uint32_t)db_u64(&q, 0);
-    cumulative = db_amount(&q, 1);
-    db_done(&q);
-    tree_prove(&s->tree, &proof, idx);
-    addr_format(text, account);
-    buf_printf(out,
-               "{\"epoch\":%" PRIu64 ",\"index\":%" PRIu32 ",\"account\":\"%s\",\"cumulative\":",
-               m.active_epoch, idx, text);
-    archive_put_amount(out, cumulative);
-    buf_printf(out, ",\"leaves\":%" PRIu32 ",\"root\":", s->tree.count);
-    archive_put_hex(out, tree_root(&s->tree)->hash, 32);
-    buf_puts(out, ",\"total\":");
-    archive_put_amount(out, tree_root(&s->tree)->sum);
-    buf_putc(out, ',');
-    put_proof(out, &proof);
-    buf_puts(out, ",\"claimed\":");
-    archive_put_amount(out, claimed);
-    buf_putc(out, '}');
-    return STATUS_OK;
-}
-
 /* ---- metrics ---- */
 
 static enum status put_metrics(struct db *db, struct buf *out, struct errtext *err)
@@ -399,21 +296,22 @@ static enum status put_metrics(struct db *db, struct buf *out, struct errtext *e
 /* ---- HTTP ---- */
 
 /* *code: of an answer that is none of an error. */
-static enum status answer(struct serve *s, const char *path, struct buf *out, unsigned *code,
-                          struct errtext *err)
+static enum status answer(struct serve *s, const struct serve_ask *q, struct buf *out,
+                          unsigned *code, struct errtext *err)
 {
     static const char rewards[] = "/v1/rewards/";
     struct db db;
-    uint8_t account[20];
+    const char *path = q->path;
     bool healthy = true;
-    bool is_reward = strncmp(path, rewards, sizeof(rewards) - 1) == 0;
-    enum status st = is_reward ? addr_parse(account, path + sizeof(rewards) - 1, err) : STATUS_OK;
-    if (!st)
+    enum status st = STATUS_OK;
+    if (strcmp(path, "/v1/deployment") == 0)
+        site_put_deployment(out, s->d, s->set);
+    else
         st = db_open_reader(&db, s->set->state_dir, err);
-    if (st)
+    if (st || out->len)
         return st;
-    if (is_reward) {
-        st = put_reward(s, &db, account, out, err);
+    if (strncmp(path, rewards, sizeof(rewards) - 1) == 0) {
+        st = serve_rewards(s, &db, q, path + sizeof(rewards) - 1, out, err);
     } else if (strcmp(path, "/health") == 0) {
         st = trouble_put_health(&db, out, &healthy, err);
         *code = healthy ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
@@ -423,8 +321,8 @@ static enum status answer(struct serve *s, const char *path, struct buf *out, un
         st = candidate_put_json(out, &db, s->d, err);
     } else if (strcmp(path, "/v1/batches") == 0 || strcmp(path, "/v1/epochs") == 0) {
         buf_putc(out, '{');
-        st = strcmp(path, "/v1/batches") == 0 ? put_batches(&db, out, err)
-                                              : put_epochs(&db, out, err);
+        st = strcmp(path, "/v1/batches") == 0 ? put_batches(&db, q->before, out, err)
+                                              : put_epochs(&db, q->before, out, err);
         buf_putc(out, '}');
     } else {
         st = err_set(err, STATUS_NOT_FOUND, "no such route");
@@ -453,27 +351,30 @@ static unsigned http_code(enum status st)
 }
 
 /* The answer to a request whose body is here: JSON, the archive's file, or the error's sentence. */
-static struct MHD_Response *respond(struct serve *s, const char *url, const struct buf *body,
-                                    unsigned *code)
+static struct MHD_Response *respond(struct serve *s, struct MHD_Connection *c, const char *url,
+                                    const struct buf *body, unsigned *code)
 {
     static const char archive[] = "/v1/archive/";
     struct errtext err = ERRTEXT_INIT;
     struct MHD_Response *r = NULL;
     struct buf out;
     size_t len;
-    enum status st = STATUS_OK;
+    struct serve_ask q;
+    enum status st = serve_ask_read(&q, c, url, &err);
     bool is_metrics = strcmp(url, "/metrics") == 0;
     bool is_file = !body && strncmp(url, archive, sizeof(archive) - 1) == 0;
     buf_init(&out, BODY_BYTES_MAX);
     *code = MHD_HTTP_OK;
-    if (is_file)
+    if (st)
+        is_file = false;
+    else if (is_file)
         r = serve_archive(s, url + sizeof(archive) - 1, &st, &err);
     else if (body && strcmp(url, "/v1/attestations") != 0)
         st = err_set(&err, STATUS_NOT_FOUND, "no such route");
     else if (body && body->failed)
         st = err_set(&err, STATUS_TOO_LARGE, "more than %u bytes", SERVE_POST_BYTES_MAX);
     else
-        st = body ? serve_attest(s, body, &out, &err) : answer(s, url, &out, code, &err);
+        st = body ? serve_attest(s, body, &out, &err) : answer(s, &q, &out, code, &err);
     if (st) {
         *code = http_code(st);
         if (*code == MHD_HTTP_SERVICE_UNAVAILABLE) /* the next one is answered by another node */
@@ -517,7 +418,9 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
         *upload_len = 0;
         return MHD_YES;
     }
-    struct MHD_Response *r = respond(arg, url, is_post ? body : NULL, &code);
+    struct MHD_Response *r = is_post ? NULL : serve_page(url, &code);
+    if (!r)
+        r = respond(arg, c, url, is_post ? body : NULL, &code);
     if (!r)
         return MHD_NO;
     enum MHD_Result good = MHD_queue_response(c, code, r);
@@ -595,6 +498,6 @@ void serve_stop(struct serve *s)
         MHD_stop_daemon(s->daemon);
     for (uint32_t i = 0; i < s->rpc_count; i++)
         rpc_close(s->endpoint[i]);
-    tree_fini(&s->tree);
+    rewards_fini(&s->rewards);
     mem_free(s);
 }

@@ -1,8 +1,9 @@
 /* What contributors and machines ask the worker, over HTTP on a loopback address:
  *
- *   GET /v1/rewards/{account}  {epoch, index, account, cumulative, leaves, root, proof, claimed}
- *                              of the newest epoch that can be claimed from
- *   GET /v1/batches            the newest 100, newest first
+ *   GET /                      the page for people (site.h): epochs, batches, an account, claim
+ *   GET /v1/deployment         where the contracts are, what the chain is called
+ *   GET /v1/rewards/{account}  amounts and the proof of a claim; /history, /sources (rewards.h)
+ *   GET /v1/batches            the newest 100 below ?before=N, newest first
  *   GET /v1/epochs             the same
  *   GET /v1/epochs/candidate   the epoch that waits for attestors: header, digest, who signed
  *   POST /v1/attestations      {epoch, digest, signature} of an attestor; 403 without the role

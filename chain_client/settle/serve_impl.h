@@ -3,8 +3,8 @@
 #define RS_SETTLE_SERVE_IMPL_H
 
 #include "chain_client/eth/nodes.h"
+#include "chain_client/settle/rewards.h"
 #include "chain_client/settle/serve.h"
-#include "chain_client/tree.h"
 
 #include <microhttpd.h>
 
@@ -16,10 +16,26 @@ struct serve {
     struct MHD_Daemon *daemon;
     struct rpc *rpc, *endpoint[NODES_MAX]; /* the one that is asked, and all */
     uint32_t rpc_at, rpc_count;
-    /* The reward tree that was asked for last: building it is most of an answer's cost. */
-    struct tree tree;
-    uint64_t tree_epoch; /* 0: none */
+    struct rewards rewards;
 };
+
+#define SERVE_NEWEST ((uint64_t)INT64_MAX)
+
+/* A GET: its path, and where in a list it begins. */
+struct serve_ask {
+    const char *path;
+    uint64_t before;   /* ?before=N, SERVE_NEWEST without it */
+    const char *after; /* ?after=TEXT, or NULL */
+};
+
+/* serve_people.c */
+MUST_CHECK enum status serve_ask_read(struct serve_ask *q, struct MHD_Connection *c,
+                                      const char *path, struct errtext *err);
+/* what: {account}, {account}/history or {account}/sources. */
+MUST_CHECK enum status serve_rewards(struct serve *s, struct db *db, const struct serve_ask *q,
+                                     const char *what, struct buf *out, struct errtext *err);
+/* A file of the page, or NULL. */
+struct MHD_Response *serve_page(const char *path, unsigned *code);
 
 /* serve_archive.c: /v1/archive/<folder>/<file>, only the names that an archive has. The response
  * streams the open file; NULL with the error's text. */

@@ -89,7 +89,13 @@ static const struct option_row keys[] = {
     TEXT(archive_dir, NULL, "DIR",
          "published batches and epochs; default: archive in STATE_DIRECTORY, else settle-archive"),
     TEXT(listen, NULL, "HOST:PORT",
-         "serve /v1/rewards, /v1/batches, /v1/epochs, /metrics, /health; off without it"),
+         "serve the page for people at /, /v1/deployment, /v1/rewards, /v1/batches, /v1/epochs, "
+         "/metrics, /health; off without it"),
+    TEXT(chain_name, NULL, "TEXT", "what people call the chain; shown on the page"),
+    TEXT(public_rpc_url, NULL, "URL",
+         "a JSON-RPC that contributors may use: named in /v1/deployment"),
+    TEXT(explorer_url, NULL, "URL", "a block explorer: the page links to URL/tx/0x.. below it"),
+    TEXT(coin_symbol, "ETH", "TEXT", "what 10^18 base units of the vault's coin are called"),
     TEXT(log_level, "info", "error|warn|info|debug", "of the log's lines"),
     TEXT(log_file, NULL, "FILE", "the log goes there instead of stderr; SIGHUP reopens it"),
     NUMBER(batch_count_max, 1, 131072, 131072, "records", "a batch closes at this many"),
@@ -131,6 +137,14 @@ static const struct options table = {
              "not start,\n4 the chain is not the deployment's or differs from what was settled: a "
              "person decides, 5 another worker holds the state."};
 
+static enum status check_url(const char *name, const char *url, struct errtext *err)
+{
+    if (!url || strncmp(url, "http://", 7) == 0 || strncmp(url, "https://", 8) == 0)
+        return STATUS_OK;
+    return err_param(err, STATUS_INVALID, name, "%s: found '%.64s', expected http:// or https://",
+                     name, url);
+}
+
 static enum status check(const struct settings *s, struct errtext *err)
 {
     if (strcmp(s->verb, "run") != 0 && strcmp(s->verb, "status") != 0 &&
@@ -139,6 +153,11 @@ static enum status check(const struct settings *s, struct errtext *err)
                        s->verb);
     if (s->help || s->version || strcmp(s->verb, "run") != 0)
         return STATUS_OK;
+    enum status st = check_url("public_rpc_url", s->public_rpc_url, err);
+    if (!st)
+        st = check_url("explorer_url", s->explorer_url, err);
+    if (st)
+        return st;
     if (!s->deployment)
         return err_param(err, STATUS_INVALID, "deployment",
                          "deployment: missing; name the file that contracts/deploy.mjs wrote");

@@ -6,22 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import pytest
 import recompute
-from world import FULL, Settle, World, run, binary
+from world import FULL, run, binary
 from server import http
-
-
-@pytest.fixture(scope="module")
-def settled(tmp_path_factory):
-    """(world, worker, epoch): 500 inferences of two lanes with their attributions, settled, the worker still up."""
-    with World(tmp_path_factory.mktemp("settled")) as w:
-        w.lanes[1].make(w, 400)
-        w.lanes[2].make(w, 100)
-        w.ship_all()
-        with Settle(w) as s:
-            s.wait_final()
-            yield w, s, s.wait_epoch()
 
 
 def test_batches_cover_every_record_once(settled):

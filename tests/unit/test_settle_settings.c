@@ -65,6 +65,8 @@ static void test_refusals(void **state)
         {"--lane-key", "x", "expected LANE=FILE"},
         {"--lane-key", "1=", "expected LANE=FILE"},
         {"--config", "/nothing/here", "/nothing/here"},
+        {"--explorer-url", "javascript:alert(1)", "expected http:// or https://"},
+        {"--public-rpc-url", "127.0.0.1:8545", "expected http:// or https://"},
         {"-x", "1", "unexpected argument"},
         {"status", "3", "unexpected argument '3'"}};
     for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
