@@ -14,7 +14,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define NOT_FINAL_MAX 4 /* batches on their way at once */
+#define NOT_FINAL_MAX 4  /* batches on their way at once */
+#define FORGET_RUNS   64 /* in one step */
+#define FORGET_NS     600000000000ull
 
 /* ---- rows ---- */
 
@@ -125,39 +127,39 @@ static void choose_ranges(struct worker *w, struct closing *c)
     }
 }
 
+/* One record under another key than it was taken in with. */
+static bool is_signed_by(const struct worker *w, const struct records_row *row,
+                         const uint8_t key[20])
+{
+    union record r;
+    uint8_t digest[32];
+    return row->body.data && !canon_decode(&r, row->body.data, row->body.len, NULL) &&
+           !canon_verify(&r, digest, w->domain, w->secp, key, NULL);
+}
+
 /* Every record under the key that the ledger names for it now: a rotation may have come after it
- * was taken in. *bad: the first that does not verify, 0 for none. */
+ * was taken in, and only then is its signature looked at again. *bad: the first that does not
+ * verify, 0 for none. */
 static enum status verify_range(struct worker *w, const struct batch_lane *r, uint64_t *bad,
                                 struct errtext *err)
 {
     struct lane_keys keys = {0};
-    struct db_rows q = {0};
+    struct records_cursor c = {.is_open = false};
+    struct records_row row;
     size_t hint = 0;
     *bad = 0;
     enum status st = lane_keys_read(&keys, &w->view, "latest", r->lane, r->first, r->last, err);
     if (!st)
-        st =
-            db_query(&w->db, &q, err,
-                     "SELECT body FROM records WHERE lane = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-                     "uuu", (uint64_t)r->lane, r->first, r->last);
-    for (uint64_t seq = r->first; seq <= r->last && !st && !*bad; seq++) {
-        union record rec;
-        uint8_t digest[32];
-        size_t len;
-        st = db_next(&q, err);
-        if (st)
-            break;
-        const uint8_t *body = db_blob(&q, 0, &len);
-        const struct lane_key *key = lane_keys_find(&keys, &hint, r->lane, seq);
-        if (!key || canon_decode(&rec, body, len, NULL) || rec.prefix.seq != seq ||
-            canon_verify(&rec, digest, w->domain, w->secp, key->address, NULL))
-            *bad = seq;
+        st = records_open(&w->db, &c, r->lane, r->first, r->last, err);
+    while (!st && !*bad && (st = records_read(&c, &row, err)) == STATUS_OK) {
+        const struct lane_key *key = lane_keys_find(&keys, &hint, r->lane, row.seq);
+        if (!key ||
+            (memcmp(key->address, c.signer, 20) != 0 && !is_signed_by(w, &row, key->address)))
+            *bad = row.seq;
     }
-    db_done(&q);
+    records_close(&c);
     lane_keys_fini(&keys);
-    return st == STATUS_NOT_FOUND ? err_set(err, STATUS_CORRUPT,
-                                            "state database: lane %" PRIu32 " has a hole", r->lane)
-                                  : st;
+    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
 static enum status verify_all(struct worker *w, const struct closing *c, bool *good,
@@ -253,29 +255,29 @@ static void assembly_fini(struct assembly *a)
 static enum status add_lane(struct worker *w, struct assembly *a, const struct batch_lane *r,
                             struct tree_builder *tree, struct errtext *err)
 {
-    struct db_rows q;
-    enum status st = db_query(&w->db, &q, err,
-                              "SELECT seq, type, digest, fee, body FROM records WHERE lane = ? AND"
-                              " seq BETWEEN ? AND ? ORDER BY seq",
-                              "uuu", (uint64_t)r->lane, r->first, r->last);
-    while (!st && (st = db_next(&q, err)) == STATUS_OK) {
-        uint8_t digest[32];
-        size_t len;
+    struct records_cursor c;
+    struct records_row row;
+    enum status st = records_open(&w->db, &c, r->lane, r->first, r->last, err);
+    while (!st && (st = records_read(&c, &row, err)) == STATUS_OK) {
         struct tree_node node;
-        const uint8_t *body = db_blob(&q, 4, &len);
-        db_bytes(&q, 2, digest, 32);
-        struct tree_log_leaf leaf = {.type = (uint8_t)db_u64(&q, 1),
+        struct tree_log_leaf leaf = {.type = row.type,
                                      .lane = r->lane,
-                                     .seq = db_u64(&q, 0),
-                                     .digest = digest,
-                                     .fee = db_amount(&q, 3)};
+                                     .seq = row.seq,
+                                     .digest = row.digest,
+                                     .fee = row.fee};
+        if (!row.body.data) {
+            st = err_set(err, STATUS_NOT_FOUND,
+                         "lane %" PRIu32 " record %" PRIu64 ": only the archive has its bytes",
+                         r->lane, row.seq);
+            break;
+        }
         tree_log_leaf(&node, w->log_dom, &leaf);
         st = tree_builder_push(tree, &node, err);
-        archive_put_record(&a->records, body, len);
+        archive_put_record(&a->records, row.body.data, row.body.len);
         a->batch.header.inferences += leaf.type == RECORD_INFERENCE;
     }
-    db_done(&q);
-    return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    records_close(&c);
+    return st == STATUS_NOT_FOUND && row.seq == r->last ? STATUS_OK : st;
 }
 
 static enum status read_previous(struct worker *w, struct batch_header *h, struct errtext *err)
@@ -334,48 +336,57 @@ static enum status assemble(struct worker *w, struct assembly *a, uint64_t seq, 
     return st;
 }
 
-static enum status build(struct worker *w, uint64_t seq, struct errtext *err)
+static enum status build(struct worker *w, struct assembly *a, uint64_t seq, struct errtext *err)
 {
-    struct assembly a;
-    const struct batch_header *h = &a.batch.header;
-    enum status st = assemble(w, &a, seq, err);
+    const struct batch_header *h = &a->batch.header;
+    enum status st = assemble(w, a, seq, err);
     if (!st)
         st = db_run(&w->db, err,
                     "UPDATE batches SET state = ?, prev_hash = ?, hash = ?, log_root = ?,"
                     " manifest = ?, leaf_count = ?, inferences = ?, fee_sum = ?, cum_fee = ? WHERE"
                     " seq = ?",
                     "tbbbbuunnu", batch_state_name(BATCH_BUILT), h->prev_hash, (size_t)32,
-                    a.batch.hash, (size_t)32, h->log_root, (size_t)32, h->manifest, (size_t)32,
+                    a->batch.hash, (size_t)32, h->log_root, (size_t)32, h->manifest, (size_t)32,
                     (uint64_t)h->leaf_count, (uint64_t)h->inferences, h->fee_sum, h->cum_fee, seq);
     if (!st)
         log_info("batch", "batch %" PRIu64 ": %u records, %u inferences", seq, h->leaf_count,
                  h->inferences);
-    assembly_fini(&a);
     return st;
 }
 
-static enum status publish(struct worker *w, uint64_t seq, struct errtext *err)
+/* After a restart: what was built, built again from the same rows. */
+static enum status rebuild(struct worker *w, struct assembly *a, uint64_t seq, struct errtext *err)
 {
-    struct assembly a;
-    uint8_t hash[32] = {0};
-    char name[ARCHIVE_NAME_BYTES];
     struct archive_batch row = {0};
-    archive_batch_name(name, seq);
-    enum status st = assemble(w, &a, seq, err);
+    enum status st = assemble(w, a, seq, err);
     if (!st)
         st = load_batch(w, &row, seq, err);
-    memcpy(hash, row.hash, 32);
-    archive_batch_fini(&row);
-    if (!st && memcmp(hash, a.batch.hash, 32) != 0)
+    if (!st && memcmp(row.hash, a->batch.hash, 32) != 0)
         st = err_set(err, STATUS_CORRUPT, "batch %" PRIu64 ": built again with another hash", seq);
-    struct archive_file file[] = {{"header.json", a.header.data, a.header.len},
-                                  {"manifest.json", a.manifest.data, a.manifest.len},
-                                  {"records.bin", a.records.data, a.records.len}};
+    archive_batch_fini(&row);
+    return st;
+}
+
+static enum status publish(struct worker *w, const struct assembly *a, struct errtext *err)
+{
+    char name[ARCHIVE_NAME_BYTES];
+    uint64_t seq = a->batch.header.seq;
+    archive_batch_name(name, seq);
+    struct archive_file file[] = {{"header.json", a->header.data, a->header.len},
+                                  {"manifest.json", a->manifest.data, a->manifest.len},
+                                  {"records.bin", a->records.data, a->records.len}};
     struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), false};
+    enum status st = archive_publish(&folder, err);
+    return st ? st : set_state(w, seq, BATCH_ARCHIVED, err);
+}
+
+/* A closed or built batch, up to where the archive has it. */
+static enum status make(struct worker *w, uint64_t seq, enum batch_state state, struct errtext *err)
+{
+    struct assembly a;
+    enum status st = state == BATCH_CLOSED ? build(w, &a, seq, err) : rebuild(w, &a, seq, err);
     if (!st)
-        st = archive_publish(&folder, err);
-    if (!st)
-        st = set_state(w, seq, BATCH_ARCHIVED, err);
+        st = publish(w, &a, err);
     assembly_fini(&a);
     return st;
 }
@@ -398,6 +409,13 @@ static enum status raise_commit(struct worker *w, const struct archive_batch *b,
     return st;
 }
 
+static enum status finish_lane(struct worker *w, const struct batch_lane *r, struct errtext *err)
+{
+    enum status st = db_run(&w->db, err, "UPDATE lanes SET final = ? WHERE lane = ?", "uu", r->last,
+                            (uint64_t)r->lane);
+    return st ? st : records_drop_bodies(&w->db, r->lane, r->last, err);
+}
+
 static enum status finish(struct worker *w, const struct archive_batch *b, struct errtext *err)
 {
     uint8_t tx[32] = {0};
@@ -410,8 +428,7 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
     st = db_run(&w->db, err, "UPDATE batches SET state = ?, tx = ?, final_at = ? WHERE seq = ?",
                 "tbuu", batch_state_name(BATCH_FINAL), tx, sizeof(tx), w->chain_s, seq);
     for (size_t i = 0; i < b->lane_count && !st; i++)
-        st = db_run(&w->db, err, "UPDATE lanes SET final = ? WHERE lane = ?", "uu", b->lane[i].last,
-                    (uint64_t)b->lane[i].lane);
+        st = finish_lane(w, &b->lane[i], err);
     st = db_end(&w->db, st, err);
     for (size_t i = 0; i < b->lane_count && !st; i++) {
         struct settle_lane *l = worker_lane(w, b->lane[i].lane);
@@ -465,9 +482,8 @@ static enum status advance(struct worker *w, uint64_t seq, enum batch_state stat
                            struct errtext *err)
 {
     struct archive_batch b = {0};
-    enum status st = state == BATCH_CLOSED ? build(w, seq, err) : STATUS_OK;
-    if (!st && (state == BATCH_CLOSED || state == BATCH_BUILT))
-        st = publish(w, seq, err);
+    enum status st =
+        state == BATCH_CLOSED || state == BATCH_BUILT ? make(w, seq, state, err) : STATUS_OK;
     if (!st)
         st = load_batch(w, &b, seq, err);
     if (!st)
@@ -476,30 +492,32 @@ static enum status advance(struct worker *w, uint64_t seq, enum batch_state stat
     return st;
 }
 
-/* Bodies of batches long final: the archive has them. */
-static enum status forget_bodies(struct worker *w, struct errtext *err)
+/* Records of batches long final: no repeat of them is looked for any more. */
+static enum status forget_old(struct worker *w, struct errtext *err)
 {
-    uint64_t now = w->chain_s, seq;
-    enum status st =
-        db_value(&w->db, &seq, 0, err,
-                 "SELECT min(b.seq) FROM batches b WHERE state = ? AND final_at"
-                 " < ? AND b.seq > (SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM meta WHERE"
-                 " name = 'bodies_forgotten')",
-                 "tu", batch_state_name(BATCH_FINAL),
-                 now > w->set->body_keep_s ? now - w->set->body_keep_s : 0);
-    if (st || !seq)
-        return st;
-    char text[24];
-    snprintf(text, sizeof(text), "%" PRIu64, seq);
-    st = db_begin(&w->db, err);
+    struct db_rows q;
+    struct batch_lane old[SETTINGS_LANES_MAX];
+    size_t count = 0;
+    bool left;
+    uint64_t keep_s = w->set->record_keep_s;
+    if (clock_mono_ns() < w->forget_ns)
+        return STATUS_OK;
+    enum status st = db_query(&w->db, &q, err,
+                              "SELECT l.lane, max(l.last) FROM batch_lanes l JOIN batches b ON"
+                              " b.seq = l.seq WHERE b.state = ? AND b.final_at < ? GROUP BY l.lane",
+                              "tu", batch_state_name(BATCH_FINAL),
+                              w->chain_s > keep_s ? w->chain_s - keep_s : 0);
+    while (!st && count < ARRAY_COUNT(old) && (st = db_next(&q, err)) == STATUS_OK)
+        old[count++] = (struct batch_lane){.lane = (uint32_t)db_u64(&q, 0), .last = db_u64(&q, 1)};
+    db_done(&q);
+    st = st == STATUS_NOT_FOUND ? db_begin(&w->db, err) : st;
     if (st)
         return st;
-    st = db_run(&w->db, err,
-                "UPDATE records SET body = NULL FROM batch_lanes l WHERE l.seq = ? AND"
-                " records.lane = l.lane AND records.seq BETWEEN l.first AND l.last",
-                "u", seq);
-    if (!st)
-        st = db_meta_set(&w->db, "bodies_forgotten", text, err);
+    w->forget_ns = clock_mono_ns() + FORGET_NS;
+    for (size_t i = 0; i < count && !st; i++) {
+        st = records_forget(&w->db, old[i].lane, old[i].last, FORGET_RUNS, &left, err);
+        w->forget_ns = left ? 0 : w->forget_ns;
+    }
     return db_end(&w->db, st, err);
 }
 
@@ -524,5 +542,5 @@ enum status batches_step(struct worker *w, struct errtext *err)
     st = st == STATUS_NOT_FOUND ? STATUS_OK : st;
     for (size_t i = 0; i < count && !st; i++)
         st = advance(w, seqs[i], states[i], err);
-    return st ? st : forget_bodies(w, err);
+    return st ? st : forget_old(w, err);
 }

@@ -1,5 +1,5 @@
-/* The schema, and statements bound by type letters. They are prepared per use: what bounds this
- * worker is the fsync of each transaction, and a read of records is one transaction. */
+/* The schema, and statements bound by type letters. A statement stays prepared for its next use, as
+ * long as there is a place for it. */
 #include "chain_client/settle/db.h"
 #include "chain_client/settle/states.h"
 #include "server/base/check.h"
@@ -20,11 +20,15 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS lanes (lane INTEGER PRIMARY KEY, ingested INTEGER NOT NULL,"
     " closed INTEGER NOT NULL, final INTEGER NOT NULL, key BLOB, stopped TEXT);"
-    "CREATE TABLE IF NOT EXISTS records (lane INTEGER NOT NULL, seq INTEGER NOT NULL,"
-    " type INTEGER NOT NULL, digest BLOB NOT NULL, fee TEXT NOT NULL, request BLOB, at INTEGER NOT"
-    " NULL, body BLOB, PRIMARY KEY (lane, seq)) WITHOUT ROWID;"
-    "CREATE UNIQUE INDEX IF NOT EXISTS records_request ON records (request) WHERE request IS NOT"
-    " NULL;"
+    "CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, first INTEGER"
+    " NOT NULL, last INTEGER NOT NULL, at INTEGER NOT NULL, signer BLOB NOT NULL, meta BLOB NOT"
+    " NULL);"
+    "CREATE UNIQUE INDEX IF NOT EXISTS runs_first ON runs (lane, first);"
+    "CREATE TABLE IF NOT EXISTS bodies (id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, first"
+    " INTEGER NOT NULL, last INTEGER NOT NULL, data BLOB NOT NULL);"
+    "CREATE UNIQUE INDEX IF NOT EXISTS bodies_first ON bodies (lane, first);"
+    "CREATE TABLE IF NOT EXISTS requests (id BLOB PRIMARY KEY, lane INTEGER NOT NULL, seq INTEGER"
+    " NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY, state TEXT NOT NULL, closed_at"
     " INTEGER NOT NULL, prev_hash BLOB, hash BLOB, log_root BLOB, manifest BLOB, leaf_count "
     "INTEGER,"
@@ -134,7 +138,8 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
     if (!st) /* readers may be recovering the log of a worker that was killed: wait for them */
         sqlite3_busy_timeout(db->h, BUSY_MS);
     if (!st)
-        st = exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;", err);
+        st = exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;",
+                  err);
     if (!st)
         st = check_integrity(db, err);
     if (!st)
@@ -186,6 +191,8 @@ enum status db_open_beside(struct db *db, const char *dir, struct errtext *err)
 
 void db_close(struct db *db)
 {
+    for (size_t i = 0; i < db->kept_count; i++)
+        sqlite3_finalize(db->kept[i].stmt);
     sqlite3_close(db->h);
     if (db->lock_fd >= 0)
         close(db->lock_fd);
@@ -208,8 +215,10 @@ enum status db_end(struct db *db, enum status st, struct errtext *err)
 
 /* ---- statements ---- */
 
-static int bind_one(sqlite3_stmt *s, int i, char type, va_list *args)
+/* Data lives as long as the statement runs where `lives`, else it is copied. */
+static int bind_one(sqlite3_stmt *s, int i, char type, bool lives, va_list *args)
 {
+    sqlite3_destructor_type owner = lives ? SQLITE_STATIC : SQLITE_TRANSIENT;
     char amount[40];
     const void *data;
     size_t len;
@@ -220,43 +229,71 @@ static int bind_one(sqlite3_stmt *s, int i, char type, va_list *args)
         u128_format(amount, va_arg(*args, u128));
         return sqlite3_bind_text(s, i, amount, -1, SQLITE_TRANSIENT);
     case 't':
-        return sqlite3_bind_text(s, i, va_arg(*args, const char *), -1, SQLITE_TRANSIENT);
+        return sqlite3_bind_text(s, i, va_arg(*args, const char *), -1, owner);
     case 'b':
         data = va_arg(*args, const void *);
         len = va_arg(*args, size_t);
-        return data ? sqlite3_bind_blob64(s, i, data, len, SQLITE_TRANSIENT)
-                    : sqlite3_bind_null(s, i);
+        return data ? sqlite3_bind_blob64(s, i, data, len, owner) : sqlite3_bind_null(s, i);
     default:
         PANIC("type letter %c", type);
     }
 }
 
-static enum status prepare(struct db *db, sqlite3_stmt **s, struct errtext *err, const char *sql,
+/* A prepared statement of this text that nobody runs: kept or fresh. NULL: SQLite refused it. */
+static sqlite3_stmt *take_statement(struct db *db, const char *sql)
+{
+    sqlite3_stmt *fresh = NULL;
+    for (size_t i = 0; i < db->kept_count; i++) {
+        struct db_kept *k = &db->kept[i];
+        if (!k->in_use && k->sql == sql && strcmp(sqlite3_sql(k->stmt), sql) == 0) {
+            k->in_use = true;
+            return k->stmt;
+        }
+    }
+    if (sqlite3_prepare_v3(db->h, sql, -1, SQLITE_PREPARE_PERSISTENT, &fresh, NULL) != SQLITE_OK)
+        return NULL;
+    if (db->kept_count < DB_KEPT_MAX)
+        db->kept[db->kept_count++] = (struct db_kept){sql, fresh, true};
+    return fresh;
+}
+
+static void give_back(struct db *db, sqlite3_stmt *s)
+{
+    for (size_t i = 0; i < db->kept_count && s; i++) {
+        if (db->kept[i].stmt != s)
+            continue;
+        sqlite3_reset(s);
+        sqlite3_clear_bindings(s);
+        db->kept[i].in_use = false;
+        return;
+    }
+    sqlite3_finalize(s);
+}
+
+static enum status prepare(struct db_rows *q, bool lives, struct errtext *err, const char *sql,
                            const char *types, va_list *args)
 {
-    int rc = sqlite3_prepare_v2(db->h, sql, -1, s, NULL);
+    q->stmt = take_statement(q->db, sql);
+    int rc = q->stmt ? SQLITE_OK : SQLITE_ERROR;
     for (int i = 0; types[i] && rc == SQLITE_OK; i++)
-        rc = bind_one(*s, i + 1, types[i], args);
+        rc = bind_one(q->stmt, i + 1, types[i], lives, args);
     if (rc == SQLITE_OK)
         return STATUS_OK;
-    enum status st = fault(db, err);
-    sqlite3_finalize(*s);
-    *s = NULL;
+    enum status st = fault(q->db, err);
+    db_done(q);
     return st;
 }
 
 enum status db_run(struct db *db, struct errtext *err, const char *sql, const char *types, ...)
 {
-    sqlite3_stmt *s = NULL;
+    struct db_rows q = {.db = db};
     va_list args;
     va_start(args, types);
-    enum status st = prepare(db, &s, err, sql, types, &args);
+    enum status st = prepare(&q, true, err, sql, types, &args);
     va_end(args);
-    if (st)
-        return st;
-    if (sqlite3_step(s) != SQLITE_DONE)
+    if (!st && sqlite3_step(q.stmt) != SQLITE_DONE)
         st = fault(db, err);
-    sqlite3_finalize(s);
+    db_done(&q);
     return st;
 }
 
@@ -271,7 +308,7 @@ enum status db_query(struct db *db, struct db_rows *q, struct errtext *err, cons
     va_list args;
     *q = (struct db_rows){.db = db};
     va_start(args, types);
-    enum status st = prepare(db, &q->stmt, err, sql, types, &args);
+    enum status st = prepare(q, false, err, sql, types, &args);
     va_end(args);
     return st;
 }
@@ -288,7 +325,7 @@ enum status db_next(struct db_rows *q, struct errtext *err)
 
 void db_done(struct db_rows *q)
 {
-    sqlite3_finalize(q->stmt);
+    give_back(q->db, q->stmt);
     q->stmt = NULL;
 }
 
@@ -331,7 +368,7 @@ enum status db_value(struct db *db, uint64_t *out, uint64_t otherwise, struct er
     struct db_rows q = {.db = db};
     va_list args;
     va_start(args, types);
-    enum status st = prepare(db, &q.stmt, err, sql, types, &args);
+    enum status st = prepare(&q, false, err, sql, types, &args);
     va_end(args);
     *out = otherwise;
     if (!st)

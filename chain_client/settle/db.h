@@ -12,10 +12,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define DB_KEPT_MAX 96
+
 struct db {
     sqlite3 *h;
     int lock_fd; /* -1 for a reader */
     bool failed; /* it refused something it should not: stop */
+    struct db_kept {
+        const char *sql; /* the caller's: found by its address */
+        sqlite3_stmt *stmt;
+        bool in_use;
+    } kept[DB_KEPT_MAX]; /* prepared statements */
+    size_t kept_count;
 };
 
 /* Opens <dir>/settle.db, made and checked if needed, and locks <dir>/lock for the process's life.

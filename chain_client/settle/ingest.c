@@ -13,7 +13,7 @@
  *   taken back the server removes entries it did not sign from the end, and uses their ids again:
  *              a group that is past the end goes back to what we have */
 #include "chain_client/settle/worker.h"
-#include "server/base/buf.h"
+#include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
@@ -31,6 +31,8 @@
 #define BACKOFF_MS_MAX 5000
 #define CLAIM_IDLE_MS  60000
 #define GROUP_BYTES    32
+#define READ_MAX       4096 /* read_count's */
+#define ACK_WORDS      3
 #define LOOK_NS        3000000000ull /* between two looks at an idle stream's end */
 
 struct redis {
@@ -39,7 +41,10 @@ struct redis {
     uint64_t retry_ns, claim_ns;
     uint32_t backoff_ms;
     char group[GROUP_BYTES];
-    struct buf args; /* ids to acknowledge */
+    struct lanes_entry entry[READ_MAX]; /* of one read, with the ids they came under */
+    const char *id[READ_MAX];
+    const char *ack[ACK_WORDS + READ_MAX]; /* XACK stream group id.. */
+    size_t ack_count;
 };
 
 enum status ingest_open(struct worker *w, struct errtext *err)
@@ -47,7 +52,6 @@ enum status ingest_open(struct worker *w, struct errtext *err)
     struct redis *r = mem_alloc(sizeof(*r));
     w->redis = r;
     r->backoff_ms = BACKOFF_MS_MIN;
-    buf_init(&r->args, 1u << 20);
     return redis_link_open(&r->link, w->set->redis_url, w->set->redis_password_file, err);
 }
 
@@ -70,7 +74,6 @@ void ingest_close(struct worker *w)
     if (r->ctx)
         redisFree(r->ctx);
     redis_link_close(&r->link);
-    buf_fini(&r->args);
     mem_free(r);
     w->redis = NULL;
 }
@@ -165,54 +168,70 @@ static bool read_entry(const redisReply *e, uint64_t *seq, struct canon_bytes *b
     return *seq && strcmp(end, "-0") == 0;
 }
 
-static enum status take_entries(struct worker *w, struct settle_lane *l, const redisReply *list,
-                                size_t *held, struct errtext *err)
+/* What has a record goes to be judged; the ids of all others, and of what was taken, are
+ * acknowledged. */
+static size_t sort_entries(struct redis *r, struct settle_lane *l, const redisReply *list)
 {
-    struct redis *r = w->redis;
-    buf_clear(&r->args);
-    *held = 0;
-    enum status st = db_begin(&w->db, err);
-    for (size_t i = 0; i < list->elements && !st; i++) {
+    size_t count = 0;
+    r->ack_count = 0;
+    for (size_t i = 0; i < list->elements && i < READ_MAX; i++) {
         const redisReply *e = list->element[i];
         struct canon_bytes body;
         uint64_t seq = 0;
-        enum lanes_verdict verdict = LANES_TAKEN;
+        const char *id = e->elements && e->element[0]->str ? e->element[0]->str : NULL;
         bool good = read_entry(e, &seq, &body);
+        if (good && body.data) {
+            r->id[count] = id;
+            r->entry[count++] = (struct lanes_entry){.seq = seq, .bytes = body};
+            continue;
+        }
+        if (id)
+            r->ack[ACK_WORDS + r->ack_count++] = id;
         if (!good) {
             log_error("ingest", "lane %u: an entry with an id that is no number was dropped",
                       l->id);
             l->met_foreign = true;
-        } else if (!body.data && seq > l->ingested) { /* trimmed under us: the gap is refetched */
+        } else if (seq > l->ingested) { /* trimmed under us: the gap is refetched */
             log_error("ingest", "lane %u record %" PRIu64 ": gone from the stream", l->id, seq);
-            l->top = seq > l->top ? seq : l->top;
-        } else if (body.data) {
-            st = lanes_take(w, l, seq, &body, &verdict, err);
+            l->top = MAX(l->top, seq);
         }
-        if (verdict == LANES_HOLD)
-            ++*held;
-        else if (e->elements && e->element[0]->str)
-            buf_printf(&r->args, "%s ", e->element[0]->str);
     }
+    return count;
+}
+
+static enum status take_entries(struct worker *w, struct settle_lane *l, const redisReply *list,
+                                size_t *held, struct errtext *err)
+{
+    struct redis *r = w->redis;
+    size_t count = sort_entries(r, l, list);
+    *held = 0;
+    enum status st = db_begin(&w->db, err);
+    if (!st)
+        st = lanes_take(w, l, r->entry, count, err);
     if (!st)
         st = lanes_advance(w, l, err);
-    return db_end(&w->db, st, err);
+    st = db_end(&w->db, st, err);
+    for (size_t i = 0; i < count; i++) {
+        if (r->entry[i].verdict == LANES_HOLD)
+            ++*held;
+        else
+            r->ack[ACK_WORDS + r->ack_count++] = r->id[i];
+    }
+    return st;
 }
 
 static bool acknowledge(struct redis *r, const struct settle_lane *l)
 {
-    bool good = true;
-    for (char *at = r->args.data, *space; at && good && (space = strchr(at, ' ')); at = space + 1) {
-        *space = '\0';
-        good = redisAppendCommand(r->ctx, "XACK residual:lane:%u %s %s", l->id, r->group, at) ==
-               REDIS_OK;
-        *space = ' ';
-    }
-    for (char *at = r->args.data; at && good && (at = strchr(at, ' ')); at++) {
-        void *reply = NULL;
-        good = redisGetReply(r->ctx, &reply) == REDIS_OK;
-        if (reply)
-            freeReplyObject(reply);
-    }
+    char stream[40];
+    if (!r->ack_count)
+        return true;
+    snprintf(stream, sizeof(stream), "residual:lane:%u", l->id);
+    r->ack[0] = "XACK";
+    r->ack[1] = stream;
+    r->ack[2] = r->group;
+    redisReply *reply = redisCommandArgv(r->ctx, (int)(ACK_WORDS + r->ack_count), r->ack, NULL);
+    bool good = reply != NULL;
+    freeReplyObject(reply);
     return good;
 }
 

@@ -37,8 +37,7 @@ struct settle_lane *worker_lane(struct worker *w, uint32_t lane)
 static enum status find_top(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     uint64_t held = 1;
-    enum status st = db_value(&w->db, &l->top, 0, err,
-                              "SELECT max(seq) FROM records WHERE lane = ?", "u", (uint64_t)l->id);
+    enum status st = records_end(&w->db, l->id, &l->top, err);
     l->top = MAX(l->top, l->ingested);
     while (!st && held > 0) {
         st = db_value(&w->db, &held, 0, err,
@@ -55,9 +54,7 @@ static enum status find_top(struct worker *w, struct settle_lane *l, struct errt
 static enum status find_due(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
     uint64_t now = clock_wall_ms() / 1000, at, most = w->set->batch_seconds_max;
-    enum status st =
-        db_value(&w->db, &at, now, err, "SELECT at FROM records WHERE lane = ? AND seq = ?", "uu",
-                 (uint64_t)l->id, l->closed + 1);
+    enum status st = records_at(&w->db, l->id, l->closed + 1, now, &at, err);
     uint64_t age = at < now ? MIN(now - at, most) : 0;
     l->due_ns = clock_mono_ns() + (most - age) * NS_PER_S;
     return st;
@@ -192,117 +189,153 @@ static enum status quarantine(struct worker *w, struct settle_lane *l, uint64_t 
     return st;
 }
 
-/* ---- one entry ---- */
+/* ---- entries ---- */
+
+struct judging {
+    const struct worker *w;
+    const struct settle_lane *l;
+    struct lanes_entry *entry;
+};
+
+/* All that needs neither the database nor the ledger, and nearly all of the time. */
+static void judge(void *arg, size_t first, size_t end)
+{
+    const struct judging *j = arg;
+    for (size_t i = first; i < end; i++) {
+        struct lanes_entry *e = &j->entry[i];
+        union record r;
+        uint8_t digest[32];
+        e->is = LANES_BAD_TAG;
+        memset(e->signer, 0, sizeof(e->signer));
+        if (!entry_has_tag(j->l->transport_key, e->bytes.data, e->bytes.len))
+            continue;
+        e->is = LANES_BAD_RECORD;
+        if (entry_decode(&r, j->l->id, e->seq, e->bytes.data, e->bytes.len, NULL))
+            continue;
+        e->is = LANES_SIGNED;
+        canon_digest(digest, &r, j->w->domain);
+        records_row_from(&e->row, &r, digest);
+        e->row.body = (struct canon_bytes){e->bytes.data, e->bytes.len - ENTRY_TAG_BYTES};
+        const uint8_t *sig = (const uint8_t *)&r + canon_layout(e->row.type)->signature_member;
+        if (secp_recover(j->w->secp, e->signer, sig, digest, NULL))
+            memset(e->signer, 0, sizeof(e->signer));
+    }
+}
 
 /* OK, DENIED (another key signed), or the node's failure. The ledger is asked only when the key we
  * know does not fit: it may have been rotated. */
-static enum status check_key(struct worker *w, struct settle_lane *l, const union record *r,
-                             uint8_t digest[32], struct errtext *err)
+static enum status check_key(struct worker *w, struct settle_lane *l, const struct lanes_entry *e,
+                             struct errtext *err)
 {
     uint8_t key[20];
-    if (!addr_is_zero(l->key) &&
-        canon_verify(r, digest, w->domain, w->secp, l->key, NULL) == STATUS_OK)
+    char found[ADDR_TEXT_BYTES], expected[ADDR_TEXT_BYTES];
+    if (!addr_is_zero(l->key) && memcmp(l->key, e->signer, 20) == 0)
         return STATUS_OK;
-    enum status st = view_lane_key(&w->view, "latest", l->id, r->prefix.seq, key, err);
+    enum status st = view_lane_key(&w->view, "latest", l->id, e->seq, key, err);
     if (st)
         return st;
     if (addr_is_zero(key))
         return err_set(err, STATUS_BUSY, "not registered on the ledger");
-    st = canon_verify(r, digest, w->domain, w->secp, key, err);
-    if (st)
-        return STATUS_DENIED;
-    return set_key(w, l, key, err);
+    if (memcmp(key, e->signer, 20) == 0)
+        return set_key(w, l, key, err);
+    addr_format(found, e->signer);
+    addr_format(expected, key);
+    return err_set(err, STATUS_DENIED, "signature: signed by %s, expected %s", found, expected);
 }
 
-static enum status insert(struct worker *w, struct settle_lane *l, const union record *r,
-                          const uint8_t digest[32], const struct canon_bytes *body,
-                          struct errtext *err)
+/* CONFLICT, or the database's failure. What is there already is OK. */
+static enum status store(struct worker *w, struct settle_lane *l, struct records_run *run,
+                         const struct lanes_entry *e, struct errtext *err)
 {
-    bool is_inference = r->prefix.type == RECORD_INFERENCE;
-    struct db_rows q;
+    uint64_t now = clock_wall_ms() / 1000;
     uint8_t old[32];
-    enum status st =
-        db_query(&w->db, &q, err, "SELECT digest FROM records WHERE lane = ? AND seq = ?", "uu",
-                 (uint64_t)l->id, r->prefix.seq);
-    if (!st)
-        st = db_next(&q, err);
-    if (!st) {
-        db_bytes(&q, 0, old, 32);
-        db_done(&q);
-        return memcmp(old, digest, 32) == 0 ? STATUS_OK : STATUS_CONFLICT;
+    enum status st = STATUS_NOT_FOUND;
+    if (e->seq <= l->top || !records_run_fits(run, e->seq, e->signer)) {
+        st = records_run_store(&w->db, run, now, err);
+        if (!st)
+            st = records_digest(&w->db, l->id, e->seq, old, err);
+        if (!st)
+            return memcmp(old, e->row.digest, 32) == 0 ? STATUS_OK : STATUS_CONFLICT;
     }
+    if (st == STATUS_NOT_FOUND && e->seq <= l->ingested)
+        return STATUS_OK; /* so old that it is forgotten */
     if (st != STATUS_NOT_FOUND)
         return st;
-    st = db_run(
-        &w->db, NULL,
-        "INSERT INTO records (lane, seq, type, digest, fee, request, at, body) VALUES (?, ?,"
-        " ?, ?, ?, ?, ?, ?)",
-        "uuubnbub", (uint64_t)l->id, r->prefix.seq, (uint64_t)r->prefix.type, digest, (size_t)32,
-        is_inference ? r->inference.fee : (u128)0, is_inference ? r->inference.request_id : NULL,
-        (size_t)32, clock_wall_ms() / 1000, body->data, body->len);
-    if (st == STATUS_EXISTS) /* (lane, seq) is free: the request id is taken */
-        return STATUS_CONFLICT;
-    if (st)
-        return err_set(err, st, "state database: a record could not be written");
-    if (r->prefix.seq > l->top)
-        l->top = r->prefix.seq;
-    return STATUS_OK;
+    st = records_run_add(&w->db, run, &e->row, e->signer, err);
+    if (!st)
+        l->top = MAX(l->top, e->seq);
+    return st;
 }
 
-enum status lanes_take(struct worker *w, struct settle_lane *l, uint64_t seq,
-                       const struct canon_bytes *entry, enum lanes_verdict *verdict,
-                       struct errtext *err)
+static enum status refuse(struct worker *w, struct settle_lane *l, const struct lanes_entry *e,
+                          const char *reason, const char *why, struct errtext *err)
+{
+    if (why)
+        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, e->seq, why);
+    return quarantine(w, l, e->seq, reason, &e->bytes, err);
+}
+
+static enum status take_one(struct worker *w, struct settle_lane *l, struct records_run *run,
+                            struct lanes_entry *e, struct errtext *err)
 {
     union record r;
-    uint8_t digest[32];
     struct errtext why = ERRTEXT_INIT;
-    *verdict = LANES_TAKEN;
-    if (!entry_has_tag(l->transport_key, entry->data, entry->len))
-        return quarantine(w, l, seq, "bad tag", entry, err);
-    if (l->stopped || seq > l->ingested + LANES_AHEAD_MAX) {
-        *verdict = LANES_HOLD;
+    e->verdict = LANES_TAKEN;
+    if (e->is == LANES_BAD_TAG)
+        return refuse(w, l, e, "bad tag", NULL, err);
+    if (l->stopped || e->seq > l->ingested + LANES_AHEAD_MAX) {
+        e->verdict = LANES_HOLD;
         return STATUS_OK;
     }
-    struct canon_bytes body = {entry->data, entry->len - ENTRY_TAG_BYTES};
-    if (entry_decode(&r, l->id, seq, entry->data, entry->len, &why)) {
-        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, seq, why.text);
-        return quarantine(w, l, seq, "bad record", entry, err);
+    if (e->is == LANES_BAD_RECORD) {
+        if (entry_decode(&r, l->id, e->seq, e->bytes.data, e->bytes.len, &why))
+            return refuse(w, l, e, "bad record", why.text, err);
+        return err_set(err, STATUS_CORRUPT,
+                       "lane %" PRIu32 " record %" PRIu64 ": judged twice, and not alike", l->id,
+                       e->seq);
     }
-    enum status st = check_key(w, l, &r, digest, &why);
-    if (st == STATUS_DENIED) {
-        log_warn("lanes", "lane %" PRIu32 " record %" PRIu64 ": %s", l->id, seq, why.text);
-        return quarantine(w, l, seq, "bad signature", entry, err);
-    }
+    enum status st = check_key(w, l, e, &why);
+    if (st == STATUS_DENIED)
+        return refuse(w, l, e, "bad signature", why.text, err);
     if (st) {
         if (!l->is_warned)
             log_warn("lanes", "lane %" PRIu32 ": records wait: %s", l->id, why.text);
         l->is_warned = true;
-        *verdict = LANES_HOLD;
+        e->verdict = LANES_HOLD;
         return STATUS_OK;
     }
-    st = insert(w, l, &r, digest, &body, err);
+    st = store(w, l, run, e, err);
     if (st != STATUS_CONFLICT)
         return st;
-    st = quarantine(w, l, seq, "conflict", entry, err);
+    err_clear(err);
+    st = quarantine(w, l, e->seq, "conflict", &e->bytes, err);
     return st ? st : lanes_stop(w, l, "two different records of one number or request", err);
+}
+
+enum status lanes_take(struct worker *w, struct settle_lane *l, struct lanes_entry *entry,
+                       size_t count, struct errtext *err)
+{
+    struct judging j = {w, l, entry};
+    struct records_run run;
+    crew_run(w->crew, judge, &j, count);
+    records_run_init(&run, l->id);
+    enum status st = STATUS_OK;
+    for (size_t i = 0; i < count && !st; i++)
+        st = take_one(w, l, &run, &entry[i], err);
+    if (!st)
+        st = records_run_store(&w->db, &run, clock_wall_ms() / 1000, err);
+    records_run_fini(&run);
+    return st;
 }
 
 enum status lanes_advance(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
-    struct db_rows q;
     uint64_t reached = l->ingested;
     if (l->top == l->ingested)
         return STATUS_OK;
-    enum status st =
-        db_query(&w->db, &q, err, "SELECT seq FROM records WHERE lane = ? AND seq > ? ORDER BY seq",
-                 "uu", (uint64_t)l->id, reached);
-    while (!st && (st = db_next(&q, err)) == STATUS_OK && db_u64(&q, 0) == reached + 1)
-        reached++;
-    db_done(&q);
-    if (st && st != STATUS_NOT_FOUND)
+    enum status st = records_reach(&w->db, l->id, l->ingested, &reached, err);
+    if (st || reached == l->ingested)
         return st;
-    if (reached == l->ingested)
-        return STATUS_OK;
     if (l->ingested == l->closed)
         lanes_closed(w, l, l->closed);
     l->ingested = reached;

@@ -23,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define REFETCH_KEY_BYTES_MAX 512
 #define INGEST_WAIT_MS        200
@@ -118,6 +119,13 @@ static enum status find_sources(struct worker *w, struct errtext *err)
     return STATUS_OK;
 }
 
+static enum status open_crew(struct worker *w, struct errtext *err)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t threads = w->set->threads ? w->set->threads : (uint64_t)MAX(processors, 1);
+    return crew_create(&w->crew, (uint32_t)MIN(threads, (uint64_t)CREW_MAX), err);
+}
+
 /* What needs neither Redis nor the chain. */
 static enum status open_local(struct worker *w, struct errtext *err)
 {
@@ -127,6 +135,8 @@ static enum status open_local(struct worker *w, struct errtext *err)
         st = secp_create(&w->secp, err);
     if (!st)
         st = chain_open(w, err);
+    if (!st)
+        st = open_crew(w, err);
     if (!st)
         st = open_lanes(w, err);
     if (!st)
@@ -283,6 +293,7 @@ static void worker_fini(struct worker *w)
     chain_close(w);
     db_close(&w->db);
     secp_destroy(w->secp);
+    crew_destroy(w->crew);
     for (uint32_t i = 0; i < w->lane_count; i++)
         mem_wipe(w->lane[i].transport_key, sizeof(w->lane[i].transport_key));
     mem_free(w->lane);

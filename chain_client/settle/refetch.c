@@ -23,31 +23,50 @@
 #define WAIT_MS_MAX       60000
 #define WAIT_MS_TOLD      8000 /* after 15 s of tries a person is told */
 #define FETCH_MS_MAX      10000
+#define FRAMES_MAX        1024 /* judged in one transaction */
 
 struct range {
     uint64_t first, last;
 };
 
+/* *data and *len move over the frames that were read; entry [FRAMES_MAX] gets those of the gap. */
+static size_t read_frames(struct lanes_entry *entry, const struct range *gap, const char **data,
+                          size_t *len)
+{
+    size_t count = 0;
+    while (*len && count < FRAMES_MAX) {
+        uint64_t seq;
+        const uint8_t *body;
+        size_t body_len, used = spool_frame_parse(*data, *len, &seq, &body, &body_len);
+        if (!used) { /* a torn end, or damage: the next attempt reads again */
+            *len = 0;
+            break;
+        }
+        if (seq >= gap->first && seq <= gap->last)
+            entry[count++] = (struct lanes_entry){.seq = seq, .bytes = {body, body_len}};
+        *data += used;
+        *len -= used;
+    }
+    return count;
+}
+
 static enum status take_frames(struct worker *w, struct settle_lane *l, const struct range *gap,
                                const char *data, size_t len, struct errtext *err)
 {
-    enum status st = db_begin(&w->db, err);
+    struct lanes_entry *entry = mem_array(FRAMES_MAX, sizeof(*entry));
+    enum status st = STATUS_OK;
     while (!st && len) {
-        uint64_t seq;
-        const uint8_t *body;
-        size_t body_len, used = spool_frame_parse(data, len, &seq, &body, &body_len);
-        enum lanes_verdict verdict;
-        struct canon_bytes entry = {body, body_len};
-        if (!used)
-            break; /* a torn end, or damage: the next attempt reads again */
-        if (seq >= gap->first && seq <= gap->last)
-            st = lanes_take(w, l, seq, &entry, &verdict, err);
-        data += used;
-        len -= used;
+        size_t count = read_frames(entry, gap, &data, &len);
+        st = db_begin(&w->db, err);
+        if (st)
+            break;
+        st = lanes_take(w, l, entry, count, err);
+        if (!st)
+            st = lanes_advance(w, l, err);
+        st = db_end(&w->db, st, err);
     }
-    if (!st)
-        st = lanes_advance(w, l, err);
-    return db_end(&w->db, st, err);
+    mem_free(entry);
+    return st;
 }
 
 /* ---- the spool's folder ---- */
@@ -151,9 +170,7 @@ static enum status find_gap(struct worker *w, const struct settle_lane *l, struc
 {
     uint64_t next;
     gap->first = l->ingested + 1;
-    enum status st = db_value(&w->db, &next, l->top + 1, err,
-                              "SELECT min(seq) FROM records WHERE lane = ? AND seq > ?", "uu",
-                              (uint64_t)l->id, l->ingested);
+    enum status st = records_next(&w->db, l->id, l->ingested, l->top + 1, &next, err);
     gap->last = next - 1;
     return st;
 }

@@ -5,6 +5,7 @@
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/candidate.h"
 #include "chain_client/settle/gauges.h"
+#include "chain_client/settle/records.h"
 #include "chain_client/settle/serve_impl.h"
 #include "chain_client/settle/site.h"
 #include "chain_client/settle/states.h"
@@ -142,10 +143,7 @@ struct totals {
 static enum status read_totals(struct db *db, struct totals *t, struct errtext *err)
 {
     uint64_t oldest, now = clock_wall_ms() / 1000;
-    enum status st = db_value(db, &oldest, now, err,
-                              "SELECT min(r.at) FROM lanes l JOIN records r ON r.lane = l.lane AND"
-                              " r.seq = l.final + 1",
-                              "");
+    enum status st = records_oldest(db, now, &oldest, err);
     t->lag_s = oldest < now ? now - oldest : 0;
     if (!st)
         st = db_value(db, &t->waiting, 0, err, "SELECT sum(ingested - final) FROM lanes", "");

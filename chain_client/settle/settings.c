@@ -1,6 +1,7 @@
 /* residual-settle's table of keys. A lane's settings (LANE=TEXT, repeated) are the one kind that
  * base/options does not know. */
 #include "chain_client/settle/settings.h"
+#include "chain_client/settle/crew.h"
 #include "server/base/check.h"
 #include "server/base/env.h"
 #include "server/base/mem.h"
@@ -108,8 +109,9 @@ static const struct option_row keys[] = {
     NUMBER(bump_seconds, 5, 3600, 30, "s",
          "a transaction not mined for so long is sent with a higher fee"),
     NUMBER(fee_max_gwei, 1, 1000000, 500, "gwei", "no transaction offers more per gas"),
-    NUMBER(body_keep_s, 0, 365 * 86400, 604800, "s",
-         "record bytes stay in the database so long after their batch is final"),
+    NUMBER(record_keep_s, 0, 365 * 86400, 604800, "s",
+         "repeats of a record are known so long after its batch is final"),
+    NUMBER(threads, 0, CREW_MAX, 0, "threads", "that check signatures; 0: one a processor"),
     NUMBER(attest_wait_s, 0, 86400, 300, "s",
            "an epoch without its attestors' signatures for so long is a trouble"),
     TEXT(nonce, NULL, "N", "resume: transactions of others up to this nonce were looked at"),

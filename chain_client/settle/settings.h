@@ -30,8 +30,8 @@ struct settings {
     char *chain_name, *public_rpc_url, *explorer_url, *coin_symbol; /* for people; /v1/deployment */
     struct settings_lanes lane_key, spool_dir, refetch_url;
     uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;
-    uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, body_keep_s, attest_wait_s;
-    uint64_t rpc_head_age_max_s;
+    uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, record_keep_s, attest_wait_s;
+    uint64_t rpc_head_age_max_s, threads;
     char *nonce, *batch; /* of `resume` */
     bool help, version, json;
 };

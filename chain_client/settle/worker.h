@@ -5,7 +5,9 @@
 
 #include "chain_client/entry.h"
 #include "chain_client/settle/archive.h"
+#include "chain_client/settle/crew.h"
 #include "chain_client/settle/db.h"
+#include "chain_client/settle/records.h"
 #include "chain_client/settle/sender.h"
 #include "chain_client/settle/settings.h"
 #include "chain_client/settle/states.h"
@@ -53,10 +55,12 @@ struct worker {
     struct settle_lane *lane;
     uint32_t lane_count;
     struct redis *redis;
+    struct crew *crew;
     char *refetch_authorization;
     uint64_t epoch_note_ns;               /* what waits says so once a minute */
     uint64_t quorum_ns;                   /* when the attestors are read again */
     uint64_t unsigned_epoch, unsigned_ns; /* since when it waits for signatures */
+    uint64_t forget_ns;                   /* old records are looked for again then */
     uint64_t chain_s;                     /* time of the newest block seen */
     int64_t clock_base_s; /* wall less monotonic time, when the clock agreed with the chain */
     bool remembered;      /* what was final in the life before */
@@ -73,10 +77,19 @@ enum lanes_verdict {
 MUST_CHECK enum status lanes_load(struct worker *w, struct errtext *err);
 /* Ask the ledger for keys and seals. */
 MUST_CHECK enum status lanes_refresh(struct worker *w, struct errtext *err);
-/* Judge and store one entry (record ‖ tag) that claims number seq; inside a transaction. */
-MUST_CHECK enum status lanes_take(struct worker *w, struct settle_lane *l, uint64_t seq,
-                                  const struct canon_bytes *entry, enum lanes_verdict *verdict,
-                                  struct errtext *err);
+/* An entry (record ‖ tag) that claims number seq, and what became of it. */
+struct lanes_entry {
+    uint64_t seq;
+    struct canon_bytes bytes;
+    enum lanes_verdict verdict;
+    /* lanes.c's: what the bytes say by themselves */
+    enum { LANES_BAD_TAG, LANES_BAD_RECORD, LANES_SIGNED } is;
+    struct records_row row;
+    uint8_t signer[20]; /* zero: the signature is none */
+};
+/* Judge entries, on all threads, and store what is good; inside a transaction. */
+MUST_CHECK enum status lanes_take(struct worker *w, struct settle_lane *l,
+                                  struct lanes_entry *entry, size_t count, struct errtext *err);
 /* Move `ingested` over what is contiguous; inside the same transaction. */
 MUST_CHECK enum status lanes_advance(struct worker *w, struct settle_lane *l, struct errtext *err);
 /* Records up to `last` are in batches: the age of the next one counts from now. */

@@ -31,7 +31,7 @@ static int open_world(void **state)
     lane = (struct settle_lane){.id = 1};
     memset(lane.transport_key, 9, 32);
     canon_domain(w.domain, 31337, secret);
-    if (sodium_init() < 0 || secp_create(&w.secp, &err) ||
+    if (sodium_init() < 0 || secp_create(&w.secp, &err) || crew_create(&w.crew, 3, &err) ||
         secp_key_init(w.secp, &key, secret, &err) || db_open(&w.db, dir, &err) ||
         lanes_load(&w, &err))
         return -1;
@@ -49,6 +49,7 @@ static int close_world(void **state)
 {
     db_close(&w.db);
     secp_destroy(w.secp);
+    crew_destroy(w.crew);
     return 0;
 }
 
@@ -74,19 +75,32 @@ static struct canon_bytes entry(uint64_t seq, uint8_t reason)
     return (struct canon_bytes){out, len + ENTRY_TAG_BYTES};
 }
 
-static enum lanes_verdict take(uint64_t seq, struct canon_bytes e)
+static void take_all(struct lanes_entry *e, size_t n)
 {
-    enum lanes_verdict v = LANES_HOLD;
     struct errtext err = ERRTEXT_INIT;
     enum status st = db_begin(&w.db, &err);
     if (!st)
-        st = lanes_take(&w, &lane, seq, &e, &v, &err);
+        st = lanes_take(&w, &lane, e, n, &err);
     if (!st)
         st = lanes_advance(&w, &lane, &err);
     st = db_end(&w.db, st, &err);
     if (st)
         fail_msg("%s", err.text);
-    return v;
+}
+
+static enum lanes_verdict take(uint64_t seq, struct canon_bytes e)
+{
+    struct lanes_entry one = {.seq = seq, .bytes = e, .verdict = LANES_HOLD};
+    take_all(&one, 1);
+    return one.verdict;
+}
+
+static uint64_t records(void)
+{
+    uint64_t n;
+    assert_int_equal(db_value(&w.db, &n, 0, NULL, "SELECT sum(last - first + 1) FROM runs", ""),
+                     STATUS_OK);
+    return n;
 }
 
 static uint64_t count(const char *sql)
@@ -106,8 +120,58 @@ static void test_order_does_not_matter(void **state)
     assert_true(lane.due_ns > clock_mono_ns() + 1790ull * 1000000000);
     assert_int_equal(take(4, entry(4, 1)), LANES_TAKEN);
     assert_int_equal(lane.ingested, 5);
-    assert_int_equal(count("SELECT count(*) FROM records"), 5);
+    assert_int_equal(records(), 5);
     assert_int_equal(count("SELECT count(*) FROM quarantine"), 0);
+}
+
+/* A read of many entries: one run where they follow each other, each judged on its own, read back
+ * in order whatever the range, without bodies once they are final, and then not at all. */
+static void test_many_at_once(void **state)
+{
+    enum { N = 400 };
+    struct lanes_entry *e = mem_array(N, sizeof(*e));
+    uint8_t *bytes = mem_array(N, 256);
+    for (uint64_t i = 0; i < N; i++) {
+        struct canon_bytes one = entry(i + 1, 1);
+        memcpy(bytes + 256 * i, one.data, one.len);
+        e[i] = (struct lanes_entry){.seq = i + 1, .bytes = {bytes + 256 * i, one.len}};
+    }
+    bytes[256 * 99] ^= 1; /* record 100 is damaged */
+    e[200] = e[10];       /* and 201 is an old one under its own number */
+    memmove(&e[300], &e[301], sizeof(*e) * (N - 301)); /* 301 does not come */
+    take_all(e, N - 1);
+    assert_int_equal(lane.ingested, 99);
+    assert_int_equal(records(), N - 3);
+    assert_int_equal(count("SELECT count(*) FROM runs"), 4);
+    assert_int_equal(take(100, entry(100, 1)), LANES_TAKEN);
+    assert_int_equal(take(201, entry(201, 1)), LANES_TAKEN);
+    assert_int_equal(lane.ingested, 300);
+    assert_int_equal(take(301, entry(301, 1)), LANES_TAKEN);
+    assert_int_equal(lane.ingested, N);
+    for (uint64_t first = 1; first < N; first += 37) {
+        struct records_cursor c;
+        struct records_row row;
+        uint64_t last = first + 150 < N ? first + 150 : N, seq = first;
+        assert_int_equal(records_open(&w.db, &c, 1, first, last, NULL), STATUS_OK);
+        while (records_read(&c, &row, NULL) == STATUS_OK) {
+            assert_int_equal(row.seq, seq);
+            assert_int_equal(be_get(row.body.data + 6, 8), seq++);
+        }
+        assert_int_equal(seq, last + 1);
+    }
+    bool left = true;
+    assert_int_equal(records_drop_bodies(&w.db, 1, 150, NULL), STATUS_OK);
+    assert_int_equal(count("SELECT min(first) FROM bodies"), 101); /* its run ends above 150 */
+    assert_int_equal(records_forget(&w.db, 1, 200, 2, &left, NULL), STATUS_OK);
+    assert_true(left);
+    assert_int_equal(records_forget(&w.db, 1, 200, 9, &left, NULL), STATUS_OK);
+    assert_false(left);
+    assert_int_equal(count("SELECT min(first) FROM runs"), 201);
+    assert_int_equal(take(5, entry(5, 1)), LANES_TAKEN); /* forgotten, and not taken again */
+    assert_int_equal(count("SELECT min(first) FROM runs"), 201);
+    assert_false(lane.stopped);
+    mem_free(bytes);
+    mem_free(e);
 }
 
 static void test_damage_leaves_a_gap(void **state)
@@ -164,7 +228,7 @@ static void test_record_of_another_place(void **state)
     assert_int_equal(count("SELECT count(*) FROM quarantine WHERE reason = 'bad record'"), 1);
     struct canon_bytes nothing = {(const uint8_t *)"", 0};
     assert_int_equal(take(8, nothing), LANES_TAKEN);
-    assert_int_equal(count("SELECT count(*) FROM records"), 0);
+    assert_int_equal(records(), 0);
 }
 
 static void test_two_records_of_one_number(void **state)
@@ -183,7 +247,7 @@ static void test_two_records_of_one_number(void **state)
 static void test_far_ahead_is_held(void **state)
 {
     assert_int_equal(take((1u << 20) + 1, entry((1u << 20) + 1, 1)), LANES_HOLD);
-    assert_int_equal(count("SELECT count(*) FROM records"), 0);
+    assert_int_equal(records(), 0);
 }
 
 static void test_database(void **state)
@@ -219,9 +283,9 @@ static void test_database(void **state)
 
 static const char *const batch_text[] = {"closed", "built",    "archived", "intent",
                                          "sent",   "included", "final"};
-static const char *const epoch_text[] = {"planned", "computed", "intent",
-                                         "final",   "active",   "vetoed"};
-static const char *const intent_text[] = {"open", "bound", "done", "closed"};
+static const char *const epoch_text[] = {"planned",  "computed", "attested", "funded",
+                                         "proposed", "final",    "active",   "vetoed"};
+static const char *const intent_text[] = {"open", "bound", "done", "closed", "foreign"};
 
 static void run_sql(const char *sql, uint64_t number, const char *text)
 {
@@ -241,8 +305,9 @@ static void put_every_state(void)
                 " planned_at) VALUES (?, ?, 0, x'', 0, 0, 0, 0)",
                 i + 1, epoch_text[i]);
     for (size_t i = 0; i < ARRAY_COUNT(intent_text); i++)
-        run_sql("INSERT INTO intents (id, kind, key, target, data, value, state) VALUES (?1,"
-                " 'commit', ?1, x'', x'', '0', ?2)",
+        run_sql("INSERT INTO intents (id, kind, key, role, generation, target, data, value, state) "
+                "VALUES"
+                " (?1, 'commit', ?1, 'committer', 1, x'', x'', '0', ?2)",
                 i + 1, intent_text[i]);
 }
 
@@ -266,13 +331,13 @@ static void test_states_are_stored_by_name(void **state)
     buf_init(&out, 1u << 16);
     assert_int_equal(serve_status_json(&w.db, &out, NULL), STATUS_OK);
     assert_non_null(strstr(out.data, "{\"batch\":6,\"state\":\"included\",\"closed_at\":0,"));
-    assert_non_null(strstr(out.data, "{\"epoch\":6,\"state\":\"vetoed\",\"batch_paid_before\":0,"));
+    assert_non_null(strstr(out.data, "{\"epoch\":8,\"state\":\"vetoed\",\"batch_paid_before\":0,"));
     assert_non_null(strstr(out.data, "\"in_flight\":1,"));
     buf_clear(&out);
     assert_int_equal(serve_status_text(&w.db, &out, NULL), STATUS_OK);
     assert_non_null(strstr(out.data, "; 1 batches and 2 epochs are final;\n"));
     assert_non_null(strstr(out.data, "batch 5: sent, 0 records\n"));
-    assert_non_null(strstr(out.data, "epoch 5: active, total \n"));
+    assert_non_null(strstr(out.data, "epoch 7: active, total \n"));
     buf_fini(&out);
 }
 
@@ -303,15 +368,16 @@ static void test_troubles(void **state)
     buf_fini(&out);
 }
 
-/* At most one open or bound call of a kind and key; ended ones do not count. */
+/* A call of a kind and key is raised once in each generation. */
 static void test_one_call_at_a_time(void **state)
 {
-    static const char sql[] = "INSERT INTO intents (kind, key, target, data, value, state) VALUES"
-                              " ('commit', ?, x'', x'', '0', ?)";
+    static const char sql[] =
+        "INSERT INTO intents (kind, key, role, generation, target, data, value, state)"
+        " VALUES ('commit', 1, 'committer', ?, x'', x'', '0', ?)";
     put_every_state();
-    for (uint64_t i = 1; i <= ARRAY_COUNT(intent_text); i++)
-        assert_int_equal(db_run(&w.db, NULL, sql, "ut", i, "open"),
-                         i <= 2 ? STATUS_EXISTS : STATUS_OK);
+    for (uint64_t generation = 1; generation <= 2; generation++)
+        assert_int_equal(db_run(&w.db, NULL, sql, "ut", generation, "open"),
+                         generation == 1 ? STATUS_EXISTS : STATUS_OK);
 }
 
 static void test_unknown_state_is_refused(void **state)
@@ -323,13 +389,14 @@ static void test_unknown_state_is_refused(void **state)
          "UPDATE batches SET state = 'archived' WHERE seq = 3",
          "state database: batch 3: state \"finale\", expected closed, built, archived, intent, "
          "sent, included, final"},
-        {"UPDATE epochs SET state = '' WHERE epoch = 2",
-         "UPDATE epochs SET state = 'computed' WHERE epoch = 2",
-         "state database: epoch 2: state \"\", expected planned, computed, intent, final, active, "
-         "vetoed"},
+        {"UPDATE epochs SET state = '' WHERE epoch = 6",
+         "UPDATE epochs SET state = 'final' WHERE epoch = 6",
+         "state database: epoch 6: state \"\", expected planned, computed, attested, funded, "
+         "proposed, final, active, vetoed"},
         {"UPDATE intents SET state = 'Bound' WHERE id = 2",
          "UPDATE intents SET state = 'bound' WHERE id = 2",
-         "state database: intent 2: state \"Bound\", expected open, bound, done, closed"},
+         "state database: intent 2: state \"Bound\", expected open, bound, done, closed, "
+         "foreign"},
     };
     put_every_state();
     for (size_t i = 0; i < ARRAY_COUNT(kind); i++) {
@@ -361,6 +428,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_order_does_not_matter, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_many_at_once, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage_leaves_a_gap, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_numbers, setup, teardown),
         cmocka_unit_test_setup_teardown(test_record_of_another_place, setup, teardown),
