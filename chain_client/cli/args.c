@@ -53,6 +53,8 @@ static const struct {
          "there are taken back"},
     [OPT_REDIS_PASSWORD_FILE] = {"redis-password-file", "FILE", "of that Redis, mode 600"},
     [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
+    [OPT_TO_BATCH] = {"to-batch", "N", "pay what the batches up to this one earned"},
+    [OPT_ALL] = {"all", NULL, "pay what every final batch earned"},
     [OPT_WAIT_S] = {"wait-s", "SECONDS", "longest wait for a transaction (default 180)"},
 };
 

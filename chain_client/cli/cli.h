@@ -46,6 +46,8 @@ enum cli_option {
     OPT_SETTLE,
     OPT_TYPE,
     OPT_WAIT_S,
+    OPT_TO_BATCH,
+    OPT_ALL,
     OPT_UPTO,
     OPT_REDIS_URL,
     OPT_REDIS_PASSWORD_FILE,
@@ -126,6 +128,8 @@ int verb_audit_epoch(struct cli *c);
 int verb_audit_batch(struct cli *c);
 int verb_receipt_verify(struct cli *c);
 int verb_lane_show(struct cli *c);
+int verb_vault_fund(struct cli *c);
+int verb_vault_status(struct cli *c);
 int verb_lane_void(struct cli *c);
 
 #endif

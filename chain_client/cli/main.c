@@ -73,6 +73,16 @@ static const struct cli_verb verbs[] = {
      "(--redis-url;\na bound lane needs it with --yes: a void for a record that was shipped is a "
      "second signature).\nA damaged file stays beside the spool as NAME.damaged. --upto N when the "
      "chain knows numbers\nthat the spool does not hold."},
+    {"vault fund", NULL, 0, 0,
+     CHAIN | B(TO_BATCH) | B(ALL) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
+     CHAIN | B(KEY_FILE), verb_vault_fund, "pay in what the answers earned",
+     "Brings the vault up to what the batches up to N (--to-batch), or all final ones (--all), "
+     "earned.\n"
+     "A repeat pays nothing. The key must hold no role: it is refused if it does. Of a token, "
+     "exactly\n"
+     "the amount is approved, and the allowance goes back to 0. Exit code 4: nothing is owed."},
+    {"vault status", NULL, 0, 0, CHAIN, CHAIN, verb_vault_status,
+     "what the vault holds, owes and is owed, and which accounts may do what", NULL},
     {"key new", "FILE", 1, 1, B(TYPE), B(TYPE), verb_key_new,
      "a fresh key in a new file of mode 600", NULL},
     {"key address", "FILE", 1, 1, B(PASSPHRASE_FILE), 0, verb_key_address,

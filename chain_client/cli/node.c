@@ -85,9 +85,13 @@ static enum status explain(struct node *n, const struct node_tx *tx, struct errt
 static enum status fill(struct node *n, const struct node_tx *tx, struct tx *t, struct errtext *err)
 {
     u128 base = 0;
-    struct rpc_call call = {
-        .from = tx->from->address, .to = tx->to, .data = tx->data->data, .data_len = tx->data->len};
+    struct rpc_call call = {.from = tx->from->address,
+                            .to = tx->to,
+                            .value = tx->value,
+                            .data = tx->data->data,
+                            .data_len = tx->data->len};
     *t = (struct tx){.chain_id = n->d.chain_id,
+                     .value = tx->value,
                      .data = (const uint8_t *)tx->data->data,
                      .data_len = tx->data->len};
     memcpy(t->to, tx->to, 20);

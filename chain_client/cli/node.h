@@ -25,7 +25,7 @@ struct node_sent {
     uint64_t block, gas_used;
     u128 gas_paid;
 };
-/* A call of a contract as `from`, value 0.
+/* A call of a contract as `from`.
  *
  * After   OK: in a block, and it succeeded
  * Errors  DENIED: the contract would refuse, in words; INVALID; IO and TIMEOUT: *sent->hash says
@@ -35,6 +35,7 @@ struct node_tx {
     const struct secp *secp;
     const struct secp_key *from;
     const uint8_t *to; /* [20] */
+    u128 value;        /* in the native coin */
     const struct buf *data;
     const char *what; /* "claim" */
 };

@@ -6,7 +6,7 @@ import sqlite3
 import time
 
 import pytest
-from world import Guard, Settle, World, http, wait_for
+from world import Guard, Settle, World, binary, http, run, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def waiting(tmp_path_factory):
     with World(tmp_path_factory.mktemp("attest"), lanes=(1,), attestors_min=1) as w:
         w.lanes[1].make(w, 60)
         w.ship_all()
-        with Settle(w, "--attest-wait-s", 1, "--epoch-seconds", 3600, "--batch-count-max", 50) as s:
+        with Settle(w, "--attest-wait-s", 1, "--epoch-seconds", 3600, "--batch-count-max", 50, funder=False) as s:
             s.wait_final()
             s.wait("a candidate", lambda t: any(e["state"] == "computed" for e in t["epochs"]))
             yield w, s
@@ -140,11 +140,39 @@ def test_a_second_result_of_one_epoch_is_not_signed_at_once(waiting):
     assert candidate(s)[1]["signers"] == []
 
 
+def pay_with_a_cold_key(w, s):
+    """The worker has no funder key: it says what is missing; `residual vault fund` pays exactly that, once, with a key that can nothing else."""
+    def vault(verb, *words):
+        return run(binary("residual"), "vault", verb, "--rpc", w.rpc_url, "--deployment", w.deployment, "--json", *words, check=False)
+
+    wait_for(lambda: "vault fund" in s.tail(), 10, 0.2, "a line that says what to do")
+    before = json.loads(vault("status").stdout)
+    earned = sum(lane.fees for lane in w.lanes.values())
+    assert (before["earned"], before["owed"], before["funded"]) == (str(earned), str(earned), "0")
+    holders = {(r["contract"], r["role"]): r["accounts"] for r in before["roles"]}
+    assert holders["ledger", "COMMITTER"] == [w.names["committer"]] and set(holders["vault", "ATTESTOR"]) == {w.names["attestor"], w.names["second"]}
+    for key in ("committer", "attestor", "guardian"):
+        done = vault("fund", "--all", "--key-file", w.key(key))
+        assert done.returncode == 2 and "can do nothing else" in done.stderr, done
+    assert vault("fund", "--key-file", w.key("funder")).returncode == 2
+    assert vault("fund", "--to-batch", 99, "--key-file", w.key("funder")).returncode == 4
+    first = json.loads((w.dir / "archive" / "batch-00000001" / "header.json").read_text())
+    done = vault("fund", "--to-batch", 1, "--key-file", w.key("funder"))
+    assert done.returncode == 0 and json.loads(done.stdout)["paid"] == first["cum_fee"], done
+    done = vault("fund", "--all", "--key-file", w.key("funder"))
+    assert done.returncode == 0 and int(json.loads(done.stdout)["paid"]) == earned - int(first["cum_fee"]), done
+    assert vault("fund", "--all", "--key-file", w.key("funder")).returncode == 4, "nothing is owed now"
+    after = json.loads(vault("status").stdout)
+    assert (after["owed"], after["held"]) == ("0", str(earned))
+
+
 def test_a_signature_brings_the_epoch_to_the_vault(waiting):
     w, s = waiting
     digest = candidate(s)[1]["digest"]
     flags = ("--missing-max-ppm", 1000000)
     with Guard(w, "attest", "attestor", s, *flags) as a:
+        s.wait("a signature", lambda t: t["epochs"][0]["state"] == "attested")
+        pay_with_a_cold_key(w, s)
         s.wait("the epoch", lambda t: t["epochs"][0]["state"] == "active")
         assert "epoch 1: signed" in a.tail()
         assert json.loads(http(a.url + "/health")[2])["ok"]
