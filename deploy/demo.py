@@ -73,6 +73,7 @@ def main():
     for name in ("server", "settle", "rpc", "run", "archive", "cli"):
         p.add_argument("--" + name, required=True)
     args = p.parse_args()
+    wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"]), 60, "the server to read the registrations in final blocks")
     facts = json.loads((ROOT / "configs/demo/facts.json").read_text())
     questions = facts["demoQuestions"]
     print(f"Asking {len(questions)} adapters one fact each, in one concurrent batch:")

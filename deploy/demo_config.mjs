@@ -77,7 +77,10 @@ async function withServer(config) {
   for (const lane of readdirSync(join(args.run, 'data/lanes')).filter((n) => !n.startsWith('unbound'))) {
     const l = json(join(args.run, 'data/lanes', lane, 'lane.json'));
     if (l.ledger.toLowerCase() === json(join(args.run, 'deployment.json')).ledger.toLowerCase())
-      config.lanes.push({ lane: l.lane, key: l.address, operator: address('operator') });
+      config.lanes.push({
+        lane: l.lane, key: l.address, operator: address('operator'), operator_key_file: join(args.run, 'keys/operator.key'),
+        tariffs: [{ model_id: modelId, price_in: b.pricesPer1000Tokens.in, price_out: b.pricesPer1000Tokens.out }],
+      });
   }
 }
 

@@ -86,9 +86,17 @@ static const struct option_row keys[] = {
     NUM(chain_id, 0, UINT64_MAX, 0, "id", "of the ledger's chain; 0: records stay unbound"),
     TEXT(ledger, NULL, "0xADDRESS", "AttributionLedger"),
     TEXT(registry, NULL, "0xADDRESS", "Registry"),
+    LIST(
+        registry_rpc_url, "URL",
+        "chain node that the Registry is read from, never written; may be repeated: of several two "
+        "must agree; a bound lane needs one"),
+    TEXT(registry_rpc_authorization_file, NULL, "FILE",
+         "value of the Authorization header for these nodes; mode 600"),
     NUM(lane, 0, UINT32_MAX, 0, "id", "lane registered for this server; 0: 1"),
-    TEXT(base_price_in, "0", "base units", "tariff of the base per 1000 prompt tokens"),
-    TEXT(base_price_out, "0", "base units", "tariff of the base per 1000 output tokens"),
+    TEXT(base_price_in, "0", "base units",
+         "tariff of the base per 1000 prompt tokens; of a bound lane the Registry's counts, and a "
+         "difference is a warning"),
+    TEXT(base_price_out, "0", "base units", "the same per 1000 output tokens"),
     JSON(api_keys,
          "array of {name, digest, roles, adapters, account}; digest: BLAKE2b-256 hex of the key"),
     TEXT(api_keys_file, NULL, "FILE", "the same array in a file of mode 600"),

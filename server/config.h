@@ -12,7 +12,9 @@ struct config {
     char *ledger, *registry, *base_price_in, *base_price_out;
     struct option_list adapter;       /* NAME=DIR */
     struct option_list adapter_roots; /* allow-list of load_lora_adapter */
-    json_t *api_keys;                 /* array or NULL */
+    struct option_list registry_rpc_url;
+    char *registry_rpc_authorization_file;
+    json_t *api_keys; /* array or NULL */
     bool deterministic, prefix_cache, allow_runtime_loading, strict, plan, help, version;
     uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
     uint64_t step_stretch_max, share_wait_ms_max;

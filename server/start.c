@@ -1,5 +1,5 @@
-/* Start order: model -> backend -> catalog, publisher, adapters -> store -> engine -> recorder ->
- * http. Each part gets what it needs and nothing else; a failure undoes what stands, in reverse.
+/* Start order: model -> backend -> book -> catalog, publisher, adapters -> store -> engine ->
+ * recorder -> http. Each part gets what it needs and nothing else; a failure undoes what stands.
  * Stop order: readiness off and drain (http), engine, recorder (flushes), http's last replies, then
  * memory. */
 #include "server/start.h"
@@ -12,6 +12,7 @@
 #include "server/keys.h"
 #include "server/memory.h"
 #include "server/record/lane.h"
+#include "server/registry.h"
 #include "server/spool/ship.h"
 #include "server/text/unicode.h"
 
@@ -31,6 +32,7 @@ struct server {
     struct backend *backend;
     struct catalog *catalog;
     struct publisher *publisher;
+    struct registry_from registry_from; /* no book without a chain */
     struct store *store;
     struct engine *engine;
     struct recorder *recorder;
@@ -113,6 +115,8 @@ static enum status parse_values(struct server *s, struct errtext *err)
         st = err_param(err, STATUS_INVALID, "ledger",
                        "ledger: missing; chain_id %llu is set and needs the ledger's address",
                        (unsigned long long)c->chain_id);
+    if (!st)
+        st = registry_check(c, err);
     return st ? st : keys_load(&s->keys, &s->key_count, c, err);
 }
 
@@ -251,7 +255,8 @@ static enum status make_adapters(struct server *s, struct errtext *err)
         .chat_text = s->model->chat_text,
         .limits = {.bytes_max = c->adapter_bytes_max, .rank_max = (uint32_t)c->adapter_rank_max},
         .publisher_bytes_max = c->publisher_bytes_max,
-        .chain_id = c->chain_id};
+        .chain_id = c->chain_id,
+        .book = s->registry_from.book};
     memcpy(opt.model_id, s->model->id, 32);
     memcpy(opt.registry, s->registry, 20);
     for (uint32_t i = 0; i < c->adapter_roots.count; i++)
@@ -352,10 +357,15 @@ static enum status make_recorder(struct server *s, struct errtext *err)
                                    .group_max = (uint32_t)c->group_max,
                                    .redis_url = c->redis_url,
                                    .redis_password_file = c->redis_password_file};
-    struct recorder_deps deps = {.model = s->model, .engine = s->engine, .catalog = s->catalog};
+    struct recorder_deps deps = {.model = s->model,
+                                 .engine = s->engine,
+                                 .catalog = s->catalog,
+                                 .book = s->registry_from.book};
     memcpy(opt.ledger, s->ledger, 20);
     if (!c->chain_id)
-        log_info("records", "no chain settings: records stay unbound in the local spool (%s)",
+        log_info("records",
+                 "no chain settings: records stay unbound in the local spool (%s), "
+                 "adapters cost 0",
                  c->data_dir);
     if (!c->chain_id && c->redis_url)
         log_warn("records", "redis_url is not used without chain settings: an unbound lane is "
@@ -371,7 +381,8 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .engine = s->engine,
                              .catalog = s->catalog,
                              .publisher = s->publisher,
-                             .recorder = s->recorder};
+                             .recorder = s->recorder,
+                             .book = s->registry_from.book};
     enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
     if (st)
         return st;
@@ -392,6 +403,7 @@ static void destroy(struct server *s)
     store_destroy(s->store);
     publisher_destroy(s->publisher);
     catalog_destroy(s->catalog);
+    registry_end(&s->registry_from);
     model_free(s->model);
     if (s->backend)
         backend_destroy(s->backend);
@@ -421,6 +433,8 @@ enum status server_start(struct server **out, const struct config *c, struct err
         st = make_backend(s, err);
     if (!st)
         st = make_model(s, err);
+    if (!st && c->chain_id)
+        st = registry_begin(&s->registry_from, c, s->registry, s->model->id, &s->base_tariff, err);
     if (!st)
         st = make_adapters(s, err);
     if (!st)

@@ -88,8 +88,8 @@ static enum status put_datanet(struct registry_job *j, const struct sign_source 
     }
     abi_bytes32(&t, s->document_root);
     abi_bytes32(&t, s->owner_root);
-    abi_uint(&t, s->document_count);
-    abi_uint(&t, s->m.contributor_count);
+    abi_uint(&t, s->m.documents->count);
+    abi_uint(&t, s->m.documents->owner_count);
     abi_bytes32(&t, s->tokenizer_digest);
     abi_end(&t);
     enum status st = send(j, &data, is_new ? "registerDatanet" : "setDatanet", err);

@@ -84,21 +84,6 @@ static void beside(char out[PATH_MAX], const char *path, const char *name)
     snprintf(out, PATH_MAX, "%.*s%s", n, path, name);
 }
 
-static int compare_address(const void *a, const void *b)
-{
-    return memcmp(a, b, 20);
-}
-
-/* keccak over the distinct owners, ascending. */
-static void owners_root(uint8_t out[32], const struct manifest *m)
-{
-    uint8_t owner[CATALOG_CONTRIB_MAX][20];
-    for (uint32_t i = 0; i < m->contributor_count; i++)
-        memcpy(owner[i], m->contributor[i].payee, 20);
-    qsort(owner, m->contributor_count, 20, compare_address);
-    keccak_256(out, owner, 20 * m->contributor_count);
-}
-
 static enum status read_datanet(struct sign_source *s, const char *path, struct errtext *err)
 {
     enum status st = json_doc_load(&s->datanet, path, TEXT_BYTES_MAX, 0, err);
@@ -158,11 +143,12 @@ enum status sign_source_load(struct sign_source *s, const char *path, struct err
             if (st)
                 err_prefix(err, "%s", s->datanet_path);
         }
-        memcpy(s->document_root, s->m.datanet_id, 32);
-        owners_root(s->owner_root, &s->m);
         s->m.datanet_version = s->datanet_version;
-        for (uint32_t i = 0; i < s->m.contributor_count; i++)
-            s->document_count += s->m.contributor[i].document_count;
+        if (!st && s->datanet) {
+            memcpy(s->document_root, s->m.documents->document_root, 32);
+            memcpy(s->owner_root, s->m.documents->owner_root, 32);
+            memcpy(s->m.datanet_id, s->document_root, 32);
+        }
     }
     if (st)
         sign_source_fini(s);
@@ -173,6 +159,7 @@ void sign_source_fini(struct sign_source *s)
 {
     json_decref(s->publish);
     json_decref(s->datanet);
+    manifest_fini(&s->m);
     s->publish = s->datanet = NULL;
 }
 

@@ -28,7 +28,6 @@ struct sign_source {
     struct manifest m;         /* datanet_id is the document root where datanet is given */
     uint8_t document_root[32], owner_root[32], tokenizer_digest[32], salt[32];
     uint64_t datanet_version;
-    uint32_t document_count;
     char datanet_path[PATH_MAX]; /* for errors */
     bool is_signed;              /* publish holds both signatures already */
 };

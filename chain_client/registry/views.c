@@ -260,3 +260,27 @@ enum status registry_method_registered_at(struct registry_reader *r, const char 
     struct abi_reader answer = {(const uint8_t *)r->out.data, r->out.len};
     return abi_read_u64(&answer, 0, at, "methodRegisteredAt", err);
 }
+
+enum status registry_adapter_owner(struct registry_reader *r, const char *tag,
+                                   const uint8_t adapter_id[32], uint8_t owner[20],
+                                   struct errtext *err)
+{
+    begin(r, "adapters(bytes32)");
+    buf_put(&r->data, adapter_id, 32);
+    enum status st = ask(r, tag, err);
+    if (st)
+        return st;
+    struct abi_reader answer = {(const uint8_t *)r->out.data, r->out.len};
+    return abi_read_address(&answer, 0, owner, "adapters.owner", err);
+}
+
+enum status registry_notice(struct registry_reader *r, const char *tag, uint64_t *seconds,
+                            struct errtext *err)
+{
+    begin(r, "notice()");
+    enum status st = ask(r, tag, err);
+    if (st)
+        return st;
+    struct abi_reader answer = {(const uint8_t *)r->out.data, r->out.len};
+    return abi_read_u64(&answer, 0, seconds, "notice", err);
+}

@@ -90,5 +90,12 @@ MUST_CHECK enum status registry_policy_at(struct registry_reader *r, const char 
 MUST_CHECK enum status registry_method_registered_at(struct registry_reader *r, const char *tag,
                                                      const uint8_t method[32], uint64_t *at,
                                                      struct errtext *err);
+/* Who may change an adapter's entry; zero where nobody registered it. */
+MUST_CHECK enum status registry_adapter_owner(struct registry_reader *r, const char *tag,
+                                              const uint8_t adapter_id[32], uint8_t owner[20],
+                                              struct errtext *err);
+/* Seconds between the block of a change and its effect; never changes. */
+MUST_CHECK enum status registry_notice(struct registry_reader *r, const char *tag,
+                                       uint64_t *seconds, struct errtext *err);
 
 #endif

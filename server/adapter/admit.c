@@ -74,10 +74,12 @@ static enum status read_manifest(struct manifest **out, const char *dir,
     else
         st = read_datanet(m, dir, roots, publish, err);
     json_decref(publish);
-    if (st)
+    if (st) {
+        manifest_fini(m);
         mem_free(m);
-    else
+    } else {
         *out = m;
+    }
     return st;
 }
 
@@ -105,6 +107,8 @@ void admit_folder_fini(struct admit_folder *f)
 {
     peft_fini(&f->a);
     chat_own_release(f->chat);
+    if (f->manifest)
+        manifest_fini(f->manifest);
     mem_free(f->manifest);
     f->manifest = NULL;
     f->chat = NULL;

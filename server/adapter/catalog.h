@@ -1,12 +1,11 @@
 /* Names and what they point to. A name is a pointer to an adapter id; an id is content. The catalog
- * knows every registered adapter (thousands), where its bytes lie, and its publish manifest; it
- * holds no weights. Entries are immutable but for their atomics, and refcounted: replacing a name
- * never changes what a running request uses. Thread: any; one lock inside, nothing is called while
- * it is held. */
+ * knows every registered adapter (thousands) and where its bytes lie; it holds no weights, and what
+ * an adapter costs is not its business (server/terms). Entries are immutable but for their atomics,
+ * and refcounted: replacing a name never changes what a running request uses. Thread: any; one lock
+ * inside, nothing is called while it is held. */
 #ifndef RS_ADAPTER_CATALOG_H
 #define RS_ADAPTER_CATALOG_H
 
-#include "chain_client/reward.h"
 #include "kernels/args.h"
 #include "server/adapter/chat_own.h"
 #include "server/adapter/peft/seal.h"
@@ -15,8 +14,7 @@
 
 #include <stdatomic.h>
 
-#define CATALOG_NAME_MAX    128
-#define CATALOG_CONTRIB_MAX 64
+#define CATALOG_NAME_MAX 128
 
 /* Visible in listings. */
 enum adapter_state {
@@ -32,35 +30,17 @@ enum adapter_state {
 };
 const char *adapter_state_name(enum adapter_state s);
 
-struct tariff { /* base units per 1 000 tokens, each < 2^80 */
-    u128 in, out;
-};
-
-/* A data contributor of the adapter's datanet and its number of documents (the share, for now).
- * Payees ascending. */
-struct contributor {
-    uint8_t payee[20];
-    uint32_t document_count;
-};
-
 struct adapter_entry {
     /* immutable */
     char name[CATALOG_NAME_MAX + 1];
     uint8_t id[32];
     char *dir; /* where adapter_config.json and adapter_model.safetensors are */
     uint32_t rank_max;
-    uint64_t blob_bytes;  /* resident bytes */
-    char warning[256];    /* e.g. "no base fingerprint: checked by shapes only" */
-    bool has_manifest;    /* published: prices, split and datanet below are the manifest's */
-    struct tariff tariff; /* zero without a manifest */
+    uint64_t blob_bytes; /* resident bytes */
+    char warning[256];   /* e.g. "no base fingerprint: checked by shapes only" */
+    bool has_manifest;   /* published with one that both keys signed */
     uint64_t manifest_version;
     uint8_t manifest_digest[32];
-    uint8_t owner[20];
-    struct reward_entry split[REWARD_ENTRIES_MAX];
-    uint32_t split_count;
-    uint8_t datanet_root[32]; /* 0: no datanet */
-    struct contributor contributor[CATALOG_CONTRIB_MAX];
-    uint32_t contributor_count;
     struct chat_own *chat; /* a reference, or NULL: the base's template serves */
     char publisher[64];    /* API key name that may replace it, or "" for start-up adapters */
     int64_t created_unix;

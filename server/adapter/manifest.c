@@ -3,7 +3,6 @@
  * so that an error names the field; amounts and ids are texts, since JSON's numbers end at 2^53. */
 #include "server/adapter/manifest.h"
 #include "chain_client/eth/addr.h"
-#include "chain_client/eth/keccak.h"
 #include "chain_client/eth/secp.h"
 #include "chain_client/manifest.h"
 #include "server/base/check.h"
@@ -117,71 +116,6 @@ static void get_parents(struct manifest *m, struct json_reader *r)
     }
 }
 
-/* ---- documents ---- */
-
-static void count_document(struct manifest *m, struct json_reader *doc)
-{
-    uint8_t owner[20];
-    uint32_t at = 0;
-    addr_need(owner, doc, "owner");
-    if (doc->st)
-        return;
-    while (at < m->contributor_count && memcmp(m->contributor[at].payee, owner, 20) < 0)
-        at++;
-    if (at < m->contributor_count && memcmp(m->contributor[at].payee, owner, 20) == 0) {
-        m->contributor[at].document_count++;
-        return;
-    }
-    if (m->contributor_count == CATALOG_CONTRIB_MAX) {
-        json_fail(doc, STATUS_INVALID, "owner", "expected at most %d distinct owners",
-                  CATALOG_CONTRIB_MAX);
-        return;
-    }
-    memmove(m->contributor + at + 1, m->contributor + at,
-            (m->contributor_count - at) * sizeof(m->contributor[0]));
-    memcpy(m->contributor[at].payee, owner, 20);
-    m->contributor[at].document_count = 1;
-    m->contributor_count++;
-}
-
-static void count_documents(struct manifest *m, struct json_reader *r)
-{
-    const json_t *documents = json_need_list(r, "documents", MANIFEST_DOCUMENTS_MAX);
-    if (json_array_size(documents) == 0)
-        json_fail(r, STATUS_INVALID, "documents",
-                  "found none, expected entries {docId, owner, licence, bytes, digest}");
-    for (size_t i = 0; !r->st && i < json_array_size(documents); i++) {
-        struct json_reader doc = json_enter_item(r, "documents", i, json_array_get(documents, i));
-        count_document(m, &doc);
-    }
-}
-
-static int compare_52(const void *a, const void *b)
-{
-    return memcmp(a, b, 52);
-}
-
-enum status manifest_documents_root(uint8_t out[32], const json_t *documents, struct errtext *err)
-{
-    size_t n = json_array_size(documents), i;
-    const json_t *doc;
-    struct json_reader r = reader(NULL, err);
-    uint8_t(*row)[52] = mem_try_array(n ? n : 1, sizeof(*row));
-    if (!row)
-        return err_set(err, STATUS_NO_MEMORY, "manifest: %zu documents", n);
-    json_array_foreach(documents, i, doc)
-    {
-        struct json_reader d = json_enter_item(&r, "documents", i, doc);
-        json_need_hex(&d, "digest", row[i], 32);
-        addr_need(row[i] + 32, &d, "owner");
-    }
-    qsort(row, n, sizeof(*row), compare_52);
-    if (!r.st)
-        keccak_256(out, row, n * sizeof(*row));
-    mem_free(row);
-    return r.st;
-}
-
 /* ---- whole manifests ---- */
 
 void manifest_digest(uint8_t out[32], const struct manifest *m)
@@ -268,8 +202,11 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
     if (!r.st)
         r.st = check_expected(out, expect, err);
     if (!r.st && !sodium_is_zero(out->datanet_id, 32))
-        count_documents(out, &r);
-    return r.st ? r.st : check_signatures(out, &r);
+        documents_need(&out->documents, &r);
+    enum status st = r.st ? r.st : check_signatures(out, &r);
+    if (st)
+        manifest_fini(out);
+    return st;
 }
 
 enum status manifest_parse_local(struct manifest *out, const json_t *publish, struct errtext *err)
@@ -288,8 +225,12 @@ enum status manifest_parse_local(struct manifest *out, const json_t *publish, st
 enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet, struct errtext *err)
 {
     struct json_reader r = reader(datanet, err);
-    count_documents(m, &r);
-    return r.st
-               ? r.st
-               : manifest_documents_root(m->datanet_id, json_object_get(datanet, "documents"), err);
+    documents_need(&m->documents, &r);
+    return r.st;
+}
+
+void manifest_fini(struct manifest *m)
+{
+    documents_free(m->documents);
+    m->documents = NULL;
 }

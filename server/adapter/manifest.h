@@ -13,11 +13,8 @@
 #ifndef RS_ADAPTER_MANIFEST_H
 #define RS_ADAPTER_MANIFEST_H
 
-#include "server/adapter/catalog.h"
-
-#include <jansson.h>
-
-#define MANIFEST_DOCUMENTS_MAX 1000000
+#include "server/adapter/documents.h"
+#include "server/terms/terms.h"
 
 struct manifest {
     uint64_t version, chain_id, datanet_version;
@@ -27,9 +24,9 @@ struct manifest {
     uint32_t split_count;
     struct reward_parent parent[REWARD_PARENTS_MAX]; /* ascending by id */
     uint32_t parent_count;
-    struct contributor contributor[CATALOG_CONTRIB_MAX]; /* ascending by payee */
-    uint32_t contributor_count;
+    struct documents *documents; /* with a datanet; manifest_fini */
 };
+void manifest_fini(struct manifest *m);
 
 /* What a signed manifest must be about. */
 struct manifest_expect {
@@ -46,14 +43,10 @@ MUST_CHECK enum status manifest_parse_signed(struct manifest *out, const json_t 
  * the caller names the file. */
 MUST_CHECK enum status manifest_parse_local(struct manifest *out, const json_t *publish,
                                             struct errtext *err);
-/* Its datanet's file: contributors, and the documents' root as the datanet's id. */
+/* Its datanet's file: the documents. */
 MUST_CHECK enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet,
                                               struct errtext *err);
 /* The digest both signatures cover. */
 void manifest_digest(uint8_t out[32], const struct manifest *m);
-/* keccak over the sorted (digest, owner) of the documents: what stands for the datanet where no
- * registry has given it an id. */
-MUST_CHECK enum status manifest_documents_root(uint8_t out[32], const json_t *documents,
-                                               struct errtext *err);
 
 #endif

@@ -82,6 +82,8 @@ void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, cons
     mem_free(layout);
     snprintf(e->warning, sizeof(e->warning), "%s", a->warning);
     e->created_unix = (int64_t)(clock_wall_ms() / 1000);
+    if (p->opt.book)
+        book_want(p->opt.book, e->id);
 }
 
 struct same_chat {
@@ -131,18 +133,11 @@ static enum status take_chat(struct publisher *p, const char *text, bool must,
     return st;
 }
 
-void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed)
+static void apply_manifest(struct adapter_entry *e, const struct manifest *m)
 {
-    e->has_manifest = is_signed;
+    e->has_manifest = true;
     e->manifest_version = m->version;
     manifest_digest(e->manifest_digest, m);
-    e->tariff = m->tariff;
-    memcpy(e->owner, m->owner, 20);
-    memcpy(e->split, m->split, sizeof(e->split));
-    e->split_count = m->split_count;
-    memcpy(e->datanet_root, m->datanet_id, 32);
-    memcpy(e->contributor, m->contributor, sizeof(e->contributor));
-    e->contributor_count = m->contributor_count;
 }
 
 enum status publish_register(struct publisher *p, struct adapter_entry *e, bool replace,
@@ -271,6 +266,8 @@ static void write_report(const struct publisher *p, const struct publish_upload 
         buf_puts(out, ",\"manifest fields\",\"publisher signature\",\"owner signature\"");
     buf_puts(out, "],\"warning\":");
     buf_put_json_string(out, a->warning, strlen(a->warning));
+    buf_putc(out, ',');
+    book_put_json(p->opt.book, a->id, clock_wall_ms() / 1000, PUBLISH_REGISTRY_WAIT_MS, out);
     buf_putc(out, '}');
 }
 
@@ -295,22 +292,34 @@ static enum status copy_and_parse(const struct publisher *p, const struct publis
     return st;
 }
 
+/* *out (manifest_fini, mem_free), or NULL: none was given. */
 static enum status take_manifest(const struct publisher *p, const json_t *manifest,
                                  const struct peft_adapter *a, struct adapter_entry *e,
-                                 struct errtext *err)
+                                 struct manifest **out, struct errtext *err)
 {
     struct manifest_expect x = {.adapter_id = a->id,
                                 .model_id = p->opt.model_id,
                                 .chain_id = p->opt.chain_id,
                                 .registry = p->opt.registry};
+    *out = NULL;
     if (!manifest)
         return STATUS_OK;
     struct manifest *m = mem_alloc(sizeof(*m));
     enum status st = manifest_parse_signed(m, manifest, &x, err);
-    if (!st)
-        publish_apply_manifest(e, m, true);
+    if (st) {
+        mem_free(m);
+        return st;
+    }
+    apply_manifest(e, m);
+    *out = m;
+    return STATUS_OK;
+}
+
+static void drop_manifest(struct manifest *m)
+{
+    if (m)
+        manifest_fini(m);
     mem_free(m);
-    return st;
 }
 
 /* Keep and register; what stood under the name before is forgotten last. */
@@ -337,6 +346,7 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
                                  struct buf *report, struct errtext *err)
 {
     struct peft_adapter a;
+    struct manifest *m = NULL;
     char dir[PATH_MAX];
     enum status st = catalog_check_name(p->catalog, u->name, err);
     if (!st)
@@ -353,16 +363,21 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
     if (!st) {
         publish_fill_entry(p, e, u->name, dir, &a);
         snprintf(e->publisher, sizeof(e->publisher), "%s", u->key_name);
-        st = take_manifest(p, u->manifest, &a, e, err);
+        st = take_manifest(p, u->manifest, &a, e, &m, err);
     }
     if (!st)
         st = take_chat(p, u->chat_template, true, e, err);
     if (!st)
         st = check_predecessor(p, u, e, err);
+    if (!st)
+        st = publish_check_terms(p, a.id, m, err);
+    if (!st && !u->dry_run)
+        st = publish_keep_owners(p, m ? m->documents : NULL, err);
     if (!st && !u->dry_run)
         st = keep_and_register(p, u, e, err);
     if (!st)
         write_report(p, u, &a, e, report);
+    drop_manifest(m);
     catalog_release(e);
     peft_fini(&a);
     return st;
@@ -421,7 +436,11 @@ static enum status recover_name(struct publisher *p, const char *dir, const char
         publish_fill_entry(p, e, n.name, dir, a);
         snprintf(e->publisher, sizeof(e->publisher), "%s", n.publisher);
         e->created_unix = n.created_unix;
-        st = take_manifest(p, n.manifest, a, e, err);
+        struct manifest *m;
+        st = take_manifest(p, n.manifest, a, e, &m, err);
+        if (!st)
+            st = publish_keep_owners(p, m ? m->documents : NULL, err);
+        drop_manifest(m);
         if (!st)
             st = take_chat(p, n.chat_template, false, e, err);
         if (!st)

@@ -12,6 +12,7 @@
 #include "server/adapter/admit.h"
 #include "server/adapter/catalog.h"
 #include "server/base/buf.h"
+#include "server/terms/book.h"
 
 #include <jansson.h>
 
@@ -30,6 +31,7 @@ struct publish_options {
     const char *chat_text;        /* the base's template, or NULL */
     uint64_t chain_id;            /* of manifests; 0 accepts 0 only */
     uint8_t registry[20];
+    struct book *book; /* NULL: a lane without a chain */
 };
 
 struct publisher;
@@ -54,8 +56,8 @@ MUST_CHECK enum status publisher_recover(struct publisher *p, uint32_t *count, s
 
 /* One upload: bytes are checked, stored under the content id (atomically), registered under name.
  * manifest: the publish manifest object of SPEC 6 with both signatures, or NULL where the policy
- * allows none. dry_run: check only. report: JSON {id, rank, modules, bytes, checks: [...], warning}
- * on success. config and tensors stay the caller's. */
+ * allows none. dry_run: check only. report: JSON {id, rank, modules, bytes, checks: [...], warning,
+ * registered, ...} on success. config and tensors stay the caller's. */
 struct publish_upload {
     const char *name;
     const char *key_name; /* API key, for quota and ownership of the name */

@@ -27,10 +27,10 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     }
     struct adapter_entry *e = catalog_entry_new();
     publish_fill_entry(p, e, name, dir, &f.a);
-    if (f.manifest)
-        publish_apply_manifest(e, f.manifest, false);
     publish_set_chat(p, e, f.chat);
-    st = publish_register(p, e, replace, err); /* its errors name the adapter */
+    st = publish_keep_owners(p, f.manifest ? f.manifest->documents : NULL, err);
+    if (!st)
+        st = publish_register(p, e, replace, err); /* its errors name the adapter */
     catalog_release(e);
     admit_folder_fini(&f);
     return st;

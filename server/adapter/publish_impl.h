@@ -1,6 +1,6 @@
 /* What the parts of publishing share: the publisher, and the way from checked facts to a registered
  * name. Uploads, their owners and the restart are in publish.c; directories of the operator in
- * publish_dirs.c. */
+ * publish_dirs.c; what the Registry has to say in publish_terms.c. */
 #ifndef RS_ADAPTER_PUBLISH_IMPL_H
 #define RS_ADAPTER_PUBLISH_IMPL_H
 
@@ -8,6 +8,8 @@
 #include "server/adapter/publish.h"
 
 #include <pthread.h>
+
+#define PUBLISH_REGISTRY_WAIT_MS 3000u /* for the first reading of new content */
 
 struct publisher {
     struct publish_options opt;
@@ -20,7 +22,13 @@ struct publisher {
 /* Everything an entry has but publisher and manifest. */
 void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, const char *name,
                         const char *dir, const struct peft_adapter *a);
-void publish_apply_manifest(struct adapter_entry *e, const struct manifest *m, bool is_signed);
+/* The documents are those of the datanet version that the Registry names for this content, as far
+ * as it was read. m NULL: none were brought. */
+MUST_CHECK enum status publish_check_terms(const struct publisher *p, const uint8_t id[32],
+                                           const struct manifest *m, struct errtext *err);
+/* Their owners are known from now on. documents NULL: nothing to do. */
+MUST_CHECK enum status publish_keep_owners(const struct publisher *p,
+                                           const struct documents *documents, struct errtext *err);
 /* The entry's template is own; shared with another entry's if the texts are equal, and none if it
  * is the base's. A reference to own is taken where it is kept. */
 void publish_set_chat(struct publisher *p, struct adapter_entry *e, struct chat_own *own);

@@ -20,6 +20,7 @@ static void request_free(struct request *r)
     for (uint32_t i = 0; i < LORA_PARTS_MAX; i++) {
         if (r->entry[i])
             catalog_release(r->entry[i]);
+        terms_release(r->terms[i]);
     }
     mem_free(r->prompt);
     mem_free(r->seq);

@@ -16,6 +16,7 @@
 #include "kernels/head.h"
 #include "server/adapter/catalog.h"
 #include "server/adapter/composition.h"
+#include "server/terms/terms.h"
 
 #include <stdatomic.h>
 
@@ -98,6 +99,10 @@ struct request {
     char id_hex[65];
     struct composition comp;
     struct adapter_entry *entry[LORA_PARTS_MAX]; /* references, one per part of comp, same order */
+    /* What the Registry said of each part when the request began (references; NULL: not registered,
+     * or no chain), and the base's tariff. recorder_admit fills them. */
+    struct terms *terms[LORA_PARTS_MAX];
+    struct tariff base_tariff;
     struct request_params params;
     struct request_prompt *prompt;
     uint32_t prompt_count;
@@ -132,7 +137,7 @@ struct request {
  */
 struct request *request_create(uint32_t prompt_count, uint32_t n, uint32_t max_tokens,
                                bool with_top);
-void request_release(struct request *r); /* frees at zero, adapter references included */
+void request_release(struct request *r); /* frees at zero, references included */
 /* Set done and wake. Chain end only. */
 void request_finish(struct request *r);
 

@@ -1,7 +1,8 @@
 /* The lifecycle of adapters over HTTP: vLLM's load and unload, and our listing with residency,
- * publisher, price and use. An unload is answered when the bytes are free. All that waits runs on a
+ * publisher, terms and use. An unload is answered when the bytes are free. All that waits runs on a
  * worker thread. */
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/hex.h"
 #include "server/base/json.h"
 #include "server/http/audit.h"
@@ -28,46 +29,7 @@ static const char *tier_name(uint32_t state)
     }
 }
 
-static void put_amount(struct buf *out, const char *key, u128 v)
-{
-    char text[40];
-    u128_format(text, v);
-    buf_printf(out, "\"%s\":\"%s\"", key, text);
-}
-
-static void put_address(struct buf *out, const uint8_t address[20])
-{
-    char hex[41];
-    hex_encode(hex, address, 20);
-    buf_printf(out, "\"0x%s\"", hex);
-}
-
-static void put_manifest(struct buf *out, const struct adapter_entry *e)
-{
-    char hex[65];
-    buf_puts(out, ",\"owner\":");
-    put_address(out, e->owner);
-    buf_puts(out, ",\"price_per_1000_tokens\":{");
-    put_amount(out, "in", e->tariff.in);
-    buf_putc(out, ',');
-    put_amount(out, "out", e->tariff.out);
-    hex_encode(hex, e->datanet_root, sizeof(e->datanet_root));
-    buf_printf(out, "},\"datanet_root\":\"%s\",\"contributors\":[", hex);
-    for (uint32_t i = 0; i < e->contributor_count; i++) {
-        buf_puts(out, i ? ",{\"payee\":" : "{\"payee\":");
-        put_address(out, e->contributor[i].payee);
-        buf_printf(out, ",\"documents\":%u}", e->contributor[i].document_count);
-    }
-    buf_puts(out, "],\"split\":[");
-    for (uint32_t i = 0; i < e->split_count; i++) {
-        buf_puts(out, i ? ",{\"payee\":" : "{\"payee\":");
-        put_address(out, e->split[i].payee);
-        buf_printf(out, ",\"role\":%u,\"bps\":%u}", e->split[i].role, e->split[i].bps);
-    }
-    buf_putc(out, ']');
-}
-
-static void put_entry(struct buf *out, const struct adapter_entry *e)
+static void put_entry(const struct http_server *s, struct buf *out, const struct adapter_entry *e)
 {
     char id[65];
     uint32_t state = atomic_load_explicit(&e->state, memory_order_relaxed);
@@ -100,8 +62,8 @@ static void put_entry(struct buf *out, const struct adapter_entry *e)
                atomic_load_explicit(&e->fail_count, memory_order_relaxed),
                atomic_load_explicit(&e->dead, memory_order_relaxed),
                (unsigned long long)atomic_load_explicit(&e->last_used_ms, memory_order_relaxed));
-    if (e->has_manifest)
-        put_manifest(out, e);
+    buf_putc(out, ',');
+    book_put_json(s->deps.book, e->id, clock_wall_ms() / 1000, 0, out);
     buf_putc(out, '}');
 }
 
@@ -130,7 +92,7 @@ static bool visit(void *arg, struct adapter_entry *e)
     if (l->count++ > 0)
         buf_putc(&l->x->out, ',');
     l->tier[tier[0] == 'h' ? 1 : tier[1] == 'e' ? 2 : 0]++;
-    put_entry(&l->x->out, e);
+    put_entry(l->x->server, &l->x->out, e);
     return true;
 }
 
@@ -202,7 +164,7 @@ void handle_adapter_get(struct exchange *x)
         fail_unknown(x, "name", x->tail);
         return;
     }
-    put_entry(&x->out, e);
+    put_entry(x->server, &x->out, e);
     exchange_json(x, 200);
     catalog_release(e);
 }

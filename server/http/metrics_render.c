@@ -294,6 +294,23 @@ static void put_store(struct page *p, const struct store_stats *t)
           "Processor time spent loading, by the loader thread.", (double)t->load_cpu_ns_sum * 1e-9);
 }
 
+static void put_registry(struct page *p)
+{
+    struct book_stats b;
+    if (!p->s->deps.book)
+        return;
+    book_get_stats(p->s->deps.book, &b);
+    uint64_t now_s = clock_wall_ms() / 1000;
+    plain(p, "residual_registry_block", "gauge",
+          "Final block that prices and owners were read at; 0: none yet.", (double)b.block);
+    plain(p, "residual_registry_age_seconds", "gauge", "Age of that block.",
+          b.block && now_s > b.time_s ? (double)(now_s - b.time_s) : 0);
+    plain(p, "residual_registry_failures_total", "counter", "Readings that failed.",
+          (double)b.failures);
+    plain(p, "residual_registry_unread", "gauge", "Adapters not read from the Registry yet.",
+          b.unread);
+}
+
 static void put_recorder(struct page *p)
 {
     struct recorder_stats r;
@@ -426,6 +443,7 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     put_store(&p, &e.store);
     put_device_tier(&p, &e.store);
     put_recorder(&p);
+    put_registry(&p);
     put_http(&p);
     put_process(&p);
     if (openmetrics)

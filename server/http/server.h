@@ -65,6 +65,7 @@ struct http_deps {
     struct catalog *catalog;
     struct publisher *publisher;
     struct recorder *recorder;
+    struct book *book; /* NULL: a lane without a chain */
 };
 
 struct http_server;

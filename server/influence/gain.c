@@ -62,8 +62,8 @@ static void split_gain(struct gain_result *out, const struct job *j)
 static void split_shares(struct tail_credit *credit, const struct job_adapter *a, bool earned)
 {
     static const uint8_t zeros[32];
-    u128 part[CATALOG_CONTRIB_MAX];
-    uint32_t weight[CATALOG_CONTRIB_MAX];
+    u128 part[TERMS_CONTRIB_MAX];
+    uint32_t weight[TERMS_CONTRIB_MAX];
     if (memcmp(a->datanet_root, zeros, 32) == 0)
         return;
     uint32_t kept = 0;

@@ -20,7 +20,7 @@ int32_t job_q8(float nats)
 
 uint64_t job_bytes_for(uint32_t prompt_tokens, uint64_t out_tokens)
 {
-    uint64_t adapters = LORA_PARTS_MAX * (32u + 4 + 32 + 1 + CATALOG_CONTRIB_MAX * 24u);
+    uint64_t adapters = LORA_PARTS_MAX * (32u + 4 + 32 + 1 + TERMS_CONTRIB_MAX * 24u);
     return JOB_HEAD_BYTES + adapters + REQUEST_SEQS_MAX * 16u + 4ull * prompt_tokens +
            8 * out_tokens;
 }
@@ -31,13 +31,15 @@ static void copy_adapters(struct job *j, const struct request *r)
 {
     j->adapter_count = r->comp.n;
     for (uint32_t i = 0; i < r->comp.n; i++) {
-        const struct adapter_entry *e = r->entry[i];
+        const struct terms *t = r->terms[i];
         struct job_adapter *a = &j->adapter[i];
         memcpy(a->id, r->comp.part[i].adapter, 32);
-        memcpy(a->datanet_root, e->datanet_root, 32);
         a->weight_q16 = r->comp.part[i].weight_q16;
-        a->contributor_count = e->contributor_count;
-        memcpy(a->contributor, e->contributor, sizeof(a->contributor));
+        if (!t || !t->contributors)
+            continue;
+        memcpy(a->datanet_root, t->document_root, 32);
+        a->contributor_count = t->contributors->count;
+        memcpy(a->contributor, t->contributors->item, sizeof(a->contributor));
     }
 }
 
@@ -215,7 +217,7 @@ static void decode_adapter(struct reader *r, struct job_adapter *a)
     memcpy(a->datanet_root, take(r, 32), 32);
     r->bad |= a->weight_q16 == 0;
     a->contributor_count = (uint32_t)take_int(r, 1);
-    if (a->contributor_count > CATALOG_CONTRIB_MAX) {
+    if (a->contributor_count > TERMS_CONTRIB_MAX) {
         a->contributor_count = 0;
         r->bad = true;
     }

@@ -21,7 +21,7 @@ struct job_adapter {
     uint8_t id[32], datanet_root[32];
     int32_t weight_q16;
     uint32_t contributor_count;
-    struct contributor contributor[CATALOG_CONTRIB_MAX];
+    struct contributor contributor[TERMS_CONTRIB_MAX];
 };
 struct job_prompt {
     int32_t *ids;

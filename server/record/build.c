@@ -36,13 +36,24 @@ uint8_t build_record_status(const struct request *r)
                        : RECORD_STATUS_COMPLETE;
 }
 
-void build_tariff(struct tail_tariff *out, const struct build_context *c, const struct request *r)
+void build_tariff(struct tail_tariff *out, const struct request *r)
 {
     out->count = 1 + r->comp.n;
-    out->price[0] = (struct tail_price){.in = c->base_tariff.in, .out = c->base_tariff.out};
-    for (uint32_t i = 0; i < r->comp.n; i++)
-        out->price[1 + i] =
-            (struct tail_price){.in = r->entry[i]->tariff.in, .out = r->entry[i]->tariff.out};
+    out->price[0] = (struct tail_price){.in = r->base_tariff.in, .out = r->base_tariff.out};
+    for (uint32_t i = 0; i < r->comp.n; i++) {
+        struct tariff t = terms_tariff(r->terms[i]);
+        out->price[1 + i] = (struct tail_price){.in = t.in, .out = t.out};
+    }
+}
+
+bool build_is_priced(const struct request *r)
+{
+    struct tail_tariff t;
+    u128 sum = 0;
+    build_tariff(&t, r);
+    for (uint32_t i = 0; i < t.count; i++)
+        sum += t.price[i].in + t.price[i].out;
+    return sum > 0;
 }
 
 static void stop_hash(uint8_t out[32], const struct request_params *p)
@@ -151,8 +162,8 @@ static enum status finish_record(struct built_record *out, const struct build_co
 }
 
 static enum status
-encode_tails(struct record_inference *inf, const struct build_context *c, const struct request *r,
-             uint8_t set[TAIL_SET_BYTES_MAX], uint8_t tariff[TAIL_TARIFF_BYTES_MAX],
+encode_tails(struct record_inference *inf, const struct request *r, uint8_t set[TAIL_SET_BYTES_MAX],
+             uint8_t tariff[TAIL_TARIFF_BYTES_MAX],
              uint8_t params[TAIL_PARAMS_BYTES], /* lint: waive parameters - three caller buffers */
              struct errtext *err)
 {
@@ -163,7 +174,7 @@ encode_tails(struct record_inference *inf, const struct build_context *c, const 
         memcpy(s.adapter[i].id, r->comp.part[i].adapter, 32);
         s.adapter[i].weight = r->comp.part[i].weight_q16;
     }
-    build_tariff(&t, c, r);
+    build_tariff(&t, r);
     fill_params(&p, r);
     enum status st = tail_set_encode(set, &inf->set.len, &s, err);
     if (!st)
@@ -198,7 +209,7 @@ enum status build_inference(struct built_record *out, const struct build_context
     inf->end_ms = MAX(r->finish_wall_ms, r->arrive_wall_ms);
     inf->status = build_record_status(r);
     fill_commits(inf, r, salt);
-    enum status st = encode_tails(inf, c, r, set, tariff, params, err);
+    enum status st = encode_tails(inf, r, set, tariff, params, err);
     if (!st)
         st = finish_record(out, c, &rec, err);
     out->fee = inf->fee;

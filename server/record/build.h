@@ -19,12 +19,14 @@ struct build_context {
     const struct lane *lane;
     const struct model *model;
     uint8_t engine_id[32];
-    struct tariff base_tariff;
 };
 
 /* Status of the record a request leaves, or 0: it leaves none (it failed before any output). */
 uint8_t build_record_status(const struct request *r);
-void build_tariff(struct tail_tariff *out, const struct build_context *c, const struct request *r);
+/* The prices that the request was entitled to when it began: the base's, then each adapter's. */
+void build_tariff(struct tail_tariff *out, const struct request *r);
+/* Is one of them not 0? */
+bool build_is_priced(const struct request *r);
 void build_token_counts(const struct request *r, uint64_t *tokens_in, uint64_t *tokens_out);
 /* Errors: INVALID with the field of the record that cannot be encoded. */
 MUST_CHECK enum status build_inference(struct built_record *out, const struct build_context *c,

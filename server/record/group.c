@@ -21,21 +21,11 @@
 
 /* ---- requiredness ---- */
 
-static bool has_datanet(const struct adapter_entry *e)
+bool recorder_may_be_required(const struct request *req)
 {
-    return !sodium_is_zero(e->datanet_root, 32);
-}
-
-bool recorder_may_be_required(const struct recorder *r, const struct request *req)
-{
-    struct tail_tariff t;
-    u128 sum = 0;
-    if (req->comp.n == 0 || (req->comp.n == 1 && !has_datanet(req->entry[0])))
+    if (req->comp.n == 0 || (req->comp.n == 1 && !terms_has_datanet(req->terms[0])))
         return false;
-    build_tariff(&t, &r->build, req);
-    for (uint32_t i = 0; i < t.count; i++)
-        sum += t.price[i].in + t.price[i].out;
-    return sum > 0;
+    return build_is_priced(req);
 }
 
 /* Answers that no record requires are scored at score_rate_ppb, drawn by their random id. */
@@ -155,7 +145,7 @@ static void take_request(struct recorder *r, struct group *g, struct request *re
     bool failed = record_status == RECORD_STATUS_FAILED;
     *it = (struct group_item){.request = req,
                               .seq = spool_next_seq(r->spool) + g->request_count,
-                              .required = !failed && recorder_may_be_required(r, req)};
+                              .required = !failed && recorder_may_be_required(req)};
     bool scored = it->required || (!failed && is_previewed(r, req));
     it->job = scored ? job_from_request(req) : NULL;
     enum status st = it->required && !it->job

@@ -85,8 +85,9 @@ static void folder_name(struct lane *l, const char *data_dir)
 enum status lane_open(struct lane *out, const struct lane_options *opt, struct errtext *err)
 {
     uint8_t secret[32];
-    *out = (struct lane){
-        .id = opt->lane ? opt->lane : 1, .chain_id = opt->chain_id, .bound = opt->chain_id != 0};
+    *out = (struct lane){.id = opt->lane ? opt->lane : LANE_FIRST,
+                         .chain_id = opt->chain_id,
+                         .bound = opt->chain_id != 0};
     memcpy(out->ledger, opt->ledger, 20);
     folder_name(out, opt->data_dir);
     canon_domain(out->domain, out->chain_id, out->ledger);

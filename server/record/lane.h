@@ -33,6 +33,8 @@ struct lane {
     uint8_t jobs_key[32];
 };
 
+#define LANE_FIRST 1 /* where no lane is named */
+
 struct lane_options {
     const char *data_dir;
     uint32_t lane; /* 0: 1 */

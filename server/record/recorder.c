@@ -18,10 +18,10 @@
 
 /* ---- admission ---- */
 
-static uint64_t job_reserve(const struct recorder *r, const struct request *req)
+static uint64_t job_reserve(const struct request *req)
 {
     uint64_t in, out;
-    if (!recorder_may_be_required(r, req))
+    if (!recorder_may_be_required(req))
         return 0;
     build_token_counts(req, &in, &out);
     return job_bytes_for((uint32_t)MIN(in, UINT32_MAX),
@@ -54,13 +54,17 @@ enum status recorder_ready(struct recorder *r, struct errtext *err)
     pthread_mutex_lock(&r->lock);
     enum status st = check_room(r, RECORD_BYTES_RESERVE, job_bytes_for(1, 1), err);
     pthread_mutex_unlock(&r->lock);
+    if (!st && r->deps.book)
+        st = book_ready(r->deps.book, clock_wall_ms() / 1000, err);
     return st;
 }
 
-enum status recorder_admit(struct recorder *r, const struct request *req, struct errtext *err)
+enum status recorder_admit(struct recorder *r, struct request *req, struct errtext *err)
 {
-    enum status st = STATUS_OK;
-    uint64_t job_bytes = job_reserve(r, req);
+    enum status st = recorder_entitle(r, req, err);
+    if (st)
+        return st;
+    uint64_t job_bytes = job_reserve(req);
     if (job_bytes > MIN((uint64_t)JOB_BYTES_MAX, r->opt.score_bytes_max))
         return err_set(err, STATUS_TOO_LARGE,
                        "scoring this answer could need %llu bytes, at most %llu are kept (the "
@@ -84,7 +88,7 @@ enum status recorder_admit(struct recorder *r, const struct request *req, struct
 
 void recorder_unadmit(struct recorder *r, const struct request *req)
 {
-    uint64_t job_bytes = job_reserve(r, req);
+    uint64_t job_bytes = job_reserve(req);
     pthread_mutex_lock(&r->lock);
     CHECK(r->in_flight > 0 && r->job_reserved >= job_bytes);
     r->in_flight--;
@@ -200,8 +204,7 @@ enum status recorder_create(struct recorder **out, const struct recorder_options
     CHECK(pthread_mutex_init(&r->lock, NULL) == 0);
     buf_init(&r->scratch, JOB_BYTES_MAX);
     mailbox_init(&r->finished, RECORDER_FLIGHT_MAX);
-    r->build = (struct build_context){
-        .lane = &r->lane, .model = deps->model, .base_tariff = opt->base_tariff};
+    r->build = (struct build_context){.lane = &r->lane, .model = deps->model};
     engine_get_id(deps->engine, r->build.engine_id);
     r->scorer =
         scorer_create(deps->engine, deps->catalog, RECORDER_SCORE_ROWS_MAX, wake_recorder, r);

@@ -17,6 +17,7 @@
 
 #include "server/base/buf.h"
 #include "server/engine/engine.h"
+#include "server/terms/book.h"
 
 struct recorder;
 
@@ -25,13 +26,13 @@ struct recorder_options {
     uint32_t lane;        /* lane id to use when binding; 0 lets an unbound lane start at 1 */
     uint64_t chain_id;    /* 0: unbound */
     uint8_t ledger[20];
-    struct tariff base_tariff;
-    uint64_t score_bytes_max; /* job store */
-    uint32_t score_age_s_max; /* a job older than this ends with outcome "inputs lost" */
-    uint32_t score_rate_ppb;  /* 1 000 000 000: every answer; 0: none (bench) */
-    uint64_t spool_bytes_max; /* past 95 % recorder_admit says FULL */
-    uint32_t group_max;       /* records per group fsync: what gathered while the last one ran */
-    const char *redis_url;    /* NULL: records stay in the local spool */
+    struct tariff base_tariff; /* of an unbound lane */
+    uint64_t score_bytes_max;  /* job store */
+    uint32_t score_age_s_max;  /* a job older than this ends with outcome "inputs lost" */
+    uint32_t score_rate_ppb;   /* 1 000 000 000: every answer; 0: none (bench) */
+    uint64_t spool_bytes_max;  /* past 95 % recorder_admit says FULL */
+    uint32_t group_max;        /* records per group fsync: what gathered while the last one ran */
+    const char *redis_url;     /* NULL: records stay in the local spool */
     const char *redis_password_file;
 };
 
@@ -39,6 +40,7 @@ struct recorder_deps {
     const struct model *model;
     struct engine *engine;
     struct catalog *catalog;
+    struct book *book; /* NULL: an unbound lane; adapters cost 0 */
 };
 
 /* Opens or creates the lane, recovers the spool and unfinished jobs, starts the thread (and the
@@ -53,13 +55,13 @@ void recorder_destroy(struct recorder *r);
  * running requests. */
 void recorder_on_finish(struct request *r, void *recorder);
 
-/* Before a request is submitted: reserve room for its record and, where it may be required, its job
- * (prompt + output ids). OK, or FULL with the reason. Every OK is paired with recorder_on_finish or
- * recorder_unadmit. Thread: any. */
-MUST_CHECK enum status recorder_admit(struct recorder *r, const struct request *req,
-                                      struct errtext *err);
+/* Before a request is submitted: fix what it costs and who is paid (req->terms, base_tariff), and
+ * reserve room for its record and, where it may be required, its job (prompt + output ids). OK, or
+ * FULL or BUSY with the reason. Every OK is paired with recorder_on_finish or recorder_unadmit.
+ * Thread: any. */
+MUST_CHECK enum status recorder_admit(struct recorder *r, struct request *req, struct errtext *err);
 /* Would any answer be refused now? FULL with the reason: the disk refuses, or the spool or the job
- * store is full. Thread: any. */
+ * store is full; BUSY: the Registry was not read, or too long ago. Thread: any. */
 MUST_CHECK enum status recorder_ready(struct recorder *r, struct errtext *err);
 void recorder_unadmit(struct recorder *r, const struct request *req);
 

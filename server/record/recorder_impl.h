@@ -69,7 +69,11 @@ struct group {
 
 /* May this answer be required? Known before its tokens: a fee can only be zero if every price is.
  */
-bool recorder_may_be_required(const struct recorder *r, const struct request *req);
+bool recorder_may_be_required(const struct request *req);
+/* Who is paid what for this answer: the terms of its parts and the base's tariff, as they are when
+ * it begins. BUSY: the Registry is not known well enough to charge by. */
+MUST_CHECK enum status recorder_entitle(const struct recorder *r, struct request *req,
+                                        struct errtext *err);
 /* One turn: take what waits, write it, release it. false: nothing was there. */
 bool recorder_run_group(struct recorder *r, struct group *g);
 /* g NULL: only the levels. */

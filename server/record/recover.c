@@ -4,6 +4,7 @@
  * inference with job, no attribution: scored now
  * inference without job and attribution: an attribution record "inputs lost" closes it. */
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/record/recorder_impl.h"
@@ -52,8 +53,8 @@ static struct open_inference *find_open(struct recovery *v, uint64_t seq)
     return lo < v->count && v->open[lo].seq == seq ? &v->open[lo] : NULL;
 }
 
-/* A lone adapter counts only with a datanet; unknown adapters count, so that nothing required is
- * forgotten. */
+/* A lone adapter counts only with a datanet; one that the book has not read counts too, so that
+ * nothing required is forgotten. */
 static bool may_be_required(struct recorder *r, const struct record_inference *inf)
 {
     struct tail_set set;
@@ -62,9 +63,11 @@ static bool may_be_required(struct recorder *r, const struct record_inference *i
         return false;
     if (set.count > 1)
         return true;
-    struct adapter_entry *e = catalog_find_id(r->deps.catalog, set.adapter[0].id);
-    bool yes = !e || !sodium_is_zero(e->datanet_root, 32);
-    catalog_release(e);
+    struct terms *t = NULL;
+    bool yes = r->deps.book &&
+               (book_terms(r->deps.book, set.adapter[0].id, clock_wall_ms() / 1000, &t, NULL) ||
+                terms_has_datanet(t));
+    terms_release(t);
     return yes;
 }
 

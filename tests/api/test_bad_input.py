@@ -12,6 +12,7 @@ import peftfile
 import pytest
 import wire
 from keys import KEYS, bearer, write_keys
+from registry_node import RegistryNode
 from server import DEMO, Redis, Server, binary, free_port, http, wait_for
 
 BASE = "residual-demo"
@@ -230,9 +231,10 @@ def test_no_model_is_a_configuration_error():
     assert status == EXIT_CONFIG and "model" in text
 
 
-CHAIN = ("--chain-id", "1", "--ledger", "0x" + "11" * 20)
+CHAIN = ("--chain-id", "1", "--ledger", "0x" + "11" * 20, "--registry", "0x" + "77" * 20, "--registry-rpc-url", "http://127.0.0.1:1")
 VALUES = [(("--backend", "tpu"), "tpu"), (("--dtype", "int4"), "int4"), (("--listen", "127.0.0.1"), "HOST:PORT"), (("--listen", "127.0.0.1:99999"), "HOST:PORT"),
-          (("--context-max", "4096"), "2048"), (("--ledger", "0x12"), "ledger"), (("--chain-id", "5"), "ledger"), (("--base-price-in", "-4"), "base_price_in"),
+          (("--context-max", "4096"), "2048"), (("--ledger", "0x12"), "ledger"), (("--chain-id", "5"), "ledger"),
+          (CHAIN[:4], "registry: missing"), (CHAIN[:6], "registry_rpc_url: missing"), (("--registry-rpc-url", "ftp://x", *CHAIN[:6]), "http"), (("--base-price-in", "-4"), "base_price_in"),
           (("--adapter", "nameonly"), "NAME=DIR"), (("--adapter", "x=/nowhere"), "/nowhere"), (("--adapter-dir", "/nowhere"), "/nowhere"),
           (("--adapter-roots", "/nowhere"), "adapter_roots"), (("--redis-url", "http://x", *CHAIN), "redis_url"), (("--redis-password-file", "/nowhere", "--redis-url", "redis://127.0.0.1:1", *CHAIN), "/nowhere"),
           (("--adapter", f"bad name={peftfile.AMBER}"), "bad name"), (("--model-name", "m", "--adapter", f"m={peftfile.AMBER}"), "base model's name")]
@@ -772,13 +774,9 @@ def test_other_hosts_and_origins_are_refused_without_keys(server):
 # ---- Redis ----
 
 
-def shipping(port):
-    return ("--redis-url", f"redis://127.0.0.1:{port}", "--chain-id", "31337", "--ledger", "0x" + "ab" * 20, "--lane", "7")
-
-
 def test_redis_down_at_start_and_later_loses_nothing():
     redis = Redis()
-    with Server(*shipping(redis.port)) as s:
+    with RegistryNode() as node, Server("--redis-url", f"redis://127.0.0.1:{redis.port}", *node.flags(lane=7)) as s:
         body = generate(s)
         assert body["residual"]["recorded"] and metric(s, "residual_redis_connected") == 0
         wait_for(lambda: "Redis 127.0.0.1" in s.log_text(), 10, what="a line that says Redis is away")

@@ -121,9 +121,8 @@ class World:
         self.publisher_key = folder / "publisher.key"
         assert residual("key", "new", "--type", "publisher", self.publisher_key).code == 0
         at = self.chain.at
-        self.server = Server("--chain-id", "31337", "--ledger", at["ledger"], "--registry", at["registry"], "--redis-url", self.redis.url,
-                             "--api-keys-file", api_keys, "--base-price-in", "1000000000000", "--base-price-out", "3000000000000",
-                             adapters=None, data=folder / "data").start()
+        self.server = Server("--chain-id", "31337", "--ledger", at["ledger"], "--registry", at["registry"], "--registry-rpc-url", self.chain.url,
+                             "--redis-url", self.redis.url, "--api-keys-file", api_keys, adapters=None, data=folder / "data").start()
         people = json.loads((DEMO / "contributors.json").read_text())
         self.people = {c["address"].lower(): c for c in people["contributors"] + people["others"]}
         self._register_lane()
@@ -134,7 +133,9 @@ class World:
         self.lane = next(x for x in shown.json["lanes"] if x["chainId"] == 31337)
         b = json.loads((DEMO / "base_publish.json").read_text())
         self.model_id = "0x" + self.get("/version")["model_id"].removeprefix("0x")
-        self.chain.config["lanes"] = [{"lane": self.lane["lane"], "key": self.lane["address"], "operator": self.chain.address["operator"]}]
+        self.chain.config["lanes"] = [{"lane": self.lane["lane"], "key": self.lane["address"], "operator": self.chain.address["operator"],
+                                       "operator_key_file": str(self.chain.keys["operator"]),
+                                       "tariffs": [{"model_id": self.model_id, "price_in": "1000000000000", "price_out": "3000000000000"}]}]
         self.chain.config["bases"] = [{"model_id": self.model_id, "owner": b["owner"], "split": [{"payee": b["owner"], "role": "author", "bps": 10000}]}]
         self.chain.deploy()
 
@@ -151,6 +152,13 @@ class World:
         status, answer = self.server.post("/v1/completions", {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 12}, headers=self.auth)
         assert status == 200, answer
         return answer
+
+    def registered(self, name, check=lambda a: True):
+        """The listing's entry of an adapter, once the server has read it in the Registry's final blocks (and check is true of it)."""
+        def read():
+            a = self.get(f"/v1/adapters/{name}")
+            return a if a["registered"] and check(a) else None
+        return wait_for(read, 30, step_s=0.2, what=f"the server to read that {name} is registered")
 
     def adapter(self, name, copy):
         """A copy of a demo adapter's folder, and its owner's key file (with coins)."""

@@ -43,7 +43,9 @@ def test_publish_registers_first_then_uploads(world):
     listed = residual("adapter", "list", *server(world), "--json").json
     assert [a["name"] for a in listed["data"]] == ["coast"] and listed["data"][0]["published"]
     assert "coast" in residual("adapter", "list", *server(world)).out
+    world.registered("coast")
     shown = residual("adapter", "show", "coast", *server(world), "--json").json
+    assert shown["datanet"]["version"] == 1 and shown["datanet"]["owners_known"] and len(shown["contributors"]) == 4
     assert "0x" + shown["id"].removeprefix("0x") == adapter_id and shown["owner"].lower() == manifest["owner"].lower()
     # once more: everything is there already
     again = world.publish(folder, "coast", key, *world.on_chain(), "--json")
@@ -65,7 +67,7 @@ def test_an_update_needs_a_rising_version(world):
     assert done.code == 0 and done.json["transactions"] == 1, done
     version = world.chain.call(world.chain.at["registry"], "adapters(bytes32)", done.json["report"]["id"])[3]
     assert int(version, 16) == 2
-    assert residual("adapter", "show", "vale", *server(world), "--json").json["price_per_1000_tokens"]["out"] == "7000000000000"
+    world.registered("vale", lambda a: a["price_per_1000_tokens"]["out"] == "7000000000000")
     # other documents under the registered version of the datanet
     datanet = json.loads((folder / "datanet.json").read_text())
     datanet["documents"].pop()
@@ -160,6 +162,7 @@ def test_publish_without_a_chain_node_and_delete(world):
 def answer(world):
     if residual("adapter", "show", "coast", *server(world)).code != 0:
         test_publish_registers_first_then_uploads(world)
+    world.registered("coast")
     return world.ask("coast", QUESTION["prompt"])
 
 

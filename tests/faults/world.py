@@ -15,6 +15,7 @@ import time
 import urllib.error
 from pathlib import Path
 
+from keccak import keccak
 from server import DEMO, ROOT, Redis, Server, binary, free_port, http as fetch, wait_for
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
@@ -22,49 +23,6 @@ LANE = 1
 WAITS = {"wait_s": 5, "window_s": 2}  # an epoch is claimable about ten seconds after its last batch
 FACTS = json.loads((DEMO / "facts.json").read_text())
 ADAPTERS = sorted(p.name for p in (DEMO / "adapters").iterdir())
-
-
-# ---- Keccak-256, for function selectors ----
-
-def _round_constants():
-    out, lfsr = [], 1
-    for _ in range(24):
-        value = 0
-        for j in range(7):
-            if lfsr & 1:
-                value |= 1 << ((1 << j) - 1)
-            lfsr = lfsr << 1 ^ (0x171 if lfsr & 0x80 else 0)
-        out.append(value)
-    return out
-
-
-CONSTANTS, MASK = _round_constants(), (1 << 64) - 1
-
-
-def _permute(a):
-    rol = lambda v, n: (v << n | v >> (64 - n)) & MASK if n else v
-    for constant in CONSTANTS:
-        c = [a[x] ^ a[x + 5] ^ a[x + 10] ^ a[x + 15] ^ a[x + 20] for x in range(5)]
-        a = [a[i] ^ c[(i + 4) % 5] ^ rol(c[(i + 1) % 5], 1) for i in range(25)]
-        b, x, y, cur = [0] * 25, 1, 0, a[1]
-        b[0] = a[0]
-        for t in range(24):
-            x, y = y, (2 * x + 3 * y) % 5
-            b[x + 5 * y], cur = rol(cur, (t + 1) * (t + 2) // 2 % 64), a[x + 5 * y]
-        a = [b[i] ^ (~b[i - i % 5 + (i + 1) % 5] & b[i - i % 5 + (i + 2) % 5]) for i in range(25)]
-        a[0] ^= constant
-    return a
-
-
-def keccak(data):
-    padded = bytearray(data) + b"\x01" + bytes(-(len(data) + 1) % 136)
-    padded[-1] |= 0x80
-    a = [0] * 25
-    for at in range(0, len(padded), 136):
-        for i in range(17):
-            a[i] ^= int.from_bytes(padded[at + 8 * i:at + 8 * i + 8], "little")
-        a = _permute(a)
-    return b"".join(v.to_bytes(8, "little") for v in a[:4])
 
 
 # ---- the chain ----
@@ -173,7 +131,7 @@ class World:
         if data_dir:
             shutil.copytree(self.dir / "data", data_dir, dirs_exist_ok=True)
         self.lane_dir = Path(data) / "lanes" / f"31337-{self.deployment['ledger'][2:].lower()}-{LANE}"
-        self.server = bound_server(data, self.redis.url, self.deployment, *server_flags)
+        self.server = bound_server(data, self.redis.url, self.chain.url, self.deployment, *server_flags)
         self.settle = Settle(self, *settle_flags)
         self.wanted = start
 
@@ -267,10 +225,9 @@ class World:
                                    "--rpc", self.chain.url, "--receipts", path, "--epoch", epoch, wait_s=300))
 
 
-def bound_server(data, redis_url, deployment, *flags):
-    price = json.loads((DEMO / "base_publish.json").read_text())["pricesPer1000Tokens"]
+def bound_server(data, redis_url, rpc_url, deployment, *flags):
     return Server("--redis-url", redis_url, "--chain-id", "31337", "--ledger", deployment["ledger"], "--registry", deployment["registry"],
-                  "--base-price-in", price["in"], "--base-price-out", price["out"], "--threads", "2", *flags, data=data)
+                  "--registry-rpc-url", rpc_url, "--threads", "2", *flags, data=data)
 
 
 def make_template(folder):
@@ -288,9 +245,10 @@ def make_template(folder):
         for address in run_tool("node", "--input-type=module", "-e", wallets, cwd=CONTRACTS).split():
             chain.rpc("anvil_setBalance", address, "0xd3c21bcecceda1000000")
         deploy(folder, chain)
-        server = bound_server(folder / "data", "redis://127.0.0.1:1", json.loads((folder / "deployment.json").read_text()))
+        server = bound_server(folder / "data", "redis://127.0.0.1:1", chain.url, json.loads((folder / "deployment.json").read_text()))
         with server:
             deploy(folder, chain, "--server", server.url)
+            wait_for(lambda: all(a["registered"] for a in server.get("/v1/adapters")[1]["data"]), 30, what="the server to see what is registered")
     finally:
         chain.stop()
     return folder

@@ -225,7 +225,7 @@ void engine_get_id(const struct engine *e, uint8_t id[32])
     memset(id, 0xE1, 32);
 }
 
-enum status recorder_admit(struct recorder *r, const struct request *req, struct errtext *err)
+enum status recorder_admit(struct recorder *r, struct request *req, struct errtext *err)
 {
     (void)req;
     if (r->admit_status)

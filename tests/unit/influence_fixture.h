@@ -40,23 +40,38 @@ static inline int drop_dir(void **state)
     return system(cmd);
 }
 
-/* An adapter: its id is 32 times `byte`; prices 1000 and 2000 base units per 1000 tokens. */
+/* An adapter: its id is 32 times `byte`. Its name begins with "free" (not registered), else its
+ * terms are make_terms'. */
 static inline struct adapter_entry *make_adapter(const char *name, uint8_t byte, bool datanet)
 {
     struct adapter_entry *e = catalog_entry_new();
     snprintf(e->name, sizeof(e->name), "%s", name);
     memset(e->id, byte, 32);
-    e->dir = mem_strdup("/nowhere");
-    e->tariff = (struct tariff){.in = 1000, .out = 2000};
-    if (!datanet)
-        return e;
-    memset(e->datanet_root, 0xd0 | (byte & 15), 32);
-    e->contributor_count = 3;
-    for (uint32_t i = 0; i < 3; i++) {
-        memset(e->contributor[i].payee, 0x10 * (int)(i + 1), 20);
-        e->contributor[i].document_count = i + 1; /* 1, 2, 3 documents */
-    }
+    e->dir = mem_strdup(datanet ? "/datanet" : "/nowhere");
     return e;
+}
+
+/* Prices 1000 and 2000 base units per 1000 tokens; with a datanet three owners of 1, 2 and 3
+ * documents. */
+static inline struct terms *make_terms(const struct adapter_entry *e)
+{
+    if (strncmp(e->name, "free", 4) == 0)
+        return NULL;
+    struct terms *t = terms_new();
+    t->r = (struct registry_terms){.registered = true, .price_in = 1000, .price_out = 2000};
+    if (strcmp(e->dir, "/datanet") != 0)
+        return t;
+    struct contributors *c = mem_alloc(sizeof(*c));
+    atomic_init(&c->refs, 1);
+    memset(t->r.datanet_id, 0xa0, 32);
+    memset(t->document_root, 0xd0 | (e->id[0] & 15), 32);
+    c->count = 3;
+    for (uint32_t i = 0; i < 3; i++) {
+        memset(c->item[i].payee, 0x10 * (int)(i + 1), 20);
+        c->item[i].document_count = i + 1;
+    }
+    t->contributors = c;
+    return t;
 }
 
 /* A finished request of `count` adapters (references are taken), one prompt of 5 tokens, n choices
@@ -72,6 +87,7 @@ static inline struct request *make_request(struct adapter_entry *const *entry, u
     for (uint32_t i = 0; i < count; i++) {
         r->entry[i] = entry[i];
         atomic_fetch_add(&entry[i]->refs, 1);
+        r->terms[i] = make_terms(entry[i]);
         memcpy(r->comp.part[i].adapter, entry[i]->id, 32);
         r->comp.part[i].weight_q16 = COMPOSITION_WEIGHT_ONE * (int32_t)(i + 1);
     }
@@ -97,6 +113,7 @@ static inline struct request *make_request(struct adapter_entry *const *entry, u
         atomic_store(&r->seq[s].finish, FINISH_LENGTH);
         r->seq[s].stop_token = r->seq[s].stop_index = -1;
     }
+    r->base_tariff = (struct tariff){10, 20};
     memset(r->payer, 0x5a, 20);
     r->arrive_wall_ms = clock_wall_ms();
     r->finish_wall_ms = r->arrive_wall_ms + 7;

@@ -16,3 +16,6 @@ if(NOT RS_SANITIZE)
   target_link_options(alloc_probe PRIVATE -rdynamic)
   set_target_properties(alloc_probe PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 endif()
+
+# What the Registry says about content.
+rs_unit_test(book rs_terms rs_base)

@@ -19,7 +19,7 @@ static int setup(void **state)
     if (lane_open(&lane, &opt, &err))
         fail_msg("%s", err.text);
     memset(model.id, 0x33, 32);
-    context = (struct build_context){.lane = &lane, .model = &model, .base_tariff = {10, 20}};
+    context = (struct build_context){.lane = &lane, .model = &model};
     memset(context.engine_id, 0x44, 32);
     return 0;
 }

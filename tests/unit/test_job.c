@@ -68,7 +68,7 @@ static void test_bound(void **state)
     for (uint32_t i = 0; i < 8; i++) {
         e[i] = make_adapter("x", (uint8_t)(i + 1), true);
         j->adapter[i].weight_q16 = 1;
-        j->adapter[i].contributor_count = CATALOG_CONTRIB_MAX;
+        j->adapter[i].contributor_count = TERMS_CONTRIB_MAX;
         catalog_release(e[i]);
     }
     j->adapter_count = 8;

@@ -319,9 +319,6 @@ static void test_manifests(void **state)
     must((struct ask){.name = "m", .seed = 1, .version = 2});
     struct adapter_entry *e = catalog_find(catalog, "m");
     assert_true(e->has_manifest);
-    assert_int_equal((uint64_t)e->tariff.in, 200);
-    assert_memory_equal(e->owner, keys.owner.address, 20);
-    assert_int_equal(e->split_count, 2);
     catalog_release(e);
     must((struct ask){.name = "m", .seed = 1, .version = 2}); /* the same again */
     refused((struct ask){.name = "m", .seed = 1, .version = 1}, STATUS_INVALID,
@@ -335,7 +332,6 @@ static void test_manifests(void **state)
     e = catalog_find(catalog, "m");
     assert_true(e->has_manifest);
     assert_int_equal(e->manifest_version, 4);
-    assert_int_equal((uint64_t)e->tariff.in, 400);
     catalog_release(e);
     /* a manifest for other content, or signed by nobody */
     size_t len;
@@ -578,7 +574,6 @@ static void test_load_all(void **state)
         fail_msg("%s", err.text);
     assert_int_equal(count, 2);
     struct adapter_entry *e = catalog_find(catalog, "two");
-    assert_int_equal((uint64_t)e->tariff.in, 7);
     assert_false(e->has_manifest); /* unsigned */
     catalog_release(e);
     write_file(path, "adapter_config.json", "{", 1);

@@ -4,6 +4,7 @@
  * it. */
 #include "server/record/recorder.h"
 #include "server/spool/spool.h"
+#include "tests/unit/book_fixture.h"
 #include "tests/unit/influence_fixture.h"
 
 #include <errno.h>
@@ -105,6 +106,8 @@ struct rig {
     struct adapter_entry *paid, *plain, *second; /* with a datanet; without; with */
     struct recorder *recorder;
     struct recorder_options opt;
+    struct fake_chain chain;
+    struct book *book;
 };
 
 static const struct recorder_options options = {.score_bytes_max = 4u << 20,
@@ -122,11 +125,34 @@ static void add(struct rig *g, struct adapter_entry *e)
 static void rig_create(struct rig *g)
 {
     struct errtext err = ERRTEXT_INIT;
-    struct recorder_deps deps = {.model = &g->model, .engine = &g->engine, .catalog = g->catalog};
+    struct recorder_deps deps = {
+        .model = &g->model, .engine = &g->engine, .catalog = g->catalog, .book = g->book};
     g->opt.data_dir = test_dir;
     engine_begin(&g->engine);
     if (recorder_create(&g->recorder, &g->opt, &deps, &err))
         fail_msg("%s", err.text);
+}
+
+/* What the Registry says of the three: as make_terms. */
+static void book_begin(struct rig *g)
+{
+    struct fake_chain *c = &g->chain;
+    struct datanet_owner list[3];
+    uint8_t root[32];
+    struct errtext err = ERRTEXT_INIT;
+    struct book_options o = fake_options(c, test_dir);
+    struct fake_entry paid = {.active_at = 1, .version = 1, .price_in = 1000, .price_out = 2000};
+    pthread_mutex_init(&c->lock, NULL);
+    fake_head(c, 10, clock_wall_ms() / 1000);
+    fake_owners(c, list);
+    struct fake_adapter *a[3] = {fake_add(c, 4, paid), fake_add(c, 5, paid), fake_add(c, 8, paid)};
+    a[1]->entry[0].version = 0;
+    memset(a[1]->datanet_id, 0, 32);
+    if (book_open(&g->book, &o, &err) || book_put_owners(g->book, list, 3, root, &err))
+        fail_msg("%s", err.text);
+    for (int i = 0; i < 3; i++)
+        book_want(g->book, a[i]->id);
+    assert_true(fake_wait(g->book, 10));
 }
 
 static void rig_open(struct rig *g, const struct recorder_options *opt)
@@ -140,6 +166,7 @@ static void rig_open(struct rig *g, const struct recorder_options *opt)
     add(g, g->paid);
     add(g, g->plain);
     add(g, g->second);
+    book_begin(g);
     rig_create(g);
 }
 
@@ -157,6 +184,7 @@ static void rig_close(struct rig *g)
     catalog_release(g->plain);
     catalog_release(g->second);
     catalog_destroy(g->catalog);
+    book_close(g->book);
 }
 
 /* Admit and hand over. */

@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from registry_node import RegistryNode, wait_registered
 from server import DEMO, Server
 
 FACTS = json.loads((DEMO / "facts.json").read_text())
@@ -11,7 +12,9 @@ FACTS = json.loads((DEMO / "facts.json").read_text())
 
 @pytest.fixture(scope="module")
 def server():
-    with Server("--seqs-max", "64", "--adapters-per-batch-max", "16") as s:
+    with RegistryNode() as node, Server("--seqs-max", "64", "--adapters-per-batch-max", "16", *node.flags()) as s:
+        node.register_demo(s)
+        wait_registered(s)
         yield s
 
 
