@@ -11,6 +11,10 @@ def unscored(w):
     return set(required) - set(found)
 
 
+def answers(w):
+    return len(pairs(stream_records(w.redis))[0])
+
+
 def settle_stream(w):
     """Wait until an epoch that is claimable pays all that the stream holds while the server is away."""
     last = max(stream_records(w.redis))
@@ -36,14 +40,16 @@ def test_attribution_after_the_cut_off(template):
                 break
             w.server.start()
         assert len(owed) > 1, f"no answer in {ATTEMPTS} kills was shipped before its score"
-        epoch = settle_stream(w)
+        epoch, before = settle_stream(w), answers(w)
         w.server.start()
         wait_for(w.scored, 60, 0.2, what="the jobs that the kill left")
-        assert w.settled()[1] == epoch, "late evidence alone makes no epoch"
-        found = w.check(receipts, epoch)
+        last = w.settled()[1]
+        if answers(w) == before:  # else the kill came between the disk and Redis, and what was not shipped is paid now
+            assert last == epoch, "late evidence alone makes no epoch"
+        found = w.check(receipts, last)
         assert found["missing"] == found["late"] == len(owed), (found, sorted(owed))
         assert found["attributions"] == found["required"], "every answer was scored in the end"
-        assert w.audit(epoch)[0] == 0
+        assert w.audit(last)[0] == 0
 
 
 def test_scoring_off_on_a_bound_lane(template):

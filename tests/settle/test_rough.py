@@ -109,11 +109,11 @@ def test_the_clock_a_day_ahead_and_back(world):
     entries, shift = w.lanes[1].entries, w.dir / "shift"
     shift.write_text("0")
     env = {"LD_PRELOAD": str(binary("clock_shift.so")), "RS_CLOCK_SHIFT": str(shift)}
-    with Settle(w, "--batch-seconds-max", 1, env=env) as s:
+    with Settle(w, "--batch-seconds-max", 1, "--rpc-head-age-max-s", 6, env=env) as s:  # so long a head is old before its steadiness counts
         s.wait("the worker", lambda t: t["lanes"])
         shift.write_text("86400")
         w.ship(1, entries[:60])
-        s.wait("a trouble", lambda t: [x["kind"] for x in t["troubles"]] == ["clock"])
+        s.wait("a trouble", lambda t: "clock" in [x["kind"] for x in t["troubles"]])
         s.wait("the first final, an epoch proposed", lambda t: t["lanes"][0]["final"] == 60 and t["epochs"])
         shift.write_text("0")
         w.ship(1, entries)
