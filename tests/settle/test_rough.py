@@ -279,7 +279,7 @@ def test_a_vetoed_epoch_is_paid_by_the_next(tmp_path):
                 const p = new JsonRpcProvider('%s', undefined, { pollingInterval: 100 });
                 const vault = new Contract('%s', artifact('RewardVault').abi, new Wallet('0x%s', p));
                 await (await vault.veto(1)).wait();
-                p.destroy();""" % (w.rpc_url, w.deployed["vault"], (w.key("deployer")).read_text()))
+                p.destroy();""" % (w.rpc_url, w.deployed["vault"], w.key("guardian").read_text()))
             epoch = settled_exactly(w, s)
             assert epoch == 2 and [e["state"] for e in s.status()["epochs"]] == ["active", "vetoed"]
             asked = ["--archive", w.dir / "archive", "--deployment", w.deployment, "--rpc", w.rpc_url]
