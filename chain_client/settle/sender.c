@@ -20,7 +20,7 @@
 
 #define IN_FLIGHT_MAX    4
 #define GAS_MIN          100000
-#define FOREIGN_NS       10000000000ull /* of two endpoints; one alone is asked six times as long */
+#define FOREIGN_NS       10000000000ull
 #define FOREIGN_ASKS     10
 #define FOREIGN_SEEN_MAX 3 /* so many that nobody has looked at stop a key */
 #define DAYS_MIN         7
@@ -93,12 +93,32 @@ static enum status end_foreign(struct sender *s, const struct intent *t, struct 
                        t->nonce, sender_role_name(t->role), address, t->kind, t->key, t->nonce);
 }
 
+/* One endpoint alone proves no absence. */
+static enum status ask_a_person(struct sender *s, const struct intent *t, struct errtext *err)
+{
+    enum status st =
+        db_run(s->db, err, "UPDATE intents SET seen = 0 WHERE id = ? AND seen IS NULL", "u", t->id);
+    if (st)
+        return st;
+    return trouble_say(
+        s->db, TROUBLE_FOREIGN_NONCE, t->role, err,
+        "nonce %" PRIu64 " of the %s is used, and the only endpoint shows none of our "
+        "transactions with it: a node whose index lags says so too. %s %" PRIu64
+        " waits. Name a second --rpc-url, which decides it; or look for the nonce in "
+        "an explorer, stop this worker and run residual-settle resume --nonce "
+        "%" PRIu64,
+        t->nonce, sender_role_name(t->role), t->kind, t->key, t->nonce);
+}
+
 /* Our nonce is used in final history and nobody shows a receipt of ours. A node whose index lags
- * says so too: only what stays so for a while is believed, and of one endpoint for longer. */
+ * says so too: only what stays so for a while is believed. */
 static enum status suspect_foreign(struct sender *s, const struct intent *t, struct errtext *err)
 {
     struct sender_signer *g = &s->signer[t->role];
-    uint64_t now = clock_mono_ns(), wait_ns = FOREIGN_NS * (s->nodes->agree_min > 1 ? 1 : 6);
+    uint64_t now = clock_mono_ns();
+    bool alone = s->nodes->agree_min == 1;
+    if (t->is_seen)
+        return end_foreign(s, t, err);
     if (g->foreign_intent != t->id) {
         g->foreign_intent = t->id;
         g->foreign_ns = now;
@@ -108,9 +128,9 @@ static enum status suspect_foreign(struct sender *s, const struct intent *t, str
                  "shows one of our transactions with it; asking again",
                  t->kind, t->key, t->nonce);
     }
-    if (++g->foreign_asked < FOREIGN_ASKS || now < g->foreign_ns + wait_ns)
+    if (++g->foreign_asked < FOREIGN_ASKS || now < g->foreign_ns + FOREIGN_NS)
         return STATUS_OK;
-    return end_foreign(s, t, err);
+    return alone ? ask_a_person(s, t, err) : end_foreign(s, t, err);
 }
 
 static enum status follow(struct sender *s, const struct intent *t, uint64_t used,
@@ -245,13 +265,17 @@ static enum status bind(struct sender *s, struct intent *t, struct errtext *err)
 static enum status check_foreign(struct sender *s, enum sender_role role, bool *stopped,
                                  struct errtext *err)
 {
-    uint64_t count = 0, last = 0;
+    uint64_t count = 0, last = 0, asked = 0;
     enum status st =
         db_value(s->db, &count, 0, err,
                  "SELECT count(*) FROM intents WHERE state = ? AND role = ? AND seen IS NULL", "tt",
                  intent_state_name(INTENT_FOREIGN), sender_role_name(role));
     *stopped = count >= FOREIGN_SEEN_MAX;
-    if (!st && !count)
+    if (!st)
+        st = db_value(s->db, &asked, 0, err,
+                      "SELECT count(*) FROM intents WHERE state = ? AND role = ? AND seen = 0",
+                      "tt", intent_state_name(INTENT_BOUND), sender_role_name(role));
+    if (!st && !count && !asked)
         st = trouble_clear(s->db, TROUBLE_FOREIGN_NONCE, role, err);
     if (!st && !*stopped)
         st = trouble_clear(s->db, TROUBLE_KEY_STOPPED, role, err);
@@ -402,6 +426,11 @@ static enum status undo_ended(struct sender *s, struct errtext *err)
         db_done(&q);
         if (block <= s->nodes->other.number) /* above what is final now there is nothing to ask */
             st = nodes_has_block(s->nodes, block, hash, &has, err);
+        if (!st && !has) /* its bytes first; a dearer attempt when they are not mined in time */
+            st = db_run(s->db, err,
+                        "UPDATE attempts SET first_sent = ?, last_sent = 0 WHERE intent IN (SELECT"
+                        " id FROM intents WHERE block = ?)",
+                        "uu", clock_wall_ms(), block);
         if (!st && !has)
             st = db_run(s->db, err,
                         "UPDATE intents SET state = ?, mined = NULL, block = NULL, block_hash ="

@@ -9,6 +9,7 @@
 
 struct intent {
     uint64_t id, key, nonce, gas, generation;
+    bool is_seen; /* a person says that its nonce is another's */
     enum sender_role role;
     char kind[16];
     uint8_t to[20], sender[20];

@@ -8,7 +8,8 @@
 #include <string.h>
 
 #define INTENT_COLUMNS                                                                             \
-    "id, role, kind, key, generation, target, data, value, nonce, gas, sender FROM intents"
+    "id, role, kind, key, generation, target, data, value, nonce, gas, sender, seen FROM"          \
+    " intents"
 
 static const char *const role_name[SENDER_ROLES] = {
     [SENDER_COMMITTER] = "committer",
@@ -77,6 +78,7 @@ static enum status read_intent(struct intent *t, struct db_rows *q, struct errte
     t->nonce = db_u64(q, 8);
     t->gas = db_u64(q, 9);
     db_bytes(q, 10, t->sender, 20);
+    t->is_seen = db_u64(q, 11) == 1;
     return STATUS_OK;
 }
 
@@ -166,10 +168,11 @@ enum status sender_end_intent(struct sender *s, const struct intent *t,
 
 enum status sender_acknowledge(struct db *db, uint64_t nonce, struct errtext *err)
 {
-    enum status st = db_run(db, err,
-                            "UPDATE intents SET seen = 1 WHERE state = ? AND nonce <= ? AND seen IS"
-                            " NULL",
-                            "tu", intent_state_name(INTENT_FOREIGN), nonce);
+    enum status st =
+        db_run(db, err,
+               "UPDATE intents SET seen = 1 WHERE nonce <= ? AND ((state = ? AND seen IS"
+               " NULL) OR (state = ? AND seen = 0))",
+               "utt", nonce, intent_state_name(INTENT_FOREIGN), intent_state_name(INTENT_BOUND));
     if (!st && !db_changes(db))
         st = err_set(err, STATUS_NOT_FOUND,
                      "no nonce up to %" PRIu64 " was used by a transaction of another that nobody "

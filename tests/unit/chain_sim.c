@@ -48,13 +48,23 @@ bool sim_tick(void)
     return sim.is_dead;
 }
 
-/* For sqlite3_set_authorizer: a dead program changes nothing. */
-int sim_authorize(void *arg, int action, const char *a, const char *b, const char *c, const char *d)
+static int on_statement(unsigned kind, void *arg, void *statement, void *sql)
 {
-    if (action != SQLITE_SELECT && action != SQLITE_INSERT && action != SQLITE_UPDATE &&
-        action != SQLITE_DELETE && action != SQLITE_TRANSACTION)
-        return SQLITE_OK;
-    return sim_tick() ? SQLITE_DENY : SQLITE_OK;
+    (void)kind, (void)arg, (void)statement, (void)sql;
+    sim_tick();
+    return 0;
+}
+
+static int on_commit(void *arg)
+{
+    (void)arg;
+    return sim_tick(); /* 1: rolled back */
+}
+
+void sim_watch(sqlite3 *db)
+{
+    sqlite3_trace_v2(db, SQLITE_TRACE_STMT, on_statement, NULL);
+    sqlite3_commit_hook(db, on_commit, NULL);
 }
 
 /* ---- the chain ---- */
@@ -216,6 +226,8 @@ static enum status sim_begin(struct rpc *r, struct errtext *err)
         return err_set(err, STATUS_IO, "killed");
     if (sim.now_ms < sim.node[r->node].down_until_ms)
         return err_set(err, STATUS_TIMEOUT, "the node is down");
+    if (sim.node[r->node].fails)
+        return err_set(err, sim.node[r->node].fails, "a hostile answer");
     return STATUS_OK;
 }
 
@@ -328,6 +340,24 @@ enum status rpc_tip(struct rpc *r, u128 *wei_per_gas, struct errtext *err)
 {
     *wei_per_gas = 1000000000u;
     return sim_begin(r, err);
+}
+
+enum status rpc_call(struct rpc *r, const struct rpc_call *call, const char *tag, struct buf *out,
+                     struct errtext *err)
+{
+    uint8_t word[32];
+    be_put(word, sim.allowance, sizeof(word));
+    buf_clear(out);
+    buf_put(out, word, sizeof(word));
+    return sim_begin(r, err);
+}
+
+enum status rpc_logs(struct rpc *r, const struct rpc_log_filter *filter,
+                     enum status (*each)(void *arg, const struct rpc_log *log, struct errtext *err),
+                     void *arg, struct errtext *err)
+{
+    (void)filter, (void)each, (void)arg;
+    return sim_refuse(r, "no logs", err);
 }
 
 enum status rpc_estimate_gas(struct rpc *r, const struct rpc_call *call, uint64_t *gas,

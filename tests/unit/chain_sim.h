@@ -63,6 +63,7 @@ struct sim_node {
     bool no_receipts;               /* it knows of none, whatever was mined */
     bool is_forked;                 /* it shows other hashes than the chain has */
     uint64_t chain_id;
+    enum status fails; /* what every call ends in, or OK */
 };
 
 struct sim {
@@ -77,6 +78,7 @@ struct sim {
     uint32_t lost_send, lost_ack, dropped, empty_block;
     uint64_t ops, crash_at; /* 0: no crash is near */
     bool is_dead;
+    u128 allowance; /* what eth_call answers: of the token, by the funder to the vault */
     /* what went wrong, and what it cost */
     uint32_t crashes, reorgs, lost_sends, lost_acks, drops, reverted;
     struct secp *secp;
@@ -88,9 +90,8 @@ uint64_t sim_random(uint64_t below);
 bool sim_chance(uint32_t of_1000);
 /* One moment at which the program may be killed. True: it is dead. */
 bool sim_tick(void);
-/* For sqlite3_set_authorizer: a dead program changes nothing. */
-int sim_authorize(void *arg, int action, const char *a, const char *b, const char *c,
-                  const char *d);
+/* Every statement and every commit is such a moment, and a dead program commits nothing. */
+void sim_watch(sqlite3 *db);
 void sim_mine(void);
 /* The newest blocks are gone; some of what they held is in the pools again. */
 void sim_reorg(uint64_t depth);

@@ -38,7 +38,7 @@ static void rig_open(struct rig *r)
     rig_keys(r);
     if (db_open(&r->db, r->dir, &err) || sender_start(&r->sender, &err))
         fail_msg("%s", err.text);
-    sqlite3_set_authorizer(r->db.h, sim_authorize, NULL);
+    sim_watch(r->db.h);
 }
 
 void rig_init(struct rig *r, uint64_t seed, uint32_t node_count)
@@ -73,22 +73,22 @@ void rig_reopen(struct rig *r)
     rig_open(r);
 }
 
-uint64_t rig_count(struct rig *r, const char *kind, uint64_t key, enum intent_state state)
+uint64_t rig_count(struct db *db, const char *kind, uint64_t key, enum intent_state state)
 {
     uint64_t n = 0;
     struct errtext err = ERRTEXT_INIT;
-    if (db_value(&r->db, &n, 0, &err,
+    if (db_value(db, &n, 0, &err,
                  "SELECT count(*) FROM intents WHERE kind = ? AND key = ? AND state = ?", "tut",
                  kind, key, intent_state_name(state)))
         fail_msg("%s", err.text);
     return n;
 }
 
-uint64_t rig_troubles(struct rig *r, const char *kind)
+uint64_t rig_troubles(struct db *db, const char *kind)
 {
     uint64_t n = 0;
     assert_int_equal(
-        db_value(&r->db, &n, 0, NULL, "SELECT count(*) FROM troubles WHERE kind = ?", "t", kind),
+        db_value(db, &n, 0, NULL, "SELECT count(*) FROM troubles WHERE kind = ?", "t", kind),
         STATUS_OK);
     return n;
 }

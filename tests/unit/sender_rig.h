@@ -34,8 +34,8 @@ enum status rig_round(struct rig *r, struct errtext *err);
 void rig_run(struct rig *r, uint32_t seconds);
 
 /* Intents of a kind and key in a state; rows of a kind of trouble. */
-uint64_t rig_count(struct rig *r, const char *kind, uint64_t key, enum intent_state state);
-uint64_t rig_troubles(struct rig *r, const char *kind);
+uint64_t rig_count(struct db *db, const char *kind, uint64_t key, enum intent_state state);
+uint64_t rig_troubles(struct db *db, const char *kind);
 
 /* The judge: the chain holds what was wanted, each once. */
 struct verdict {

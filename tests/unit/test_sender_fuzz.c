@@ -107,7 +107,7 @@ static void one_seed(uint64_t seed, struct totals *totals)
         fail_msg("seed %lu: %s, lost %u, doubled %u", seed, done ? "done" : "not done", v.lost,
                  v.doubled);
     for (uint64_t k = 1; k <= PAYMENTS; k++)
-        assert_int_equal(rig_count(&r, "pay", k, INTENT_DONE), 1);
+        assert_int_equal(rig_count(&r.db, "pay", k, INTENT_DONE), 1);
     add(totals, v);
     rig_fini(&r);
 }
