@@ -16,6 +16,7 @@ static const struct {
     {"BadProof()", "the proof does not lead to the root on the chain"},
     {"PaymentRefused(address)", "the recipient refused the payment"},
     {"OverTotal(uint128)", "more than the epoch's total of %s base units would be paid"},
+    {"OverDailyCap(uint128)", "the vault pays out %s base units more today: try again tomorrow"},
     {"Paused()", "claims are paused by the guardian for now"},
     {"AlreadyRegistered(bytes32)", "it is registered already"},
     {"Unknown(bytes32)", "what it names is not registered"},
@@ -25,6 +26,12 @@ static const struct {
     {"BadOwnerSignature()", "the owner's signature does not fit the manifest"},
     {"VersionNotRising(uint64)", "the version must be above %s, which is registered"},
     {"BadSplit(uint256)", "split entry %s is not allowed (order, payee, role or bps)"},
+    {"BadParent(uint256)",
+     "parent %s is not allowed: its registration, order, bps or depth, or all "
+     "of them together"},
+    {"ParentsFixed()", "other adapters name it as their parent: its own parents cannot change"},
+    {"BadDatanetConsent()", "the datanet's owner did not agree to this adapter and version"},
+    {"ChangePending(uint64)", "an earlier change is active from second %s on: wait for it"},
     {"BadValue()", "a value is not allowed: a zero id or owner, or another model or datanet than "
                    "the registered one"},
 };

@@ -44,10 +44,16 @@ async function chainTime(provider) {
   return Number((await provider.getBlock('latest')).timestamp);
 }
 
-// who holds what in the end; one account never holds two of the keys that must be apart
+// who holds what in the end; the keys whose theft must not be one theft are apart
 function rolesOf(c, me) {
-  const named = c.roles ?? {}, out = {};
+  const named = c.roles ?? {}, out = {}, holder = new Map();
   for (const name of ['admin', 'committer', 'proposer', 'guardian', 'lane_admin', 'registrar']) out[name] = getAddress(named[name] ?? me);
+  if (!(c.attestors_min >= 1) || !((c.attestors ?? []).length >= c.attestors_min))
+    fail(`attestors: ${(c.attestors ?? []).length} named, attestors_min is ${c.attestors_min ?? 'missing'}: name as many as an epoch needs, 1 at least`);
+  for (const [name, at] of [...['admin', 'committer', 'proposer', 'guardian'].map((n) => [n, out[n]]), ...c.attestors.map((a, i) => [`attestor ${i + 1}`, getAddress(a)])]) {
+    if (holder.has(at)) fail(`roles: ${at} is ${holder.get(at)} and ${name}: these keys must be apart`);
+    holder.set(at, name);
+  }
   return out;
 }
 
@@ -67,8 +73,8 @@ async function deployAll(provider, signer, me, c) {
     protocolBpsMin: c.protocol_bps_min }, [p.base, p.adapters, p.operator, p.protocol, p.treasury, 0]);
   await sent([registry.deploymentTransaction()]);
   const vault = await make('RewardVault', {
-    admin: me, ledger: await ledger.getAddress(), token: c.token ?? ZeroAddress, window: c.window_s, wait: c.wait_s,
-    maxIncrease: c.max_increase, attestorsMin: c.attestors_min ?? 0, unattested: c.unattested ?? false });
+    admin: me, proposer: roles.proposer, guardian: roles.guardian, attestors: c.attestors.map(getAddress), ledger: await ledger.getAddress(),
+    token: c.token ?? ZeroAddress, window: c.window_s, capFloor: c.cap_floor, attestorsMin: c.attestors_min });
   await sent([vault.deploymentTransaction()]);
   await sent([ledger.setVault(await vault.getAddress())]);
   const out = { chain_id: Number((await provider.getNetwork()).chainId), genesis_hash: (await provider.getBlock(0)).hash };
@@ -90,14 +96,6 @@ async function reusable(provider, path) {
   if (old.chain_id !== Number((await provider.getNetwork()).chainId) || old.genesis_hash !== (await provider.getBlock(0)).hash) return null;
   const now = await codeHashes(provider, old);
   return JSON.stringify(now) === JSON.stringify(old.code_hash) ? old : null;
-}
-
-async function grantRoles(ctx, c) {
-  const { vault, me } = ctx, roles = rolesOf(c, me), todo = [];
-  const want = [[await vault.POSTER(), roles.proposer], [await vault.GUARDIAN(), roles.guardian]];
-  for (const a of (c.attestors ?? []).map(getAddress)) want.push([await vault.ATTESTOR(), a]);
-  for (const [role, who] of want) if (!(await vault.hasRole(role, who))) todo.push(vault.grantRole(role, who));
-  await sent(todo);
 }
 
 async function registerThings(ctx, c) {
@@ -183,7 +181,7 @@ async function registerAdapters(ctx, c) {
 async function handOver(ctx, c) {
   const { provider, registry, ledger, vault, me } = ctx, roles = rolesOf(c, me);
   const moves = [[registry, await registry.REGISTRAR(), roles.registrar], [ledger, await ledger.LANE_ADMIN(), roles.lane_admin],
-    [registry, ZeroHash, roles.admin], [ledger, ZeroHash, roles.admin]].filter(([, , to]) => to !== me);
+    [registry, ZeroHash, roles.admin], [ledger, ZeroHash, roles.admin], [vault, ZeroHash, roles.admin]].filter(([, , to]) => to !== me);
   const open = [], announce = [];
   for (const [where, role, to] of moves) {
     if (await where.hasRole(role, to)) continue;
@@ -196,10 +194,6 @@ async function handOver(ctx, c) {
   if (ready - (await chainTime(provider)) > NOTICE_WAITED_S) return new Date(ready * 1000).toISOString();
   while ((await chainTime(provider)) < ready) await new Promise((r) => setTimeout(r, 250));
   await sent(open.map(([where, role, to]) => where.grantRole(role, to)));
-  if (roles.admin !== me && !(await vault.hasRole(ZeroHash, roles.admin))) {
-    await sent([vault.grantRole(ZeroHash, roles.admin)]);
-    await sent([vault.renounceRole(ZeroHash, me)]);
-  }
   const mine = [];
   for (const [where, role] of moves) if (await where.hasRole(role, me)) mine.push(where.renounceRole(role, me));
   await sent(mine);
@@ -242,7 +236,6 @@ export async function deploy({ rpc, key, config, outPath }) {
     await topUp(provider, signer, c.coins ?? []);
     const mine = await ctx.registry.hasRole(ZeroHash, me);
     if (mine) {
-      await grantRoles(ctx, c);
       await registerThings(ctx, c);
     } else out.datanets ??= [];
     await registerAdapters(ctx, c);

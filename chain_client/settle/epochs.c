@@ -113,13 +113,12 @@ static enum status is_ripe(struct worker *w, uint64_t seq, const struct rpc_bloc
     return st;
 }
 
-/* The newest batch that may be paid: final, W past, and the growth within the vault's cap. */
+/* The newest batch that may be paid: final, W past. */
 static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 total_before,
-                               const struct view_money *m, const struct rpc_block *now,
-                               struct errtext *err)
+                               const struct rpc_block *now, struct errtext *err)
 {
     struct db_rows q;
-    bool capped = false, ripe = false;
+    bool ripe = false;
     if (now->timestamp < w->vault.wait + 1)
         return STATUS_OK;
     enum status st =
@@ -132,9 +131,6 @@ static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 tota
         u128 total = db_amount(&q, 1) - w->vault.start_cum_fee;
         if (total <= total_before)
             break; /* nothing was earned since: an epoch needs money */
-        capped = total - total_before > m->max_increase;
-        if (capped)
-            continue;
         st = is_ripe(w, db_u64(&q, 0), now, &ripe, err);
         if (st || !ripe)
             continue;
@@ -143,9 +139,6 @@ static enum status choose_paid(struct worker *w, struct epoch_plan *p, u128 tota
         break;
     }
     db_done(&q);
-    if (capped)
-        epochs_note(w, "the next batch alone is above the vault's maxIncrease: an admin must "
-                       "raise it");
     return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
@@ -189,7 +182,7 @@ static enum status plan(struct worker *w, const struct view_money *m, struct err
     if (!st)
         st = last_final(w, &block, &p.evidence, err);
     if (!st && p.evidence)
-        st = choose_paid(w, &p, before.total, m, &block, err);
+        st = choose_paid(w, &p, before.total, &block, err);
     if (st || !p.paid)
         return st;
     log_info("epoch",

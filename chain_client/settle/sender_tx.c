@@ -42,7 +42,6 @@ const char *sender_refusal(struct sender *s)
                                          "TooEarly(uint64)",
                                          "WrongTotal(uint128)",
                                          "WrongValue()",
-                                         "IncreaseTooLarge(uint128,uint128)",
                                          "AttestorsMissing(uint256)",
                                          "Underfunded(uint256,uint256)",
                                          "PaymentRefused(address)",

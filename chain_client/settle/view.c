@@ -196,8 +196,6 @@ enum status view_money(struct view *v, const char *tag, struct view_money *out, 
         st = ask_uint(v, at, tag, "held()", &out->held, err);
     if (!st)
         st = ask_uint(v, at, tag, "totalClaimed()", &out->total_claimed, err);
-    if (!st)
-        st = ask_uint(v, at, tag, "maxIncrease()", &out->max_increase, err);
     return st;
 }
 

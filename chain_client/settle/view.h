@@ -52,7 +52,7 @@ MUST_CHECK enum status view_vault(struct view *v, const char *tag, struct view_v
                                   struct errtext *err);
 struct view_money {
     uint64_t last_epoch, last_live, active_epoch;
-    u128 funded, held, total_claimed, max_increase;
+    u128 funded, held, total_claimed;
 };
 MUST_CHECK enum status view_money(struct view *v, const char *tag, struct view_money *out,
                                   struct errtext *err);

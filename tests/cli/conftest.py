@@ -50,7 +50,7 @@ class Chain:
         self.process = subprocess.Popen(["node", "anvil.mjs", "--port", str(self.port), "--chain-id", "31337", "--silent"], cwd=CONTRACTS,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(self._up, 60, what="anvil")
-        for name in ("deployer", "committer", "proposer", "funder", "guardian", "operator", "treasury", "stranger"):
+        for name in ("deployer", "committer", "proposer", "funder", "attestor", "guardian", "operator", "treasury", "stranger"):
             self.keys[name] = folder / f"{name}.key"
             made = residual("key", "new", "--type", "chain", self.keys[name])
             assert made.code == 0, made
@@ -60,7 +60,7 @@ class Chain:
         self.config = {
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 4, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": self.address["treasury"]},
-            "window_s": 2, "wait_s": 3, "max_increase": "1000000000000000000000", "attestors_min": 0, "unattested": True,
+            "window_s": 2, "wait_s": 3, "cap_floor": "1000000000000000000000", "attestors_min": 1, "attestors": [self.address["attestor"]],
             "roles": {"committer": self.address["committer"], "proposer": self.address["proposer"], "guardian": self.address["guardian"]},
             "methods": [self.keccak(METHOD_TEXT)]}
         self.deploy()
@@ -194,11 +194,16 @@ class World:
              "--funder-key-file", self.chain.keys["funder"], "--lane-key", lane + "/transport.key", "--spool-dir", lane + "/spool",
              "--state-dir", self.folder / "settle", "--archive-dir", self.archive, "--batch-seconds-max", "2", "--epoch-seconds", "2",
              "--listen", f"127.0.0.1:{self.settle_port}"], stdout=self.settle_log, stderr=self.settle_log)
+        self.attestor = subprocess.Popen(
+            [binary("residual-settle"), "attest", "--deployment", self.chain.file, "--rpc-url", self.chain.url, "--key-file", self.chain.keys["attestor"],
+             "--archive", self.settle_url, "--state-dir", self.folder / "attest", "--poll-ms", "500"], stdout=self.settle_log, stderr=self.settle_log)
 
     def stop(self):
         if getattr(self, "settle", None):
             self.settle.terminate()
             self.settle.wait(60)
+            self.attestor.kill()
+            self.attestor.wait()
             self.settle_log.close()
         self.server.kill()
         self.redis.kill()

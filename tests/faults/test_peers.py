@@ -122,6 +122,7 @@ def test_worker_runs_once(w):
     again.log = w.dir / "second.log"
     again.start()
     assert again.process.wait(20) == 5, again.log_text()
+    again.end_attestor()
     assert "another" in again.log_text(), again.log_text()
     w.check_alive()
 

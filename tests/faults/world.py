@@ -78,7 +78,7 @@ def run_tool(*args, cwd=ROOT, wait_s=180):
 # ---- the settlement worker ----
 
 class Settle:
-    """residual-settle of one world; kill() and start() keep its state."""
+    """residual-settle of one world, and the attestor that signs for it; kill() and start() keep its state."""
 
     def __init__(self, world, *flags):
         self.port, self.log = free_port(), world.dir / "settle.log"
@@ -91,11 +91,16 @@ class Settle:
                      "--spool-dir", f"{LANE}={lane}/spool", "--state-dir", self.state, "--archive-dir", self.archive, "--batch-seconds-max", 2,
                      "--epoch-seconds", 4, "--poll-ms", 250, "--bump-seconds", 5, "--listen", f"127.0.0.1:{self.port}", *flags]
         self.args = [str(a) for a in self.args]
-        self.process = None
+        self.attest = [str(a) for a in (
+            binary("residual-settle"), "attest", "--deployment", world.deployment_file, "--rpc-url", world.chain.url, "--key-file", world.dir / "keys/attestor.key",
+            "--archive", self.url, "--state-dir", world.dir / f"attest-{self.port}", "--poll-ms", 500, "--missing-max-ppm", 1000000, "--resign-after-s", 0)]
+        self.process = self.attestor = None
 
     def start(self):
         with open(self.log, "ab") as out:
             self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            if not self.attestor:
+                self.attestor = subprocess.Popen(self.attest, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         return self
 
     def kill(self):
@@ -107,6 +112,12 @@ class Settle:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(30) == 0, self.log_text()[-4000:]
+
+    def end_attestor(self):
+        if self.attestor:
+            self.attestor.kill()
+            self.attestor.wait()
+            self.attestor = None
 
     def log_text(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -146,6 +157,7 @@ class World:
 
     def __exit__(self, kind, *_):
         self.settle.kill()
+        self.settle.end_attestor()
         self.server.kill()
         self.redis.kill()
         self.chain.stop()
@@ -234,7 +246,7 @@ def make_template(folder):
     """Contracts deployed, base, adapters, datanets and the lane registered: the state every world begins from."""
     folder = Path(folder)
     (folder / "keys").mkdir(parents=True, mode=0o700)
-    for name in ("deployer", "committer", "proposer", "funder", "guardian", "operator", "treasury"):
+    for name in ("deployer", "committer", "proposer", "funder", "attestor", "guardian", "operator", "treasury"):
         path = folder / "keys" / f"{name}.key"
         path.write_text(os.urandom(32).hex())
         path.chmod(0o600)

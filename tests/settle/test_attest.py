@@ -12,10 +12,10 @@ from world import Guard, Settle, World, binary, http, run, wait_for
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory):
     """(world, worker): an epoch is computed and waits for one of two attestors."""
-    with World(tmp_path_factory.mktemp("attest"), lanes=(1,), attestors_min=1) as w:
+    with World(tmp_path_factory.mktemp("attest"), lanes=(1,)) as w:
         w.lanes[1].make(w, 60)
         w.ship_all()
-        with Settle(w, "--attest-wait-s", 1, "--epoch-seconds", 3600, "--batch-count-max", 50, funder=False) as s:
+        with Settle(w, "--attest-wait-s", 1, "--epoch-seconds", 3600, "--batch-count-max", 50, funder=False, attested=False) as s:
             s.wait_final()
             s.wait("a candidate", lambda t: any(e["state"] == "computed" for e in t["epochs"]))
             yield w, s

@@ -56,14 +56,14 @@ class World:
 
     deployed_once = {}
 
-    def __init__(self, folder, lanes=(1, 2), wait_s=1, window_s=1, attestors_min=0):
+    def __init__(self, folder, lanes=(1, 2), wait_s=1, window_s=1):
         self.dir = Path(folder)
         self.redis = Redis()
         self.anvil = None
         self.anvil_port = free_port()
         self.rpc_url = f"http://127.0.0.1:{self.anvil_port}"
         self.deployment = self.dir / "deployment.json"
-        self.wait_s, self.window_s, self.attestors_min = wait_s, window_s, attestors_min
+        self.wait_s, self.window_s = wait_s, window_s
         for name, secret in {**KEYS, "deployer": DEPLOYER}.items():
             self.key(name).write_text(secret)
             self.key(name).chmod(0o600)
@@ -74,7 +74,7 @@ class World:
 
     def __enter__(self):
         self.redis.start()
-        kind = (tuple(self.lanes), self.wait_s, self.window_s, self.attestors_min)
+        kind = (tuple(self.lanes), self.wait_s, self.window_s)
         if kind not in World.deployed_once:
             self.start_chain()
             self.deploy()
@@ -131,8 +131,7 @@ class World:
         config = {
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": "0x" + "ee" * 20},
-            "window_s": self.window_s, "wait_s": self.wait_s, "max_increase": str(10 ** 24), "attestors_min": self.attestors_min,
-            "unattested": not self.attestors_min, "attestors": [h["attestor"], h["second"]] if self.attestors_min else [],
+            "window_s": self.window_s, "wait_s": self.wait_s, "cap_floor": str(10 ** 24), "attestors_min": 1, "attestors": [h["attestor"], h["second"]],
             "roles": {n: h[n] for n in ("committer", "proposer", "guardian")},
             "coins": [{"address": h[a], "amount": str(10 ** 20)} for a in ("committer", "proposer", "funder", "guardian", "claimer")],
             "methods": [h["method"]],
@@ -179,9 +178,10 @@ class World:
 
 
 class Settle:
-    """residual-settle of one world; kill() and start() keep its state. rpc: its endpoints, else the world's chain alone."""
+    """residual-settle of one world, and the attestor that signs for it; kill() and start() keep its state. rpc: its endpoints, else the
+    world's chain alone."""
 
-    def __init__(self, world, *flags, spool=True, name="settle", env=None, rpc=None, funder=True):
+    def __init__(self, world, *flags, spool=True, name="settle", env=None, rpc=None, funder=True, attested=True):
         self.world, self.port, self.log = world, free_port(), world.dir / f"{name}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.state = world.dir / "state"
@@ -199,8 +199,12 @@ class Settle:
                 self.args += ["--spool-dir", f"{lane.number}={lane.dir}/spool"]
         self.args = [str(a) for a in (*self.args, *flags)]
         self.process, self.env = None, {**os.environ, **(env or {})}
+        easy = "--missing-max-ppm", 1000000, "--resign-after-s", 0
+        self.attestor = Guard(world, "attest", "attestor", self, *easy, name=f"attest-{self.port}") if attested else None
 
     def start(self):
+        if self.attestor and not self.attestor.process:
+            self.attestor.start()
         with open(self.log, "ab") as out:
             self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env)
         return self
@@ -214,7 +218,14 @@ class Settle:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(60)
+        self.stop_attestor()
         assert self.process.returncode == expect, f"exit {self.process.returncode}:\n{self.tail()}"
+
+    def stop_attestor(self):
+        if self.attestor and self.attestor.process:
+            self.attestor.process.kill()
+            self.attestor.process.wait()
+            self.attestor.process = None
 
     def tail(self):
         return self.log.read_text(errors="replace")[-6000:]
@@ -229,6 +240,7 @@ class Settle:
             elif kind is not None:
                 print(self.tail())
         finally:
+            self.stop_attestor()
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
@@ -261,8 +273,9 @@ class Settle:
 class Guard:
     """`residual-settle attest` or `watch` of one world, with a state and a mirror of its own."""
 
-    def __init__(self, world, verb, key, settle, *flags):
-        self.world, self.port, self.state, self.log = world, free_port(), world.dir / f"{verb}-{key}", world.dir / f"{verb}-{key}.log"
+    def __init__(self, world, verb, key, settle, *flags, name=None):
+        name = name or f"{verb}-{key}"
+        self.world, self.port, self.state, self.log = world, free_port(), world.dir / name, world.dir / f"{name}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.args = [str(a) for a in (
             binary("residual-settle"), verb, "--deployment", world.deployment, "--rpc-url", world.rpc_url, "--key-file", world.key(key), "--archive", settle.url,
@@ -274,10 +287,13 @@ class Guard:
         done = run(*self.args, "--once", check=False)
         return done.returncode, done.stdout + done.stderr
 
-    def __enter__(self):
+    def start(self):
         with open(self.log, "ab") as out:
             self.process = subprocess.Popen([*self.args, "--listen", f"127.0.0.1:{self.port}"], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         return self
+
+    def __enter__(self):
+        return self.start()
 
     def __exit__(self, kind, *_):
         if kind is not None:

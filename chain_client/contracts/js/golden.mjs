@@ -411,9 +411,11 @@ function calls(world) {
   put('vault', vau, 'claimMany', [[claim(p0), claim(p)]]);
   put('vault', vau, 'setPayout', [addr('cold')]);
   put('vault', vau, 'veto', ['2']);
+  put('vault', vau, 'retireEpoch', ['2']);
+  put('vault', vau, 'disableByProof', ['1', 3, [claim(p0), claim(p)]]);
   put('vault', vau, 'fundTo', [b.header.cumFee]);
   put('vault', vau, 'withdrawSurplus', [addr('cold'), '5']);
-  for (const v of ['lastEpoch', 'lastLive', 'totalClaimed', 'funded', 'startSeq', 'startCumFee', 'activeEpoch', 'held', 'window', 'wait', 'maxIncrease', 'token']) put('vault', vau, v, []);
+  for (const v of ['lastEpoch', 'lastLive', 'totalClaimed', 'funded', 'startSeq', 'startCumFee', 'activeEpoch', 'held', 'window', 'wait', 'dailyCap', 'paidToday', 'lockedSeq', 'attestorsMin', 'token']) put('vault', vau, v, []);
   put('vault', vau, 'epochs', ['1']);
   put('vault', vau, 'claimed', [addr('payee', 0)]);
   put('vault', vau, 'payoutOf', [addr('payee', 0)]);

@@ -8,6 +8,7 @@ import {Timeline} from "./Timeline.sol";
 /// What the ledger asks a vault that pays its fees.
 interface IVault {
     function lockedSeq() external view returns (uint64); // newest batch that a payment rests on
+    function holdsKey(address account) external view returns (bool); // one that a committer must not hold
 }
 
 /// The chain of batches. A batch covers, for each lane it names, the next records of that lane without a gap, so that
@@ -370,9 +371,14 @@ contract AttributionLedger is DelayedRoles {
         emit RateSet(ppb, activeAt);
     }
 
-    /// One account never both commits and guards.
+    /// One account never both commits and guards, proposes or attests.
     function _grantRole(bytes32 role, address account) internal override returns (bool) {
-        if (role == COMMITTER && hasRole(GUARDIAN, account)) revert RoleConflict(account);
+        if (role == COMMITTER) {
+            if (hasRole(GUARDIAN, account)) revert RoleConflict(account);
+            for (uint256 i = 0; i < vaults.length; ++i) {
+                if (vaults[i].holdsKey(account)) revert RoleConflict(account);
+            }
+        }
         if (role == GUARDIAN && hasRole(COMMITTER, account)) revert RoleConflict(account);
         return super._grantRole(role, account);
     }

@@ -149,23 +149,42 @@ library Canon {
         while ((uint256(1) << depth) < count) ++depth;
     }
 
-    /// Root hash and sum above a leaf; `tag` is 0x11 (log) or 0x01 (reward). Sums are checked u128 additions. The
-    /// caller has checked index < count and hashes.length == sums.length == depthOf(count).
+    /// Root hash and sum above a leaf; `tag` is 0x11 (log) or 0x01 (reward). The sum is exact and may pass 2^128, where
+    /// the nodes' bytes would not say it: a root counts only with the sum that it has to have. The caller has checked
+    /// index < count and hashes.length == sums.length == depthOf(count). In assembly: a proof is most of a claim's work.
     function fold(
         uint8 tag,
         bytes32 hash,
-        uint128 sum,
+        uint256 sum,
         uint256 index,
         bytes32[] calldata hashes,
         uint128[] calldata sums
-    ) internal pure returns (bytes32, uint128) {
-        for (uint256 d = 0; d < hashes.length; ++d) {
-            bytes32 h = hashes[d];
-            uint128 s = sums[d];
-            hash = (index >> d) & 1 == 0
-                ? keccak256(abi.encodePacked(tag, hash, sum, h, s))
-                : keccak256(abi.encodePacked(tag, h, s, hash, sum));
-            sum += s;
+    ) internal pure returns (bytes32, uint256) {
+        assembly ("memory-safe") {
+            let node := mload(0x40) // 97 bytes: tag, left hash and sum, right hash and sum
+            mstore8(node, tag)
+            let end := add(hashes.offset, shl(5, hashes.length))
+            let other := sums.offset
+            for { let at := hashes.offset } lt(at, end) { at := add(at, 0x20) } {
+                let s := calldataload(other)
+                switch and(index, 1)
+                case 0 {
+                    mstore(add(node, 0x01), hash)
+                    mstore(add(node, 0x21), shl(128, sum))
+                    mstore(add(node, 0x31), calldataload(at))
+                    mstore(add(node, 0x51), shl(128, s))
+                }
+                default {
+                    mstore(add(node, 0x01), calldataload(at))
+                    mstore(add(node, 0x21), shl(128, s))
+                    mstore(add(node, 0x31), hash)
+                    mstore(add(node, 0x51), shl(128, sum))
+                }
+                hash := keccak256(node, 0x61)
+                sum := add(sum, s)
+                index := shr(1, index)
+                other := add(other, 0x20)
+            }
         }
         return (hash, sum);
     }

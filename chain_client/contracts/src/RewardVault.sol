@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: MIT
 pragma solidity ^0.8.28;
 
-import {AccessControl} from "@openzeppelin/contracts/access/AccessControl.sol";
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {AttributionLedger} from "./AttributionLedger.sol";
 import {Canon} from "./Canon.sol";
+import {DelayedRoles} from "./DelayedRoles.sol";
+import {Timeline} from "./Timeline.sol";
 
 /// Pays contributors what the epochs say, and no more. An epoch is a Merkle-sum tree of cumulative amounts whose total
-/// must equal the fees the ledger committed up to batch `batchPaid`; a claim pays cumulative minus already paid, so a
-/// repeat pays nothing. A root cannot promise money that is not here, growth per epoch is capped, and a guardian may
-/// disable an epoch until its window ends. No role can lower a claim, move allocated money or activate early.
-contract RewardVault is AccessControl, ReentrancyGuardTransient {
+/// must equal the fees the ledger committed up to batch `batchPaid`, and which attestors signed; a claim pays cumulative
+/// minus already paid, so a repeat pays nothing. A root cannot promise money that is not here, a day pays out at most
+/// about a week's growth, and until its window ends an epoch falls to the guardian, or to anyone who proves that it
+/// lowers, forgets or misplaces an account. No role can lower a claim, move allocated money or activate early.
+contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
     using SafeERC20 for IERC20;
+    using Timeline for Timeline.Line;
 
-    bytes32 public constant POSTER = keccak256("POSTER");
+    bytes32 public constant PROPOSER = keccak256("PROPOSER");
     bytes32 public constant GUARDIAN = keccak256("GUARDIAN");
     bytes32 public constant ATTESTOR = keccak256("ATTESTOR");
 
@@ -33,17 +36,33 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     uint8 public constant SKIP_NOTHING = 3;
     uint8 public constant SKIP_REFUSED = 4;
     uint8 public constant SKIP_OVER_TOTAL = 5;
+    uint8 public constant SKIP_OVER_DAILY_CAP = 6;
+    uint8 public constant BY_VETO = 0;
+    uint8 public constant BY_ADMIN = 4;
+    uint8 public constant PROOF_LOWERED = 1; // [before, now]
+    uint8 public constant PROOF_MISSING = 2; // [before, left, right], or one neighbour at the end
+    uint8 public constant PROOF_UNSORTED = 3; // [left, right]
+    uint32 private constant CAP_DAYS = 7;
+    uint256 private constant LIMIT_END = type(uint112).max;
     uint256 private constant PUSH_GAS = 100_000; // for one recipient in claimMany
 
     struct Config {
         address admin;
+        address proposer;
+        address guardian;
+        address[] attestors;
         AttributionLedger ledger;
         address token; // 0 = native coin
         uint64 window; // from propose to active
-        uint64 wait; // W: from closedAt(M) to propose
-        uint128 maxIncrease;
+        uint128 capFloor; // what a day may pay out however little was earned
         uint32 attestorsMin;
-        bool unattested; // attestorsMin may be 0
+    }
+
+    /// One word, so that a claim books its payment and its day with one write. Amounts are below 2^112 as every cumFee.
+    struct Paid {
+        uint112 total; // ever
+        uint112 limit; // of `total` on this day
+        uint32 day; // of the last payment
     }
 
     struct EpochHeader {
@@ -87,15 +106,18 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     bytes32 public immutable domain; // EIP-712
     bytes32 public immutable rewardDomain;
 
-    uint128 public maxIncrease;
+    Paid private _paid;
     uint64 public lastEpoch;
     uint64 public lastLive; // last epoch not disabled
-    uint128 public totalClaimed;
-    uint128 public activeTotal; // highest total of an epoch that was claimed from: the cap of totalClaimed
     uint128 public funded; // as an absolute sum since the vault began
+    uint128 public writtenOff; // paid by retired epochs to the wrong accounts
+    uint32 public attestorCount;
     bool public proposePaused;
     uint64 public claimPausedUntil;
     uint64 public claimPauseAllowedAt;
+    Timeline.Line private _floorLine;
+    uint128[] private _floors;
+    mapping(uint32 day => uint128) private _increases; // of the totals of the live epochs proposed on it
     mapping(uint64 epoch => Epoch) public epochs;
     mapping(address account => uint128) public claimed;
     mapping(address account => address) public payoutOf; // 0 = the account itself
@@ -113,10 +135,11 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     event Claimed(address indexed account, address indexed to, uint64 indexed epoch, uint128 amount, uint128 cumulative);
     event ClaimSkipped(address indexed account, uint64 indexed epoch, uint8 reason);
     event PayoutSet(address indexed account, address indexed to);
-    event Vetoed(uint64 indexed epoch);
+    event Disabled(uint64 indexed epoch, uint8 kind); // BY_VETO, BY_ADMIN or what was proven
+    event WrittenOff(uint128 amount, uint128 total);
     event Funded(address indexed from, uint128 amount, uint128 cumulative);
     event SurplusWithdrawn(address indexed to, uint256 amount);
-    event MaxIncreaseSet(uint128 amount);
+    event CapFloorSet(uint128 amount, uint64 activeAt);
     event PauseSet(uint8 bits, bool paused);
 
     error BadConfig();
@@ -128,7 +151,6 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     error EvidenceUnknown(uint64 seq);
     error TooEarly(uint64 notBefore);
     error WrongTotal(uint128 expected);
-    error IncreaseTooLarge(uint128 increase, uint128 max);
     error Underfunded(uint256 needed, uint256 held);
     error AttestorsMissing(uint256 needed);
     error BadAttestation(uint256 signature);
@@ -137,22 +159,29 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     error NothingToClaim(uint128 alreadyPaid);
     error PaymentRefused(address to);
     error OverTotal(uint128 total);
+    error OverDailyCap(uint128 left);
+    error NotLive(uint64 epoch);
     error NotPending(uint64 epoch);
     error WrongValue();
     error NotSurplus(uint256 surplus);
 
-    constructor(Config memory c) {
-        if (c.admin == address(0) || (c.attestorsMin == 0 && !c.unattested)) revert BadConfig();
+    constructor(Config memory c) DelayedRoles(c.ledger.notice()) {
+        if (c.admin == address(0) || c.proposer == address(0) || c.guardian == address(0)) revert BadConfig();
+        if (c.attestorsMin == 0) revert BadConfig();
         ledger = c.ledger;
         token = c.token;
         window = c.window;
-        wait = c.wait;
+        wait = c.ledger.wait();
         attestorsMin = c.attestorsMin;
-        maxIncrease = c.maxIncrease;
         (startSeq,, startCumFee) = c.ledger.head();
         domain = Canon.domainSeparator(block.chainid, address(this));
         rewardDomain = Canon.rewardDomain(block.chainid, address(this), c.token);
         _grantRole(DEFAULT_ADMIN_ROLE, c.admin);
+        _grantRole(PROPOSER, c.proposer);
+        _grantRole(GUARDIAN, c.guardian);
+        for (uint256 i = 0; i < c.attestors.length; ++i) _grantRole(ATTESTOR, c.attestors[i]);
+        if (attestorCount < c.attestorsMin) revert AttestorsMissing(c.attestorsMin);
+        _pushFloor(c.capFloor, uint64(block.timestamp));
     }
 
     // ------------------------------------------------------------ epochs
@@ -164,7 +193,7 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         Canon.Header calldata paid,
         bytes32 paidLanes,
         bytes[] calldata signatures
-    ) external onlyRole(POSTER) {
+    ) external onlyRole(PROPOSER) {
         if (proposePaused) revert Paused();
         if (h.epoch != lastEpoch + 1) revert NotNext(lastEpoch + 1);
         uint64 live = lastLive;
@@ -174,10 +203,10 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         _checkBatches(h, paid, paidLanes, live == 0 ? startSeq : before.batchPaid);
         uint128 total = paid.cumFee - startCumFee;
         if (h.total != total) revert WrongTotal(total);
-        uint128 increase = total - before.total;
-        if (increase > maxIncrease) revert IncreaseTooLarge(increase, maxIncrease);
-        if (total - totalClaimed > held()) revert Underfunded(total - totalClaimed, held());
+        uint256 settled = _paid.total - writtenOff;
+        if (total > settled && total - settled > held()) revert Underfunded(total - settled, held());
         _checkAttestors(h, signatures);
+        _grow(_today(), int256(uint256(total - before.total)));
 
         uint64 activeAt = uint64(block.timestamp) + window;
         epochs[h.epoch] = Epoch({
@@ -227,19 +256,66 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
 
     /// Disables `epoch` and every later one. Only while it is pending.
     function veto(uint64 epoch) external onlyRole(GUARDIAN) {
-        Epoch storage first = epochs[epoch];
-        if (first.root == 0 || first.disabled || block.timestamp >= first.activeAt) revert NotPending(epoch);
-        lastLive = first.previous;
-        for (uint64 e = epoch; e <= lastEpoch; ++e) {
-            if (!epochs[e].disabled) {
-                epochs[e].disabled = true;
-                emit Vetoed(e);
-            }
+        _checkPending(epoch);
+        _disableFrom(epoch, BY_VETO);
+    }
+
+    /// As veto, by anyone who shows what is wrong with a pending epoch: an account that its previous epoch granted more
+    /// (LOWERED), or at all (MISSING: two neighbours stand where it should), or two neighbours out of order (UNSORTED).
+    function disableByProof(uint64 epoch, uint8 kind, Claim[] calldata proofs) external {
+        _checkPending(epoch);
+        uint256 count = proofs.length;
+        bool good = kind == PROOF_MISSING ? count == 2 || count == 3 : count == 2;
+        if (!good || !_proves(epoch, kind, proofs)) revert BadProof();
+        _disableFrom(epoch, kind);
+    }
+
+    function _proves(uint64 epoch, uint8 kind, Claim[] calldata proofs) private view returns (bool) {
+        uint64 previous = epochs[epoch].previous;
+        for (uint256 i = 0; i < proofs.length; ++i) {
+            uint64 where = i == 0 && kind != PROOF_UNSORTED ? previous : epoch;
+            if (where == 0 || proofs[i].epoch != where || !_provenClaim(proofs[i])) return false;
         }
+        Claim calldata a = proofs[0];
+        Claim calldata b = proofs[1];
+        if (kind == PROOF_LOWERED) return a.account == b.account && b.cumulative < a.cumulative;
+        if (kind == PROOF_UNSORTED) return b.index == a.index + 1 && b.account <= a.account;
+        if (kind != PROOF_MISSING) return false;
+        if (proofs.length == 3) {
+            Claim calldata c = proofs[2];
+            return c.index == b.index + 1 && b.account < a.account && a.account < c.account;
+        }
+        bool before = b.index == 0 && a.account < b.account;
+        return before || (b.index == epochs[epoch].leaves - 1 && b.account < a.account);
+    }
+
+    /// Disables `epoch` and every later one although active: claims fall back to the one before.
+    function retireEpoch(uint64 epoch) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        if (epochs[epoch].root == 0 || epochs[epoch].disabled) revert NotLive(epoch);
+        _disableFrom(epoch, BY_ADMIN);
+    }
+
+    /// What retired epochs paid to the wrong accounts counts as not paid: it is to be funded again, and the claims that
+    /// it would have kept out go through.
+    function writeOff(uint128 amount) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        if (amount > _paid.total - writtenOff) revert WrongValue();
+        writtenOff += amount;
+        funded = funded > amount ? funded - amount : 0;
+        emit WrittenOff(amount, writtenOff);
+    }
+
+    function _checkPending(uint64 epoch) private view {
+        Epoch storage e = epochs[epoch];
+        if (e.root == 0 || e.disabled || block.timestamp >= e.activeAt) revert NotPending(epoch);
+    }
+
+    /// The newest batch that a payment rests on: the ledger keeps it.
+    function lockedSeq() external view returns (uint64) {
+        return lastLive == 0 ? startSeq : epochs[lastLive].batchEvidence;
     }
 
     /// Newest epoch that can be claimed from, 0 for none.
-    function activeEpoch() external view returns (uint64 e) {
+    function activeEpoch() public view returns (uint64 e) {
         e = lastLive;
         while (e != 0 && block.timestamp < epochs[e].activeAt) e = epochs[e].previous;
     }
@@ -262,7 +338,8 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         uint128 paid = claimed[account];
         if (cumulative <= paid) revert NothingToClaim(paid);
         (uint8 reason, address to) = _pay(epoch, account, cumulative, paid, gasleft());
-        if (reason == SKIP_OVER_TOTAL) revert OverTotal(activeTotal);
+        if (reason == SKIP_OVER_TOTAL) revert OverTotal(epochs[activeEpoch()].total);
+        if (reason == SKIP_OVER_DAILY_CAP) revert OverDailyCap(_leftToday());
         if (reason != 0) revert PaymentRefused(to);
     }
 
@@ -277,9 +354,8 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     }
 
     function _claimOne(Claim calldata c) private returns (uint8) {
-        Epoch storage e = epochs[c.epoch];
-        if (!_active(e)) return SKIP_NOT_ACTIVE;
-        if (!_proven(e, c.index, c.account, c.cumulative, c.hashes, c.sums)) return SKIP_BAD_PROOF;
+        if (!_active(epochs[c.epoch])) return SKIP_NOT_ACTIVE;
+        if (!_provenClaim(c)) return SKIP_BAD_PROOF;
         uint128 paid = claimed[c.account];
         if (c.cumulative <= paid) return SKIP_NOTHING;
         (uint8 reason,) = _pay(c.epoch, c.account, c.cumulative, paid, PUSH_GAS);
@@ -319,26 +395,77 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         (,, uint128 committed) = ledger.head();
         uint256 owed = epochs[lastLive].total;
         if (committed - startCumFee > owed) owed = committed - startCumFee;
-        uint256 has = held() + totalClaimed;
+        uint256 has = held() + _paid.total - writtenOff;
         return has > owed ? has - owed : 0;
     }
 
     function withdrawSurplus(address to, uint128 amount) external onlyRole(DEFAULT_ADMIN_ROLE) nonReentrant {
         uint256 most = surplus();
         if (amount > most) revert NotSurplus(most);
-        uint256 left = held() + totalClaimed - amount;
+        uint256 left = held() + _paid.total - writtenOff - amount;
         if (funded > left) funded = uint128(left);
         emit SurplusWithdrawn(to, amount);
         if (!_transfer(to, amount, gasleft())) revert PaymentRefused(to);
     }
 
-    function setMaxIncrease(uint128 amount) external onlyRole(DEFAULT_ADMIN_ROLE) {
-        maxIncrease = amount;
-        emit MaxIncreaseSet(amount);
+    function totalClaimed() external view returns (uint128) {
+        return _paid.total;
     }
 
     function held() public view returns (uint256) {
         return token == address(0) ? address(this).balance : IERC20(token).balanceOf(address(this));
+    }
+
+    // ------------------------------------------------------------ the cap of a day
+
+    /// Takes effect with the first day that begins after the notice; one change at a time.
+    function setCapFloor(uint128 amount) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        _pushFloor(amount, uint64(block.timestamp) + notice);
+    }
+
+    /// What today may pay out in all: the growth of the totals proposed in the last 7 days, the floor at least.
+    function dailyCap() public view returns (uint128 cap) {
+        uint32 today = _today();
+        for (uint32 day = today - CAP_DAYS + 1; day <= today; ++day) cap += _increases[day];
+        uint256 count = _floorLine.countAt(uint64(today) * 1 days); // a floor begins with a day
+        uint128 floor = _floors[count == 0 ? 0 : count - 1];
+        if (cap < floor) cap = floor;
+    }
+
+    function paidToday() public view returns (uint128) {
+        Paid memory p = _paid;
+        if (p.day != _today()) return 0;
+        uint128 cap = dailyCap();
+        return p.limit == LIMIT_END || p.limit > p.total + cap ? 0 : p.total + cap - p.limit;
+    }
+
+    function _leftToday() private view returns (uint128) {
+        (uint128 cap, uint128 paid) = (dailyCap(), paidToday());
+        return cap > paid ? cap - paid : 0;
+    }
+
+    /// A live epoch's growth comes to a day or, disabled, leaves it; today's limit moves with the cap.
+    function _grow(uint32 day, int256 by) private {
+        Paid memory p = _paid;
+        uint256 paid = paidToday();
+        _increases[day] = uint128(uint256(int256(uint256(_increases[day])) + by));
+        if (p.day == _today()) _paid.limit = _limitOf(uint256(p.total) + dailyCap(), paid);
+    }
+
+    /// `paid` may be above a cap that fell: then nothing is left today.
+    function _limitOf(uint256 most, uint256 paid) private pure returns (uint112) {
+        uint256 limit = most > paid ? most - paid : 0;
+        return uint112(limit < LIMIT_END ? limit : LIMIT_END);
+    }
+
+    function _pushFloor(uint128 amount, uint64 activeAt) private {
+        _floorLine.push(activeAt);
+        _floors.push(amount);
+        emit CapFloorSet(amount, activeAt);
+    }
+
+    function _today() private view returns (uint32) {
+        return uint32(block.timestamp / 1 days);
     }
 
     // ------------------------------------------------------------ pause
@@ -359,7 +486,46 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         emit PauseSet(bits, false);
     }
 
+    // ------------------------------------------------------------ roles
+
+    /// Does this account hold a key that must be apart from the ledger's committer?
+    function holdsKey(address account) public view returns (bool) {
+        return hasRole(PROPOSER, account) || hasRole(GUARDIAN, account) || hasRole(ATTESTOR, account);
+    }
+
+    function _grantRole(bytes32 role, address account) internal override returns (bool granted) {
+        bool key = role == PROPOSER || role == GUARDIAN || role == ATTESTOR;
+        if (key && !hasRole(role, account)) {
+            if (holdsKey(account) || ledger.hasRole(ledger.COMMITTER(), account)) revert RoleConflict(account);
+        }
+        granted = super._grantRole(role, account);
+        if (granted && role == ATTESTOR) ++attestorCount;
+    }
+
+    /// Never fewer attestors than an epoch needs.
+    function _revokeRole(bytes32 role, address account) internal override returns (bool revoked) {
+        revoked = super._revokeRole(role, account);
+        if (!revoked || role != ATTESTOR) return revoked;
+        if (--attestorCount < attestorsMin) revert AttestorsMissing(attestorsMin);
+    }
+
     // ------------------------------------------------------------ inside
+
+    /// Disables `epoch`, which is live, and every later one; gives what they grew back.
+    function _disableFrom(uint64 epoch, uint8 kind) private {
+        lastLive = epochs[epoch].previous;
+        for (; epoch <= lastEpoch; ++epoch) {
+            Epoch storage e = epochs[epoch];
+            if (e.disabled) continue;
+            e.disabled = true;
+            emit Disabled(epoch, kind);
+            _grow(uint32((e.activeAt - window) / 1 days), -int256(uint256(e.total - epochs[e.previous].total)));
+        }
+    }
+
+    function _provenClaim(Claim calldata c) private view returns (bool) {
+        return _proven(epochs[c.epoch], c.index, c.account, c.cumulative, c.hashes, c.sums);
+    }
 
     function _active(Epoch storage e) private view returns (bool) {
         return e.root != 0 && !e.disabled && block.timestamp >= e.activeAt;
@@ -375,13 +541,9 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
     ) private view returns (bool) {
         uint32 leaves = e.leaves;
         if (index >= leaves || hashes.length != Canon.depthOf(leaves) || sums.length != hashes.length) return false;
-        uint256 sum = cumulative; // no u128 overflow below, so that one bad claim cannot revert claimMany
-        for (uint256 d = 0; d < sums.length; ++d) sum += sums[d];
-        uint128 total = e.total;
-        if (sum != total) return false;
         bytes32 leaf = Canon.rewardLeaf(rewardDomain, index, account, cumulative);
-        (bytes32 root,) = Canon.fold(0x01, leaf, cumulative, index, hashes, sums);
-        return root == e.root;
+        (bytes32 root, uint256 sum) = Canon.fold(0x01, leaf, cumulative, index, hashes, sums);
+        return root == e.root && sum == e.total;
     }
 
     /// Books the payment, then sends it, and undoes the booking if the recipient refuses. Over the total: only a root
@@ -393,16 +555,21 @@ contract RewardVault is AccessControl, ReentrancyGuardTransient {
         uint128 amount = cumulative - paid;
         to = payoutOf[account];
         if (to == address(0)) to = account;
-        uint128 total = epochs[epoch].total;
-        if (total > activeTotal) activeTotal = total;
-        if (uint256(totalClaimed) + amount > activeTotal) return (SKIP_OVER_TOTAL, to);
+        Paid memory p = _paid;
+        uint256 total = uint256(p.total) + amount;
+        if (total > epochs[epoch].total && total > uint256(epochs[activeEpoch()].total) + writtenOff) {
+            return (SKIP_OVER_TOTAL, to);
+        }
+        uint32 today = _today();
+        if (p.day != today) (p.day, p.limit) = (today, _limitOf(uint256(p.total) + dailyCap(), 0));
+        if (total > p.limit) return (SKIP_OVER_DAILY_CAP, to);
         claimed[account] = cumulative;
-        totalClaimed += amount;
+        _paid = Paid(uint112(total), p.limit, today);
         if (_transfer(to, amount, gasMax)) {
             emit Claimed(account, to, epoch, amount, cumulative);
         } else {
             claimed[account] = paid;
-            totalClaimed -= amount;
+            _paid.total = p.total; // its limit may have moved since
             reason = SKIP_REFUSED;
         }
     }

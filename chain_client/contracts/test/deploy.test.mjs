@@ -30,7 +30,7 @@ after(async () => {
 
 const config = () => ({
   notice_s: 3, lead_s: 0, beacon_delay_s: 7, commit_age_min_s: 1, protocol_bps_min: 100, rate_ppb: 1_000_000_000, policy: { base: 2000, adapters: 6000, operator: 1500, protocol: 500, treasury: '0x' + 'ee'.repeat(20) },
-  window_s: 2, wait_s: 1, max_increase: '1000000', attestors_min: 0, unattested: true,
+  window_s: 2, wait_s: 1, cap_floor: '1000000', attestors_min: 1, attestors: [who.attestor1.address, who.attestor2.address],
   roles: { admin: who.bob.address, committer: who.committer.address, proposer: who.proposer.address, guardian: who.guardian.address, lane_admin: who.laneAdmin.address, registrar: who.registrar.address },
   coins: [{ address: '0x' + '77'.repeat(20), amount: '1234' }, { address: who.dave.address, amount: '1' }], methods: [h32('S0')],
   bases: [{ model_id: h32('model'), owner: who.alice.address, split: [{ payee: who.alice.address, role: 'author', bps: 10000 }] }],
@@ -79,7 +79,7 @@ test('deploys, registers, hands over, and repeats without a change', async () =>
   assert.equal(await chain.provider.getBalance('0x' + '77'.repeat(20)), 1234n);
   for (const c of [registry, ledger, vault]) assert.deepEqual([await c.hasRole(ZERO32, who.bob.address), await c.hasRole(ZERO32, who.admin.address)], [true, false]);
   assert.deepEqual([await ledger.hasRole(role('LANE_ADMIN'), who.admin.address), await registry.hasRole(role('REGISTRAR'), who.admin.address)], [false, false]);
-  assert.deepEqual([await ledger.hasRole(role('COMMITTER'), who.committer.address), await vault.hasRole(role('POSTER'), who.proposer.address)], [true, true]);
+  assert.deepEqual([await ledger.hasRole(role('COMMITTER'), who.committer.address), await vault.hasRole(role('PROPOSER'), who.proposer.address), await vault.hasRole(role('ATTESTOR'), who.attestor2.address), await vault.dailyCap()], [true, true, true, 1000000n]);
   assert.deepEqual([await ledger.hasRole(role('LANE_ADMIN'), who.laneAdmin.address), await registry.hasRole(role('REGISTRAR'), who.registrar.address)], [true, true]);
   const sentSoFar = await chain.provider.getTransactionCount(who.admin), again = await run(cfg, key);
   assert.equal(again.status, 0, again.stderr);
@@ -99,9 +99,11 @@ test('refusals say what is wrong', async () => {
   const stray = config();
   stray.adapters[0].datanet = 'nothing';
   says(await run(file('c4', stray), key, join(dir, 'o4')), /datanet nothing is not in the config/);
-  const quiet = config();
-  quiet.unattested = false;
-  says(await run(file('c5', quiet), key, join(dir, 'o5')), /deploy: /);
+  for (const [over, text] of [
+    [{ attestors_min: 0 }, /name as many as an epoch needs, 1 at least/], [{ attestors: [] }, /attestors: 0 named, attestors_min is 1/], [{ attestors_min: 3 }, /attestors: 2 named, attestors_min is 3/],
+    [{ attestors: [who.guardian.address] }, /is guardian and attestor 1: these keys must be apart/], [{ roles: { ...config().roles, proposer: who.committer.address } }, /is committer and proposer/],
+    [{ roles: { ...config().roles, admin: who.guardian.address } }, /is admin and guardian/]])
+    says(await run(file('c5', { ...config(), ...over }), key, join(dir, 'o5')), text);
   const circle = config();
   circle.adapters[2].parents = [{ adapter_id: h32('a3'), bps: 1 }];
   says(await run(file('c6', circle), key, join(dir, 'o6')), /its parents name it in a circle/);

@@ -119,11 +119,16 @@ export class Batches {
 }
 
 export async function makeVault(chain, ledger, over = {}) {
-  const vault = await make(chain, 'RewardVault', {
-    admin: chain.who.admin.address, ledger: await ledger.getAddress(), token: ZeroAddress, window: WINDOW, wait: WAIT, maxIncrease: 10n ** 24n, attestorsMin: 0, unattested: true, ...over });
-  await ok(vault.grantRole(role('POSTER'), chain.who.proposer.address));
-  await ok(vault.grantRole(role('GUARDIAN'), chain.who.guardian.address));
-  return vault;
+  return make(chain, 'RewardVault', {
+    admin: chain.who.admin.address, proposer: chain.who.proposer.address, guardian: chain.who.guardian.address, attestors: [chain.who.attestor1.address],
+    ledger: await ledger.getAddress(), token: ZeroAddress, window: WINDOW, capFloor: 10n ** 30n, attestorsMin: 1, ...over });
+}
+
+// signatures of an epoch by these attestors, ascending by address
+export async function attest(chain, vault, e, names = ['attestor1']) {
+  const digest = c.epochDigest(e.h, 31337, await vault.getAddress());
+  const up = ([a], [b]) => (BigInt(a) < BigInt(b) ? -1 : 1);
+  return names.map((n) => [chain.who[n].address, c.sign(digest, chain.keyOf(n))]).sort(up).map(([, s]) => s);
 }
 
 // an epoch over cumulative amounts, ready to be proposed and claimed

@@ -76,7 +76,7 @@ contract CanonHarness {
         uint256 index,
         bytes32[] calldata hashes,
         uint128[] calldata sums
-    ) external pure returns (bytes32, uint128) {
+    ) external pure returns (bytes32, uint256) {
         return Canon.fold(tag, hash, sum, index, hashes, sums);
     }
 

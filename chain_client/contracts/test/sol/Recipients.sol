@@ -66,6 +66,11 @@ contract Token is ERC20 {
 /// A registered vault, as far as the ledger asks it.
 contract LockedVault {
     uint64 public lockedSeq;
+    mapping(address => bool) public holdsKey;
+
+    function hold(address account) external {
+        holdsKey[account] = true;
+    }
 
     function lock(uint64 seq) external {
         lockedSeq = seq;
