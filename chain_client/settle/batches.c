@@ -444,8 +444,10 @@ enum status batches_conflict(uint64_t seq, struct errtext *err)
 {
     return err_set(err, STATUS_CONFLICT,
                    "batch %" PRIu64 ": the ledger holds another batch of this number than ours; "
-                   "nothing more is committed until a person has looked",
-                   seq);
+                   "nothing more is committed. Was it forged? The guardian drops it, and a start "
+                   "goes on. Is it right, another worker's? Put its files into the archive and run "
+                   "residual-settle resume --batch %" PRIu64,
+                   seq, seq);
 }
 
 /* A batch that is archived: where is it on the chain? */

@@ -286,6 +286,36 @@ def test_a_vetoed_epoch_is_paid_by_the_next(tmp_path):
             assert recompute.main([str(a) for a in asked]) == 0, "the vetoed one is left out by the page, too"
 
 
+def test_a_dropped_batch_is_committed_again(tmp_path):
+    """Final, dropped by the guardian's key (a thief's, here): the same batch with the same hash, under a new nonce."""
+    with World(tmp_path, lanes=(1,), wait_s=60) as w:
+        w.lanes[1].make(w, 20)
+        w.ship_all()
+        with Settle(w) as s:
+            s.wait_final()
+            before = s.status()["batches"][0]
+            node("""
+                import { Contract, JsonRpcProvider, Wallet, ZeroHash } from 'ethers';
+                import { artifact } from './js/abi.mjs';
+                const p = new JsonRpcProvider('%s', undefined, { pollingInterval: 100 });
+                const ledger = new Contract('%s', artifact('AttributionLedger').abi, new Wallet('0x%s', p));
+                const [{ args }] = await ledger.queryFilter('BatchCommitted');
+                const h = args.header.toArray(true), lanes = args.lanes.toArray(true);
+                await (await ledger.dropBatch(h, lanes, h, ZeroHash)).wait();
+                p.destroy();""" % (w.rpc_url, w.deployed["ledger"], w.key("guardian").read_text()))
+            s.wait("the batch undone", lambda t: t["batches"][0]["state"] != "final")
+            s.wait_final()
+            after = s.status()["batches"][0]
+        assert len(s.status()["batches"]) == 1 and before["hash"] == after["hash"] and before["tx"] != after["tx"]
+        assert [a[3] for a in attempts(s)] == [0, 1] and "is committed again" in s.tail()
+    done = run(binary("residual-settle"), "resume", "--batch", 1, "--state-dir", s.state)
+    assert "batch 1 goes on" in done.stdout
+    assert [x["closed"] for x in s.status()["lanes"]] == [0] and s.status()["batches"] == []
+    for words, said in ((["--nonce", 3], "no nonce up to 3 was used"), (["--batch", 1], "batch 1 is not in"), ([], "expected one of LANE")):
+        done = run(binary("residual-settle"), "resume", *words, "--state-dir", s.state, check=False)
+        assert done.returncode in (1, 2) and said in done.stderr, done
+
+
 def test_refusals(world):
     w = world
     tool = binary("residual-settle")
