@@ -23,7 +23,7 @@ static enum status check_documents(const struct terms *t, const struct manifest 
     if (memcmp(m->documents->document_root, t->document_root, 32) == 0 &&
         memcmp(m->documents->owner_root, t->owner_root, 32) == 0)
         return STATUS_OK;
-    return err_param(err, STATUS_INVALID, "manifest",
+    return err_param(err, STATUS_DENIED, "manifest",
                      "manifest.documents: they are not those of version %" PRIu64
                      " of the datanet, which the Registry names for this adapter",
                      t->r.datanet_version);

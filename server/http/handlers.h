@@ -18,6 +18,7 @@ void handle_openapi(struct exchange *x);
 void handle_receipt(struct exchange *x);
 void handle_attribution(struct exchange *x);
 void handle_lane_range(struct exchange *x);
+void handle_datanet_owners(struct exchange *x);
 /* models.c */
 void handle_models(struct exchange *x);
 void handle_model(struct exchange *x);

@@ -34,6 +34,7 @@ static const struct route table[] = {
     {HTTP_GET, "/v1/attribution/", handle_attribution, INFER | ADMIN, NONE, true},
     {HTTP_GET, "/v1/receipts/", handle_receipt, INFER | ADMIN, NONE, true},
     {HTTP_GET, "/v1/lane/range", handle_lane_range, WORKER, NONE, true},
+    {HTTP_GET, "/v1/datanets/", handle_datanet_owners, NOBODY, NONE, true},
     {HTTP_POST, "/tokenize", handle_tokenize, INFER, JSON, false},
     {HTTP_POST, "/detokenize", handle_detokenize, INFER, JSON, false},
     {HTTP_GET, "/tokenizer_info", handle_tokenizer_info, INFER, NONE, false},

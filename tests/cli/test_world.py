@@ -166,6 +166,35 @@ def answer(world):
     return world.ask("coast", QUESTION["prompt"])
 
 
+def attributed(world, residual_object):
+    path = f"/v1/attribution/{residual_object['request_id']}"
+    return wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(world.get(path)), 30, what="attribution")
+
+
+def test_the_same_bytes_under_another_name_pay_the_same_people(world, answer):
+    """A thief publishes what is registered to somebody else under a name of its own, as the only owner of its documents and for nothing."""
+    folder, _ = world.adapter(QUESTION["model"], "stolen")
+    thief, key = world.chain.address["stranger"], world.chain.keys["stranger"]
+    facts, net = (json.loads((folder / f).read_text()) for f in ("publish.json", "datanet.json"))
+    facts.update(owner=thief, pricesPer1000Tokens={"in": "0", "out": "0"}, split=[{"payee": thief, "role": "data", "bps": 10000}])
+    for document in net["documents"]:
+        document["owner"] = thief
+    (folder / "publish.json").write_text(json.dumps(facts))
+    (folder / "datanet.json").write_text(json.dumps(net))
+    taken = world.publish(folder, "mine", key, *world.on_chain())
+    assert taken.code == 5 and "is registered to" in taken.err, taken
+    forged = world.publish(folder, "mine", key)
+    assert forged.code == 5 and "not those of version 1" in forged.err, forged
+    (folder / "publish.json").write_text(json.dumps({**facts, "datanet": None}))
+    done = world.publish(folder, "mine", key, "--json")
+    assert done.code == 0 and done.json["report"]["registered"] and done.json["report"]["owner"] != thief.lower(), done
+    stolen = world.ask("mine", QUESTION["prompt"])
+    assert stolen["choices"] == answer["choices"]
+    assert stolen["residual"]["fee"] == answer["residual"]["fee"] and int(stolen["residual"]["fee"]) > 0
+    paid, fair = (attributed(world, a["residual"])["adapters"][0] for a in (stolen, answer))
+    assert paid["contributors"] == fair["contributors"] and thief.lower() not in {c["payee"].lower() for c in paid["contributors"]}
+
+
 def verify(world, tmp_path, thing, *more):
     path = tmp_path / "receipt.json"
     path.write_text(json.dumps(thing))
@@ -183,7 +212,7 @@ def test_receipts(world, answer, tmp_path):
     assert verify(world, tmp_path, receipt, *world.node()).code == 0
     piped = residual("receipt", "verify", "-", stdin=json.dumps(receipt))
     assert piped.code == 0 and "the receipt is good" in piped.out, piped
-    attribution = wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(world.get(f"/v1/attribution/{request}")), 30, what="attribution")
+    attribution = attributed(world, answer["residual"])
     assert verify(world, tmp_path, attribution, *world.node()).code == 0
 
 
@@ -282,6 +311,8 @@ def test_audit(world, answer, epoch):
     where = ["--archive", world.archive, *world.node()]
     good = residual("audit", "epoch", epoch, *where, "--json")
     assert good.code == 0 and good.json["ok"] and good.json["findings"] == [], good
+    thief = residual("rewards", world.chain.address["stranger"], *world.node(), "--archive", world.archive)
+    assert "earned          0.0 (0 base units)" in thief.out, thief  # who took another name for it has nothing
     words = residual("audit", "epoch", epoch, *where)
     assert words.code == 0 and words.out.rstrip().endswith("all right"), words
     assert residual("audit", "batch", 1, *where).code == 0
