@@ -1,10 +1,12 @@
-/* Reward(e), the money of an epoch, in four steps (SPEC 5).
+/* Reward(e), the money of an epoch, in four steps (SPEC 5). What a refused record paid is the
+ * TREASURY's before any of them.
  *
- * Records are sorted by (set, lane, model), so that a set is one run and each (lane, model) of it a
- * run inside. One pass over the runs does steps 1 and 2 and gathers the weights of step 4:
+ * The others are sorted by (set, lane, model): a set is one run, and each (lane, model) a run
+ * inside it. One pass over the runs does steps 1 and 2 and gathers the weights of step 4:
  *
  *   fees of a run --LR by policy--> base pool of the model, set pool, operator, TREASURY
- *   set pool      --LR by X------->  adapter pools
+ *   set pool      --LR by X------->  its adapters' parts
+ *   part          --LR by bps----->  the parents' parts, deepest first; the rest: adapter pools
  *   adapter pool  --LR by bps----->  entries; the role-data ones together are the data pool
  *   data pool     --LR by Y------->  the owners that evidence names, or the role-data entries
  *
@@ -26,8 +28,15 @@ enum { TAG_EARNED = 0, TAG_BASE = 1, TAG_DATA = 2 /* + the adapter's place in th
 
 struct reward_work {
     const struct reward_input *in;
-    const struct reward_record **sorted; /* by (set, lane, model) */
-    u128 *adapter_pool;                  /* [adapter_count] */
+    const struct reward_tables *t;       /* of in */
+    const struct reward_record **sorted; /* by (set, lane, model); refused ones left out */
+    size_t sorted_count;
+    u128 *adapter_pool; /* [adapter_count] */
+    u128 *part;         /* [adapter_count] of the set at hand, zero between sets */
+    uint8_t *depth;     /* [adapter_count] */
+    uint32_t
+        *touched; /* [adapter_count] whose part is not zero, in the order of their first unit */
+    size_t touched_count;
     struct sums sums;
     struct reward_share from; /* of what is earned now: adapter_id and source */
     struct reward_result *out;
@@ -41,82 +50,6 @@ struct set_run {
     struct u256 x[TAIL_ADAPTERS_MAX];
     u128 pool;
 };
-
-/* ---- the tables ---- */
-
-static enum status check_split(const struct reward_split *s, const char *what, struct errtext *err)
-{
-    uint32_t bps = 0;
-    if (!s->count || s->count > REWARD_ENTRIES_MAX)
-        return err_set(err, STATUS_INVALID, "%s: %zu split entries, expected 1 to %d", what,
-                       s->count, REWARD_ENTRIES_MAX);
-    for (size_t i = 0; i < s->count; i++) {
-        const struct reward_entry *e = &s->entry[i];
-        bps += e->bps;
-        if (!e->bps)
-            return err_set(err, STATUS_INVALID, "%s: split entry %zu has 0 bps", what, i);
-        if (i && (e[-1].role > e->role ||
-                  (e[-1].role == e->role && memcmp(e[-1].payee, e->payee, 20) >= 0)))
-            return err_set(err, STATUS_INVALID, "%s: split entry %zu is not above the one before",
-                           what, i);
-    }
-    if (bps != REWARD_BPS)
-        return err_set(err, STATUS_INVALID, "%s: bps sum to %u, expected %d", what, bps,
-                       REWARD_BPS);
-    return STATUS_OK;
-}
-
-static enum status check_tables(const struct reward_input *in, struct errtext *err)
-{
-    const struct reward_policy *p = in->policy;
-    enum status st = STATUS_OK;
-    if (p->base_bps + p->adapters_bps + p->operator_bps + p->protocol_bps != REWARD_BPS)
-        st = err_set(err, STATUS_INVALID, "policy: bps do not sum to %d", REWARD_BPS);
-    if (addr_is_zero(p->treasury))
-        st = err_set(err, STATUS_INVALID, "policy: treasury is the zero address");
-    for (size_t i = 1; i < in->lane_count && !st; i++) {
-        if (in->lane[i - 1].lane >= in->lane[i].lane)
-            st = err_set(err, STATUS_INVALID, "lanes are not strictly ascending");
-    }
-    for (size_t i = 0; i < in->base_count && !st; i++) {
-        st = check_split(&in->base[i].split, "base", err);
-        if (i && memcmp(in->base[i - 1].model_id, in->base[i].model_id, 32) >= 0)
-            st = err_set(err, STATUS_INVALID, "bases are not strictly ascending");
-    }
-    for (size_t i = 0; i < in->adapter_count && !st; i++) {
-        st = check_split(&in->adapter[i].split, "adapter", err);
-        if (i && memcmp(in->adapter[i - 1].adapter_id, in->adapter[i].adapter_id, 32) >= 0)
-            st = err_set(err, STATUS_INVALID, "adapters are not strictly ascending");
-    }
-    for (size_t i = 1; i < in->prev_count && !st; i++) {
-        if (memcmp(in->prev[i - 1].payee, in->prev[i].payee, 20) >= 0)
-            st = err_set(err, STATUS_INVALID, "previous accounts are not strictly ascending");
-    }
-    return st;
-}
-
-static int lane_order(const void *key, const void *item)
-{
-    uint32_t lane = *(const uint32_t *)key, found = ((const struct reward_lane *)item)->lane;
-    return lane < found ? -1 : lane > found;
-}
-
-static int base_order(const void *key, const void *item)
-{
-    return memcmp(key, ((const struct reward_base *)item)->model_id, 32);
-}
-
-static int adapter_order(const void *key, const void *item)
-{
-    return memcmp(key, ((const struct reward_adapter *)item)->adapter_id, 32);
-}
-
-/* bsearch does not like a NULL table even when it is empty. */
-static const void *lookup(const void *key, const void *table, size_t count, size_t item_bytes,
-                          int (*order)(const void *, const void *))
-{
-    return count ? bsearch(key, table, count, item_bytes, order) : NULL;
-}
 
 /* ---- sums ---- */
 
@@ -150,14 +83,14 @@ static enum status earn(struct reward_work *w, const uint8_t payee[20], u128 v)
 
 static enum status earn_treasury(struct reward_work *w, u128 v)
 {
-    return earn(w, w->in->policy->treasury, v);
+    return earn(w, w->t->policy->treasury, v);
 }
 
 /* Step 1 for one (lane, model, set): fee by policy; the set's part is added to run->pool. */
 static enum status share_fees(struct reward_work *w, struct set_run *run,
                               const struct reward_record *r, u128 fee)
 {
-    const struct reward_policy *p = w->in->policy;
+    const struct reward_policy *p = w->t->policy;
     bool alone = run->set.count == 0;
     uint32_t weight[4] = {p->base_bps, p->adapters_bps, p->operator_bps, p->protocol_bps};
     u128 part[4];
@@ -166,14 +99,14 @@ static enum status share_fees(struct reward_work *w, struct set_run *run,
         weight[1] = 0;
     }
     enum status st = lr_split_small(part, fee, weight, 4);
-    const struct reward_lane *lane =
-        lookup(&r->lane, w->in->lane, w->in->lane_count, sizeof(*lane), lane_order);
+    const struct reward_lane *lane = reward_find_lane(w->t, r->lane);
+    bool has_operator = lane && !addr_is_zero(lane->account);
     run->pool += part[1];
     if (!st)
         st = add_sum(w, TAG_BASE, r->model_id, 32, part[0]);
     w->from = (struct reward_share){.source = REWARD_FROM_OPERATOR};
     if (!st)
-        st = lane ? earn(w, lane->account, part[2]) : earn_treasury(w, part[2]);
+        st = has_operator ? earn(w, lane->account, part[2]) : earn_treasury(w, part[2]);
     w->from.source = REWARD_FROM_PROTOCOL;
     return st ? st : earn_treasury(w, part[3]);
 }
@@ -183,7 +116,7 @@ static enum status weigh_data(struct reward_work *w, const struct reward_adapter
                               const struct tail_credit *credit)
 {
     static const uint8_t treasury[20]; /* key 0 */
-    uint32_t tag = TAG_DATA + (uint32_t)(a - w->in->adapter);
+    uint32_t tag = TAG_DATA + (uint32_t)(a - w->t->adapter);
     uint32_t count = credit ? credit->share_count : 1;
     for (uint32_t i = 0; i < count; i++) {
         const uint8_t *payee = credit ? credit->share[i].payee : treasury;
@@ -204,16 +137,6 @@ static u128 part_of(u128 fee, uint32_t gain)
     return out;
 }
 
-static bool is_required(const struct set_run *run, const struct reward_record *r)
-{
-    struct commit_sample s = {.fee = r->fee,
-                              .adapter_count = run->set.count,
-                              .has_datanet = run->adapter[0] && run->adapter[0]->has_datanet,
-                              .lane = r->lane,
-                              .seq = r->seq};
-    return commit_is_required(&s, r->seed, r->rate_ppb);
-}
-
 /* Steps 2 and 4: what one record adds to X and Y. */
 static enum status weigh_record(struct reward_work *w, struct set_run *run,
                                 const struct reward_record *r)
@@ -221,7 +144,7 @@ static enum status weigh_record(struct reward_work *w, struct set_run *run,
     static _Thread_local struct tail_influence influence; /* 12 KiB: not on the stack */
     struct reward_stats *stats = &w->out->stats;
     u128 gain[TAIL_ADAPTERS_MAX];
-    if (!is_required(run, r))
+    if (!r->is_required)
         return STATUS_OK;
     stats->required++;
     stats->fee_required += r->fee;
@@ -241,7 +164,7 @@ static enum status weigh_record(struct reward_work *w, struct set_run *run,
         uint32_t g = r->is_scored ? influence.adapter[i].gain : (uint32_t)gain[i];
         const struct reward_adapter *a = run->adapter[i];
         CHECK(u256_add_product(&run->x[i], r->fee, g));
-        if (!a || !a->has_datanet)
+        if (!a || !reward_has_datanet(a))
             continue;
         enum status st =
             weigh_data(w, a, part_of(r->fee, g), r->is_scored ? &influence.adapter[i] : NULL);
@@ -251,7 +174,55 @@ static enum status weigh_record(struct reward_work *w, struct set_run *run,
     return STATUS_OK;
 }
 
-/* Step 2: the set's pool to its adapters. */
+static void add_part(struct reward_work *w, const struct reward_adapter *a, u128 v)
+{
+    size_t i = (size_t)(a - w->t->adapter);
+    if (v && !w->part[i])
+        w->touched[w->touched_count++] = (uint32_t)i;
+    w->part[i] += v;
+}
+
+/* An adapter's part of the set: its parents first, the rest is its own. */
+static enum status share_part(struct reward_work *w, size_t i)
+{
+    const struct reward_adapter *a = &w->t->adapter[i];
+    uint32_t bps[REWARD_PARENTS_MAX + 1] = {0}, own = REWARD_BPS;
+    u128 part[REWARD_PARENTS_MAX + 1];
+    for (size_t k = 0; k < a->parent_count; k++) {
+        bps[k] = a->parent[k].bps;
+        own -= bps[k];
+    }
+    bps[a->parent_count] = own;
+    enum status st = lr_split_small(part, w->part[i], bps, a->parent_count + 1);
+    w->part[i] = 0;
+    for (size_t k = 0; k < a->parent_count && !st; k++) {
+        const struct reward_adapter *p = reward_find_adapter(w->t, a->parent[k].adapter_id);
+        if (p)
+            add_part(w, p, part[k]);
+        else
+            st = earn_treasury(w, part[k]);
+    }
+    if (!st)
+        w->adapter_pool[i] += part[a->parent_count];
+    return st;
+}
+
+/* A parent is less deep than its child, so it has all of its part when its turn comes. */
+static enum status share_parts(struct reward_work *w)
+{
+    unsigned deepest = 0;
+    enum status st = STATUS_OK;
+    for (size_t k = 0; k < w->touched_count; k++)
+        deepest = MAX(deepest, w->depth[w->touched[k]]);
+    for (unsigned depth = deepest + 1; depth-- > 0;)
+        for (size_t k = 0; k < w->touched_count && !st; k++)
+            if (w->depth[w->touched[k]] == depth)
+                st = share_part(w, w->touched[k]);
+    w->touched_count = 0;
+    return st;
+}
+
+/* Step 2: the set's pool to its adapters and their parents. */
 static enum status share_set(struct reward_work *w, const struct set_run *run)
 {
     u128 part[TAIL_ADAPTERS_MAX];
@@ -265,11 +236,11 @@ static enum status share_set(struct reward_work *w, const struct set_run *run)
     w->from = (struct reward_share){.source = REWARD_FROM_PROTOCOL};
     for (uint32_t i = 0; i < run->set.count && !st; i++) {
         if (run->adapter[i])
-            w->adapter_pool[run->adapter[i] - w->in->adapter] += part[i];
+            add_part(w, run->adapter[i], part[i]);
         else
             st = earn_treasury(w, part[i]);
     }
-    return st;
+    return st ? st : share_parts(w);
 }
 
 /* ---- runs ---- */
@@ -304,8 +275,7 @@ static enum status begin_run(struct reward_work *w, struct set_run *run,
     for (uint32_t i = 0; i < run->set.count && !st; i++) {
         int64_t weight = run->set.adapter[i].weight;
         run->weight[i] = (uint32_t)(weight < 0 ? -weight : weight);
-        run->adapter[i] = lookup(run->set.adapter[i].id, w->in->adapter, w->in->adapter_count,
-                                 sizeof(**run->adapter), adapter_order);
+        run->adapter[i] = reward_find_adapter(w->t, run->set.adapter[i].id);
     }
     return st;
 }
@@ -314,7 +284,7 @@ static enum status begin_run(struct reward_work *w, struct set_run *run,
 static enum status walk_set(struct reward_work *w, size_t *at, struct errtext *err)
 {
     struct set_run run;
-    size_t n = w->in->record_count;
+    size_t n = w->sorted_count;
     const struct reward_record *first = w->sorted[*at];
     enum status st = begin_run(w, &run, first, err);
     while (*at < n && !st && set_order(first, w->sorted[*at]) == 0) {
@@ -333,23 +303,31 @@ static enum status walk_set(struct reward_work *w, size_t *at, struct errtext *e
     return st ? st : share_set(w, &run);
 }
 
+/* Step 0: what a refused record paid is TREASURY's. */
+static enum status refuse(struct reward_work *w, const struct reward_record *r)
+{
+    w->out->stats.refused++;
+    w->out->stats.fee_refused += r->fee;
+    w->from = (struct reward_share){.source = REWARD_FROM_PROTOCOL};
+    return earn_treasury(w, r->fee);
+}
+
 static enum status walk_records(struct reward_work *w, struct errtext *err)
 {
     const struct reward_input *in = w->in;
-    for (size_t i = 0; i < in->record_count; i++) {
-        w->sorted[i] = &in->record[i];
-        w->out->fee_sum += in->record[i].fee;
-        if (w->out->fee_sum < in->record[i].fee)
-            return err_set(err, STATUS_INVALID, "the sum of the fees passes 2^128");
-        if (in->record[i].rate_ppb > TAIL_E9)
-            return err_set(err, STATUS_INVALID, "a sampling rate is above %u ppb", TAIL_E9);
-        if (in->record[i].rate_ppb < TAIL_E9 && !in->record[i].seed)
-            return err_set(err, STATUS_INVALID, "a sampling rate below %u ppb needs a seed",
-                           TAIL_E9);
-    }
-    qsort(w->sorted, in->record_count, sizeof(*w->sorted), record_order);
     enum status st = STATUS_OK;
-    for (size_t at = 0; at < in->record_count && !st;)
+    for (size_t i = 0; i < in->record_count && !st; i++) {
+        const struct reward_record *r = &in->record[i];
+        w->out->fee_sum += r->fee;
+        if (w->out->fee_sum < r->fee)
+            return err_set(err, STATUS_INVALID, "the sum of the fees passes 2^128");
+        if (r->is_refused)
+            st = refuse(w, r);
+        else
+            w->sorted[w->sorted_count++] = r;
+    }
+    qsort(w->sorted, w->sorted_count, sizeof(*w->sorted), record_order);
+    for (size_t at = 0; at < w->sorted_count && !st;)
         st = walk_set(w, &at, err);
     return st;
 }
@@ -396,7 +374,7 @@ static enum status share_data(struct reward_work *w, const struct reward_adapter
     bool has_y = false;
     for (size_t i = 0; i < count; i++)
         has_y |= !u256_is_zero(&y[i].sum);
-    if (!a->has_datanet || !has_y)
+    if (!reward_has_datanet(a) || !has_y)
         return share_split(w, &a->split, pool, true);
     struct u256 *weight = mem_try_array(count, sizeof(*weight));
     u128 *part = mem_try_array(count, sizeof(*part));
@@ -450,17 +428,16 @@ static enum status share_pools(struct reward_work *w)
         at++;
     for (; !st && at < count && all[at].key.tag == TAG_BASE; at++) {
         u128 pool = (u128)all[at].sum.w[1] << 64 | all[at].sum.w[0];
-        const struct reward_base *base =
-            lookup(all[at].key.id, w->in->base, w->in->base_count, sizeof(*base), base_order);
+        const struct reward_base *base = reward_find_base(w->t, all[at].key.id);
         w->from = (struct reward_share){.source = REWARD_FROM_BASE};
         st = base ? share_split(w, &base->split, pool, false) : earn_treasury(w, pool);
     }
-    for (size_t i = 0; i < w->in->adapter_count && !st; i++) {
+    for (size_t i = 0; i < w->t->adapter_count && !st; i++) {
         size_t first = at;
         while (at < count && all[at].key.tag == TAG_DATA + i)
             at++;
         if (w->adapter_pool[i])
-            st = share_adapter(w, &w->in->adapter[i], w->adapter_pool[i], all + first, at - first);
+            st = share_adapter(w, &w->t->adapter[i], w->adapter_pool[i], all + first, at - first);
     }
     mem_free(all);
     return st;
@@ -528,22 +505,46 @@ static enum status make_result(struct reward_work *w, struct errtext *err)
     return st;
 }
 
+static enum status make_room(struct reward_work *w)
+{
+    size_t adapters = w->t->adapter_count + 1;
+    w->sorted = mem_try_array(w->in->record_count + 1, sizeof(*w->sorted));
+    w->adapter_pool = mem_try_array(adapters, sizeof(*w->adapter_pool));
+    w->part = mem_try_array(adapters, sizeof(*w->part));
+    w->depth = mem_try_array(adapters, sizeof(*w->depth));
+    w->touched = mem_try_array(adapters, sizeof(*w->touched));
+    enum status st = sums_init(&w->sums);
+    bool good = w->sorted && w->adapter_pool && w->part && w->depth && w->touched;
+    return st || good ? st : STATUS_NO_MEMORY;
+}
+
+static void free_room(struct reward_work *w)
+{
+    sums_fini(&w->sums);
+    mem_free(w->sorted);
+    mem_free(w->adapter_pool);
+    mem_free(w->part);
+    mem_free(w->depth);
+    mem_free(w->touched);
+}
+
 enum status reward_compute(struct reward_result *out, const struct reward_input *input,
                            struct errtext *err)
 {
-    struct reward_work w = {.in = input, .out = out};
+    struct reward_work w = {.in = input, .t = &input->tables, .out = out};
     memset(out, 0, sizeof(*out));
-    enum status st = check_tables(input, err);
+    enum status st = reward_check_tables(w.t, err);
+    for (size_t i = 1; i < input->prev_count && !st; i++)
+        if (memcmp(input->prev[i - 1].payee, input->prev[i].payee, 20) >= 0)
+            st = err_set(err, STATUS_INVALID, "previous accounts are not strictly ascending");
     if (st)
         return st;
     if (input->record_count > REWARD_RECORDS_MAX)
         return err_set(err, STATUS_TOO_LARGE, "%zu records in one epoch, at most %u",
                        input->record_count, REWARD_RECORDS_MAX);
-    w.sorted = mem_try_array(input->record_count + 1, sizeof(*w.sorted));
-    w.adapter_pool = mem_try_array(input->adapter_count + 1, sizeof(*w.adapter_pool));
-    st = sums_init(&w.sums);
-    if (!w.sorted || !w.adapter_pool)
-        st = STATUS_NO_MEMORY;
+    st = make_room(&w);
+    if (!st)
+        st = reward_depths(w.t, w.depth, err);
     if (!st)
         st = walk_records(&w, err);
     if (!st)
@@ -554,9 +555,7 @@ enum status reward_compute(struct reward_result *out, const struct reward_input 
         st = err_set(err, st, "no memory for the reward of %zu records", input->record_count);
     else if (st)
         st = err_set(err, st, "a record's influence does not fit its set");
-    sums_fini(&w.sums);
-    mem_free(w.sorted);
-    mem_free(w.adapter_pool);
+    free_room(&w);
     if (st)
         reward_result_fini(out);
     return st;

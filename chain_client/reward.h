@@ -2,8 +2,8 @@
  * at T. It reads no clock, no file and no order of arrival: the same records in any order give the
  * same result. Thread: any.
  *
- *   reward_record_from(&rec[i], &inference, digest); rec[i].seed = seed of its batch; ...
- *   reward_match(rec, n, evidence, m, err)         type 2 records to their type 1
+ *   reward_record_from(&rec[i], &inference, digest, closed_at); rec[i].seed = its batch's; ...
+ *   reward_judge(rec, n, evidence, m, &tables, err)     who is refused, required, scored
  *   reward_compute(&result, &input, err)
  *   ... result.account[], result.total ...
  *   reward_result_fini(&result)
@@ -12,77 +12,44 @@
 #define RS_CHAIN_REWARD_H
 
 #include "chain_client/canon.h"
+#include "chain_client/reward_tables.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define REWARD_BPS         10000
-#define REWARD_ENTRIES_MAX 32
-#define REWARD_PARENTS_MAX 4
 #define REWARD_RECORDS_MAX (1u << 24) /* in one epoch */
-
-enum reward_role { REWARD_ROLE_AUTHOR = 1, REWARD_ROLE_DATA = 2, REWARD_ROLE_OTHER = 3 };
-
-struct reward_entry {
-    uint8_t payee[20];
-    uint8_t role; /* enum reward_role */
-    uint16_t bps;
-};
-
-/* As the Registry keeps it: strictly ascending by (role, payee), bps sum to 10 000. */
-struct reward_split {
-    const struct reward_entry *entry;
-    size_t count;
-};
-
-/* An adapter that another one is made from; strictly ascending by id, bps sum to at most 5 000. */
-struct reward_parent {
-    uint8_t adapter_id[32];
-    uint16_t bps;
-};
-
-struct reward_policy {
-    uint16_t base_bps, adapters_bps, operator_bps, protocol_bps; /* sum 10 000 */
-    uint8_t treasury[20];
-};
-
-/* The three tables are strictly ascending by lane or id; what is not in them earns for TREASURY. */
-struct reward_lane {
-    uint32_t lane;
-    uint8_t account[20];
-};
-struct reward_base {
-    uint8_t model_id[32];
-    struct reward_split split;
-};
-struct reward_adapter {
-    uint8_t adapter_id[32];
-    bool has_datanet;
-    struct reward_split split;
-};
 
 /* A type 1 record of (M', M]. Pointers are the caller's. */
 struct reward_record {
     uint32_t lane;
     uint64_t seq;
+    uint64_t t0; /* the second at which its terms are named (SPEC 4) */
     u128 fee;
     const uint8_t *model_id; /* [32] */
     const uint8_t *digest;   /* [32] */
-    struct canon_bytes set;
+    struct canon_bytes set, tariff;
     const uint8_t *seed; /* [32] of its batch; may be NULL at rate E9 */
     uint32_t rate_ppb;   /* of its batch */
-    bool is_scored;      /* set by reward_match */
-    struct canon_bytes influence;
+    /* set by reward_judge */
+    bool is_refused, is_required, is_scored;
+    struct canon_bytes influence; /* of its evidence, once scored */
+};
+
+enum reward_fault {
+    REWARD_FAULT_NONE,
+    REWARD_FAULT_METHOD, /* not registered by T */
+    REWARD_FAULT_PAYEE,  /* not an owner in a version that the adapter's terms name */
 };
 
 /* A type 2 record of a batch <= E. */
 struct reward_evidence {
     uint32_t lane;
     uint64_t seq, inf_seq;
-    const uint8_t *inf_digest; /* [32] */
+    const uint8_t *inf_digest, *method_hash; /* [32] */
     uint8_t outcome;
     struct canon_bytes influence;
+    enum reward_fault fault; /* set by reward_judge where it names a record */
 };
 
 /* An account's cumulative amount, and its part of it from this epoch. */
@@ -111,13 +78,7 @@ struct reward_share {
 };
 
 struct reward_input {
-    const struct reward_policy *policy;
-    const struct reward_lane *lane;
-    size_t lane_count;
-    const struct reward_base *base;
-    size_t base_count;
-    const struct reward_adapter *adapter;
-    size_t adapter_count;
+    struct reward_tables tables;
     const struct reward_record *record;
     size_t record_count;
     const struct reward_account *prev; /* epoch e', strictly ascending by payee; amount not read */
@@ -130,6 +91,8 @@ struct reward_input {
 struct reward_stats {
     uint64_t required, scored, missing; /* records; required = scored + missing */
     u128 fee_required, fee_scored, fee_missing;
+    uint64_t refused; /* records whose tariff was not a named one; required leaves them out */
+    u128 fee_refused;
 };
 
 struct reward_result {
@@ -140,22 +103,30 @@ struct reward_result {
     struct reward_stats stats;
 };
 
+/* closed_at is that of the record's batch. */
 void reward_record_from(struct reward_record *out, const struct record_inference *inf,
-                        const uint8_t *digest);
+                        const uint8_t *digest, uint64_t closed_at);
 void reward_evidence_from(struct reward_evidence *out, const struct record_attribution *att);
 
-/* reward_match - give every record its first valid evidence.
- *
- * Before  record and evidence strictly ascending by (lane, seq), each in one array; else INVALID
- * After   record[i].is_scored and .influence are set; evidence that names no record, another
- *         digest, a later number or a wrong tail is passed over; of several valid ones the first
- *         counts
- */
-MUST_CHECK enum status reward_match(struct reward_record *record, size_t record_count,
-                                    const struct reward_evidence *evidence, size_t evidence_count,
-                                    struct errtext *err);
+/* The record that e names by lane, number and digest, and is later than; NULL: none. record is
+ * strictly ascending by (lane, seq). */
+struct reward_record *reward_named_by(struct reward_record *record, size_t count,
+                                      const struct reward_evidence *e);
 
-/* reward_compute - SPEC 5, steps 1 to 4, added to the previous cumulative amounts.
+/* reward_judge - SPEC 4: which records are refused and required, and each one's first valid
+ * evidence.
+ *
+ * Before  record and evidence strictly ascending by (lane, seq), each in one array; else INVALID.
+ *         Seeds and rates of the records are set, t's tables are in order (reward_check_tables)
+ * After   the records' flags and the evidence's faults are set; evidence that names no record,
+ *         another digest, a later number or a wrong tail, and faulty evidence, is passed over; of
+ *         several valid ones the first counts
+ */
+MUST_CHECK enum status reward_judge(struct reward_record *record, size_t record_count,
+                                    struct reward_evidence *evidence, size_t evidence_count,
+                                    const struct reward_tables *t, struct errtext *err);
+
+/* reward_compute - SPEC 5, steps 0 to 4, added to the previous cumulative amounts.
  *
  * After   on success every identity of SPEC 5 holds and was checked; on failure *out is empty
  * Errors  INVALID: tables not ascending, bps not summing to 10 000, a set that does not parse, a

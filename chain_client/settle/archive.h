@@ -7,9 +7,11 @@
  *     header.json    header, lanes and hashes, as the ledger has them
  *   <dir>/epoch-<8 digits>/
  *     snapshot.json  what the chain said at T (snapshot.h)
+ *     owners.json    whom evidence may pay (owner_lists.h)
  *     accounts.json  the leaves of the reward tree, in order
  *     missing.json   required answers without evidence
- *     manifest.json  names the three; its Keccak-256 is in the Proposed event
+ *     refused.json   answers whose tariff was not a named one
+ *     manifest.json  names the five; its Keccak-256 is in the Proposed event
  *
  * Canonical JSON: one line, keys ascending bytewise, no blanks, hex in lower case with 0x, amounts
  * as decimal strings, a newline at the end. Each text has exactly one form, so a reader renders
@@ -27,7 +29,7 @@
 
 #include <limits.h>
 
-#define ARCHIVE_FILES_MAX         4
+#define ARCHIVE_FILES_MAX         6
 #define ARCHIVE_RECORDS_BYTES_MAX (1024u << 20)
 #define ARCHIVE_TEXT_BYTES_MAX    (256u << 20)
 #define ARCHIVE_NAME_BYTES        32
@@ -98,13 +100,16 @@ MUST_CHECK enum status archive_accounts_read(struct archive_accounts *a, const c
                                              uint64_t epoch, struct errtext *err);
 void archive_accounts_fini(struct archive_accounts *a);
 
-/* missing.json. */
-struct archive_missing {
+/* An answer of missing.json or of refused.json. */
+struct archive_answer {
     uint32_t lane;
     uint64_t seq;
     u128 fee;
 };
-void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_missing *missing,
+void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_answer *missing,
+                         size_t count);
+/* Each for reason 1: its tariff was not a named one. */
+void archive_put_refused(struct buf *out, uint64_t epoch, const struct archive_answer *refused,
                          size_t count);
 
 /* manifest.json of an epoch; the header's own manifest field is not read. */
@@ -115,7 +120,7 @@ struct archive_epoch {
     uint64_t previous, paid_from;
     const struct epoch_header *header;
     const struct reward_stats *stats;
-    struct archive_file file[3]; /* accounts, missing, snapshot */
+    struct archive_file file[5]; /* accounts, missing, owners, refused, snapshot */
 };
 void archive_put_epoch_manifest(struct buf *out, const struct archive_epoch *e);
 

@@ -266,7 +266,7 @@ void archive_accounts_fini(struct archive_accounts *a)
     *a = (struct archive_accounts){0};
 }
 
-void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_missing *missing,
+void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_answer *missing,
                          size_t count)
 {
     buf_printf(out, "{\"epoch\":%" PRIu64 ",\"format\":\"residual.missing.1\",\"missing\":[",
@@ -276,6 +276,20 @@ void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_m
         archive_put_amount(out, missing[i].fee);
         buf_printf(out, ",\"lane\":%" PRIu32 ",\"seq\":%" PRIu64 "}", missing[i].lane,
                    missing[i].seq);
+    }
+    buf_puts(out, "]}\n");
+}
+
+void archive_put_refused(struct buf *out, uint64_t epoch, const struct archive_answer *refused,
+                         size_t count)
+{
+    buf_printf(out, "{\"epoch\":%" PRIu64 ",\"format\":\"residual.refused.1\",\"refused\":[",
+               epoch);
+    for (size_t i = 0; i < count; i++) {
+        buf_puts(out, i ? ",{\"fee\":" : "{\"fee\":");
+        archive_put_amount(out, refused[i].fee);
+        buf_printf(out, ",\"lane\":%" PRIu32 ",\"reason\":1,\"seq\":%" PRIu64 "}", refused[i].lane,
+                   refused[i].seq);
     }
     buf_puts(out, "]}\n");
 }
@@ -305,6 +319,8 @@ void archive_put_epoch_manifest(struct buf *out, const struct archive_epoch *e)
     buf_puts(out, ",\"prev_root\":");
     archive_put_hex(out, h->prev_root, 32);
     buf_printf(out, ",\"previous\":%" PRIu64 ",", e->previous);
+    put_counts(out, "refused", e->stats->refused, e->stats->fee_refused);
+    buf_putc(out, ',');
     put_counts(out, "required", e->stats->required, e->stats->fee_required);
     buf_puts(out, ",\"root\":");
     archive_put_hex(out, h->root, 32);

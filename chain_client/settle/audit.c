@@ -162,44 +162,48 @@ struct epoch_work {
     struct compute compute;
     struct snapshot snap;
     struct archive_accounts prev;
+    struct owner_lists owners;
     struct compute_result result;
-    struct buf snapshot_text, manifest_text;
+    struct buf manifest_text;
     struct audit_candidate *candidate; /* or NULL: the epoch is in the vault */
 };
 
-static enum status same_file(struct audit *a, uint64_t epoch, const char *file,
-                             const struct buf *expected, struct errtext *err)
+static enum status same_file(struct audit *a, uint64_t epoch, const struct archive_file *expected,
+                             struct errtext *err)
 {
     char name[ARCHIVE_NAME_BYTES];
     struct canon_bytes found;
     struct errtext why = ERRTEXT_INIT;
     archive_epoch_name(name, epoch);
-    enum status st =
-        archive_read(a->opt->archive_dir, name, file, ARCHIVE_TEXT_BYTES_MAX, &found, &why);
+    enum status st = archive_read(a->opt->archive_dir, name, expected->name, ARCHIVE_TEXT_BYTES_MAX,
+                                  &found, &why);
     if (st) {
         st = audit_file_finding(a, st, &why);
         return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
     }
-    if (expected->failed || found.len != expected->len ||
-        memcmp(found.data, expected->data, found.len) != 0)
-        audit_finding(a, "%s/%s: is not what records, registry and chain give", name, file);
+    if (found.len != expected->len || memcmp(found.data, expected->data, found.len) != 0)
+        audit_finding(a, "%s/%s: is not what records, registry and chain give", name,
+                      expected->name);
     mem_free((void *)(uintptr_t)found.data);
     return STATUS_OK;
 }
 
-/* beacon_delay_s is the publisher's choice: taken from its snapshot, then compared with the rest.
- */
-static uint64_t published_delay(struct audit *a, uint64_t epoch)
+/* The records' faults against the Registry: reported, and worth what section 5 says. */
+static void find_faults(struct audit *a, const struct epoch_work *w)
 {
-    char name[ARCHIVE_NAME_BYTES];
-    struct canon_bytes text;
-    archive_epoch_name(name, epoch);
-    if (archive_read(a->opt->archive_dir, name, "snapshot.json", ARCHIVE_TEXT_BYTES_MAX, &text,
-                     NULL))
-        return 0;
-    uint64_t delay = snapshot_delay(text.data, text.len);
-    mem_free((void *)(uintptr_t)text.data);
-    return delay;
+    static const char *const text[] = {
+        [REWARD_FAULT_METHOD] = "its scoring method was not registered",
+        [REWARD_FAULT_PAYEE] = "it pays somebody who owns no document of the named versions"};
+    const struct compute *c = &w->compute;
+    for (size_t i = 0; i < w->result.refused_count; i++)
+        audit_fault(a,
+                    "epoch %" PRIu64 ": lane %" PRIu32 " seq %" PRIu64
+                    ": its tariff was not the registered one at its start",
+                    w->epoch, w->result.refused[i].lane, w->result.refused[i].seq);
+    for (size_t i = 0; i < c->evidence_count; i++)
+        if (c->evidence[i].fault)
+            audit_fault(a, "epoch %" PRIu64 ": lane %" PRIu32 " seq %" PRIu64 ": %s", w->epoch,
+                        c->evidence[i].lane, c->evidence[i].seq, text[c->evidence[i].fault]);
 }
 
 static enum status take_missing(struct audit *a, const struct epoch_work *w, struct errtext *err)
@@ -207,7 +211,7 @@ static enum status take_missing(struct audit *a, const struct epoch_work *w, str
     struct audit_report *r = a->report;
     const struct reward_stats *s = &w->result.reward.stats;
     for (size_t i = 0; i < w->result.missing_count; i++) {
-        const struct archive_missing *m = &w->result.missing[i];
+        const struct archive_answer *m = &w->result.missing[i];
         if (!audit_grow((void **)&r->missing, r->missing_count, &r->missing_cap,
                         sizeof(*r->missing)))
             return err_set(err, STATUS_NO_MEMORY, "no memory for missing answers");
@@ -218,6 +222,8 @@ static enum status take_missing(struct audit *a, const struct epoch_work *w, str
     r->fee_required += s->fee_required;
     r->fee_scored += s->fee_scored;
     r->fee_missing += s->fee_missing;
+    r->refused += s->refused;
+    r->fee_refused += s->fee_refused;
     return STATUS_OK;
 }
 
@@ -245,18 +251,17 @@ static enum status compare_epoch(struct audit *a, struct epoch_work *w, struct e
                              .batch_evidence = w->chain.batch_evidence};
     memcpy(h.root, root.hash, 32);
     memcpy(h.prev_root, w->before.root, 32);
-    struct archive_epoch e = {
-        .chain_id = d->chain_id,
-        .at = w->snap.at,
-        .previous = w->chain.previous,
-        .paid_from = w->compute.range.paid_from,
-        .header = &h,
-        .stats = &reward->stats,
-        .file = {{"accounts.json", w->result.accounts_text.data, w->result.accounts_text.len},
-                 {"missing.json", w->result.missing_text.data, w->result.missing_text.len},
-                 {"snapshot.json", w->snapshot_text.data, w->snapshot_text.len}}};
+    struct archive_epoch e = {.chain_id = d->chain_id,
+                              .at = w->snap.at,
+                              .previous = w->chain.previous,
+                              .paid_from = w->compute.range.paid_from,
+                              .header = &h,
+                              .stats = &reward->stats};
+    compute_files(e.file, &w->result);
     memcpy(e.vault, d->vault, 20);
     archive_put_epoch_manifest(&w->manifest_text, &e);
+    if (w->manifest_text.failed)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for an epoch's manifest");
     keccak_256(digest, w->manifest_text.data, w->manifest_text.len);
     if (w->candidate) {
         w->candidate->found = h;
@@ -268,15 +273,10 @@ static enum status compare_epoch(struct audit *a, struct epoch_work *w, struct e
     if (!st && memcmp(digest, manifest, 32) != 0)
         audit_finding(a, "epoch %" PRIu64 ": the recomputed manifest is not the proposed one",
                       w->epoch);
-    if (!st)
-        st = same_file(a, w->epoch, "accounts.json", &w->result.accounts_text, err);
-    if (!st)
-        st = same_file(a, w->epoch, "missing.json", &w->result.missing_text, err);
-    if (!st)
-        st = same_file(a, w->epoch, "snapshot.json", &w->snapshot_text, err);
-    if (!st)
-        st = same_file(a, w->epoch, "manifest.json", &w->manifest_text, err);
-    return st;
+    for (size_t i = 0; i < ARRAY_COUNT(e.file) && !st; i++)
+        st = same_file(a, w->epoch, &e.file[i], err);
+    const struct archive_file last = {"manifest.json", w->manifest_text.data, w->manifest_text.len};
+    return st ? st : same_file(a, w->epoch, &last, err);
 }
 
 /* Sum of cum_e = cumFee(M) - cumFee(start); and every published header that was used is the one
@@ -321,6 +321,15 @@ static enum status load_epoch(struct audit *a, struct epoch_work *w, struct errt
     return st;
 }
 
+/* What is wrong with the files of an epoch is a finding, and the end of its recomputation. */
+static enum status epoch_finding(struct audit *a, const struct epoch_work *w, enum status st,
+                                 struct errtext *why, struct errtext *err)
+{
+    err_prefix(why, "epoch %" PRIu64, w->epoch);
+    st = audit_file_finding(a, st, why);
+    return st ? err_set(err, st, "%s", why->text) : STATUS_OK;
+}
+
 static enum status audit_one_epoch(struct audit *a, struct epoch_work *w, struct errtext *err)
 {
     struct errtext why = ERRTEXT_INIT;
@@ -329,25 +338,21 @@ static enum status audit_one_epoch(struct audit *a, struct epoch_work *w, struct
         st = view_epoch(&a->view, "finalized", w->chain.previous, &w->before, err);
     if (st)
         return st;
-    buf_init(&w->snapshot_text, ARCHIVE_TEXT_BYTES_MAX);
     buf_init(&w->manifest_text, ARCHIVE_TEXT_BYTES_MAX);
     st = load_epoch(a, w, &why);
-    if (st) {
-        err_prefix(&why, "epoch %" PRIu64, w->epoch);
-        st = audit_file_finding(a, st, &why);
-        return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
-    }
-    st = snapshot_read(&w->snap, &w->compute, &a->view, published_delay(a, w->epoch), err);
+    if (st)
+        return epoch_finding(a, w, st, &why, err);
+    st = snapshot_read(&w->snap, &w->compute, &a->view, err);
     if (st)
         return st;
-    snapshot_put(&w->snapshot_text, &w->snap, a->opt->deployment);
-    st = compute_reward(&w->result, &w->compute, w->epoch, &w->snap, &w->prev, &why);
-    if (st) {
-        err_prefix(&why, "epoch %" PRIu64, w->epoch);
-        st = audit_file_finding(a, st, &why);
-        return st ? err_set(err, st, "%s", why.text) : STATUS_OK;
-    }
+    st = owner_lists_archive(&w->owners, &w->snap, a->opt->archive_dir, w->epoch, &why);
+    if (!st)
+        st =
+            compute_reward(&w->result, &w->compute, w->epoch, &w->snap, &w->owners, &w->prev, &why);
+    if (st)
+        return epoch_finding(a, w, st, &why, err);
     check_identities(a, w);
+    find_faults(a, w);
     st = compare_epoch(a, w, err);
     a->report->epochs++;
     a->report->accounts = (uint32_t)w->result.reward.account_count;
@@ -358,10 +363,10 @@ static enum status audit_one_epoch(struct audit *a, struct epoch_work *w, struct
 static void epoch_work_fini(struct epoch_work *w)
 {
     compute_result_fini(&w->result);
+    owner_lists_fini(&w->owners);
     snapshot_fini(&w->snap);
     archive_accounts_fini(&w->prev);
     compute_fini(&w->compute);
-    buf_fini(&w->snapshot_text);
     buf_fini(&w->manifest_text);
 }
 
@@ -525,18 +530,20 @@ void audit_report_json(const struct audit_report *r, struct buf *out)
                ",\"epoch\":%" PRIu64 ",\"batches\":%" PRIu64 ",\"epochs\":%" PRIu64
                ",\"epochs_vetoed\":%" PRIu64 ",\"records\":%" PRIu64 ",\"inferences\":%" PRIu64
                ",\"attributions\":%" PRIu64 ",\"voids\":%" PRIu64 ",\"required\":%" PRIu64
-               ",\"scored\":%" PRIu64 ",\"accounts\":%" PRIu32,
+               ",\"scored\":%" PRIu64 ",\"refused\":%" PRIu64 ",\"accounts\":%" PRIu32,
                r->finding_count ? "false" : "true", r->batch_first, r->batch_last, r->epoch_last,
                r->batches, r->epochs, r->epochs_vetoed, r->records, r->inferences, r->attributions,
-               r->voids, r->required, r->scored, r->accounts);
+               r->voids, r->required, r->scored, r->refused, r->accounts);
     put_amount(out, "fee_sum", r->fee_sum);
     put_amount(out, "fee_required", r->fee_required);
     put_amount(out, "fee_scored", r->fee_scored);
     put_amount(out, "fee_missing", r->fee_missing);
+    put_amount(out, "fee_refused", r->fee_refused);
     put_amount(out, "total", r->total);
     put_amount(out, "claimed", r->claimed);
     put_amount(out, "held", r->held);
-    buf_printf(out, ",\"finding_count\":%zu,\"findings\":[", r->finding_count);
+    buf_printf(out, ",\"fault_count\":%zu,\"finding_count\":%zu,\"findings\":[", r->fault_count,
+               r->finding_count);
     for (size_t i = 0; i < MIN(r->finding_count, (size_t)AUDIT_FINDINGS_MAX); i++) {
         if (i)
             buf_putc(out, ',');

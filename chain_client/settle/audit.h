@@ -60,7 +60,12 @@ struct audit_report {
     /* What does not agree, in the order it was found; none: all right. */
     char (*finding)[AUDIT_TEXT_BYTES]; /* [MIN(finding_count, AUDIT_FINDINGS_MAX)] */
     size_t finding_count;
-    size_t fault_count; /* of them: what lanes signed and should not have; nobody forged it */
+    /* Of the findings: records that break a rule of pairs or of the Registry, for which the money
+     * is right all the same (SPEC 2). What was committed and proposed is right iff there are no
+     * others. */
+    size_t fault_count;
+    uint64_t refused; /* answers, over all audited epochs, and what they paid */
+    u128 fee_refused;
 };
 
 /* audit_batch - batch seq alone: header against the chain, manifest, record file, every record's
@@ -98,7 +103,8 @@ MUST_CHECK enum status audit_candidate(struct audit_report *report, const struct
                                        struct audit_candidate *c, struct errtext *err);
 
 void audit_report_fini(struct audit_report *r);
-/* One JSON object: {"ok", "findings": [..], counts, "missing": [..]}; amounts are strings. */
+/* One JSON object: {"ok", "findings": [..], "fault_count", counts, "missing": [..]}; amounts are
+ * strings. */
 void audit_report_json(const struct audit_report *r, struct buf *out);
 
 #endif

@@ -87,23 +87,6 @@ static void check_signature(struct batch_walk *w, const union record *r, uint8_t
                       w->batch->header.seq, r->prefix.lane, r->prefix.seq, why.text);
 }
 
-static enum status check_method(struct audit *a, const struct record_attribution *att,
-                                struct errtext *err)
-{
-    uint64_t at = 0;
-    if (a->has_method && memcmp(a->method, att->method_hash, 32) == 0)
-        return STATUS_OK;
-    enum status st = view_method(&a->view, "finalized", att->method_hash, &at, err);
-    if (st)
-        return st;
-    if (!at)
-        audit_fault(a, "lane %" PRIu32 " seq %" PRIu64 ": its scoring method is not registered",
-                    att->prefix.lane, att->prefix.seq);
-    memcpy(a->method, att->method_hash, 32);
-    a->has_method = at != 0;
-    return STATUS_OK;
-}
-
 /* Of a record that lies before what this audit read, nothing can be said. */
 static void check_pair(struct audit *a, struct audit_lane *l, const struct record_attribution *att)
 {
@@ -132,12 +115,9 @@ static enum status remember(struct batch_walk *w, const union record *r, const u
 {
     struct audit *a = w->a;
     struct audit_lane *l = find_lane(a, r->prefix.lane);
-    enum status st = STATUS_OK;
     bool good = l != NULL;
-    if (good && r->prefix.type == RECORD_ATTRIBUTION) {
+    if (good && r->prefix.type == RECORD_ATTRIBUTION)
         check_pair(a, l, &r->attribution);
-        st = check_method(a, &r->attribution, err);
-    }
     good = good && audit_grow((void **)&l->item, l->next - l->base, &l->item_cap, sizeof(*l->item));
     if (good) {
         struct audit_item *item = &l->item[l->next++ - l->base];
@@ -152,7 +132,7 @@ static enum status remember(struct batch_walk *w, const union record *r, const u
         return err_set(err, STATUS_NO_MEMORY, "no memory for the records of an audit");
     if (r->prefix.type == RECORD_INFERENCE)
         memcpy(a->request_id[a->request_count++], r->inference.request_id, 32);
-    return st;
+    return STATUS_OK;
 }
 
 static void count_record(struct batch_walk *w, const union record *r)

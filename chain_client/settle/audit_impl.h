@@ -32,13 +32,12 @@ struct audit {
     struct lane_keys keys; /* of the current batch */
     uint8_t (*request_id)[32];
     size_t request_count, request_cap;
-    uint8_t method[32]; /* last one found registered */
-    bool has_method;
     bool is_partial; /* begins in the middle: where a lane goes on is not known */
 };
 
 void audit_finding(struct audit *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* The same, of what a lane signed: a fault of its server, whoever committed it. */
+/* The same, of what a lane signed: a fault of its server, whoever committed it, which changes no
+ * figure (SPEC 2). */
 void audit_fault(struct audit *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* A damaged or missing file is a finding; what is left is an error of the audit itself. */
 enum status audit_file_finding(struct audit *a, enum status st, struct errtext *err);

@@ -72,16 +72,16 @@ enum status breakdown_add(void *arg, const struct reward_share *share)
 
 static int order_entry(const void *key, const void *item)
 {
-    return memcmp(key, ((const struct snapshot_entry *)item)->id, 32);
+    return memcmp(key, ((const struct snapshot_adapter *)item)->id, 32);
 }
 
 /* NULL: none. */
 static const uint8_t *datanet_of(const struct snapshot *snap, const uint8_t *adapter)
 {
     static const uint8_t none[32];
-    const struct snapshot_entry *e =
+    const struct snapshot_adapter *e =
         bsearch(adapter, snap->adapter, snap->adapter_count, sizeof(*e), order_entry);
-    return e && memcmp(e->entry.datanet_id, none, 32) != 0 ? e->entry.datanet_id : NULL;
+    return e && memcmp(e->at_t.datanet_id, none, 32) != 0 ? e->at_t.datanet_id : NULL;
 }
 
 enum status breakdown_drop(struct db *db, uint64_t epoch, struct errtext *err)

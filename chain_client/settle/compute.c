@@ -1,8 +1,6 @@
 /* Records are decoded once; every array of Reward points into the batch files, which stay in memory
  * until compute_fini. Offsets come from the table of fields (canon.h). */
 #include "chain_client/settle/compute.h"
-#include "chain_client/commit.h"
-#include "chain_client/eth/addr.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 
@@ -43,7 +41,7 @@ struct loading {
     const struct archive_batch *batch;
     uint8_t domain[32];
     size_t digest_cap, batch_cap;
-    size_t model_offset, inf_digest_offset;
+    size_t model_offset, inf_digest_offset, method_offset;
 };
 
 static enum status take_inference(struct loading *l, const struct record_inference *inf,
@@ -62,7 +60,7 @@ static enum status take_inference(struct loading *l, const struct record_inferen
         !grow((void **)&c->record_batch, n, &l->batch_cap, sizeof(*c->record_batch)))
         return too_much(err);
     memcpy(c->digest[n], digest, 32);
-    reward_record_from(&c->record[n], inf, NULL);
+    reward_record_from(&c->record[n], inf, NULL, l->batch->header.closed_at);
     c->record[n].model_id = body->data + l->model_offset;
     c->record_batch[n] = l->batch->header.seq;
     c->record_count = n + 1;
@@ -78,6 +76,7 @@ static enum status take_evidence(struct loading *l, const struct record_attribut
         return too_much(err);
     reward_evidence_from(&c->evidence[n], att);
     c->evidence[n].inf_digest = body->data + l->inf_digest_offset;
+    c->evidence[n].method_hash = body->data + l->method_offset;
     c->evidence_count = n + 1;
     return STATUS_OK;
 }
@@ -157,7 +156,8 @@ enum status compute_load(struct compute *c, const struct compute_range *range, s
     struct loading l = {.c = c,
                         .batch = NULL,
                         .model_offset = offset_of(RECORD_INFERENCE, "modelId"),
-                        .inf_digest_offset = offset_of(RECORD_ATTRIBUTION, "infDigest")};
+                        .inf_digest_offset = offset_of(RECORD_ATTRIBUTION, "infDigest"),
+                        .method_offset = offset_of(RECORD_ATTRIBUTION, "methodHash")};
     enum status st = STATUS_OK;
     *c = (struct compute){.range = *range};
     CHECK(range->paid > range->paid_from && range->evidence >= range->paid);
@@ -203,6 +203,7 @@ void compute_fini(struct compute *c)
 
 struct tables {
     struct reward_lane *lane;
+    struct reward_tariff *tariff;
     struct reward_base *base;
     struct reward_adapter *adapter;
     size_t lane_count, base_count, adapter_count;
@@ -211,35 +212,44 @@ struct tables {
 static void tables_fini(struct tables *t)
 {
     mem_free(t->lane);
+    mem_free(t->tariff);
     mem_free(t->base);
     mem_free(t->adapter);
 }
 
-static bool is_zero(const uint8_t *id, size_t len)
+static struct reward_history history_of(const struct snapshot *s, const struct snapshot_run *run)
 {
-    for (size_t i = 0; i < len; i++)
-        if (id[i])
-            return false;
-    return true;
+    return (struct reward_history){run->count ? s->terms + run->first : NULL, run->count};
+}
+
+/* Lanes and their tariffs stand in one order in the snapshot. */
+static void fill_lanes(struct tables *t, const struct snapshot *s)
+{
+    size_t at = 0;
+    for (size_t i = 0; i < s->lane_count; i++) {
+        struct reward_lane *l = &t->lane[t->lane_count++];
+        *l = (struct reward_lane){.lane = s->lane[i].lane, .tariff = t->tariff + at};
+        memcpy(l->account, s->lane[i].account, 20);
+        for (; at < s->tariff_count && s->tariff[at].lane == l->lane; at++) {
+            memcpy(t->tariff[at].model_id, s->tariff[at].model_id, 32);
+            t->tariff[at].history = history_of(s, &s->tariff[at].named);
+            l->tariff_count++;
+        }
+    }
 }
 
 /* What is not registered stays out: TREASURY earns for it. */
 static enum status fill_tables(struct tables *t, const struct snapshot *s, struct errtext *err)
 {
     *t = (struct tables){.lane = mem_try_array(s->lane_count + 1, sizeof(*t->lane)),
+                         .tariff = mem_try_array(s->tariff_count + 1, sizeof(*t->tariff)),
                          .base = mem_try_array(s->base_count + 1, sizeof(*t->base)),
                          .adapter = mem_try_array(s->adapter_count + 1, sizeof(*t->adapter))};
-    if (!t->lane || !t->base || !t->adapter)
+    if (!t->lane || !t->tariff || !t->base || !t->adapter)
         return too_much(err);
-    for (size_t i = 0; i < s->lane_count; i++) {
-        if (addr_is_zero(s->lane[i].account))
-            continue;
-        struct reward_lane *l = &t->lane[t->lane_count++];
-        l->lane = s->lane[i].lane;
-        memcpy(l->account, s->lane[i].account, 20);
-    }
+    fill_lanes(t, s);
     for (size_t i = 0; i < s->base_count; i++) {
-        const struct view_entry *e = &s->base[i].entry;
+        const struct registry_base *e = &s->base[i].at_t;
         if (!e->registered)
             continue;
         struct reward_base *b = &t->base[t->base_count++];
@@ -247,54 +257,36 @@ static enum status fill_tables(struct tables *t, const struct snapshot *s, struc
         b->split = (struct reward_split){e->entry, e->entry_count};
     }
     for (size_t i = 0; i < s->adapter_count; i++) {
-        const struct view_entry *e = &s->adapter[i].entry;
+        const struct registry_terms *e = &s->adapter[i].at_t;
         if (!e->registered)
             continue;
         struct reward_adapter *a = &t->adapter[t->adapter_count++];
+        *a = (struct reward_adapter){.split = {e->entry, e->entry_count},
+                                     .parent = e->parent,
+                                     .parent_count = e->parent_count,
+                                     .history = history_of(s, &s->adapter[i].named)};
         memcpy(a->adapter_id, s->adapter[i].id, 32);
-        a->has_datanet = !is_zero(e->datanet_id, 32);
-        a->split = (struct reward_split){e->entry, e->entry_count};
+        memcpy(a->datanet_id, e->datanet_id, 32);
     }
     return STATUS_OK;
 }
 
-static int order_adapter(const void *key, const void *item)
+static enum status list_answers(struct compute_result *out, const struct compute *c,
+                                struct errtext *err)
 {
-    return memcmp(key, ((const struct reward_adapter *)item)->adapter_id, 32);
-}
-
-static bool is_missing(const struct reward_record *r, const struct tables *t)
-{
-    uint32_t count = (uint32_t)(r->set.len / 36);
-    const struct reward_adapter *only =
-        count == 1
-            ? bsearch(r->set.data, t->adapter, t->adapter_count, sizeof(*t->adapter), order_adapter)
-            : NULL;
-    struct commit_sample sample = {.fee = r->fee,
-                                   .adapter_count = count,
-                                   .has_datanet = only && only->has_datanet,
-                                   .lane = r->lane,
-                                   .seq = r->seq};
-    return !r->is_scored && commit_is_required(&sample, r->seed, r->rate_ppb);
-}
-
-static enum status list_missing(struct compute_result *out, const struct compute *c,
-                                const struct tables *t, struct errtext *err)
-{
-    size_t room = (size_t)out->reward.stats.missing;
-    out->missing = mem_try_array(room + 1, sizeof(*out->missing));
-    if (!out->missing)
+    const struct reward_stats *stats = &out->reward.stats;
+    out->missing = mem_try_array((size_t)stats->missing + 1, sizeof(*out->missing));
+    out->refused = mem_try_array((size_t)stats->refused + 1, sizeof(*out->refused));
+    if (!out->missing || !out->refused)
         return too_much(err);
     for (size_t i = 0; i < c->record_count; i++) {
         const struct reward_record *r = &c->record[i];
-        if (!is_missing(r, t))
-            continue;
-        if (out->missing_count == room)
-            return err_set(err, STATUS_CORRUPT, "more answers are missing than Reward counted");
-        out->missing[out->missing_count++] = (struct archive_missing){r->lane, r->seq, r->fee};
+        const struct archive_answer answer = {r->lane, r->seq, r->fee};
+        if (r->is_refused && out->refused_count < stats->refused)
+            out->refused[out->refused_count++] = answer;
+        if (r->is_required && !r->is_scored && out->missing_count < stats->missing)
+            out->missing[out->missing_count++] = answer;
     }
-    if (out->missing_count != room)
-        return err_set(err, STATUS_CORRUPT, "fewer answers are missing than Reward counted");
     return STATUS_OK;
 }
 
@@ -307,25 +299,53 @@ static void place_seeds(struct compute *c, const struct snapshot *snap)
     }
 }
 
-enum status compute_reward(struct compute_result *out, struct compute *c, uint64_t epoch,
-                           const struct snapshot *snap, const struct archive_accounts *prev,
-                           struct errtext *err)
+static enum status put_texts(struct compute_result *out, uint64_t epoch,
+                             const struct snapshot *snap, const struct owner_lists *owners,
+                             struct errtext *err)
 {
-    struct tables t;
+    struct buf *all[] = {&out->accounts_text, &out->missing_text, &out->owners_text,
+                         &out->refused_text, &out->snapshot_text};
+    bool failed = false;
+    archive_put_accounts(&out->accounts_text, epoch, out->reward.account,
+                         out->reward.account_count);
+    archive_put_missing(&out->missing_text, epoch, out->missing, out->missing_count);
+    archive_put_refused(&out->refused_text, epoch, out->refused, out->refused_count);
+    owner_lists_put(&out->owners_text, owners, epoch);
+    snapshot_put(&out->snapshot_text, snap);
+    for (size_t i = 0; i < ARRAY_COUNT(all); i++)
+        failed |= all[i]->failed;
+    return failed ? too_much(err) : STATUS_OK;
+}
+
+static void result_init(struct compute_result *out)
+{
     *out = (struct compute_result){0};
     buf_init(&out->accounts_text, ARCHIVE_TEXT_BYTES_MAX);
     buf_init(&out->missing_text, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&out->owners_text, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&out->refused_text, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&out->snapshot_text, ARCHIVE_TEXT_BYTES_MAX);
+}
+
+enum status compute_reward(struct compute_result *out, struct compute *c, uint64_t epoch,
+                           const struct snapshot *snap, const struct owner_lists *owners,
+                           const struct archive_accounts *prev, struct errtext *err)
+{
+    struct tables t;
+    result_init(out);
     place_seeds(c, snap);
     enum status st = fill_tables(&t, snap, err);
-    if (!st)
-        st = reward_match(c->record, c->record_count, c->evidence, c->evidence_count, err);
-    struct reward_input in = {.policy = &snap->policy,
-                              .lane = t.lane,
-                              .lane_count = t.lane_count,
-                              .base = t.base,
-                              .base_count = t.base_count,
-                              .adapter = t.adapter,
-                              .adapter_count = t.adapter_count,
+    struct reward_input in = {.tables = {.policy = &snap->policy,
+                                         .lane = t.lane,
+                                         .lane_count = t.lane_count,
+                                         .base = t.base,
+                                         .base_count = t.base_count,
+                                         .adapter = t.adapter,
+                                         .adapter_count = t.adapter_count,
+                                         .owners = owners->list,
+                                         .owners_count = owners->count,
+                                         .method = snap->method,
+                                         .method_count = snap->method_count},
                               .record = c->record,
                               .record_count = c->record_count,
                               .prev = prev->account,
@@ -333,26 +353,41 @@ enum status compute_reward(struct compute_result *out, struct compute *c, uint64
                               .on_share = c->on_share,
                               .on_share_arg = c->on_share_arg};
     if (!st)
+        st = reward_judge(c->record, c->record_count, c->evidence, c->evidence_count, &in.tables,
+                          err);
+    if (!st)
         st = reward_compute(&out->reward, &in, err);
     if (!st)
-        st = list_missing(out, c, &t, err);
+        st = list_answers(out, c, err);
     tables_fini(&t);
-    archive_put_accounts(&out->accounts_text, epoch, out->reward.account,
-                         out->reward.account_count);
-    archive_put_missing(&out->missing_text, epoch, out->missing, out->missing_count);
-    if (!st && (out->accounts_text.failed || out->missing_text.failed))
-        st = too_much(err);
+    if (!st)
+        st = put_texts(out, epoch, snap, owners, err);
     if (st)
         compute_result_fini(out);
     return st;
+}
+
+void compute_files(struct archive_file file[5], const struct compute_result *r)
+{
+    const struct archive_file all[5] = {
+        {"accounts.json", r->accounts_text.data, r->accounts_text.len},
+        {"missing.json", r->missing_text.data, r->missing_text.len},
+        {"owners.json", r->owners_text.data, r->owners_text.len},
+        {"refused.json", r->refused_text.data, r->refused_text.len},
+        {"snapshot.json", r->snapshot_text.data, r->snapshot_text.len}};
+    memcpy(file, all, sizeof(all));
 }
 
 void compute_result_fini(struct compute_result *r)
 {
     reward_result_fini(&r->reward);
     mem_free(r->missing);
+    mem_free(r->refused);
     buf_fini(&r->accounts_text);
     buf_fini(&r->missing_text);
+    buf_fini(&r->owners_text);
+    buf_fini(&r->refused_text);
+    buf_fini(&r->snapshot_text);
     *r = (struct compute_result){0};
 }
 

@@ -4,12 +4,14 @@
  *
  *   compute_load(&c, &range, err)
  *   snapshot_read(&snap, &c, view, err)
- *   compute_reward(&out, &c, &snap, &prev, err)
+ *   owner_lists_read(&owners, &snap, source, err)
+ *   compute_reward(&out, &c, epoch, &snap, &owners, &prev, err)
  */
 #ifndef RS_SETTLE_COMPUTE_H
 #define RS_SETTLE_COMPUTE_H
 
 #include "chain_client/settle/archive.h"
+#include "chain_client/settle/owner_lists.h"
 #include "chain_client/settle/snapshot.h"
 #include "chain_client/tree.h"
 
@@ -43,16 +45,22 @@ void compute_fini(struct compute *c);
 
 struct compute_result {
     struct reward_result reward;
-    struct archive_missing *missing; /* required and not scored, ascending by (lane, seq) */
-    size_t missing_count;
-    struct buf accounts_text, missing_text; /* the files */
+    /* Ascending by (lane, seq). */
+    struct archive_answer *missing; /* required and not scored */
+    struct archive_answer *refused;
+    size_t missing_count, refused_count;
+    struct buf accounts_text, missing_text, owners_text, refused_text,
+        snapshot_text; /* the files */
 };
 
-/* prev are the accounts of epoch e' (count 0 for the first). Fills records' seeds, rates and
- * evidence. Errors as reward_compute; TOO_LARGE past TREE_LEAVES_MAX accounts. */
+/* prev are the accounts of epoch e' (count 0 for the first). Fills records' seeds, rates, flags and
+ * evidence, and the evidence's faults. Errors as reward_compute; TOO_LARGE past TREE_LEAVES_MAX
+ * accounts. */
 MUST_CHECK enum status compute_reward(struct compute_result *out, struct compute *c, uint64_t epoch,
-                                      const struct snapshot *snap,
+                                      const struct snapshot *snap, const struct owner_lists *owners,
                                       const struct archive_accounts *prev, struct errtext *err);
+/* The epoch's files but manifest.json, in the order of archive_epoch. */
+void compute_files(struct archive_file file[5], const struct compute_result *r);
 void compute_result_fini(struct compute_result *r);
 
 /* The root of a reward tree over accounts as they stand. */

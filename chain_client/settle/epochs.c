@@ -6,6 +6,9 @@
 #include "chain_client/settle/compute.h"
 #include "chain_client/settle/epochs_impl.h"
 #include "chain_client/settle/events.h"
+#include "chain_client/settle/faults.h"
+#include "chain_client/settle/owner_fetch.h"
+#include "chain_client/settle/trouble.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
@@ -202,8 +205,9 @@ struct epoch_draft {
     struct compute compute;
     struct snapshot snap;
     struct archive_accounts prev;
+    struct owner_lists owners;
     struct compute_result result;
-    struct buf snapshot_text, manifest_text;
+    struct buf manifest_text;
     struct tree_node root;
     struct breakdown breakdown;
 };
@@ -211,11 +215,11 @@ struct epoch_draft {
 static void draft_fini(struct epoch_draft *k)
 {
     compute_result_fini(&k->result);
+    owner_lists_fini(&k->owners);
     snapshot_fini(&k->snap);
     archive_accounts_fini(&k->prev);
     compute_fini(&k->compute);
     breakdown_fini(&k->breakdown);
-    buf_fini(&k->snapshot_text);
     buf_fini(&k->manifest_text);
 }
 
@@ -269,6 +273,21 @@ static enum status check_identities(struct worker *w, const struct epoch_plan *p
     return STATUS_OK;
 }
 
+/* An epoch whose owners are nowhere waits, and says whose. */
+static enum status take_owners(struct worker *w, const struct epoch_plan *p, struct epoch_draft *k,
+                               struct errtext *err)
+{
+    struct errtext why = ERRTEXT_INIT;
+    enum status st = owner_lists_fetch(&k->owners, w, &k->snap, p->previous, &why);
+    if (st == STATUS_BUSY) {
+        enum status told = trouble_set(&w->db, TROUBLE_OWNERS, p->epoch, why.text, err);
+        return told ? told : st;
+    }
+    if (st)
+        return err_set(err, st, "%s", why.text);
+    return trouble_clear(&w->db, TROUBLE_OWNERS, p->epoch, err);
+}
+
 static enum status recompute(struct worker *w, const struct epoch_plan *p, struct epoch_draft *k,
                              struct errtext *err)
 {
@@ -288,9 +307,11 @@ static enum status recompute(struct worker *w, const struct epoch_plan *p, struc
     if (!st)
         st = load_previous(w, p, k, err);
     if (!st)
-        st = snapshot_read(&k->snap, &k->compute, &w->view, w->set->beacon_delay_s, err);
+        st = snapshot_read(&k->snap, &k->compute, &w->view, err);
     if (!st)
-        st = compute_reward(&k->result, &k->compute, p->epoch, &k->snap, &k->prev, err);
+        st = take_owners(w, p, k, err);
+    if (!st)
+        st = compute_reward(&k->result, &k->compute, p->epoch, &k->snap, &k->owners, &k->prev, err);
     const struct reward_result *r = &k->result.reward;
     if (!st)
         st = compute_root(&k->root, &w->dep, r->account, r->account_count, err);
@@ -309,13 +330,8 @@ static enum status publish(struct worker *w, struct epoch_plan *p, struct epoch_
                              .batch_evidence = p->evidence};
     memcpy(h.root, k->root.hash, 32);
     memcpy(h.prev_root, p->prev_root, 32);
-    snapshot_put(&k->snapshot_text, &k->snap, &w->dep);
-    struct archive_file file[] = {
-        {"accounts.json", r->accounts_text.data, r->accounts_text.len},
-        {"missing.json", r->missing_text.data, r->missing_text.len},
-        {"snapshot.json", k->snapshot_text.data, k->snapshot_text.len},
-        {"manifest.json", NULL, 0},
-    };
+    struct archive_file file[6];
+    compute_files(file, r);
     struct archive_epoch e = {.chain_id = w->dep.chain_id,
                               .at = k->snap.at,
                               .previous = p->previous,
@@ -323,14 +339,13 @@ static enum status publish(struct worker *w, struct epoch_plan *p, struct epoch_
                               .header = &h,
                               .stats = &r->reward.stats};
     memcpy(e.vault, w->dep.vault, 20);
-    memcpy(e.file, file, sizeof(e.file));
+    compute_files(e.file, r);
     archive_put_epoch_manifest(&k->manifest_text, &e);
-    if (k->snapshot_text.failed || k->manifest_text.failed)
+    if (k->manifest_text.failed)
         return err_set(err, STATUS_NO_MEMORY, "epoch %" PRIu64 ": no memory for its files",
                        p->epoch);
-    file[3].data = k->manifest_text.data;
-    file[3].len = k->manifest_text.len;
-    keccak_256(p->manifest, file[3].data, file[3].len);
+    file[5] = (struct archive_file){"manifest.json", k->manifest_text.data, k->manifest_text.len};
+    keccak_256(p->manifest, file[5].data, file[5].len);
     archive_epoch_name(name, p->epoch);
     struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
     return archive_publish(&folder, err);
@@ -364,15 +379,16 @@ static enum status store(struct worker *w, const struct epoch_plan *p, const str
 static enum status compute(struct worker *w, struct epoch_plan *p, struct errtext *err)
 {
     struct epoch_draft k = {0};
-    buf_init(&k.snapshot_text, ARCHIVE_TEXT_BYTES_MAX);
     buf_init(&k.manifest_text, ARCHIVE_TEXT_BYTES_MAX);
     enum status st = recompute(w, p, &k, err);
     if (!st)
         st = publish(w, p, &k, err);
     if (!st)
+        st = faults_tell(w, p->epoch, &k.compute, err);
+    if (!st)
         st = store(w, p, &k, err);
     draft_fini(&k);
-    if (st == STATUS_BUSY) { /* a beacon, or T, is not final yet */
+    if (st == STATUS_BUSY) { /* a beacon, or T, is not final yet; or owners are nowhere */
         epochs_note(w, err ? err->text : "waiting for a final block");
         err_clear(err);
         return STATUS_OK;

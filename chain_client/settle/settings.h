@@ -26,10 +26,10 @@ struct settings {
     char *proposer_passphrase_file, *funder_key_file, *funder_passphrase_file;
     char *state_dir, *archive_dir, *listen, *log_level, *log_file;
     struct option_list rpc_url, rpc_authorization_file; /* one each, or none of the latter */
-    char *refetch_key_file;
+    char *refetch_key_file, *owners_dir;
     char *chain_name, *public_rpc_url, *explorer_url, *coin_symbol; /* for people; /v1/deployment */
     struct settings_lanes lane_key, spool_dir, refetch_url;
-    uint64_t batch_count_max, batch_seconds_max, epoch_seconds, beacon_delay_s;
+    uint64_t batch_count_max, batch_seconds_max, epoch_seconds;
     uint64_t poll_ms, read_count, bump_seconds, fee_max_gwei, record_keep_s, attest_wait_s;
     uint64_t rpc_head_age_max_s, threads;
     char *nonce, *batch; /* of `resume` */

@@ -34,6 +34,9 @@ static const struct {
     [TROUBLE_FINALITY_HELD] = {"finality_held", true},
     [TROUBLE_ONE_ENDPOINT] = {"one_endpoint", false},
     [TROUBLE_REFUSED] = {"refused", true},
+    [TROUBLE_OWNERS] = {"owners", true},
+    [TROUBLE_TARIFF] = {"refused_tariff", false},
+    [TROUBLE_EVIDENCE] = {"refused_evidence", false},
 };
 
 /* *is_there, and *is_same: with this sentence. */

@@ -31,6 +31,9 @@ enum trouble {
     TROUBLE_FINALITY_HELD,  /* 0: the endpoints do not agree on what is final */
     TROUBLE_ONE_ENDPOINT,   /* 0: what is final is believed of one */
     TROUBLE_REFUSED,        /* epoch: this attestor does not sign it */
+    TROUBLE_OWNERS,         /* epoch: the owners of a datanet version are nowhere */
+    TROUBLE_TARIFF,         /* lane: it charges what is not registered */
+    TROUBLE_EVIDENCE,       /* lane: its attributions count for nothing */
     TROUBLE_COUNT
 };
 

@@ -15,12 +15,14 @@ void view_init(struct view *v, struct rpc *rpc, const struct deployment *d)
     *v = (struct view){.rpc = rpc, .d = d};
     buf_init(&v->data, 256);
     buf_init(&v->out, ANSWER_BYTES_MAX);
+    registry_open(&v->registry, rpc, d->registry);
 }
 
 void view_fini(struct view *v)
 {
     buf_fini(&v->data);
     buf_fini(&v->out);
+    registry_close(&v->registry);
 }
 
 /* ---- one call ---- */
@@ -159,6 +161,12 @@ enum status view_rate_at(struct view *v, const char *tag, uint64_t t, uint32_t *
         st = abi_read_uint(&r, 0, 4, &value, "rateAt", err);
     *ppb = (uint32_t)value;
     return st;
+}
+
+enum status view_beacon_delay(struct view *v, const char *tag, uint64_t *seconds,
+                              struct errtext *err)
+{
+    return ask_u64(v, v->d->ledger, tag, "beaconDelay()", seconds, err);
 }
 
 /* ---- vault ---- */
@@ -302,93 +310,4 @@ enum status view_proposed(struct view *v, uint64_t epoch, uint8_t manifest[32], 
             err_set(err, STATUS_NOT_FOUND, "epoch %" PRIu64 ": no finalized Proposed event", epoch);
     memcpy(manifest, p.manifest, 32);
     return st;
-}
-
-/* ---- registry ---- */
-
-enum status view_policy_at(struct view *v, const char *tag, uint64_t t,
-                           struct reward_policy *policy, struct errtext *err)
-{
-    struct abi_reader r;
-    u128 bps[4] = {0};
-    begin(v, "policyAt(uint64)");
-    put_uint(v, t);
-    enum status st = ask(v, v->d->registry, tag, &r, err);
-    for (size_t i = 0; i < 4 && !st; i++)
-        st = abi_read_uint(&r, i, 2, &bps[i], "policyAt.bps", err);
-    if (!st)
-        st = abi_read_address(&r, 4, policy->treasury, "policyAt.treasury", err);
-    policy->base_bps = (uint16_t)bps[0];
-    policy->adapters_bps = (uint16_t)bps[1];
-    policy->operator_bps = (uint16_t)bps[2];
-    policy->protocol_bps = (uint16_t)bps[3];
-    return st;
-}
-
-static enum status read_entries(const struct abi_reader *r, size_t word_idx, struct view_entry *out,
-                                struct errtext *err)
-{
-    struct abi_array list;
-    enum status st = abi_read_array(r, word_idx, 3, &list, "split", err);
-    if (!st && list.count > REWARD_ENTRIES_MAX)
-        st = err_set(err, STATUS_CORRUPT, "split: %zu entries, expected at most %d", list.count,
-                     REWARD_ENTRIES_MAX);
-    if (st)
-        return st;
-    out->entry_count = list.count;
-    for (size_t i = 0; i < list.count && !st; i++) {
-        u128 role = 0, bps = 0;
-        st = abi_read_address(&list.items, 3 * i, out->entry[i].payee, "split.payee", err);
-        if (!st)
-            st = abi_read_uint(&list.items, 3 * i + 1, 1, &role, "split.role", err);
-        if (!st)
-            st = abi_read_uint(&list.items, 3 * i + 2, 2, &bps, "split.bps", err);
-        out->entry[i].role = (uint8_t)role;
-        out->entry[i].bps = (uint16_t)bps;
-    }
-    return st;
-}
-
-enum status view_base_at(struct view *v, const char *tag, const uint8_t model_id[32], uint64_t t,
-                         struct view_entry *out, struct errtext *err)
-{
-    struct abi_reader r;
-    *out = (struct view_entry){0};
-    begin(v, "baseAt(bytes32,uint64)");
-    buf_put(&v->data, model_id, 32);
-    put_uint(v, t);
-    enum status st = ask(v, v->d->registry, tag, &r, err);
-    if (!st)
-        st = abi_read_bool(&r, 0, &out->registered, "baseAt.registered", err);
-    return st ? st : read_entries(&r, 1, out, err);
-}
-
-enum status view_adapter_at(struct view *v, const char *tag, const uint8_t adapter_id[32],
-                            uint64_t t, struct view_entry *out, struct errtext *err)
-{
-    struct abi_reader all, r;
-    *out = (struct view_entry){0};
-    begin(v, "adapterAt(bytes32,uint64)");
-    buf_put(&v->data, adapter_id, 32);
-    put_uint(v, t);
-    enum status st = ask(v, v->d->registry, tag, &all, err);
-    if (!st)
-        st = abi_read_tuple(&all, 0, &r, "adapterAt", err);
-    if (!st)
-        st = abi_read_bool(&r, 0, &out->registered, "adapterAt.registered", err);
-    if (!st)
-        st = abi_read_bytes32(&r, 2, out->model_id, "adapterAt.modelId", err);
-    if (!st)
-        st = abi_read_bytes32(&r, 3, out->datanet_id, "adapterAt.datanetId", err);
-    return st ? st : read_entries(&r, 7, out, err);
-}
-
-enum status view_method(struct view *v, const char *tag, const uint8_t method[32],
-                        uint64_t *registered_at, struct errtext *err)
-{
-    struct abi_reader r;
-    begin(v, "methodRegisteredAt(bytes32)");
-    buf_put(&v->data, method, 32);
-    enum status st = ask(v, v->d->registry, tag, &r, err);
-    return st ? st : abi_read_u64(&r, 0, registered_at, "methodRegisteredAt", err);
 }

@@ -1,16 +1,18 @@
-/* The contracts' views as C values. One object per thread: it holds the buffers of one call at a
- * time. Every answer is that of `tag` ("latest", "finalized", or a block from rpc_tag); money
- * verdicts use "finalized". Statuses are rpc.h's; a malformed answer is CORRUPT or INVALID. */
+/* The ledger's and the vault's views as C values; the Registry's are v->registry's (views.h). One
+ * object per thread: it holds the buffers of one call at a time. Every answer is that of `tag`
+ * ("latest", "finalized", or a block from rpc_tag); money verdicts use "finalized". Statuses are
+ * rpc.h's; a malformed answer is CORRUPT or INVALID. */
 #ifndef RS_SETTLE_VIEW_H
 #define RS_SETTLE_VIEW_H
 
-#include "chain_client/reward.h"
+#include "chain_client/registry/views.h"
 #include "chain_client/settle/deployment.h"
 #include "server/base/buf.h"
 
 struct view {
     struct rpc *rpc;
     const struct deployment *d;
+    struct registry_reader registry;
     struct buf data, out;
 };
 
@@ -41,6 +43,9 @@ MUST_CHECK enum status view_lane_operator_at(struct view *v, const char *tag, ui
                                              uint64_t t, uint8_t account[20], struct errtext *err);
 MUST_CHECK enum status view_rate_at(struct view *v, const char *tag, uint64_t t, uint32_t *ppb,
                                     struct errtext *err);
+/* D, which never changes. */
+MUST_CHECK enum status view_beacon_delay(struct view *v, const char *tag, uint64_t *seconds,
+                                         struct errtext *err);
 
 /* ---- vault ---- */
 struct view_vault { /* never changes */
@@ -72,24 +77,5 @@ MUST_CHECK enum status view_allowance(struct view *v, const char *tag, const uin
 /* The manifest digest in the finalized Proposed event of an epoch. NOT_FOUND when there is none. */
 MUST_CHECK enum status view_proposed(struct view *v, uint64_t epoch, uint8_t manifest[32],
                                      struct errtext *err);
-
-/* ---- registry ---- */
-MUST_CHECK enum status view_policy_at(struct view *v, const char *tag, uint64_t t,
-                                      struct reward_policy *policy, struct errtext *err);
-/* A registered base or adapter at t. */
-struct view_entry {
-    bool registered;
-    uint8_t model_id[32], datanet_id[32]; /* of an adapter */
-    struct reward_entry entry[REWARD_ENTRIES_MAX];
-    size_t entry_count;
-};
-MUST_CHECK enum status view_base_at(struct view *v, const char *tag, const uint8_t model_id[32],
-                                    uint64_t t, struct view_entry *out, struct errtext *err);
-MUST_CHECK enum status view_adapter_at(struct view *v, const char *tag,
-                                       const uint8_t adapter_id[32], uint64_t t,
-                                       struct view_entry *out, struct errtext *err);
-/* 0 for a scoring method that is not registered. */
-MUST_CHECK enum status view_method(struct view *v, const char *tag, const uint8_t method[32],
-                                   uint64_t *registered_at, struct errtext *err);
 
 #endif

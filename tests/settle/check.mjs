@@ -30,11 +30,24 @@ function records(archive, seq) {
   return out;
 }
 
-async function stateAt(t, paid) {
-  const p = await registry.policyAt(t), state = { policy: { treasury: p.treasury }, operators: new Map(), bases: new Map(), adapters: new Map() };
+async function stateAt(t, paid, evidence, owners) {
+  const p = await registry.policyAt(t), state = { at: t, policy: { treasury: p.treasury } };
+  for (const k of ['operators', 'bases', 'adapters', 'tariffs', 'owners', 'methods']) state[k] = new Map();
   for (const k of ['base', 'adapters', 'operator', 'protocol']) state.policy[k] = Number(p[k]);
   const entries = (list) => list.map((e) => ({ payee: e.payee.toLowerCase(), role: Number(e.role), bps: Number(e.bps) }));
+  // a whole history, from the newest entry back
+  const history = async (ask) => {
+    const out = [];
+    for (let at = BigInt(t), e; (e = await ask(at)); at = e.activeAt - 1n) out.unshift(e);
+    return out;
+  };
   for (const { record } of paid) {
+    const tariff = `${record.lane}/${record.modelId}`;
+    if (!state.tariffs.has(tariff))
+      state.tariffs.set(tariff, await history(async (at) => {
+        const e = await registry.tariffAt(record.lane, record.modelId, at);
+        return e.activeAt ? e : null;
+      }));
     if (!state.operators.has(record.lane)) {
       const operator = await ledger.laneOperatorAt(record.lane, t);
       if (operator !== ZeroAddress) state.operators.set(record.lane, operator);
@@ -45,10 +58,18 @@ async function stateAt(t, paid) {
     }
     for (const { id } of c.decodeSet(record.tails.set)) {
       if (state.adapters.has(id)) continue;
-      const { registered, datanetId, split } = await registry.adapterAt(id, t);
-      if (registered) state.adapters.set(id, { datanetId, entries: entries(split) });
+      const { registered, datanetId, split, parents } = await registry.adapterAt(id, t);
+      if (!registered) continue;
+      if (parents.length) fail('an adapter has parents, which this check does not follow');
+      const terms = await history(async (at) => {
+        const e = await registry.adapterAt(id, at);
+        return e.registered ? e : null;
+      });
+      state.adapters.set(id, { datanetId, entries: entries(split), parents: [], terms });
     }
   }
+  for (const hash of new Set(evidence.map((r) => r.methodHash))) state.methods.set(hash, await registry.methodRegisteredAt(hash));
+  for (const d of owners.datanets) state.owners.set(`${d.id}/${d.version}`, d.owners.map((o) => o.owner));
   return state;
 }
 
@@ -57,23 +78,24 @@ async function recompute(archive) {
   for (let epoch = 1; epoch <= last; epoch++) {
     const e = await vault.epochs(epoch), previous = await vault.epochs(e.previous);
     const from = e.previous === 0n ? 0n : previous.batchPaid;
+    const owners = JSON.parse(readFileSync(join(archive, `epoch-${String(epoch).padStart(8, '0')}`, 'owners.json'), 'utf8'));
     let paid = [], evidence = [], t = 0n;
     for (let b = from + 1n; b <= e.batchEvidence; b++) {
       const header = JSON.parse(readFileSync(join(archive, `batch-${String(b).padStart(8, '0')}`, 'header.json'), 'utf8'));
       const all = records(archive, b);
       evidence.push(...all.filter((x) => x.record.type === 2).map((x) => x.record));
-      if (b <= e.batchPaid) paid.push(...all.filter((x) => x.record.type === 1));
+      if (b <= e.batchPaid) paid.push(...all.filter((x) => x.record.type === 1).map((x) => ({ ...x, closedAt: header.closed_at })));
       if (b === e.batchPaid) t = header.closed_at;
     }
     const order = (p, q) => p.lane - q.lane || Number(p.seq - q.seq);
     evidence.sort(order);
     paid = paid.map((x) => ({ ...x, seed: c.ZERO32, rate: c.E9 })).sort((p, q) => order(p.record, q.record));
-    const { sums, stats } = c.reward(paid, evidence, await stateAt(t, paid));
+    const { sums, stats } = c.reward(paid, evidence, await stateAt(t, paid, evidence, owners));
     for (const [account, v] of sums) cum.set(account, (cum.get(account) ?? 0n) + v);
     const tree = c.rewardTree(c.rewardDomain(d.chain_id, d.vault, d.token), cum);
     if (tree.root.hash !== e.root) fail(`epoch ${epoch}: root ${tree.root.hash}, the vault has ${e.root}`);
     if (tree.root.sum !== e.total) fail(`epoch ${epoch}: total ${tree.root.sum}, the vault has ${e.total}`);
-    out.push({ epoch, inferences: paid.length, required: Number(stats.required), missing: Number(stats.missing), total: String(e.total) });
+    out.push({ epoch, inferences: paid.length, required: Number(stats.required), refused: Number(stats.refused), missing: Number(stats.missing), total: String(e.total) });
   }
   return out;
 }

@@ -2,12 +2,14 @@
  * segment with signed records. Deterministic: the same arguments give the same bytes.
  *
  *   lane_tool keys DIR LANE                      makes the keys, prints the lane's address
- *   lane_tool records DIR LANE CHAIN LEDGER N    N inferences with their attributions, as frames
+ *   lane_tool records DIR LANE CHAIN LEDGER N START   N inferences with their attributions, as
+ *                                                frames; the first began at second START
  *
  * Inference i (from 0) uses i % 5: 0 the base, 1 adapter 0, 2 adapter 1, 3 a mix of 0, 1 and 3, 4
  * adapter 3. Its attribution follows three records later, so that some end in another batch. Of
  * every 40 one has lost its inputs and one is never scored. Adapter k is keccak("adapter k"), payee
- * k keccak("payee k")'s first 20 bytes, the base keccak("base"). */
+ * k keccak("payee k")'s first 20 bytes, the base keccak("base"). Per 1 000 tokens the base costs
+ * 1 000 000 and 3 000 000, adapter k 7 (k + 1) and 11 (k + 1) more. */
 #include "chain_client/canon.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
@@ -45,7 +47,7 @@ struct tool {
     struct secp *secp;
     struct secp_key key;
     struct buf frames;
-    uint64_t seq;
+    uint64_t seq, start_s;
     u128 fees;
 };
 
@@ -61,7 +63,7 @@ static void emit(struct tool *t, union record *r, uint8_t digest[32])
     spool_frame_put(&t->frames, r->prefix.seq, body, len + 32);
 }
 
-static void choose_set(struct tail_set *set, uint64_t i)
+static void choose_set(struct tail_set *set, struct tail_tariff *prices, uint64_t i)
 {
     static const struct {
         uint32_t count;
@@ -73,15 +75,19 @@ static void choose_set(struct tail_set *set, uint64_t i)
                 {3, {0, 1, 3}, {65536, -32768, 20000}},
                 {1, {3}, {65536}}};
     *set = (struct tail_set){.count = sets[i % 5].count};
+    *prices = (struct tail_tariff){.price = {{1000000, 3000000}}, .count = 1 + set->count};
     for (uint32_t k = 0; k < set->count; k++) {
         struct tail_adapter a = {.weight = sets[i % 5].weight[k]};
+        uint64_t n = 1 + sets[i % 5].adapter[k];
         uint32_t at = k;
-        name_hash(a.id, "adapter", sets[i % 5].adapter[k]);
+        name_hash(a.id, "adapter", n - 1);
         while (at > 0 && memcmp(set->adapter[at - 1].id, a.id, 32) > 0) {
             set->adapter[at] = set->adapter[at - 1];
+            prices->price[1 + at] = prices->price[at];
             at--;
         }
         set->adapter[at] = a;
+        prices->price[1 + at] = (struct tail_price){1000000 + 7 * n, 3000000 + 11 * n};
     }
 }
 
@@ -89,16 +95,13 @@ static void infer(struct tool *t, uint64_t i, struct made *m)
 {
     uint8_t set[TAIL_SET_BYTES_MAX], tariff[TAIL_TARIFF_BYTES_MAX], params[TAIL_PARAMS_BYTES];
     size_t set_len, tariff_len;
-    struct tail_tariff prices = {.count = 0};
+    struct tail_tariff prices;
     struct tail_params p = {
         .n = 1, .max_tokens = 128, .temperature = 1, .top_p = 1, .repetition_penalty = 1};
     union record r = {.inference = {.prefix = {CANON_SPEC, RECORD_INFERENCE, t->lane, ++t->seq}}};
     struct record_inference *inf = &r.inference;
     *m = (struct made){.seq = t->seq, .idx = i};
-    choose_set(&m->set, i);
-    prices.count = 1 + m->set.count;
-    for (uint32_t k = 0; k < prices.count; k++)
-        prices.price[k] = (struct tail_price){1000000 + 7 * k, 3000000 + 11 * k};
+    choose_set(&m->set, &prices, i);
     CHECK(tail_set_encode(set, &set_len, &m->set, NULL) == 0);
     CHECK(tail_tariff_encode(tariff, &tariff_len, &prices, NULL) == 0);
     CHECK(tail_params_encode(params, &p, NULL) == 0);
@@ -114,7 +117,7 @@ static void infer(struct tool *t, uint64_t i, struct made *m)
     inf->tokens_in = (uint32_t)(20 + i % 300);
     inf->tokens_out = (uint32_t)(1 + i * 7 % 128);
     inf->status = RECORD_STATUS_COMPLETE;
-    inf->start_ms = 1700000000000 + i;
+    inf->start_ms = t->start_s * 1000 + i % 1000;
     inf->end_ms = inf->start_ms + 5;
     inf->fee = fee_of(&prices, inf->tokens_in, inf->tokens_out);
     t->fees += inf->fee;
@@ -230,8 +233,9 @@ int main(int argc, char **argv)
     buf_init(&t.frames, 1u << 30);
     make_keys(&t, argv[2]);
     if (strcmp(argv[1], "records") == 0) {
-        CHECK(argc == 7 && addr_parse(ledger, argv[5], &err) == 0);
+        CHECK(argc == 8 && addr_parse(ledger, argv[5], &err) == 0);
         canon_domain(t.domain, strtoull(argv[4], NULL, 10), ledger);
+        t.start_s = strtoull(argv[7], NULL, 10);
         make_records(&t, argv[2], strtoull(argv[6], NULL, 10));
     }
     buf_fini(&t.frames);

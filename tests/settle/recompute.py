@@ -3,12 +3,14 @@
 
 The idea: shares nothing with the programs it judges. Plain Python, no package, no module of the project; Keccak, key recovery, ABI and
 canonical JSON are written here from the page ("section 3" below is the page's). The chain says what was committed, the records say what
-it should have been. Every JSON file is rendered anew and compared byte by byte; the one value read out of such a file is the beacon delay.
+it should have been. Every JSON file is rendered anew and compared byte by byte; the one thing read out of such a file are the owners' lists,
+which count by their root alone.
 
     recompute.py --archive DIR --deployment deployment.json --rpc URL [--batch N | --epoch N]
 
 --batch N: batches 1 to N. --epoch N (default the last one proposed): every epoch up to N and every batch that they pay or take evidence
-from. One line per group of checks. Exit 0: all agrees; 1: differences, each with its file; 2: could not look.
+from. One line per group of checks; "faults" are records that break a rule and are worth what the page says. Exit 0: all agrees;
+1: differences, each with its file, or faults; 2: could not look.
 """
 import argparse
 import functools
@@ -20,7 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 
 E9 = 10 ** 9
-MAX_BATCH, MAX_ADAPTERS, MAX_SHARES = 1 << 17, 8, 64
+MAX_BATCH, MAX_ADAPTERS, MAX_SHARES, NAMED_SECONDS = 1 << 17, 8, 64, 600
 ZERO20, ZERO32 = bytes(20), bytes(32)
 
 # ---- Keccak-256: rate 136, padding 0x01 ----
@@ -293,6 +295,16 @@ def tree(leaves, pad, tag):
     return level[0]
 
 
+def owners_root(owners):
+    """The root of a datanet version's owners, [(address, documents)], strictly ascending."""
+    domain = keccak(b"residual.owners.1")
+    level = [keccak(b"\x20" + domain + be(i, 4) + owner + be(documents, 4)) for i, (owner, documents) in enumerate(owners)]
+    level += [keccak(b"\x22" + domain)] * ((1 << (len(level) - 1).bit_length()) - len(level))
+    while len(level) > 1:
+        level = [keccak(b"\x21" + a + b) for a, b in zip(level[::2], level[1::2])]
+    return level[0]
+
+
 # ---- section 9: the chain, read at one finalized block ----
 
 COMMITTED = ("BatchCommitted(uint64,bytes32,(uint64,uint8,bytes32,bytes32,bytes32,uint32,uint32,uint128,uint128,uint64),"
@@ -314,7 +326,7 @@ class Chain:
         self.batches, self.proposals = {}, {}
         for log in self.logs(self.ledger, COMMITTED):
             data = bytes.fromhex(log["data"][2:])
-            self.batches[int(log["topics"][1], 16)] = (
+            self.batches[int(log["topics"][1], 16), bytes.fromhex(log["topics"][2][2:])] = (
                 [data[32 * i:32 * i + 32] for i in range(10)], [[int.from_bytes(w, "big") for w in row] for row in rows(data, 10, 3)],
                 int(log["blockNumber"], 16))
         for log in self.logs(self.vault, PROPOSED):
@@ -364,6 +376,10 @@ class Chain:
             for view, result in zip(views[i:i + CALLS], self.ask(*calls)):
                 self.said[view] = bytes.fromhex(result[2:])
 
+    def batch(self, seq):
+        """(header words, lanes, block) of the newest event whose hash the ledger keeps, or None."""
+        return self.batches.get((seq, self.view(self.ledger, "batchHash(uint64)", seq)))
+
     def view(self, *view):
         """The bytes that (contract, signature, arguments..) returns."""
         self.load([view])
@@ -376,7 +392,7 @@ class Report:
     """Checks by group, in the order of their first use, each with what differed."""
 
     def __init__(self):
-        self.groups = {}
+        self.groups, self.faults = {}, []
 
     def check(self, group, good, where, text):
         count, wrong = self.groups.setdefault(group, (0, []))
@@ -394,7 +410,9 @@ class Report:
             print(f"{'DIFFERS' if wrong else 'agrees '} {group}: {count} checks" + (f", {len(wrong)} differ" if wrong else ""))
             for text in wrong[:20]:
                 print(f"        {text}")
-        return 1 if any(wrong for _, wrong in self.groups.values()) else 0
+        for text in self.faults[:20]:
+            print(f"fault   {text}")
+        return 1 if self.faults or any(wrong for _, wrong in self.groups.values()) else 0
 
 
 # ---- section 5: largest remainder ----
@@ -448,9 +466,9 @@ class Audit:
     def check_batch(self, seq):
         """True when the batch is what the ledger has; later ones and epochs are recomputed only then."""
         folder, chain, check = f"batch-{seq:08}", self.chain, self.report.check
-        if not check("ledger", seq in chain.batches, folder, "the ledger has no such batch"):
+        if not check("ledger", chain.batch(seq), folder, "the ledger has no such batch"):
             return False
-        header, lanes, block = chain.batches[seq]
+        header, lanes, block = chain.batch(seq)
         b = Batch()
         b.block, b.closed_at = block, int.from_bytes(header[9], "big")
         raw = self.file("records", folder, "records.bin")
@@ -464,6 +482,9 @@ class Audit:
             return check("records", False, f"{folder}/records.bin", str(wrong))
         check("records", True, folder, "parse")
         self.check_signatures(f"{folder}/records.bin", b.records)
+        for r in b.records:
+            if r.type == 1:
+                r.t0 = min(r.startMs // 1000, b.closed_at)
         listed = [{"first": f, "lane": lane, "last": last} for lane, f, last in mine]
         mine_manifest = canonical({
             "batch": seq, "chain_id": chain.chain_id, "closed_at": b.closed_at, "format": "residual.batch.1", "lanes": listed,
@@ -532,93 +553,194 @@ class Audit:
 
     def check_pairs(self, where, records):
         """The rules between records: one type 2 names a type 1 of its lane by its digest; one requestId is charged once."""
-        check = self.report.check
-        for r in records:
-            at = r.lane, r.seq
-            if r.type == 1:
-                first = self.requests.setdefault(r.requestId, at)
-                check("pairs", first == at, where, f"lane {r.lane} seq {r.seq}: the requestId of lane {first[0]} seq {first[1]}")
-                self.answers[at] = r
-        for r in records:
-            if r.type == 2:
-                known = number(self.chain.view(self.chain.registry, "methodRegisteredAt(bytes32)", r.methodHash), 0)
-                check("pairs", known, where, f"lane {r.lane} seq {r.seq}: method {hexed(r.methodHash)} is not registered")
-                named = self.answers.get((r.lane, r.infSeq))
-                if check("pairs", named is not None and named.digest == r.infDigest, where,
-                         f"lane {r.lane} seq {r.seq} names {r.infSeq}, not its digest"):
-                    check("pairs", r.outcome or len(r.scores()) == len(named.adapters), where,
-                          f"lane {r.lane} seq {r.seq}: K is not that of {r.infSeq}")
-                    first = self.scored_by.setdefault((r.lane, r.infSeq), r.seq)
-                    check("pairs", first == r.seq, where, f"lane {r.lane} seq {r.seq}: {r.infSeq} has its type 2 at {first}")
+        def fault(r, good, text):
+            if not good:
+                self.report.faults.append(f"{where}: lane {r.lane} seq {r.seq}: {text}")
+            return good
+        for r in (r for r in records if r.type == 1):
+            first = self.requests.setdefault(r.requestId, (r.lane, r.seq))
+            fault(r, first == (r.lane, r.seq), f"the requestId of lane {first[0]} seq {first[1]}")
+            self.answers[r.lane, r.seq] = r
+        for r in (r for r in records if r.type == 2):
+            named = self.answers.get((r.lane, r.infSeq))
+            if fault(r, named is not None and named.digest == r.infDigest, f"names {r.infSeq}, not its digest"):
+                fault(r, r.outcome or len(r.scores()) == len(named.adapters), f"K is not that of {r.infSeq}")
+                first = self.scored_by.setdefault((r.lane, r.infSeq), r.seq)
+                fault(r, first == r.seq, f"{r.infSeq} has its type 2 at {first}")
 
-    # ---- section 4: which answers must be scored ----
+    # ---- section 4: what is named, and which answers must be scored ----
 
-    def snapshot(self, paid, at, delay):
-        """What the chain said at T, as snapshot.json has it, from views alone."""
-        chain = self.chain
-        answers = [r for b in paid for r in self.batches[b].records if r.type == 1]
-        lanes, models = sorted({r.lane for r in answers}), sorted({r.modelId for r in answers})
-        adapters = sorted({id_ for r in answers for id_, _ in r.adapters})
-        policy = chain.view(chain.registry, "policyAt(uint64)", at)
-        batches, beacons = [], {}
+    @functools.lru_cache(maxsize=None)
+    def terms(self, id_, at):
+        """An adapter's entry at a second, or None."""
+        data = self.chain.view(self.chain.registry, "adapterAt(bytes32,uint64)", id_, at)[32:]
+        if not number(data, 0):
+            return None
+        return {"active_at": number(data, 1), "model": data[64:96], "datanet": data[96:128], "datanet_version": number(data, 4),
+                "price_in": number(data, 5), "price_out": number(data, 6), "entries": self.entries(data, 7),
+                "parents": [{"bps": int.from_bytes(bps, "big"), "id": hexed(parent)} for parent, bps in rows(data, 8, 2)]}
+
+    @functools.lru_cache(maxsize=None)
+    def tariff(self, lane, model, at):
+        data = self.chain.view(self.chain.registry, "tariffAt(uint32,bytes32,uint64)", lane, model, at)
+        return {"active_at": number(data, 0), "price_in": number(data, 1), "price_out": number(data, 2)} if number(data, 0) else None
+
+    @staticmethod
+    def entries(data, at):
+        return [{"bps": int.from_bytes(bps, "big"), "payee": hexed(payee[12:]), "role": role[31]} for payee, role, bps in rows(data, at, 3)]
+
+    @staticmethod
+    def named(entry_at, t0):
+        """The entries that are named at t0, latest first; None stands for none."""
+        first, at, out = max(0, t0 - NAMED_SECONDS), t0, []
+        while True:
+            out.append(entry_at(at))
+            if out[-1] is None or out[-1]["active_at"] <= first:
+                return out
+            at = out[-1]["active_at"] - 1
+
+    def named_terms(self, id_, t0):
+        return self.named(lambda at: self.terms(id_, at), t0)
+
+    def named_tariffs(self, r):
+        return self.named(lambda at: self.tariff(r.lane, r.modelId, at), r.t0)
+
+    def refused(self, r):
+        prices = [int.from_bytes(r.tariff[i:i + 16], "big") for i in range(0, len(r.tariff), 16)]
+        lists = [self.named_tariffs(r), *(self.named_terms(id_, r.t0) for id_, _ in r.adapters)]
+        return not all(any(pair == ((e["price_in"], e["price_out"]) if e else (0, 0)) for e in list_)
+                       for pair, list_ in zip(zip(prices[::2], prices[1::2]), lists))
+
+    def ancestors(self, ids, at):
+        """ids, and whatever they descend from at `at`, ascending."""
+        out, todo = set(), list(ids)
+        while todo:
+            id_ = todo.pop()
+            if id_ not in out:
+                out.add(id_)
+                todo += [bytes.fromhex(p["id"][2:]) for p in (self.terms(id_, at) or {"parents": []})["parents"]]
+        return sorted(out)
+
+    def beacons(self, paid):
+        """[snapshot's batches], {seq: (rate, seed)}"""
+        chain, batches, seeds = self.chain, [], {}
         for seq in paid:
             b = self.batches[seq]
             rate, beacon = number(chain.view(chain.ledger, "rateAt(uint64)", b.closed_at), 0), {"number": 0, "mix": ZERO32}
             if rate != E9:
-                beacon = chain.first_at(chain.block(b.block)["time"] + delay)
+                beacon = chain.first_at(chain.block(b.block)["time"] + number(chain.view(chain.ledger, "beaconDelay()"), 0))
                 if not beacon:
                     raise Wrong(f"batch {seq} has no beacon block yet")
             batches.append({"beacon_block": beacon["number"], "mix_hash": hexed(beacon["mix"]), "rate_ppb": rate, "seq": seq})
-            beacons[seq] = rate, keccak(b"residual.sample.1" + b.hash + beacon["mix"])
-        file = {"adapters": [], "at": at, "bases": [], "batches": batches, "beacon_delay_s": delay, "chain_id": chain.chain_id,
-                "format": "residual.snapshot.1",
-                "lanes": [{"lane": n, "operator": hexed(address(chain.view(chain.ledger, "laneOperatorAt(uint32,uint64)", n, at), 0))}
-                          for n in lanes],
-                "ledger": hexed(chain.ledger), "registry": hexed(chain.registry),
+            seeds[seq] = rate, keccak(b"residual.sample.1" + b.hash + beacon["mix"])
+        return batches, seeds
+
+    def snapshot(self, answers, attributions, batches, at):
+        """What the chain said at T, as snapshot.json has it, from views alone."""
+        chain = self.chain
+        policy = chain.view(chain.registry, "policyAt(uint64)", at)
+        named, tariffs = defaultdict(dict), defaultdict(dict)
+        for r in answers:
+            for id_, _ in r.adapters:
+                named[id_].update({e["active_at"]: e for e in self.named_terms(id_, r.t0) if e})
+            tariffs[r.lane].update({(r.modelId, e["active_at"]): e for e in self.named_tariffs(r) if e})
+
+        def priced(e):
+            return {"active_at": e["active_at"], "price_in": str(e["price_in"]), "price_out": str(e["price_out"])}
+        adapters, versions = [], set()
+        for id_ in self.ancestors(named.keys() | {id_ for r in answers for id_, _ in r.adapters}, at):
+            now = self.terms(id_, at) or {"datanet": ZERO32, "model": ZERO32, "entries": [], "parents": []}
+            terms = [{**priced(e), "datanet_version": e["datanet_version"]} for _, e in sorted(named[id_].items())]
+            versions |= {(now["datanet"], e["datanet_version"]) for e in terms if e["datanet_version"]}
+            adapters.append({"datanet": hexed(now["datanet"]), "entries": now["entries"], "id": hexed(id_), "model": hexed(now["model"]),
+                             "parents": now["parents"], "registered": bool(self.terms(id_, at)), "terms": terms})
+        bases = []
+        for id_ in sorted({r.modelId for r in answers}):
+            data = chain.view(chain.registry, "baseAt(bytes32,uint64)", id_, at)
+            bases.append({"entries": self.entries(data, 1), "id": hexed(id_), "registered": bool(number(data, 0))})
+        lanes = [{"lane": n, "operator": hexed(address(chain.view(chain.ledger, "laneOperatorAt(uint32,uint64)", n, at), 0)),
+                  "tariffs": [{**priced(e), "model": hexed(model)} for (model, _), e in sorted(tariffs[n].items())]}
+                 for n in sorted({r.lane for r in answers})]
+        datanets, methods = defaultdict(list), []
+        for id_, version in sorted(versions):
+            data = chain.view(chain.registry, "datanetVersion(bytes32,uint64)", id_, version)
+            datanets[id_].append({"documents": number(data, 5), "owner_root": hexed(data[128:160]), "owners": number(data, 6), "version": version})
+        for hash_ in sorted({r.methodHash for r in attributions if self.names(r)}):
+            known = number(chain.view(chain.registry, "methodRegisteredAt(bytes32)", hash_), 0)
+            methods.append({"hash": hexed(hash_), "registered_at": known if known <= at else 0})
+        return {"adapters": adapters, "at": at, "bases": bases, "batches": batches, "chain_id": chain.chain_id,
+                "datanets": [{"id": hexed(id_), "versions": list_} for id_, list_ in datanets.items()], "format": "residual.snapshot.1",
+                "lanes": lanes, "ledger": hexed(chain.ledger), "methods": methods, "registry": hexed(chain.registry),
                 "policy": {"base": number(policy, 0), "adapters": number(policy, 1), "operator": number(policy, 2), "protocol": number(policy, 3),
                            "treasury": hexed(address(policy, 4))}}
-        for kind, view, head in (("bases", "baseAt(bytes32,uint64)", 1), ("adapters", "adapterAt(bytes32,uint64)", 7)):
-            for id_ in models if kind == "bases" else adapters:
-                data = chain.view(chain.registry, view, id_, at)
-                data = data[32:] if kind == "adapters" else data  # one tuple, behind its offset
-                entries = [{"bps": int.from_bytes(bps, "big"), "payee": hexed(payee[12:]), "role": role[31]}
-                           for payee, role, bps in rows(data, head, 3)]
-                more = {"datanet": hexed(data[96:128]), "model": hexed(data[64:96])} if kind == "adapters" else {}
-                file[kind].append({"entries": entries, "id": hexed(id_), "registered": bool(number(data, 0)), **more})
-        return file, beacons
 
-    def evidence(self, before, last):
-        """{(lane, seq): the first valid type 2} over the batches (before, last]."""
+    def names(self, r):
+        """The paid type 1 that a type 2 names by lane, number and digest, or None."""
+        named = self.paid.get((r.lane, r.infSeq))
+        return named if named and named.digest == r.infDigest and r.infSeq < r.seq else None
+
+    def owners(self, snapshot, source):
+        """{(datanet, version): [(owner, documents)]} of every version, as source(datanet, version) has them; Wrong unless the roots are right."""
         out = {}
-        attributions = [r for b in range(before + 1, last + 1) for r in self.batches[b].records if r.type == 2]
+        for d in snapshot["datanets"]:
+            for v in d["versions"]:
+                list_ = source(d["id"], v["version"]) if v["owners"] else []
+                good = (len(list_), sum(n for _, n in list_)) == (v["owners"], v["documents"]) and all(a[0] < b[0] for a, b in zip(list_, list_[1:]))
+                if not good or (list_ and hexed(owners_root(list_)) != v["owner_root"]):
+                    raise Wrong(f"the owners of {d['id']} version {v['version']} are not the registry's")
+                out[bytes.fromhex(d["id"][2:]), v["version"]] = list_
+        return out
+
+    def evidence(self, attributions, owners, snapshot):
+        """{(lane, seq): the first valid type 2} of the paid answers."""
+        out, known = {}, {m["hash"] for m in snapshot["methods"] if m["registered_at"]}
         for r in sorted(attributions, key=lambda r: (r.lane, r.seq)):
-            named = self.answers.get((r.lane, r.infSeq))
-            if named and named.digest == r.infDigest and (r.outcome or len(r.scores()) == len(named.adapters)):
+            named, wrong = self.names(r), None
+            if not named:
+                continue
+            if hexed(r.methodHash) not in known:
+                wrong = "its scoring method was not registered"
+            elif r.outcome == 0 and len(r.scores()) != len(named.adapters):
+                continue
+            elif r.outcome == 0 and not all(self.owns(payee, id_, named.t0, owners) for (id_, _), (_, shares) in zip(named.adapters, r.scores())
+                                            for payee, _ in shares):
+                wrong = "it pays somebody who owns no document of the named versions"
+            if wrong:
+                self.report.faults.append(f"lane {r.lane} seq {r.seq}: {wrong}")
+            else:
                 out.setdefault((r.lane, r.infSeq), r)
         return out
 
-    def required(self, paid, snapshot, beacons, evidence):
+    def owns(self, payee, id_, t0, owners):
+        return payee == ZERO20 or any(payee == owner for e in self.named_terms(id_, t0) if e and e["datanet_version"]
+                                      for owner, _ in owners[e["datanet"], e["datanet_version"]])
+
+    def required(self, paid, seeds, evidence, refused):
         """{(lane, seq): the type 2 that scores it, or None} of the answers that must be scored."""
-        datanets = {bytes.fromhex(a["id"][2:]) for a in snapshot["adapters"] if a["registered"] and int(a["datanet"], 16)}
         out = {}
         for b in paid:
-            rate, seed = beacons[b]
-            for r in (r for r in self.batches[b].records if r.type == 1 and r.fee):
+            rate, seed = seeds[b]
+            for r in (r for r in self.batches[b].records if r.type == 1 and r.fee and (r.lane, r.seq) not in refused):
                 k = len(r.adapters)
+                alone = self.terms(r.adapters[0][0], r.t0) if k == 1 else None
                 draw = int.from_bytes(keccak(seed + be(r.lane, 4) + be(r.seq, 8))[:4], "big") * E9
-                if (k >= 2 or k == 1 and r.adapters[0][0] in datanets) and (rate == E9 or draw < rate << 32):
+                if (k >= 2 or alone and any(alone["datanet"])) and (rate == E9 or draw < rate << 32):
                     found = evidence.get((r.lane, r.seq))
                     out[r.lane, r.seq] = found if found and found.outcome == 0 else None
         return out
 
     # ---- section 5: the reward ----
 
-    def reward(self, answers, required, snapshot):
+    def reward(self, answers, required, refused, snapshot):
         """{account: what it earned}; required = {(lane, seq): its valid type 2 with outcome 0, or None}."""
         policy, earned = snapshot["policy"], defaultdict(int)
         treasury = bytes.fromhex(policy["treasury"][2:])
         operators = {x["lane"]: bytes.fromhex(x["operator"][2:]) for x in snapshot["lanes"]}
         splits = {(kind, bytes.fromhex(x["id"][2:])): x for kind in ("bases", "adapters") for x in snapshot[kind] if x["registered"]}
+
+        def depth(id_):
+            parents = splits.get(("adapters", id_), {"parents": []})["parents"]
+            return max((1 + depth(bytes.fromhex(p["id"][2:])) for p in parents), default=0)
 
         def pay(amount, entries):
             for entry, part in zip(entries, lr(amount, [e["bps"] for e in entries])):
@@ -626,6 +748,9 @@ class Audit:
 
         fees, sets, influence, data_of = defaultdict(int), {}, defaultdict(lambda: None), defaultdict(lambda: defaultdict(int))
         for r in answers:  # one pass: fees by (lane, model, set), X by set, Y by adapter
+            if (r.lane, r.seq) in refused:
+                earned[treasury] += r.fee
+                continue
             fees[r.lane, r.modelId, r.adapterSetHash] += r.fee
             sets[r.adapterSetHash] = r.adapters
             if (r.lane, r.seq) not in required:
@@ -650,11 +775,18 @@ class Audit:
             pay(amount, splits["bases", model]["entries"] if ("bases", model) in splits else [{"payee": hexed(treasury), "bps": 1}])
         for set_, amount in set_parts.items():
             weights = influence[set_] if any(influence[set_] or ()) else [abs(w) for _, w in sets[set_]]
-            for (id_, _), part in zip(sets[set_], lr(amount, weights)):
-                if ("adapters", id_) in splits:
-                    adapter_parts[id_] += part
-                else:
+            parts = defaultdict(int, {id_: part for (id_, _), part in zip(sets[set_], lr(amount, weights))})
+            while parts:  # the deepest first: what its parents get is divided in its turn
+                id_ = max(parts, key=depth)
+                part = parts.pop(id_)
+                if ("adapters", id_) not in splits:
                     earned[treasury] += part
+                    continue
+                parents = splits["adapters", id_]["parents"]
+                *theirs, own = lr(part, [p["bps"] for p in parents] + [10000 - sum(p["bps"] for p in parents)])
+                adapter_parts[id_] += own
+                for parent, share in zip(parents, theirs):
+                    parts[bytes.fromhex(parent["id"][2:])] += share
         for id_, amount in adapter_parts.items():
             adapter, pool = splits["adapters", id_], 0
             for entry, part in zip(adapter["entries"], lr(amount, [e["bps"] for e in adapter["entries"]])):
@@ -672,6 +804,50 @@ class Audit:
 
     # ---- epochs ----
 
+    def make_epoch(self, epoch, previous, paid_to, evidence_to, source):
+        """What epoch `epoch` must be: its files, and what the vault and the Proposed event have of it. source: as owners() wants it."""
+        chain, e = self.chain, self.epochs[previous]
+        paid, at = range(e["paid"] + 1, paid_to + 1), self.batches[paid_to].closed_at
+        answers = [r for b in paid for r in self.batches[b].records if r.type == 1]
+        attributions = [r for b in range(e["paid"] + 1, evidence_to + 1) for r in self.batches[b].records if r.type == 2]
+        self.paid = {(r.lane, r.seq): r for r in answers}
+        batches, seeds = self.beacons(paid)
+        snapshot = self.snapshot(answers, attributions, batches, at)
+        owners = self.owners(snapshot, source)
+        refused = sorted(key for key, r in self.paid.items() if self.refused(r))
+        self.report.faults += [f"lane {lane} seq {seq}: its tariff was not the registered one at its start" for lane, seq in refused]
+        required = self.required(paid, seeds, self.evidence(attributions, owners, snapshot), set(refused))
+        fees = {key: r.fee for key, r in self.paid.items()}
+        lost = sorted(key for key, scored in required.items() if not scored)
+        earned, cumulative = self.reward(answers, required, set(refused), snapshot), defaultdict(int, e["cumulative"])
+        for account, amount in earned.items():
+            cumulative[account] += amount
+        leaves = sorted((a, c) for a, c in cumulative.items() if c)
+        made = {
+            "accounts.json": canonical({"accounts": [{"account": hexed(a), "cumulative": str(c)} for a, c in leaves], "epoch": epoch,
+                                        "format": "residual.accounts.1"}),
+            "missing.json": canonical({"epoch": epoch, "format": "residual.missing.1",
+                                       "missing": [{"fee": str(fees[lane, seq]), "lane": lane, "seq": seq} for lane, seq in lost]}),
+            "owners.json": canonical({"datanets": [{"id": hexed(id_), "owners": [{"documents": n, "owner": hexed(owner)} for owner, n in list_],
+                                                    "version": version} for (id_, version), list_ in owners.items()],
+                                      "epoch": epoch, "format": "residual.owners.1"}),
+            "refused.json": canonical({"epoch": epoch, "format": "residual.refused.1", "refused": [
+                {"fee": str(fees[lane, seq]), "lane": lane, "reason": 1, "seq": seq} for lane, seq in refused]}),
+            "snapshot.json": canonical(snapshot)}
+        domain = text_domain("residual.reward.1", chain.chain_id, chain.vault, chain.token)
+        root, total = tree([(keccak(b"\x00" + domain + be(i, 4) + a + be(c, 16)), c) for i, (a, c) in enumerate(leaves)],
+                           keccak(b"\x02" + domain), b"\x01")
+        sums = {name: {"count": len(keys), "fee": str(sum(fees[k] for k in keys))} for name, keys in (
+            ("missing", lost), ("refused", refused), ("required", list(required)), ("scored", [k for k, v in required.items() if v]))}
+        made["manifest.json"] = canonical({
+            "at": at, "batch_evidence": evidence_to, "batch_paid": paid_to, "batch_paid_before": e["paid"], "chain_id": chain.chain_id,
+            "epoch": epoch,
+            "files": [{"bytes": len(data), "file": name, "keccak": hexed(keccak(data))} for name, data in sorted(made.items())],
+            "format": "residual.epoch.1", "leaves": len(leaves), "prev_root": hexed(e["root"]), "previous": previous,
+            "root": hexed(root), "spec": 1, "total": str(total), "vault": hexed(chain.vault), **sums})
+        return {"files": made, "root": root, "total": total, "leaves": leaves, "paid": paid_to, "earned": sum(earned.values()),
+                "fees": sum(fees.values()), "proposed": words(total, len(leaves), paid_to, evidence_to, keccak(made["manifest.json"]))}
+
     def check_epoch(self, epoch):
         folder, chain, check, compare = f"epoch-{epoch:08}", self.chain, self.report.check, self.report.compare
         kept = chain.view(chain.vault, "epochs(uint64)", epoch)
@@ -684,59 +860,34 @@ class Audit:
         e = self.epochs[previous]
         if not check("epochs", e["paid"] < paid_to <= evidence_to, folder, f"M' {e['paid']}, M {paid_to}, E {evidence_to}"):
             return
-        paid, at = range(e["paid"] + 1, paid_to + 1), self.batches[paid_to].closed_at
-        files = {name: self.file("epoch files", folder, name) for name in ("accounts.json", "missing.json", "snapshot.json", "manifest.json")}
+        files = {name: self.file("epoch files", folder, f"{name}.json") for name in ("accounts", "missing", "owners", "refused", "snapshot", "manifest")}
         try:
-            snapshot, beacons = self.snapshot(paid, at, self.delay(paid, files["snapshot.json"]))
+            made = self.make_epoch(epoch, previous, paid_to, evidence_to, self.published(files["owners"]))
         except Wrong as wrong:
-            check("snapshots", False, f"{folder}/snapshot.json", str(wrong))
+            check("epochs", False, f"{folder}/owners.json", str(wrong))
             return
-        required = self.required(paid, snapshot, beacons, self.evidence(e["paid"], evidence_to))
-        answers = [r for b in paid for r in self.batches[b].records if r.type == 1]
-        fees = {(r.lane, r.seq): r.fee for r in answers}
-        lost = sorted(key for key, scored in required.items() if not scored)
-        earned, cumulative = self.reward(answers, required, snapshot), defaultdict(int, e["cumulative"])
-        for account, amount in earned.items():
-            cumulative[account] += amount
-        check("rewards", sum(earned.values()) == sum(fees.values()), folder, f"{sum(earned.values())} earned of {sum(fees.values())}")
-        leaves = sorted((a, c) for a, c in cumulative.items() if c)
-        made = {
-            "accounts.json": canonical({"accounts": [{"account": hexed(a), "cumulative": str(c)} for a, c in leaves], "epoch": epoch,
-                                        "format": "residual.accounts.1"}),
-            "missing.json": canonical({"epoch": epoch, "format": "residual.missing.1",
-                                       "missing": [{"fee": str(fees[lane, seq]), "lane": lane, "seq": seq} for lane, seq in lost]}),
-            "snapshot.json": canonical(snapshot)}
-        domain = text_domain("residual.reward.1", chain.chain_id, chain.vault, chain.token)
-        root, total = tree([(keccak(b"\x00" + domain + be(i, 4) + a + be(c, 16)), c) for i, (a, c) in enumerate(leaves)],
-                           keccak(b"\x02" + domain), b"\x01")
+        check("rewards", made["earned"] == made["fees"], folder, f"{made['earned']} earned of {made['fees']}")
         due = self.batches[paid_to].cum_fee - self.number("startCumFee()")
-        check("rewards", total == due, folder, f"total {total}, cumFee(M) - startCumFee is {due}")
-        sums = {name: {"count": len(keys), "fee": str(sum(fees[k] for k in keys))} for name, keys in (
-            ("missing", lost), ("required", list(required)), ("scored", [k for k, v in required.items() if v]))}
-        made["manifest.json"] = canonical({
-            "at": at, "batch_evidence": evidence_to, "batch_paid": paid_to, "batch_paid_before": e["paid"], "chain_id": chain.chain_id,
-            "epoch": epoch,
-            "files": [{"bytes": len(data), "file": name, "keccak": hexed(keccak(data))} for name, data in sorted(made.items())],
-            "format": "residual.epoch.1", "leaves": len(leaves), "prev_root": hexed(e["root"]), "previous": previous,
-            "root": hexed(root), "spec": 1, "total": str(total), "vault": hexed(chain.vault), **sums})
-        for name, data in made.items():
-            compare(f"epochs' {name}", f"{folder}/{name}", files[name], data)
+        check("rewards", made["total"] == due, folder, f"total {made['total']}, cumFee(M) - startCumFee is {due}")
+        for name, data in made["files"].items():
+            compare(f"epochs' {name}", f"{folder}/{name}", files[name[:-5]], data)
         said_root, said = chain.proposals[epoch]
-        proposed = words(total, len(leaves), paid_to, evidence_to, keccak(made["manifest.json"]))
-        check("Proposed events", (said_root, said[:160]) == (root, proposed),
-              folder, "root, total, leaves, M, E or the manifest's keccak are not the event's")
-        check("epochs", (kept[:32], number(kept, 1), number(kept, 3)) == (root, total, len(leaves)), folder,
+        check("Proposed events", (said_root, said[:160]) == (made["root"], made["proposed"]), folder,
+              "root, total, leaves, M, E or the manifest's keccak are not the event's")
+        check("epochs", (kept[:32], number(kept, 1), number(kept, 3)) == (made["root"], made["total"], len(made["leaves"])), folder,
               "root, total or leaves are not the vault's")
-        self.epochs[epoch] = {"paid": paid_to, "root": root, "cumulative": dict(leaves)}
+        self.epochs[epoch] = {"paid": paid_to, "root": made["root"], "cumulative": dict(made["leaves"])}
 
-    def delay(self, paid, snapshot):
-        """beacon_delay_s, the one value that only the file has; 0 when no batch needs a beacon."""
-        if all(number(self.chain.view(self.chain.ledger, "rateAt(uint64)", self.batches[b].closed_at), 0) == E9 for b in paid):
-            return 0
-        try:
-            return int(json.loads(snapshot)["beacon_delay_s"])
-        except (ValueError, KeyError, TypeError):
-            raise Wrong("has no beacon_delay_s") from None
+    @staticmethod
+    def published(text):
+        """What owners.json says of one version; Wrong if it says nothing readable."""
+        def source(datanet, version):
+            try:
+                lists = {(d["id"], d["version"]): d["owners"] for d in json.loads(text)["datanets"]}
+                return [(bytes.fromhex(o["owner"][2:]), int(o["documents"])) for o in lists[datanet, version]]
+            except (ValueError, KeyError, TypeError):
+                raise Wrong(f"has no owners of {datanet} version {version}") from None
+        return source
 
 
 def main(arguments=None):

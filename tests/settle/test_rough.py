@@ -214,7 +214,8 @@ def test_a_lane_that_contradicts_itself_stops(tmp_path):
     with World(tmp_path, lanes=(1, 2)) as w:
         w.lanes[1].make(w, 60)
         w.lanes[2].make(w, 60)
-        other = run(binary("lane_tool"), "records", tmp_path / "other", 1, w.deployed["chain_id"], w.deployed["ledger"], 61).stdout
+        other = run(binary("lane_tool"), "records", tmp_path / "other", 1, w.deployed["chain_id"], w.deployed["ledger"], 61,
+                    w.lanes[1].start_s).stdout
         assert other
         shutil.copytree(w.lanes[1].dir, tmp_path / "kept")
         good = w.lanes[1].entries

@@ -28,6 +28,7 @@ def test_another_implementation_finds_the_same_roots(settled):
     assert out[-1]["epoch"] >= epoch and int(out[-1]["total"]) == sum(lane.fees for lane in w.lanes.values())
     assert sum(e["inferences"] for e in out) == 500
     assert sum(e["missing"] for e in out) > 0, "some were never scored, or lost their inputs"
+    assert sum(e["refused"] for e in out) == 0
 
 
 def test_audit_is_right(settled):
@@ -79,7 +80,7 @@ def test_the_page_is_enough(settled, tmp_path, capsys):
 
 def test_claim_pays_what_was_earned(settled):
     w, s, _ = settled
-    accounts = [w.names["p0"], w.names["p1"], "0x" + f"{1:040x}"]
+    accounts = [w.names["p0"], w.names["p1"], w.names["operator1"]]
     first = w.claim(s, *accounts)
     for c in first:
         assert int(c["paid"]) == int(c["cumulative"]) > 0 and c["claimed_before"] == "0", c

@@ -8,16 +8,18 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+import recompute  # noqa: E402
 from server import ROOT, Manager, Redis, binary, free_port, http, wait_for  # noqa: E402
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
 CHECK = Path(__file__).resolve().parent / "check.mjs"
 DEPLOYER = "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80"  # anvil's first account
 KEYS = {"committer": "11" * 32, "proposer": "12" * 32, "funder": "13" * 32, "guardian": "44" * 32, "owner": "22" * 32, "claimer": "33" * 32,
-        "attestor": "45" * 32, "second": "55" * 32}
+        "attestor": "45" * 32, "second": "55" * 32, "operator1": "51" * 32, "operator2": "52" * 32, "operator3": "53" * 32}
 
 
 def run(*args, check=True, cwd=ROOT, timeout=120):
@@ -36,10 +38,11 @@ class Lane:
     def __init__(self, world, number):
         self.number, self.dir = number, world.dir / f"lane-{number}"
         self.address = run(binary("lane_tool"), "keys", self.dir, number).stdout.strip()
-        self.entries, self.fees = [], 0
+        self.entries, self.fees, self.start_s = [], 0, 0
 
     def make(self, world, inferences):
-        out = run(binary("lane_tool"), "records", self.dir, self.number, world.deployed["chain_id"], world.deployed["ledger"], inferences).stdout
+        self.start_s = int(time.time())
+        out = run(binary("lane_tool"), "records", self.dir, self.number, world.deployed["chain_id"], world.deployed["ledger"], inferences, self.start_s).stdout
         self.fees = int(out.split()[-1])
         data, at = next((self.dir / "spool").glob("seg-*.log")).read_bytes(), 0
         while at < len(data):
@@ -64,6 +67,7 @@ class World:
         self.rpc_url = f"http://127.0.0.1:{self.anvil_port}"
         self.deployment = self.dir / "deployment.json"
         self.wait_s, self.window_s = wait_s, window_s
+        self.owners_dir = self.dir / "owners"
         for name, secret in {**KEYS, "deployer": DEPLOYER}.items():
             self.key(name).write_text(secret)
             self.key(name).chmod(0o600)
@@ -88,6 +92,7 @@ class World:
         shutil.copy(kept / "deployment.json", self.dir)
         self.names = json.loads((kept / "names.json").read_text())
         self.deployed = json.loads(self.deployment.read_text())
+        self.write_owners()
         self.start_chain()
         return self
 
@@ -120,7 +125,7 @@ class World:
         return reply["result"]
 
     def deploy(self):
-        """Adapters 0 to 2 with datanets and adapter 3 without, as lane_tool names them; adapter 2 stays unused."""
+        """Adapters 0 to 2 with datanets and adapter 3 without, as lane_tool names them; adapter 2 stays unused. The payees own each datanet."""
         h = json.loads(node("""
             import { keccak256, toUtf8Bytes, Wallet } from 'ethers';
             const h = (s) => keccak256(toUtf8Bytes(s)), out = { base: h('base'), method: h('residual.method.s0-documents.1'), x: h('x') };
@@ -128,22 +133,33 @@ class World:
             for (const [n, k] of Object.entries(%s)) out[n] = new Wallet('0x' + k).address;
             console.log(JSON.stringify(out));""" % json.dumps(KEYS)))
         self.names = h
+        owners = sorted((bytes.fromhex(h[f"p{i}"][2:]), i + 1) for i in range(4))
         config = {
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 1, "protocol_bps_min": 100, "rate_ppb": 1000000000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": "0x" + "ee" * 20},
             "window_s": self.window_s, "wait_s": self.wait_s, "cap_floor": str(10 ** 24), "attestors_min": 1, "attestors": [h["attestor"], h["second"]],
             "roles": {n: h[n] for n in ("committer", "proposer", "guardian")},
-            "coins": [{"address": h[a], "amount": str(10 ** 20)} for a in ("committer", "proposer", "funder", "guardian", "claimer")],
+            "coins": [{"address": h[a], "amount": str(10 ** 20)} for a in ("committer", "proposer", "funder", "guardian", "claimer", "operator1", "operator2", "operator3")],
             "methods": [h["method"]],
             "bases": [{"model_id": h["base"], "owner": h["owner"], "split": [{"payee": h["owner"], "role": "author", "bps": 10000}]}],
-            "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": h["x"], "documents": 1, "owners": 1, "tokenizer_digest": h["x"]} for i in range(3)],
-            "adapters": [{"adapter_id": h[f"a{i}"], "model_id": h["base"], **({"datanet": f"net{i}"} if i < 3 else {}), "price_in": "1000000", "price_out": "3000000",
+            "datanets": [{"name": f"net{i}", "salt": h[f"a{i}"], "document_root": h["x"][:-1] + str(i), "owner_root": recompute.hexed(recompute.owners_root(owners)), "documents": sum(n for _, n in owners),
+                          "owners": len(owners), "tokenizer_digest": h["x"]} for i in range(3)],
+            "adapters": [{"adapter_id": h[f"a{i}"], "model_id": h["base"], **({"datanet": f"net{i}"} if i < 3 else {}), "price_in": str(1000000 + 7 * (i + 1)), "price_out": str(3000000 + 11 * (i + 1)),
                           "split": [{"payee": h["owner"], "role": "author", "bps": 4000}, {"payee": h["p0"], "role": "data", "bps": 6000}]} for i in range(4)],
-            "lanes": [{"lane": lane.number, "key": lane.address, "operator": "0x" + f"{lane.number:040x}"} for lane in self.lanes.values()]}
+            "lanes": [{"lane": n, "key": lane.address, "operator": h[f"operator{n}"], "operator_key_file": str(self.key(f"operator{n}")),
+                       "tariffs": [{"model_id": h["base"], "price_in": "1000000", "price_out": "3000000"}]} for n, lane in self.lanes.items()]}
         path = self.dir / "deploy.json"
         path.write_text(json.dumps(config))
         run("node", CONTRACTS / "deploy.mjs", "--rpc", self.rpc_url, "--key-file", self.key("deployer"), "--config", path, "--out", self.deployment)
         self.deployed = json.loads(self.deployment.read_text())
+
+    def write_owners(self):
+        """What a server would answer for each datanet."""
+        self.owners_dir.mkdir(exist_ok=True)
+        owners = sorted((self.names[f"p{i}"], i + 1) for i in range(4))
+        for d in self.deployed["datanets"]:
+            (self.owners_dir / f"datanet-{d['id']}-1.json").write_text(json.dumps({
+                "datanet": d["id"], "version": 1, "owners": [{"owner": o, "documents": n} for o, n in owners]}))
 
     # ---- records ----
 
@@ -188,7 +204,7 @@ class Settle:
         self.args = [binary("residual-settle"), "--deployment", world.deployment, "--redis-url", world.redis.url,
                      "--committer-key-file", world.key("committer"), "--proposer-key-file", world.key("proposer"), "--state-dir", self.state, "--archive-dir", world.dir / "archive",
                      "--batch-count-max", 200, "--batch-seconds-max", 2, "--epoch-seconds", 1, "--poll-ms", 200, "--bump-seconds", 5,
-                     "--listen", f"127.0.0.1:{self.port}"]
+                     "--listen", f"127.0.0.1:{self.port}", "--owners-dir", world.owners_dir]
         for url in rpc or [world.rpc_url]:
             self.args += ["--rpc-url", url]
         if funder:

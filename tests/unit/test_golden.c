@@ -370,7 +370,14 @@ struct world {
     struct reward_base base[8];
     struct reward_adapter adapter[16];
     struct reward_entry entry[256];
-    size_t lane_count, base_count, adapter_count, entry_count;
+    struct reward_terms terms[64];
+    struct reward_tariff tariff[8][4]; /* of each lane */
+    struct reward_parent parent[16][REWARD_PARENTS_MAX];
+    struct reward_owners owners[8];
+    struct datanet_owner owner[64];
+    struct reward_method method[8];
+    size_t lane_count, base_count, adapter_count, entry_count, terms_count, owners_count,
+        owner_count, method_count;
 };
 static struct world world;
 
@@ -387,6 +394,60 @@ static struct reward_split read_split(const json_t *list)
     return s;
 }
 
+static struct reward_history read_history(const json_t *list)
+{
+    struct reward_history h = {&world.terms[world.terms_count], json_array_size(list)};
+    for (size_t i = 0; i < h.count; i++) {
+        const json_t *v = json_array_get(list, i);
+        world.terms[world.terms_count++] =
+            (struct reward_terms){(uint64_t)num(v, "activeAt"), (uint64_t)num(v, "datanetVersion"),
+                                  num(v, "priceIn"), num(v, "priceOut")};
+    }
+    return h;
+}
+
+static void read_parents(struct reward_adapter *a, const json_t *list)
+{
+    struct reward_parent *room = world.parent[a - world.adapter];
+    a->parent = room;
+    for (a->parent_count = 0; a->parent_count < json_array_size(list); a->parent_count++) {
+        const json_t *v = json_array_get(list, a->parent_count);
+        bytes(room[a->parent_count].adapter_id, 32, get(v, "id"));
+        room[a->parent_count].bps = (uint16_t)num(v, "bps");
+    }
+}
+
+static void read_tariff(const json_t *v)
+{
+    size_t i = 0;
+    while (world.lane[i].lane != num(v, "lane"))
+        i++;
+    struct reward_tariff *t = &world.tariff[i][world.lane[i].tariff_count++];
+    world.lane[i].tariff = world.tariff[i];
+    bytes(t->model_id, 32, get(v, "modelId"));
+    t->history = read_history(get(v, "terms"));
+}
+
+static int by_version(const void *a, const void *b)
+{
+    const struct reward_owners *x = a, *y = b;
+    int order = memcmp(x->datanet_id, y->datanet_id, 32);
+    return order ? order : x->version < y->version ? -1 : x->version > y->version;
+}
+
+static void read_owners(const json_t *v)
+{
+    struct reward_owners *o = &world.owners[world.owners_count++];
+    size_t i;
+    json_t *address;
+    bytes(o->datanet_id, 32, get(v, "datanetId"));
+    o->version = (uint64_t)num(v, "version");
+    o->owner = &world.owner[world.owner_count];
+    json_array_foreach(get(v, "owners"), i, address)
+        bytes(world.owner[world.owner_count++].owner, 20, address);
+    o->count = json_array_size(get(v, "owners"));
+}
+
 static int by_id(const void *a, const void *b)
 {
     return memcmp(a, b, 32);
@@ -394,7 +455,6 @@ static int by_id(const void *a, const void *b)
 
 static void read_state(const json_t *s)
 {
-    static const uint8_t none[32];
     const json_t *p = get(s, "policy");
     size_t i;
     json_t *v;
@@ -416,13 +476,25 @@ static void read_state(const json_t *s)
     }
     json_array_foreach(get(s, "adapters"), i, v)
     {
-        uint8_t datanet[32] = {0};
         struct reward_adapter *a = &world.adapter[world.adapter_count++];
         bytes(a->adapter_id, 32, get(v, "adapterId"));
-        bytes(datanet, 32, get(v, "datanetId"));
-        a->has_datanet = memcmp(datanet, none, 32) != 0;
+        bytes(a->datanet_id, 32, get(v, "datanetId"));
         a->split = read_split(get(v, "entries"));
+        a->history = read_history(get(v, "terms"));
+        read_parents(a, get(v, "parents"));
     }
+    json_array_foreach(get(s, "tariffs"), i, v) read_tariff(v);
+    json_array_foreach(get(s, "owners"), i, v) read_owners(v);
+    json_array_foreach(get(s, "methods"), i, v)
+    {
+        struct reward_method *m = &world.method[world.method_count++];
+        bytes(m->hash, 32, get(v, "hash"));
+        m->registered_at = (uint64_t)num(v, "registeredAt");
+    }
+    for (i = 0; i < world.lane_count; i++)
+        qsort(world.tariff[i], world.lane[i].tariff_count, sizeof(**world.tariff), by_id);
+    qsort(world.owners, world.owners_count, sizeof(*world.owners), by_version);
+    qsort(world.method, world.method_count, sizeof(*world.method), by_id);
     qsort(world.base, world.base_count, sizeof(*world.base), by_id);
     qsort(world.adapter, world.adapter_count, sizeof(*world.adapter), by_id);
 }
@@ -490,7 +562,9 @@ static void compute_epoch(struct reward_result *out, const json_t *e,
         size_t b = world.batch_of[i];
         union record *r = &world.record[i];
         if (r->prefix.type == RECORD_INFERENCE && b >= after && b < paid) {
-            reward_record_from(&record[n], &r->inference, world.digest[i]);
+            const json_t *h = get(json_array_get(batches, b), "header");
+            reward_record_from(&record[n], &r->inference, world.digest[i],
+                               (uint64_t)num(h, "closedAt"));
             record[n].seed = world.seed[b];
             record[n++].rate_ppb = (uint32_t)num(json_array_get(batches, b), "ratePpb");
         }
@@ -499,18 +573,27 @@ static void compute_epoch(struct reward_result *out, const json_t *e,
     }
     qsort(record, n, sizeof(*record), record_order);
     qsort(evidence, m, sizeof(*evidence), evidence_order);
-    assert_int_equal(reward_match(record, n, evidence, m, NULL), STATUS_OK);
-    struct reward_input in = {.policy = &world.policy,
-                              .lane = world.lane,
-                              .lane_count = world.lane_count,
-                              .base = world.base,
-                              .base_count = world.base_count,
-                              .adapter = world.adapter,
-                              .adapter_count = world.adapter_count,
+    struct reward_method known[8]; /* 0 for what was registered after T */
+    uint64_t at = (uint64_t)num(get(json_array_get(batches, paid - 1), "header"), "closedAt");
+    memcpy(known, world.method, sizeof(known));
+    for (size_t i = 0; i < world.method_count; i++)
+        known[i].registered_at = known[i].registered_at > at ? 0 : known[i].registered_at;
+    struct reward_input in = {.tables = {.policy = &world.policy,
+                                         .lane = world.lane,
+                                         .lane_count = world.lane_count,
+                                         .base = world.base,
+                                         .base_count = world.base_count,
+                                         .adapter = world.adapter,
+                                         .adapter_count = world.adapter_count,
+                                         .owners = world.owners,
+                                         .owners_count = world.owners_count,
+                                         .method = known,
+                                         .method_count = world.method_count},
                               .record = record,
                               .record_count = n,
                               .prev = before->account,
                               .prev_count = before->account_count};
+    assert_int_equal(reward_judge(record, n, evidence, m, &in.tables, NULL), STATUS_OK);
     struct errtext err = ERRTEXT_INIT;
     if (reward_compute(out, &in, &err))
         fail_msg("%s", err.text);
@@ -528,6 +611,8 @@ static void check_epoch(const struct reward_result *r, const json_t *e, const ui
     assert_true(r->stats.missing == num(stats, "missing"));
     assert_true(r->stats.fee_required == num(stats, "feeRequired"));
     assert_true(r->stats.fee_missing == num(stats, "feeMissing"));
+    assert_true(r->stats.refused == num(stats, "refused"));
+    assert_true(r->stats.fee_refused == num(stats, "feeRefused"));
     assert_int_equal(r->account_count, json_array_size(cumulative));
     json_array_foreach(cumulative, i, v)
     {

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "chain_client/commit.h"
 #include "chain_client/lr.h"
 #include "chain_client/eth/u256.h"
 #include "server/base/check.h"
@@ -159,6 +160,7 @@ struct fake {
     struct reward_entry entry[64][4];
     struct reward_base base[2];
     struct reward_adapter adapter[5];
+    struct reward_parent parent[2][2];
     uint8_t model[3][32], set[SETS][TAIL_SET_BYTES_MAX];
     size_t set_len[SETS];
     struct reward_record *record;
@@ -200,8 +202,16 @@ static void make_tables(struct fake *f)
     }
     for (uint32_t i = 0; i < 5; i++) {
         name(f->adapter[i].adapter_id, 32, 10 + 2 * i); /* 11, 13, ... are not registered */
-        f->adapter[i].has_datanet = i != 2;
+        f->adapter[i].datanet_id[0] = i != 2;
         f->adapter[i].split = make_split(f, 8 + i, 0x10000 * (i + 1));
+    }
+    for (uint32_t i = 0; i < 2; i++) { /* 3 is made from 0 and 1, 4 from 3 and an unknown one */
+        for (uint32_t k = 0; k < 2; k++) {
+            name(f->parent[i][k].adapter_id, 32, i ? 16 + k : 10 + 2 * k);
+            f->parent[i][k].bps = (uint16_t)(1 + below(2500));
+        }
+        f->adapter[3 + i].parent = f->parent[i];
+        f->adapter[3 + i].parent_count = 2;
     }
     for (uint32_t s = 0; s < SETS; s++) {
         struct tail_set set = {.count = s % 5};
@@ -235,6 +245,13 @@ static void make_influence(struct fake *f, struct reward_record *r, uint8_t *tai
     r->is_scored = true;
 }
 
+static bool has_datanet(const struct fake *f, const struct reward_record *r)
+{
+    const struct reward_tables t = {.adapter = f->adapter, .adapter_count = 5};
+    const struct reward_adapter *a = r->set.len == 36 ? reward_find_adapter(&t, r->set.data) : NULL;
+    return a && reward_has_datanet(a);
+}
+
 static void make_records(struct fake *f, size_t count)
 {
     static const uint8_t digest[32], seed[32] = {7};
@@ -252,6 +269,10 @@ static void make_records(struct fake *f, size_t count)
                                     .set = {f->set[s], f->set_len[s]},
                                     .seed = seed,
                                     .rate_ppb = below(2) ? TAIL_E9 : TAIL_E9 / 3};
+        struct commit_sample sample = {r->fee, (uint32_t)(r->set.len / 36), has_datanet(f, r),
+                                       r->lane, r->seq};
+        r->is_required = commit_is_required(&sample, r->seed, r->rate_ppb);
+        r->is_refused = below(16) == 0;
         if (r->set.len && below(3))
             make_influence(f, r, f->tails + i * TAIL_INFLUENCE_BYTES_MAX);
     }
@@ -263,15 +284,20 @@ static void free_fake(struct fake *f)
     mem_free(f->tails);
 }
 
+static struct reward_tables tables_of(const struct fake *f)
+{
+    return (struct reward_tables){.policy = &f->policy,
+                                  .lane = f->lane,
+                                  .lane_count = 3,
+                                  .base = f->base,
+                                  .base_count = 2,
+                                  .adapter = f->adapter,
+                                  .adapter_count = 5};
+}
+
 static struct reward_input input_of(const struct fake *f, const struct reward_result *prev)
 {
-    return (struct reward_input){.policy = &f->policy,
-                                 .lane = f->lane,
-                                 .lane_count = 3,
-                                 .base = f->base,
-                                 .base_count = 2,
-                                 .adapter = f->adapter,
-                                 .adapter_count = 5,
+    return (struct reward_input){.tables = tables_of(f),
                                  .record = f->record,
                                  .record_count = f->record_count,
                                  .prev = prev ? prev->account : NULL,
@@ -425,7 +451,8 @@ static void test_one_record_by_hand(void **state)
     rec->model_id = f.model[2]; /* not registered: TREASURY */
     rec->set = (struct canon_bytes){f.set[0], f.set_len[0]};
     rec->rate_ppb = TAIL_E9;
-    rec->is_scored = true;
+    rec->is_scored = rec->is_required = true;
+    rec->is_refused = false;
     rec->influence.data = f.tails;
     assert_int_equal(tail_influence_encode(f.tails, &rec->influence.len, &influence, NULL),
                      STATUS_OK);
@@ -459,7 +486,8 @@ static void test_one_record_by_hand(void **state)
     assert_true(cumulative_of(&r, f.policy.treasury) == 200000 + 50000 + 420000);
     assert_true(r.stats.missing == 1 && r.stats.fee_missing == 1000000);
     reward_result_fini(&r);
-    f.adapter[0].has_datanet = false; /* by the role-data entries */
+    f.adapter[0].datanet_id[0] = 0; /* by the role-data entries */
+    rec->is_required = false;
     assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
     assert_true(cumulative_of(&r, f.entry[8][1].payee) == 300000);
     assert_true(r.stats.required == 0);
@@ -492,36 +520,129 @@ static void test_bad_tables_are_refused(void **state)
     free_fake(&f);
 }
 
-static void test_first_valid_evidence_counts(void **state)
+/* ---- parents ---- */
+
+/* Adapter k's parents with their bps, in the table's order; 0 ends them. */
+static void set_parents(struct fake *f, struct reward_parent *room, size_t k,
+                        const uint32_t (*of)[2])
+{
+    size_t n = 0;
+    for (; of[n][1]; n++) {
+        memcpy(room[n].adapter_id, f->adapter[of[n][0]].adapter_id, 32);
+        room[n].bps = (uint16_t)of[n][1];
+    }
+    f->adapter[k].parent = room;
+    f->adapter[k].parent_count = n;
+}
+
+/* One answer by one adapter, one entry per split: what reaches each adapter is what its author has.
+ */
+static void one_answer(struct fake *f, size_t adapter, u128 fee)
+{
+    struct tail_set set = {.count = 1};
+    make_tables(f);
+    make_records(f, 1);
+    f->policy = (struct reward_policy){0, 10000, 0, 0, {0xfe}};
+    for (size_t i = 0; i < 5; i++) {
+        f->entry[8 + i][0].bps = REWARD_BPS;
+        f->adapter[i].split.count = 1;
+        f->adapter[i].parent_count = 0;
+    }
+    memcpy(set.adapter[0].id, f->adapter[adapter].adapter_id, 32);
+    set.adapter[0].weight = 1;
+    assert_int_equal(tail_set_encode(f->set[0], &f->set_len[0], &set, NULL), STATUS_OK);
+    struct reward_record *r = &f->record[0];
+    *r = (struct reward_record){.lane = 1,
+                                .seq = 1,
+                                .fee = fee,
+                                .model_id = f->model[0],
+                                .digest = f->model[0],
+                                .set = {f->set[0], f->set_len[0]},
+                                .rate_ppb = TAIL_E9};
+}
+
+static u128 author_of(const struct reward_result *r, const struct fake *f, size_t adapter)
+{
+    return cumulative_of(r, f->entry[8 + adapter][0].payee);
+}
+
+static void test_parents_first(void **state)
+{
+    static const uint32_t of4[][2] = {{1, 1000}, {3, 2500}, {0, 0}};
+    static const uint32_t of3[][2] = {{0, 5000}, {1, 1}, {0, 0}}, of1[][2] = {{0, 3333}, {0, 0}};
+    struct reward_parent room[3][REWARD_PARENTS_MAX];
+    struct fake f = {0};
+    struct reward_result r;
+    one_answer(&f, 4, 1000003);
+    set_parents(&f, room[0], 4, of4);
+    set_parents(&f, room[1], 3, of3);
+    set_parents(&f, room[2], 1, of1);
+    struct reward_input in = input_of(&f, NULL);
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    /* 4: 100000.3, 250000.75, 650001.95 -> 100000, 250001, 650002.
+     * 3: of 250001: 125000.5, 25.0001, 124975.3999 -> 125001, 25, 124975.
+     * 1: of 100025, all of its part: 33338.3325, 66686.6675 -> 33338, 66687. */
+    assert_true(author_of(&r, &f, 4) == 650002);
+    assert_true(author_of(&r, &f, 3) == 124975);
+    assert_true(author_of(&r, &f, 1) == 66687);
+    assert_true(author_of(&r, &f, 0) == 125001 + 33338);
+    assert_true(r.total == 1000003);
+    reward_result_fini(&r);
+    /* An adapter whose only answers are its child's pays data by the split: no Y is its own. */
+    f.entry[8][0].bps = 4000;
+    f.entry[8][1].bps = 6000;
+    f.adapter[0].split.count = 2;
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    assert_true(cumulative_of(&r, f.entry[8][1].payee) == 95003);
+    reward_result_fini(&r);
+    free_fake(&f);
+}
+
+static void test_parents_of_a_set(void **state)
+{
+    static const uint32_t of1[][2] = {{0, 5000}, {0, 0}};
+    struct reward_parent room[REWARD_PARENTS_MAX];
+    struct fake f = {0};
+    struct reward_result r;
+    struct tail_set set = {.count = 2};
+    one_answer(&f, 1, 11);
+    set_parents(&f, room, 1, of1);
+    for (uint32_t k = 0; k < 2; k++) { /* the parent is in the set itself */
+        memcpy(set.adapter[k].id, f.adapter[k].adapter_id, 32);
+        set.adapter[k].weight = 1;
+    }
+    assert_int_equal(tail_set_encode(f.set[0], &f.set_len[0], &set, NULL), STATUS_OK);
+    f.record[0].set.len = f.set_len[0];
+    struct reward_input in = input_of(&f, NULL);
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    /* 11 -> 6 and 5; of the 5 the parent has 3 (the tie goes to the parents, who stand first) */
+    assert_true(author_of(&r, &f, 0) == 9 && author_of(&r, &f, 1) == 2);
+    reward_result_fini(&r);
+    room[0].adapter_id[31] = 1; /* not registered */
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    assert_true(cumulative_of(&r, f.policy.treasury) == 3 && author_of(&r, &f, 1) == 2);
+    reward_result_fini(&r);
+    memcpy(room[0].adapter_id, f.adapter[1].adapter_id, 32); /* its own child */
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_INVALID);
+    room[0].bps = REWARD_BPS + 1;
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_INVALID);
+    free_fake(&f);
+}
+
+/* A refused answer's fee is the treasury's, whole, and no part of any sum. */
+static void test_refused_goes_to_the_treasury(void **state)
 {
     struct fake f = {0};
-    uint8_t digest[3][32] = {{1}, {2}, {3}};
-    uint8_t tail[TAIL_INFLUENCE_BYTES_MAX];
-    static struct tail_influence influence = {.count = 1};
-    struct reward_record rec[2] = {{.lane = 1, .seq = 5, .digest = digest[0]},
-                                   {.lane = 1, .seq = 9, .digest = digest[1]}};
-    size_t len = 0;
-    make_tables(&f);
-    rec[0].set = rec[1].set = (struct canon_bytes){f.set[1], f.set_len[1]};
-    influence.adapter[0].gain = TAIL_E9;
-    assert_int_equal(tail_influence_encode(tail, &len, &influence, NULL), STATUS_OK);
-    struct canon_bytes good = {tail, len}, bad = {tail, len - 1};
-    const struct reward_evidence e[] = {
-        {1, 4, 5, digest[0], 0, good},  /* before its record */
-        {1, 10, 5, digest[2], 0, good}, /* another digest */
-        {1, 11, 5, digest[0], 0, bad},  /* a tail that does not parse */
-        {1, 12, 5, digest[0], 1, {0}},  /* valid: inputs lost */
-        {1, 13, 5, digest[0], 0, good}, /* too late */
-        {1, 14, 9, digest[1], 0, good}, /* valid */
-        {2, 1, 9, digest[1], 0, good},  /* another lane */
-    };
-    assert_int_equal(reward_match(rec, 2, e, ARRAY_COUNT(e), NULL), STATUS_OK);
-    assert_false(rec[0].is_scored);
-    assert_true(rec[1].is_scored);
-    assert_int_equal(reward_match(rec, 2, e, 3, NULL), STATUS_OK);
-    assert_false(rec[0].is_scored || rec[1].is_scored);
-    struct reward_evidence swapped[2] = {e[1], e[0]};
-    assert_int_equal(reward_match(rec, 2, swapped, 2, NULL), STATUS_INVALID);
+    struct reward_result r;
+    one_answer(&f, 1, 1000);
+    f.record[0].is_refused = true;
+    struct reward_input in = input_of(&f, NULL);
+    assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
+    assert_int_equal(r.account_count, 1);
+    assert_true(cumulative_of(&r, f.policy.treasury) == 1000);
+    assert_true(r.stats.refused == 1 && r.stats.fee_refused == 1000 && r.stats.required == 0);
+    reward_result_fini(&r);
+    free_fake(&f);
 }
 
 static void test_a_full_batch(void **state)
@@ -556,7 +677,9 @@ int main(void)
         cmocka_unit_test(test_one_record_by_hand),
         cmocka_unit_test(test_identities_and_order),
         cmocka_unit_test(test_bad_tables_are_refused),
-        cmocka_unit_test(test_first_valid_evidence_counts),
+        cmocka_unit_test(test_parents_first),
+        cmocka_unit_test(test_parents_of_a_set),
+        cmocka_unit_test(test_refused_goes_to_the_treasury),
         cmocka_unit_test(test_a_full_batch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -173,6 +173,12 @@ export function decodeSet(b) {
   return set;
 }
 
+export function decodeTariff(b) {
+  const out = [];
+  for (let i = 0; i < bytes(b).length; i += 32) out.push({ in: toInt(bytes(b).slice(i, i + 16)), out: toInt(bytes(b).slice(i + 16, i + 32)) });
+  return out;
+}
+
 // null unless the tail is exactly k adapters with all sums and orders right
 export function decodeInfluence(b, k) {
   b = bytes(b);
@@ -424,29 +430,57 @@ export function largestRemainder(x, weights) {
 const abs = (v) => (v < 0n ? -v : v);
 const add = (map, key, v) => map.set(key, (map.get(key) ?? 0n) + v);
 
-// paid: type 1 records of (M', M], each {record, digest, seed, rate}, where seed and rate are of its batch; set in record.tails.set
+// What is named at t0 of a history, entries ascending by activeAt: those active at some second of [t0 - 600, t0], and a price of 0
+// when none was yet at the first of them
+export const NAMED_SECONDS = 600n;
+export function named(history, t0) {
+  const from = t0 > NAMED_SECONDS ? t0 - NAMED_SECONDS : 0n;
+  const list = history.filter((e, i) => BigInt(e.activeAt) <= t0 && (i + 1 === history.length || BigInt(history[i + 1].activeAt) > from));
+  return history.some((e) => BigInt(e.activeAt) <= from) ? list : [{ activeAt: 0n, datanetVersion: 0n, priceIn: 0n, priceOut: 0n }, ...list];
+}
+export const startOf = (record, closedAt) => (BigInt(record.startMs) / 1000n < BigInt(closedAt) ? BigInt(record.startMs) / 1000n : BigInt(closedAt));
+
+// paid: type 1 records of (M', M], each {record, digest, seed, rate, closedAt}, where the last three are of its batch; tails in record.tails
 // evidence: type 2 records of the batches <= E in (lane, seq) order
-// state: what the chain says at T: {policy: {base, adapters, operator, protocol, treasury}, operators: Map lane -> account,
-//   bases: Map modelId -> entries, adapters: Map id -> {datanetId, entries}}
+// state: what the chain says at T: {at: T, policy: {base, adapters, operator, protocol, treasury}, operators: Map lane -> account,
+//   bases: Map modelId -> entries, tariffs: Map `${lane}/${modelId}` -> [{activeAt, priceIn, priceOut}], methods: Map hash -> registeredAt,
+//   adapters: Map id -> {datanetId, entries, parents: [{id, bps}], terms: [{activeAt, datanetVersion, priceIn, priceOut}]},
+//   owners: Map `${datanetId}/${version}` -> [address]}
 export function reward(paid, evidence, state) {
-  const out = new Map(), stats = { required: 0n, scored: 0n, missing: 0n, feeRequired: 0n, feeScored: 0n, feeMissing: 0n };
+  const out = new Map();
+  const stats = { required: 0n, scored: 0n, missing: 0n, feeRequired: 0n, feeScored: 0n, feeMissing: 0n, refused: 0n, feeRefused: 0n };
   const treasury = state.policy.treasury.toLowerCase();
   const pay = (account, v) => v > 0n && add(out, account.toLowerCase(), v);
   const hasDatanet = (id) => BigInt(state.adapters.get(id)?.datanetId ?? 0) !== 0n;
+
+  const terms = (id) => state.adapters.get(id)?.terms ?? [];
+  const isRefused = ({ record: r, t0 }) => {
+    const histories = [state.tariffs.get(`${r.lane}/${r.modelId}`) ?? [], ...decodeSet(r.tails.set).map((a) => terms(a.id))];
+    return !decodeTariff(r.tails.tariff).every((p, i) => named(histories[i], t0).some((e) => BigInt(e.priceIn) === p.in && BigInt(e.priceOut) === p.out));
+  };
+  const isOwner = (payee, id, t0) => payee === ZERO20 ||
+    named(terms(id), t0).some((e) => state.owners.get(`${state.adapters.get(id)?.datanetId}/${e.datanetVersion}`)?.includes(payee));
+
+  // step 0
+  paid = paid.map((p) => ({ ...p, t0: startOf(p.record, p.closedAt) }));
+  const refused = new Set(paid.filter(isRefused)), taken = paid.filter((p) => !refused.has(p));
+  for (const { record } of refused) stats.refused++, (stats.feeRefused += BigInt(record.fee)), pay(treasury, BigInt(record.fee));
 
   const found = new Map(); // `${lane}/${infSeq}` -> first valid type 2
   const byKey = new Map(paid.map((p) => [`${p.record.lane}/${p.record.seq}`, p]));
   for (const r of evidence) {
     const key = `${r.lane}/${r.infSeq}`, p = byKey.get(key);
     if (!p || found.has(key) || BigInt(r.infSeq) >= BigInt(r.seq) || r.infDigest !== p.digest) continue;
-    const k = decodeSet(p.record.tails.set).length;
-    const influence = r.outcome === 0 ? decodeInfluence(r.tails.influence, k) : [];
-    if (influence) found.set(key, { outcome: r.outcome, influence });
+    const method = BigInt(state.methods.get(r.methodHash) ?? 0);
+    if (method === 0n || method > BigInt(state.at)) continue;
+    const list = decodeSet(p.record.tails.set);
+    const influence = r.outcome === 0 ? decodeInfluence(r.tails.influence, list.length) : [];
+    if (influence?.every((a, i) => a.payees.every((c) => isOwner(c.payee, list[i].id, p.t0)))) found.set(key, { outcome: r.outcome, influence });
   }
 
   // step 1
   const group = new Map();
-  for (const p of paid) {
+  for (const p of taken) {
     const r = p.record, key = `${r.lane}/${r.modelId}/${r.adapterSetHash}`;
     const g = group.get(key) ?? { lane: r.lane, modelId: r.modelId, setHash: r.adapterSetHash, set: decodeSet(r.tails.set), fee: 0n };
     g.fee += BigInt(r.fee);
@@ -474,9 +508,10 @@ export function reward(paid, evidence, state) {
 
   // step 2 and the weights of step 4
   const y = new Map(); // adapterId -> Map payee -> weight
-  for (const p of paid) {
+  for (const p of taken) {
     const r = p.record, set = decodeSet(r.tails.set), fee = BigInt(r.fee);
-    const wants = fee > 0n && (set.length >= 2 || (set.length === 1 && hasDatanet(set[0].id)));
+    const known = (id) => hasDatanet(id) && terms(id).some((e) => BigInt(e.activeAt) <= p.t0);
+    const wants = fee > 0n && (set.length >= 2 || (set.length === 1 && known(set[0].id)));
     if (!wants || (BigInt(p.rate) !== E9 && !drawn(p.seed, r.lane, r.seq, p.rate))) continue;
     const f = found.get(`${r.lane}/${r.seq}`), scored = f?.outcome === 0;
     stats.required++, (stats.feeRequired += fee);
@@ -491,10 +526,21 @@ export function reward(paid, evidence, state) {
       y.set(a.id, mine);
     });
   }
+  // the adapters' parts, parents first
+  const parentsOf = (id) => state.adapters.get(id)?.parents ?? [];
+  const depth = (id) => parentsOf(id).reduce((d, p) => Math.max(d, 1 + depth(p.id)), 0);
   const adapterPool = new Map();
   for (const s of setPool.values()) {
-    const weights = s.x.some((v) => v > 0n) ? s.x : s.set.map((a) => abs(a.weight));
-    largestRemainder(s.pool, weights).forEach((v, i) => add(adapterPool, s.set[i].id, v));
+    const weights = s.x.some((v) => v > 0n) ? s.x : s.set.map((a) => abs(a.weight)), part = new Map();
+    largestRemainder(s.pool, weights).forEach((v, i) => add(part, s.set[i].id, v));
+    while (part.size) {
+      const [id, v] = [...part].sort(([p], [q]) => depth(q) - depth(p) || compareBytes(p, q))[0];
+      const parents = parentsOf(id), bps = parents.map((p) => p.bps);
+      const shares = largestRemainder(v, [...bps, 10_000 - bps.reduce((a, b) => a + b, 0)]);
+      part.delete(id);
+      parents.forEach((p, i) => add(part, p.id, shares[i]));
+      add(adapterPool, id, shares.at(-1));
+    }
   }
 
   // steps 3 and 4

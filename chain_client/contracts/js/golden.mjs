@@ -50,7 +50,7 @@ function inference(o, signer, chainId = CHAIN, ledger = LEDGER) {
 function attribution(o, signer, chainId = CHAIN, ledger = LEDGER) {
   const tails = { influence: o.outcome ? new Uint8Array() : c.encodeInfluence(o.influence) };
   return finish({
-    spec: 1, type: 2, lane: o.lane, seq: BigInt(o.seq), infSeq: BigInt(o.infSeq), infDigest: o.infDigest, methodHash: h32('method S0'),
+    spec: 1, type: 2, lane: o.lane, seq: BigInt(o.seq), infSeq: BigInt(o.infSeq), infDigest: o.infDigest, methodHash: o.methodHash ?? h32('method S0'),
     indexHash: o.indexHash ?? c.ZERO32, inputsDigest: o.inputsDigest ?? h32('inputs', o.lane), outcome: o.outcome ?? 0,
     influenceHash: c.keccak(tails.influence), tails }, signer, chainId, ledger);
 }
@@ -169,33 +169,57 @@ function remainders() {
 const stateVector = (st) => ({
   policy: st.policy, operators: [...st.operators].map(([lane, account]) => ({ lane, account })),
   bases: [...st.bases].map(([modelId, entries]) => ({ modelId, entries })),
-  adapters: [...st.adapters].map(([adapterId, a]) => ({ adapterId, datanetId: a.datanetId, entries: a.entries })) });
+  adapters: [...st.adapters].map(([adapterId, a]) => ({ adapterId, ...a })),
+  tariffs: [...st.tariffs].map(([of, terms]) => ({ lane: Number(of.split('/')[0]), modelId: of.split('/')[1], terms })),
+  owners: [...st.owners].map(([of, list]) => ({ datanetId: of.split('/')[0], version: of.split('/')[1], owners: list })),
+  methods: [...st.methods].map(([hash, registeredAt]) => ({ hash, registeredAt })) });
 
 const byRolePayee = (a, b) => a.role - b.role || (a.payee < b.payee ? -1 : 1);
 
-// A small world: 2 lanes, 2 models (one unregistered), 5 adapters: with datanet (0, 1), without (2), unregistered (3), with
-// a datanet but no data role (4); mixes, missing, lost, invalid and late evidence, status 3, base-only, fee 0.
+const histories = (...list) => list.map(([activeAt, priceIn, priceOut, datanetVersion = 0]) => ({ activeAt, datanetVersion, priceIn: s(priceIn), priceOut: s(priceOut) }));
+const AT = 1_700_000_000; // batch n closes 600 n seconds later
+
+// A small world: 2 lanes, 2 models (one unregistered), 5 adapters: with datanet (0, 1), without (2, child of both), unregistered (3),
+// registered on the way, with a datanet but no data role (4, child of 2); mixes, missing, lost, invalid and late evidence, payees who own
+// nothing, methods of another day, tariffs that change and ones that are refused, status 3, base-only, fee 0.
 function epochs() {
   const model = [h32('model'), h32('model nobody registered')];
   const ids = [0, 1, 2, 3, 4].map((i) => h32('adapter', i));
   const owners = [0, 1, 2, 3].map((i) => addr('owner', i)).sort();
-  const split = (...e) => e.sort(byRolePayee);
+  const split = (...e) => e.sort(byRolePayee), parents = (...list) => list.map(([i, bps]) => ({ id: ids[i], bps })).sort((p, q) => (p.id < q.id ? -1 : 1));
   const state = {
+    methods: new Map([[h32('method S0'), AT - 5], [h32('method of tomorrow'), AT + 1_000_000]]),
+    tariffs: new Map([
+      [`1/${model[0]}`, histories([AT - 900_000, 1_000_003, 5_000_011], [AT + 700, 1_000_033, 5_000_111])],
+      [`2/${model[0]}`, histories([AT - 900_000, 999_983, 2])], [`1/${model[1]}`, histories([AT - 900_000, 31, 7_000_003])]]),
+    owners: new Map([[`${h32('datanet', 0)}/1`, owners], [`${h32('datanet', 0)}/2`, owners.slice(1)], [`${h32('datanet', 1)}/1`, owners], [`${h32('datanet', 4)}/3`, owners.slice(0, 3)]]),
     policy: { base: 2000, adapters: 6000, operator: 1500, protocol: 500, treasury: addr('treasury') },
     operators: new Map([[1, addr('operator', 1)], [2, addr('operator', 2)]]),
     bases: new Map([[model[0], split({ payee: addr('base owner'), role: 1, bps: 9001 }, { payee: addr('base lab'), role: 3, bps: 999 })]]),
     adapters: new Map([
-      [ids[0], { datanetId: h32('datanet', 0), entries: split({ payee: addr('author', 0), role: 1, bps: 3333 }, { payee: owners[0], role: 2, bps: 3334 }, { payee: owners[1], role: 2, bps: 3333 }) }],
-      [ids[1], { datanetId: h32('datanet', 1), entries: split({ payee: addr('author', 1), role: 1, bps: 5000 }, { payee: owners[2], role: 2, bps: 5000 }) }],
-      [ids[2], { datanetId: c.ZERO32, entries: split({ payee: addr('author', 2), role: 1, bps: 7001 }, { payee: owners[0], role: 2, bps: 999 }, { payee: owners[3], role: 2, bps: 2000 }) }],
-      [ids[4], { datanetId: h32('datanet', 4), entries: split({ payee: addr('author', 4), role: 1, bps: 10000 }) }]]) };
+      [ids[0], { datanetId: h32('datanet', 0), parents: [], terms: histories([AT - 800_000, 2_000_003, 7_000_001, 1], [AT + 1_000, 2_000_033, 7_000_111, 2]), entries: split({ payee: addr('author', 0), role: 1, bps: 3333 }, { payee: owners[0], role: 2, bps: 3334 }, { payee: owners[1], role: 2, bps: 3333 }) }],
+      [ids[1], { datanetId: h32('datanet', 1), parents: [], terms: histories([AT - 700_000, 3_000_017, 11, 1]), entries: split({ payee: addr('author', 1), role: 1, bps: 5000 }, { payee: owners[2], role: 2, bps: 5000 }) }],
+      [ids[2], { datanetId: c.ZERO32, parents: parents([0, 2000], [1, 501]), terms: histories([AT - 600_000, 4_000_037, 9_000_011]), entries: split({ payee: addr('author', 2), role: 1, bps: 7001 }, { payee: owners[0], role: 2, bps: 999 }, { payee: owners[3], role: 2, bps: 2000 }) }],
+      [ids[4], { datanetId: h32('datanet', 4), parents: parents([2, 1500]), terms: histories([AT + 900, 5_000_011, 13_000_003, 3]), entries: split({ payee: addr('author', 4), role: 1, bps: 10000 }) }]]) };
   const laneKey = { 1: key('lane 1'), 2: key('lane 2') };
   const dom = c.logDomain(CHAIN, LEDGER), rdom = c.rewardDomain(CHAIN, VAULT, c.ZERO20);
   const r = stream('epoch world'), seq = { 1: 0n, 2: 0n };
   const log = []; // all records with the batch they fall in
   const add = (batch, made) => (log.push({ batch, ...made }), made);
-  const infer = (batch, lane, which, o = {}) =>
-    add(batch, inference({ lane, seq: ++seq[lane], modelId: model[o.model ?? 0], set: which.map(([i, w]) => ({ id: ids[i], weight: w ?? 65536 })), tariff: tariff(which.length, 1n + r.below(1000)), tokensIn: 1 + r.int(2000), tokensOut: r.int(500), ...o }, laneKey[lane]));
+  let second = AT - 500;
+  // the price of one of the named entries, mostly the newest
+  const priceOf = (history) => {
+    const list = c.named(history ?? [], BigInt(second)), e = list[r.int(3) ? list.length - 1 : 0];
+    return { in: BigInt(e.priceIn), out: BigInt(e.priceOut) };
+  };
+  const infer = (batch, lane, which, o = {}) => {
+    second = Math.max(second + 37, AT + 600 * (batch - 1) - 60);
+    const modelId = model[o.model ?? 0], set = which.map(([i, w]) => ({ id: ids[i], weight: w ?? 65536 })).sort((p, q) => (p.id < q.id ? -1 : 1));
+    const tariff = [state.tariffs.get(`${lane}/${modelId}`), ...set.map((a) => state.adapters.get(a.id)?.terms)].map(priceOf);
+    if (o.overcharge !== undefined) tariff[o.overcharge].out += 1n;
+    const startMs = BigInt(second) * 1000n + 999n;
+    return add(batch, inference({ lane, seq: ++seq[lane], modelId, set, tariff, tokensIn: 1 + r.int(2000), tokensOut: r.int(500), startMs, endMs: startMs + 250n, ...o }, laneKey[lane]));
+  };
   const gains = (n) => {
     const cut = Array.from({ length: n - 1 }, () => r.int(E + 1)).sort((a, b) => a - b);
     return [...cut, E].map((v, i) => v - (i ? cut[i - 1] : 0));
@@ -222,6 +246,14 @@ function epochs() {
   void d;
   void e;
   void never;
+  score(1, infer(1, 1, [[0]], { overcharge: 0 })); // refused, with evidence
+  infer(1, 2, [[0], [2]], { overcharge: 2 });
+  infer(1, 2, [], { overcharge: 0 });
+  score(1, infer(1, 1, [[0]]), { influence: [{ gain: E, payees: [{ payee: addr('thief'), ppb: E }] }] }); // owns nothing: missing
+  score(1, infer(1, 1, [[1]]), { methodHash: h32('method of tomorrow') });
+  const again = infer(1, 1, [[1]]);
+  score(1, again, { methodHash: h32('method nobody registered') });
+  score(1, again); // the first valid one
   add(1, voidRecord({ lane: 2, seq: ++seq[2], reason: 1 }, laneKey[2]));
   // batch 2: more of the first, evidence for batch 1, invalid evidence
   score(2, f, { infDigest: h32('wrong digest') }); // not valid: skipped
@@ -262,8 +294,9 @@ function epochs() {
   const cum = new Map(), out = [];
   let prevRoot = c.ZERO32;
   for (const [epoch, from, paidTo, evidenceTo] of [[1, 1, 2, 3], [2, 3, 4, 4]]) {
-    const inRange = (lo, hi) => built.slice(lo - 1, hi).flatMap((x) => x.mine.map((m) => ({ ...m, seed: x.seed, rate: x.ratePpb })));
+    const inRange = (lo, hi) => built.slice(lo - 1, hi).flatMap((x) => x.mine.map((m) => ({ ...m, seed: x.seed, rate: x.ratePpb, closedAt: x.header.closedAt })));
     const sorted = inRange(1, evidenceTo).filter((m) => m.record.type === 2).sort((p, q) => p.record.lane - q.record.lane || Number(p.record.seq - q.record.seq)).map((m) => m.record);
+    state.at = Number(built[paidTo - 1].header.closedAt);
     const { sums, stats } = c.reward(inRange(from, paidTo).filter((m) => m.record.type === 1), sorted, state);
     for (const [account, v] of sums) cum.set(account, (cum.get(account) ?? 0n) + v);
     const tree = c.rewardTree(rdom, cum);
