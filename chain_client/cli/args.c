@@ -44,7 +44,10 @@ static const struct {
     [OPT_KEY_FILE] = {"key-file", "FILE", "chain key that sends and pays the gas, mode 600"},
     [OPT_PASSPHRASE_FILE] = {"passphrase-file", "FILE", "of an encrypted key, mode 600"},
     [OPT_ARCHIVE] = {"archive", "DIR", "the published archive of batches and epochs"},
-    [OPT_SETTLE] = {"settle", "URL", "a settlement worker that answers for rewards"},
+    [OPT_SETTLE] =
+        {"settle", "URL",
+         "a settlement worker: gives rewards, and where the chain is (its /v1/deployment "
+         "for --deployment, its public node for --rpc)"},
     [OPT_TYPE] = {"type", "chain|publisher|api", "what kind of key"},
     [OPT_UPTO] = {"upto", "N", "the highest number that is known to be signed"},
     [OPT_REDIS_URL] =

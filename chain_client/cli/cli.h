@@ -76,6 +76,7 @@ struct cli {
     const char *value[OPT_COUNT]; /* NULL: not given; flags: "" */
     const char *operand[CLI_OPERANDS_MAX];
     uint32_t operand_count;
+    char *deployment, *rpc_url; /* place.h: what a worker said, or NULL */
 };
 
 static inline bool cli_has(const struct cli *c, enum cli_option o)
@@ -114,6 +115,7 @@ void cli_put_json_hex(struct buf *out, const char *key, const uint8_t *data, siz
 void cli_put_json_address(struct buf *out, const char *key, const uint8_t address[20]);
 
 /* ---- the verbs ---- */
+int verb_wallet_new(struct cli *c);
 int verb_key_new(struct cli *c);
 int verb_key_address(struct cli *c);
 int verb_key_hash(struct cli *c);

@@ -1,6 +1,8 @@
 /* residual: the command line of publishers, contributors, operators and auditors. The table of
  * verbs; each file verb*.c holds the verbs of one thing. */
 #include "chain_client/cli/cli.h"
+#include "chain_client/cli/http.h"
+#include "chain_client/cli/place.h"
 #include "server/base/check.h"
 
 #include <signal.h>
@@ -9,9 +11,9 @@
 #include <string.h>
 
 #define B(o)    CLI_BIT(OPT_##o)
-#define CHAIN   (B(RPC) | B(DEPLOYMENT))
+#define CHAIN   (B(RPC) | B(DEPLOYMENT) | B(SETTLE)) /* the last alone gives the others */
 #define REMOTE  (B(SERVER) | B(API_KEY_FILE))
-#define REWARDS (CHAIN | B(ARCHIVE) | B(SETTLE))
+#define REWARDS (CHAIN | B(ARCHIVE))
 
 static const struct cli_verb verbs[] = {
     {"adapter check", "DIR", 1, 1,
@@ -46,17 +48,21 @@ static const struct cli_verb verbs[] = {
     {"adapter delete", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_delete,
      "take a published adapter off a server", NULL},
     {"claim", NULL, 0, 0, REWARDS | B(ACCOUNT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
-     CHAIN | B(KEY_FILE), verb_claim, "pay out what an account has earned",
+     B(KEY_FILE), verb_claim, "pay out what an account has earned",
      "Takes the newest active epoch, proves the account's amount from --archive or --settle, "
      "checks\n"
-     "the proof against the root on the chain, and sends `claim`. Anyone may send it; the account\n"
-     "(or the address it named for payouts) is paid. Exit code 4: nothing to claim."},
-    {"rewards", "ACCOUNT", 1, 1, REWARDS, CHAIN, verb_rewards,
-     "what an account has earned, was paid and can claim", NULL},
-    {"audit epoch", "N", 1, 1, CHAIN | B(ARCHIVE), CHAIN | B(ARCHIVE), verb_audit_epoch,
+     "the proof against the root on the chain, and sends `claim`. Anyone may send it, for any\n"
+     "--account: it (or the address it named for payouts) is paid, the key pays the gas. --settle\n"
+     "URL alone says where the chain is, too. Exit code 4: nothing to claim."},
+    {"rewards", "ACCOUNT", 1, 1, REWARDS, 0, verb_rewards,
+     "what an account has earned, was paid, can claim and is still to get",
+     "The claimable amount is proven against the chain. With --settle also what the worker's "
+     "books\n"
+     "say: pending amounts, and where the money came from by adapter, datanet and epoch."},
+    {"audit epoch", "N", 1, 1, CHAIN | B(ARCHIVE), B(ARCHIVE), verb_audit_epoch,
      "recompute every batch and epoch up to N from the archive, the registry and the chain",
      "Exit code 0: everything agrees. 1: something does not; each finding is printed."},
-    {"audit batch", "N", 1, 1, CHAIN | B(ARCHIVE), CHAIN | B(ARCHIVE), verb_audit_batch,
+    {"audit batch", "N", 1, 1, CHAIN | B(ARCHIVE), B(ARCHIVE), verb_audit_batch,
      "recompute one batch", NULL},
     {"receipt verify", "FILE|-", 1, 1, REMOTE | CHAIN, 0, verb_receipt_verify,
      "is this receipt, attribution or `residual` object signed, and by the lane's key?",
@@ -74,15 +80,20 @@ static const struct cli_verb verbs[] = {
      "second signature).\nA damaged file stays beside the spool as NAME.damaged. --upto N when the "
      "chain knows numbers\nthat the spool does not hold."},
     {"vault fund", NULL, 0, 0,
-     CHAIN | B(TO_BATCH) | B(ALL) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
-     CHAIN | B(KEY_FILE), verb_vault_fund, "pay in what the answers earned",
+     CHAIN | B(TO_BATCH) | B(ALL) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S), B(KEY_FILE),
+     verb_vault_fund, "pay in what the answers earned",
      "Brings the vault up to what the batches up to N (--to-batch), or all final ones (--all), "
      "earned.\n"
      "A repeat pays nothing. The key must hold no role: it is refused if it does. Of a token, "
      "exactly\n"
      "the amount is approved, and the allowance goes back to 0. Exit code 4: nothing is owed."},
-    {"vault status", NULL, 0, 0, CHAIN, CHAIN, verb_vault_status,
+    {"vault status", NULL, 0, 0, CHAIN, 0, verb_vault_status,
      "what the vault holds, owes and is owed, and which accounts may do what", NULL},
+    {"wallet new", "FILE", 1, 1, B(PASSPHRASE_FILE), 0, verb_wallet_new,
+     "a fresh account in a new encrypted key file (version 3), mode 600; prints its address",
+     "The passphrase is read from --passphrase-file or asked for twice at the terminal. Wallets "
+     "import\nthe file; `residual claim --key-file` takes it. Without the passphrase nobody opens "
+     "it again."},
     {"key new", "FILE", 1, 1, B(TYPE), B(TYPE), verb_key_new,
      "a fresh key in a new file of mode 600", NULL},
     {"key address", "FILE", 1, 1, B(PASSPHRASE_FILE), 0, verb_key_address,
@@ -150,6 +161,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "residual: libsodium does not start on this machine\n");
         return CLI_OUTAGE;
     }
-    int code = v->run(&c);
+    enum status st = place_resolve(&c, &err);
+    int code = st ? cli_fail(&c, st, &err, http_hint(st)) : v->run(&c);
+    place_fini(&c);
     return code;
 }

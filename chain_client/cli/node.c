@@ -2,6 +2,7 @@
  * The fee allows for the base fee to double while it waits. It is sent once; whoever repeats the
  * command repeats a call of absolute state, which changes nothing the second time. */
 #include "chain_client/cli/node.h"
+#include "chain_client/cli/place.h"
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/rpc.h"
@@ -23,7 +24,9 @@ enum status node_open(struct node *n, const struct cli *c, struct errtext *err)
     *n = (struct node){.url = c->value[OPT_RPC]};
     enum status st = args_number(c, OPT_WAIT_S, range, WAIT_S_STANDARD, &n->wait_s, err);
     if (!st)
-        st = deployment_load(&n->d, c->value[OPT_DEPLOYMENT], err);
+        st = place_deployment(&n->d, c, err);
+    if (!st && !n->url)
+        st = err_set(err, STATUS_INVALID, "--rpc URL is missing: a node of the deployment's chain");
     if (!st)
         st = rpc_open(&n->rpc, &(struct rpc_config){.url = n->url}, err);
     view_init(&n->view, n->rpc, &n->d);
@@ -82,6 +85,24 @@ static enum status explain(struct node *n, const struct node_tx *tx, struct errt
     return err_set(err, STATUS_DENIED, "%s from %s: %s", tx->what, from, f->message);
 }
 
+/* What a node asks for before it takes a transaction: the limit at the highest price. */
+static enum status check_gas(struct node *n, const struct node_tx *tx, const struct tx *t,
+                             struct errtext *err)
+{
+    u128 have = 0, need = (u128)t->gas_limit * t->fee_max;
+    char from[ADDR_TEXT_BYTES], had[CLI_AMOUNT_BYTES], needs[CLI_AMOUNT_BYTES];
+    enum status st = rpc_balance(n->rpc, tx->from->address, "latest", &have, err);
+    if (st || have >= need)
+        return st;
+    addr_format(from, tx->from->address);
+    cli_amount(had, have);
+    cli_amount(needs, need);
+    n->lacks_gas = true;
+    return err_set(err, STATUS_DENIED,
+                   "%s: %s cannot pay the gas: it holds %s and up to %s is needed", tx->what, from,
+                   had, needs);
+}
+
 static enum status fill(struct node *n, const struct node_tx *tx, struct tx *t, struct errtext *err)
 {
     u128 base = 0;
@@ -106,7 +127,7 @@ static enum status fill(struct node *n, const struct node_tx *tx, struct tx *t, 
         st = rpc_tip(n->rpc, &t->tip_max, err);
     t->gas_limit += t->gas_limit / 4;
     t->fee_max = 2 * base + t->tip_max;
-    return st;
+    return st ? st : check_gas(n, tx, t, err);
 }
 
 /* What a node says while it indexes, lags or is asked too often is no verdict: it is asked again,

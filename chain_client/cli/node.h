@@ -12,9 +12,10 @@ struct node {
     struct deployment d;
     struct view view;
     uint64_t wait_s;
+    bool lacks_gas; /* the last node_send was not sent for it */
 };
 
-/* --rpc and --deployment of c, compared with each other (deployment_check). */
+/* --rpc and the deployment of c (place.h), compared with each other (deployment_check). */
 MUST_CHECK enum status node_open(struct node *n, const struct cli *c, struct errtext *err);
 void node_close(struct node *n); /* a zeroed one is fine */
 /* What to do about the last error, or NULL. */
@@ -28,8 +29,8 @@ struct node_sent {
 /* A call of a contract as `from`.
  *
  * After   OK: in a block, and it succeeded
- * Errors  DENIED: the contract would refuse, in words; INVALID; IO and TIMEOUT: *sent->hash says
- *         which transaction may still come, if it was sent
+ * Errors  DENIED: the contract would refuse, in words, or the gas is lacking; INVALID;
+ *         IO and TIMEOUT: *sent->hash says which transaction may still come, if it was sent
  */
 struct node_tx {
     const struct secp *secp;

@@ -147,10 +147,10 @@ static enum status from_settle(struct proof *p, const struct cli *c, const uint8
 
 static enum status check_options(const struct cli *c, struct errtext *err)
 {
-    return cli_has(c, OPT_ARCHIVE) != cli_has(c, OPT_SETTLE)
+    return cli_has(c, OPT_ARCHIVE) || cli_has(c, OPT_SETTLE)
                ? STATUS_OK
                : err_set(err, STATUS_INVALID,
-                         "give either --archive DIR or --settle URL: where the proof comes from");
+                         "give --archive DIR or --settle URL: where the proof comes from");
 }
 
 /* Only an active epoch pays. */
@@ -186,7 +186,7 @@ enum status proof_find(struct proof *p, struct node *n, const struct cli *c,
         return st;
     u128 claimed = p->claimed;
     p->epoch = money.active_epoch;
-    if (cli_has(c, OPT_SETTLE))
+    if (!cli_has(c, OPT_ARCHIVE))
         st = from_settle(p, c, account, err);
     p->claimed = claimed;
     if (st || !p->epoch)

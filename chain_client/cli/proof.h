@@ -14,7 +14,7 @@ struct proof {
     struct tree_proof path;
 };
 
-/* From --archive or --settle of c.
+/* From --archive of c, else from --settle.
  *
  * Errors  CORRUPT: the source does not fit the chain; NOT_FOUND: the archive lacks the epoch; the
  *         node's and the worker's

@@ -1,14 +1,17 @@
 /* residual claim and residual rewards. */
+#include "chain_client/cli/books.h"
+#include "chain_client/cli/prompt.h"
 #include "chain_client/cli/proof.h"
 #include "chain_client/epoch.h"
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
-#include "chain_client/eth/keystore.h"
 #include "server/base/check.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+
+#define PRINT_BYTES_MAX (4u << 20)
 
 /* A view of one address that answers one word. */
 static enum status ask_account(struct node *n, const uint8_t to[20], const char *signature,
@@ -58,6 +61,7 @@ struct claim {
     u128 before, after;
     struct node_sent sent;
     bool is_sent;
+    struct books books; /* of `rewards` with --settle */
 };
 
 static u128 claimable(const struct proof *p)
@@ -87,6 +91,8 @@ static void put_json(struct buf *out, const struct claim *k)
         buf_printf(out, ",\"block\":%" PRIu64 ",\"gas_used\":%" PRIu64, k->sent.block,
                    k->sent.gas_used);
     }
+    if (k->books.sources)
+        books_put_json(out, &k->books);
     buf_putc(out, '}');
 }
 
@@ -104,6 +110,7 @@ static void put_text(struct buf *out, const struct claim *k)
     addr_format(payee, k->payee);
     if (!k->proof.epoch) {
         buf_printf(out, "%s: no epoch is active yet", account);
+        books_put_text(out, &k->books);
         return;
     }
     buf_printf(out, "%s, epoch %" PRIu64 " (proof checked against the chain)", account,
@@ -111,6 +118,7 @@ static void put_text(struct buf *out, const struct claim *k)
     put_row(out, "earned", k->proof.cumulative);
     put_row(out, "paid before", k->proof.claimed);
     put_row(out, k->is_sent ? "paid now" : "to be claimed", claimable(&k->proof));
+    books_put_text(out, &k->books);
     if (!k->is_sent)
         return;
     put_row(out, "balance before", k->before);
@@ -125,7 +133,7 @@ static void put_text(struct buf *out, const struct claim *k)
 static int print(const struct claim *k, int code)
 {
     struct buf out;
-    buf_init(&out, 1u << 14);
+    buf_init(&out, PRINT_BYTES_MAX);
     if (cli_has(k->c, OPT_JSON))
         put_json(&out, k);
     else
@@ -165,8 +173,7 @@ static enum status open_all(struct claim *k, struct errtext *err)
     const char *account = c->operand_count ? c->operand[0] : c->value[OPT_ACCOUNT];
     enum status st = secp_create(&k->secp, err);
     if (!st && cli_has(c, OPT_KEY_FILE))
-        st = keystore_load(k->secp, &k->key, c->value[OPT_KEY_FILE], c->value[OPT_PASSPHRASE_FILE],
-                           err);
+        st = prompt_load_key(k->secp, &k->key, c, err);
     if (!st && account) {
         st = addr_parse(k->account, account, err);
         if (st)
@@ -182,12 +189,28 @@ static void close_all(struct claim *k)
     secp_key_fini(&k->key);
     secp_destroy(k->secp);
     node_close(&k->node);
+    books_fini(&k->books);
+}
+
+/* Whoever has coins may send it: the call is the same, and the account is paid. */
+static const char *claim_hint(const struct claim *k, enum status st, char *text, size_t text_bytes)
+{
+    char account[ADDR_TEXT_BYTES];
+    if (!k->node.lacks_gas)
+        return proof_hint(k->c, st);
+    addr_format(account, k->account);
+    snprintf(text, text_bytes,
+             "Send it that much, or let anyone who has it claim for you: residual claim --account "
+             "%s with their --key-file; the account is paid whoever sends it.",
+             account);
+    return text;
 }
 
 int verb_claim(struct cli *c)
 {
     struct claim k = {.c = c};
     struct errtext err = ERRTEXT_INIT;
+    char hint[256];
     int code = CLI_FINE;
     enum status st = open_all(&k, &err);
     if (!st)
@@ -197,7 +220,7 @@ int verb_claim(struct cli *c)
     else if (!st)
         st = send(&k, &err);
     if (st)
-        code = cli_fail(c, st, &err, proof_hint(c, st));
+        code = cli_fail(c, st, &err, claim_hint(&k, st, hint, sizeof(hint)));
     else
         code = print(&k, code);
     close_all(&k);
@@ -211,6 +234,8 @@ int verb_rewards(struct cli *c)
     enum status st = open_all(&k, &err);
     if (!st)
         st = proof_find(&k.proof, &k.node, c, k.account, &err);
+    if (!st && cli_has(c, OPT_SETTLE))
+        st = books_read(&k.books, c, k.account, &err);
     int code = st ? cli_fail(c, st, &err, proof_hint(c, st)) : print(&k, CLI_FINE);
     close_all(&k);
     return code;

@@ -2,6 +2,7 @@
  * computed here, and nothing leaves this machine before the registration is in a block: who saw the
  * files could otherwise register them first. */
 #include "chain_client/cli/facts.h"
+#include "chain_client/cli/place.h"
 #include "chain_client/cli/registry.h"
 #include "chain_client/cli/upload.h"
 #include "chain_client/eth/addr.h"
@@ -111,7 +112,7 @@ static enum status open_chain(struct publish *p, struct errtext *err)
         p->d = p->node.d;
         p->hint = st ? node_hint(st) : NULL;
     } else if (p->bound) {
-        st = deployment_load(&p->d, p->c->value[OPT_DEPLOYMENT], err);
+        st = place_deployment(&p->d, p->c, err);
     }
     return st;
 }

@@ -1,5 +1,5 @@
-/* residual key new, address, hash. A private key is never printed. */
-#include "chain_client/cli/cli.h"
+/* residual wallet new; key new, address, hash. A private key is never printed. */
+#include "chain_client/cli/prompt.h"
 #include "chain_client/cli/sign.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
@@ -107,6 +107,28 @@ int verb_key_new(struct cli *c)
     (void)err_set(&err, STATUS_INVALID, "--type: found '%s', expected chain, publisher or api",
                   type);
     return cli_fail(c, STATUS_INVALID, &err, NULL);
+}
+
+int verb_wallet_new(struct cli *c)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct secp *secp = NULL;
+    struct secp_key key = {0};
+    char passphrase[PROMPT_BYTES_MAX] = "";
+    enum status st = STATUS_OK;
+    if (file_exists(c->operand[0]))
+        st = err_set(&err, STATUS_EXISTS, "%s exists; a key is never overwritten", c->operand[0]);
+    if (!st)
+        st = prompt_new_passphrase(passphrase, c, OPT_PASSPHRASE_FILE, &err);
+    if (!st)
+        st = secp_create(&secp, &err);
+    if (!st)
+        st = keystore_create_sealed(secp, &key, c->operand[0], passphrase, &err);
+    mem_wipe(passphrase, sizeof(passphrase));
+    int code = st ? cli_fail(c, st, &err, NULL) : print_chain(c, key.address);
+    secp_key_fini(&key);
+    secp_destroy(secp);
+    return code;
 }
 
 /* ---- address, hash ---- */

@@ -4,6 +4,7 @@
  * bounded, since the file names them: without a bound a hostile file takes all memory. */
 #include "chain_client/eth/keystore.h"
 #include "chain_client/eth/keccak.h"
+#include "server/base/buf.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
@@ -23,6 +24,8 @@
 #define SCRYPT_BYTES_MAX  (1u << 30) /* 128 * N * r */
 #define SCRYPT_N_MAX      (1u << 22)
 #define PBKDF2_ROUNDS_MAX 10000000
+#define NEW_SCRYPT_N      262144 /* what wallets write */
+#define NEW_SCRYPT_R      8
 
 struct sealed {
     uint8_t salt[SALT_BYTES_MAX], cipher[32], iv[16], mac[32];
@@ -174,21 +177,31 @@ static enum status load_raw(uint8_t secret[32], const char *path, struct errtext
     return st;
 }
 
+static enum status load_sealed(uint8_t secret[32], const char *path, const char *passphrase,
+                               struct errtext *err)
+{
+    char *json;
+    size_t json_len;
+    enum status st = file_read(path, FILE_BYTES_MAX, &json, &json_len, err);
+    if (st)
+        return st;
+    st = keystore_decrypt(secret, json, json_len, passphrase, err);
+    if (st)
+        err_prefix(err, "%s", path);
+    mem_free(json);
+    return st;
+}
+
 static enum status load_v3(uint8_t secret[32], const char *path, const char *passphrase_path,
                            struct errtext *err)
 {
-    char *json = NULL, *passphrase = NULL;
-    size_t json_len = 0, passphrase_len = 0;
-    enum status st = file_read(path, FILE_BYTES_MAX, &json, &json_len, err);
+    char *passphrase = NULL;
+    size_t passphrase_len = 0;
+    enum status st =
+        file_read_secret(passphrase_path, FILE_BYTES_MAX, &passphrase, &passphrase_len, err);
     if (!st)
-        st = file_read_secret(passphrase_path, FILE_BYTES_MAX, &passphrase, &passphrase_len, err);
-    if (!st) {
-        st = keystore_decrypt(secret, json, json_len, passphrase, err);
-        if (st)
-            err_prefix(err, "%s", path);
-    }
+        st = load_sealed(secret, path, passphrase, err);
     wipe_text(passphrase, passphrase_len);
-    mem_free(json);
     return st;
 }
 
@@ -199,6 +212,18 @@ enum status keystore_load(const struct secp *c, struct secp_key *key, const char
     memset(key, 0, sizeof(*key));
     enum status st =
         passphrase_path ? load_v3(secret, path, passphrase_path, err) : load_raw(secret, path, err);
+    if (!st)
+        st = secp_key_init(c, key, secret, err);
+    mem_wipe(secret, sizeof(secret));
+    return st;
+}
+
+enum status keystore_load_sealed(const struct secp *c, struct secp_key *key, const char *path,
+                                 const char *passphrase, struct errtext *err)
+{
+    uint8_t secret[32] = {0};
+    memset(key, 0, sizeof(*key));
+    enum status st = load_sealed(secret, path, passphrase, err);
     if (!st)
         st = secp_key_init(c, key, secret, err);
     mem_wipe(secret, sizeof(secret));
@@ -233,6 +258,79 @@ enum status keystore_create(const struct secp *c, struct secp_key *key, const ch
     text[64] = '\n';
     st = write_new(path, text, 65, err);
     mem_wipe(text, sizeof(text));
+    if (st)
+        secp_key_fini(key);
+    return st;
+}
+
+/* ---- a new sealed file ---- */
+
+static void put_field(struct buf *out, const char *before, const uint8_t *data, size_t len)
+{
+    char hex[2 * 32 + 1];
+    hex_encode(hex, data, len);
+    buf_printf(out, "%s%s\"", before, hex);
+}
+
+/* ciphertext and MAC of secret under the stretched key. */
+static bool seal(struct sealed *s, const uint8_t secret[32], const uint8_t key[32])
+{
+    uint8_t bytes[48];
+    int len = 0;
+    EVP_CIPHER_CTX *aes = EVP_CIPHER_CTX_new();
+    bool ok = aes && EVP_EncryptInit_ex(aes, EVP_aes_128_ctr(), NULL, key, s->iv) == 1 &&
+              EVP_EncryptUpdate(aes, s->cipher, &len, secret, 32) == 1 && len == 32;
+    EVP_CIPHER_CTX_free(aes);
+    memcpy(bytes, key + 16, 16);
+    memcpy(bytes + 16, s->cipher, 32);
+    keccak_256(s->mac, bytes, sizeof(bytes));
+    mem_wipe(bytes, sizeof(bytes));
+    return ok;
+}
+
+static void put_sealed(struct buf *out, const struct sealed *s, const uint8_t address[20])
+{
+    uint8_t id[16];
+    char hex[33];
+    randombytes_buf(id, sizeof(id));
+    id[6] = (uint8_t)((id[6] & 0x0f) | 0x40); /* a random UUID */
+    id[8] = (uint8_t)((id[8] & 0x3f) | 0x80);
+    hex_encode(hex, id, 16);
+    put_field(out, "{\"address\":\"", address, 20);
+    put_field(out, ",\"crypto\":{\"cipher\":\"aes-128-ctr\",\"ciphertext\":\"", s->cipher, 32);
+    put_field(out, ",\"cipherparams\":{\"iv\":\"", s->iv, 16);
+    buf_printf(out, "},\"kdf\":\"scrypt\",\"kdfparams\":{\"dklen\":32,\"n\":%d,\"p\":1,\"r\":%d",
+               NEW_SCRYPT_N, NEW_SCRYPT_R);
+    put_field(out, ",\"salt\":\"", s->salt, s->salt_len);
+    put_field(out, "},\"mac\":\"", s->mac, 32);
+    buf_printf(out, "},\"id\":\"%.8s-%.4s-%.4s-%.4s-%.12s\",\"version\":3}\n", hex, hex + 8,
+               hex + 12, hex + 16, hex + 20);
+}
+
+enum status keystore_create_sealed(const struct secp *c, struct secp_key *key, const char *path,
+                                   const char *passphrase, struct errtext *err)
+{
+    struct sealed s = {.salt_len = 32};
+    struct buf out;
+    uint8_t stretched[32];
+    enum status st = secp_key_random(c, key, err);
+    if (st)
+        return st;
+    randombytes_buf(s.salt, s.salt_len);
+    randombytes_buf(s.iv, sizeof(s.iv));
+    buf_init(&out, FILE_BYTES_MAX);
+    if (crypto_pwhash_scryptsalsa208sha256_ll((const uint8_t *)passphrase, strlen(passphrase),
+                                              s.salt, s.salt_len, NEW_SCRYPT_N, NEW_SCRYPT_R, 1,
+                                              stretched, 32) != 0 ||
+        !seal(&s, key->secret, stretched))
+        st = err_set(err, STATUS_NO_MEMORY, "%s: no memory to seal the key", path);
+    mem_wipe(stretched, sizeof(stretched));
+    put_sealed(&out, &s, key->address);
+    if (!st && out.failed)
+        st = err_set(err, STATUS_NO_MEMORY, "%s: no memory for its text", path);
+    if (!st)
+        st = write_new(path, out.data, out.len, err);
+    buf_fini(&out);
     if (st)
         secp_key_fini(key);
     return st;

@@ -29,6 +29,17 @@ MUST_CHECK enum status keystore_load(const struct secp *c, struct secp_key *key,
 MUST_CHECK enum status keystore_create(const struct secp *c, struct secp_key *key, const char *path,
                                        struct errtext *err);
 
+/* A version 3 file with the passphrase at hand. Errors as above. */
+MUST_CHECK enum status keystore_load_sealed(const struct secp *c, struct secp_key *key,
+                                            const char *path, const char *passphrase,
+                                            struct errtext *err);
+
+/* keystore_create_sealed - a fresh random key into a new version 3 file of mode 0600 (scrypt, n
+ * 262144, r 8, p 1: about a second and 256 MiB). EXISTS if path is there; NO_MEMORY. */
+MUST_CHECK enum status keystore_create_sealed(const struct secp *c, struct secp_key *key,
+                                              const char *path, const char *passphrase,
+                                              struct errtext *err);
+
 /* Decrypt a version 3 text. */
 MUST_CHECK enum status keystore_decrypt(uint8_t secret[32], const char *json, size_t json_len,
                                         const char *passphrase, struct errtext *err);

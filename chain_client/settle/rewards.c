@@ -134,18 +134,28 @@ struct standing {
     bool in_tree;
 };
 
+/* Of the chain, now: the worker's own rows follow at finality, which may be minutes later. */
+static enum status ask_active(struct rewards *r, uint64_t *epoch, struct errtext *err)
+{
+    struct view v;
+    struct view_money m = {.active_epoch = 0};
+    view_init(&v, r->rpc, r->d);
+    enum status st = view_money(&v, "latest", &m, err);
+    view_fini(&v);
+    *epoch = m.active_epoch;
+    return st;
+}
+
 static enum status read_standing(struct rewards *r, struct db *db, const uint8_t account[20],
                                  struct standing *s, struct errtext *err)
 {
     struct view v;
-    struct view_money m = {.active_epoch = 0};
     *s = (struct standing){.epoch = 0};
+    enum status st = ask_active(r, &s->epoch, err);
     view_init(&v, r->rpc, r->d);
-    enum status st = view_money(&v, "latest", &m, err);
     if (!st)
         st = view_claimed(&v, "latest", account, &s->claimed, err);
     view_fini(&v);
-    s->epoch = m.active_epoch;
     if (!st && s->epoch)
         st = load_tree(r, db, s->epoch, err);
     if (!st && s->epoch)
@@ -295,7 +305,7 @@ static enum status put_shares(struct db *db, const uint8_t account[20], uint64_t
 
 /* The columns are those of rewards_put_history. */
 static enum status put_epoch(struct db *db, struct db_rows *q, const uint8_t account[20],
-                             struct buf *out, struct errtext *err)
+                             uint64_t active, struct buf *out, struct errtext *err)
 {
     enum epoch_state state;
     uint8_t tx[32];
@@ -303,6 +313,8 @@ static enum status put_epoch(struct db *db, struct db_rows *q, const uint8_t acc
     enum status st = epoch_state_get(&state, q, 1, err);
     if (st)
         return st;
+    if (db_u64(q, 0) == active || (state == EPOCH_FINAL && db_u64(q, 0) < active))
+        state = EPOCH_ACTIVE;
     db_bytes(q, 6, tx, 32);
     buf_printf(out,
                "{\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"at\":%" PRIu64 ",\"active_at\":%" PRIu64,
@@ -316,13 +328,16 @@ static enum status put_epoch(struct db *db, struct db_rows *q, const uint8_t acc
     return st;
 }
 
-enum status rewards_put_history(struct db *db, const uint8_t account[20], uint64_t before,
-                                struct buf *out, struct errtext *err)
+enum status rewards_put_history(struct rewards *r, struct db *db, const uint8_t account[20],
+                                uint64_t before, struct buf *out, struct errtext *err)
 {
     struct db_rows q;
     uint32_t count = 0;
-    uint64_t last = 0;
-    enum status st =
+    uint64_t last = 0, active;
+    enum status st = ask_active(r, &active, err);
+    if (st)
+        return st;
+    st =
         db_query(db, &q, err,
                  "SELECT c.epoch, e.state, coalesce(b.closed_at, 0), e.active_at, c.amount,"
                  " p.amount, e.tx FROM cum c JOIN epochs e ON e.epoch = c.epoch LEFT JOIN batches b"
@@ -339,7 +354,7 @@ enum status rewards_put_history(struct db *db, const uint8_t account[20], uint64
         if (count)
             buf_putc(out, ',');
         last = db_u64(&q, 0);
-        st = put_epoch(db, &q, account, out, err);
+        st = put_epoch(db, &q, account, active, out, err);
     }
     db_done(&q);
     if (count > HISTORY_MAX)
@@ -469,16 +484,15 @@ static void put_next(struct sources *l)
     buf_printf(l->out, ":%s\"}", l->last.name);
 }
 
-enum status rewards_put_sources(struct db *db, const uint8_t account[20], const char *after,
-                                struct buf *out, struct errtext *err)
+enum status rewards_put_sources(struct rewards *r, struct db *db, const uint8_t account[20],
+                                const char *after, struct buf *out, struct errtext *err)
 {
     struct db_rows q;
     struct source from;
     struct sources l = {.out = out};
     enum status st = read_after(after, &from, err);
     if (!st)
-        st = db_value(db, &l.active, 0, err, "SELECT max(epoch) FROM epochs WHERE state = ?", "t",
-                      epoch_state_name(EPOCH_ACTIVE));
+        st = ask_active(r, &l.active, err);
     if (!st)
         st = db_query(db, &q, err,
                       "SELECT s.adapter, s.source, s.datanet, s.epoch, s.amount FROM earned s JOIN"

@@ -40,10 +40,12 @@ void rewards_fini(struct rewards *r);
 MUST_CHECK enum status rewards_put(struct rewards *r, struct db *db, const uint8_t account[20],
                                    struct buf *out, struct errtext *err);
 /* Only epochs below `before`; 0: the newest. */
-MUST_CHECK enum status rewards_put_history(struct db *db, const uint8_t account[20],
-                                           uint64_t before, struct buf *out, struct errtext *err);
+MUST_CHECK enum status rewards_put_history(struct rewards *r, struct db *db,
+                                           const uint8_t account[20], uint64_t before,
+                                           struct buf *out, struct errtext *err);
 /* Only sources above `after`, which is a `next`; NULL: the first. INVALID for another text. */
-MUST_CHECK enum status rewards_put_sources(struct db *db, const uint8_t account[20],
-                                           const char *after, struct buf *out, struct errtext *err);
+MUST_CHECK enum status rewards_put_sources(struct rewards *r, struct db *db,
+                                           const uint8_t account[20], const char *after,
+                                           struct buf *out, struct errtext *err);
 
 #endif

@@ -36,9 +36,9 @@ enum status serve_rewards(struct serve *s, struct db *db, const struct serve_ask
     if (!what[len])
         return rewards_put(&s->rewards, db, account, out, err);
     if (strcmp(what + len, "/history") == 0)
-        return rewards_put_history(db, account, q->before, out, err);
+        return rewards_put_history(&s->rewards, db, account, q->before, out, err);
     if (strcmp(what + len, "/sources") == 0)
-        return rewards_put_sources(db, account, q->after, out, err);
+        return rewards_put_sources(&s->rewards, db, account, q->after, out, err);
     return err_set(err, STATUS_NOT_FOUND, "no such route");
 }
 

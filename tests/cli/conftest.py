@@ -214,7 +214,7 @@ class World:
              "--funder-key-file", self.chain.keys["funder"], "--lane-key", lane + "/transport.key", "--spool-dir", lane + "/spool",
              "--state-dir", self.folder / "settle", "--archive-dir", self.archive, "--batch-seconds-max", "2", "--epoch-seconds", "2",
              "--owners-dir", self.write_owners(),
-             "--listen", f"127.0.0.1:{self.settle_port}"], stdout=self.settle_log, stderr=self.settle_log)
+             "--listen", f"127.0.0.1:{self.settle_port}", "--public-rpc-url", self.chain.url], stdout=self.settle_log, stderr=self.settle_log)
         self.attestor = subprocess.Popen(
             [binary("residual-settle"), "attest", "--deployment", self.chain.file, "--rpc-url", self.chain.url, "--key-file", self.chain.keys["attestor"],
              "--archive", self.settle_url, "--state-dir", self.folder / "attest", "--poll-ms", "500"], stdout=self.settle_log, stderr=self.settle_log)

@@ -2,15 +2,18 @@
 import hashlib
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import struct
+import subprocess
 
 import pytest
-from conftest import DEMO, free_port, residual, secret
+from conftest import CONTRACTS, DEMO, binary, free_port, residual, secret
 
 VERBS = ["adapter check", "adapter publish", "adapter list", "adapter show", "adapter delete", "claim", "rewards", "audit epoch", "audit batch",
-         "receipt verify", "lane show", "key new", "key address", "key hash"]
+         "receipt verify", "lane show", "wallet new", "key new", "key address", "key hash"]
 
 
 def test_help_names_every_verb_and_each_has_its_own():
@@ -25,7 +28,7 @@ def test_help_names_every_verb_and_each_has_its_own():
 
 @pytest.mark.parametrize("words, says", [
     ([], "no verb"), (["bogus"], "'bogus'"), (["adapter"], "'adapter'"), (["adapter", "che"], "'adapter'"),
-    (["claim", "--bogus", "1"], "--bogus"), (["claim"], "--rpc URL is missing"), (["claim", "--key-file"], "--key-file needs a value"),
+    (["claim", "--bogus", "1"], "--bogus"), (["claim"], "--key-file FILE is missing"), (["rewards", "0x" + "11" * 20], "--settle URL of a worker"), (["claim", "--key-file"], "--key-file needs a value"),
     (["claim", "--key-file", "a", "--key-file", "b"], "twice"), (["adapter", "list"], "--server"),
     (["adapter", "list", "extra", "--server", "http://x"], "'extra'"), (["adapter", "list", "--server=ftp://x"], "http://"),
     (["adapter", "list", "--archive", "x", "--server", "http://x"], "takes no --archive"),
@@ -60,6 +63,59 @@ def test_keys(tmp_path):
         assert run.code == 5 and "600" in run.err, run
     assert residual("key", "address", tmp_path / "none").code == 4
     assert residual("key", "address", secret(tmp_path / "bad", "hello")).code == 2
+
+
+def test_a_new_wallet_is_sealed(tmp_path):
+    wallet, passphrase = tmp_path / "wallet.json", secret(tmp_path / "passphrase", "correct horse battery\n")
+    made = residual("wallet", "new", wallet, "--passphrase-file", passphrase, "--json")
+    assert made.code == 0 and wallet.stat().st_mode & 0o777 == 0o600, made
+    kept = json.loads(wallet.read_text())
+    assert kept["version"] == 3 and "0x" + kept["address"] == made.json["address"].lower() and kept["crypto"]["kdfparams"]["n"] == 262144
+    opened = residual("key", "address", wallet, "--passphrase-file", passphrase)
+    assert opened.out.strip() == made.json["address"], opened
+    judge = f"""const {{ Wallet }} = await import('ethers'); console.log(Wallet.fromEncryptedJsonSync({json.dumps(wallet.read_text())}, 'correct horse battery').address)"""
+    done = subprocess.run(["node", "--input-type=module", "-e", judge], cwd=CONTRACTS, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == made.json["address"], done.stderr
+    again = residual("wallet", "new", wallet, "--passphrase-file", passphrase)
+    assert again.code == 5 and "never overwritten" in again.err
+    wrong = residual("key", "address", wallet, "--passphrase-file", secret(tmp_path / "wrong", "correct horse batter"))
+    assert wrong.code == 5 and "passphrase is wrong" in wrong.err, wrong
+    other = tmp_path / "other.json"
+    for text, says in (("short", "at least 10"), ("", "at least 10")):
+        run = residual("wallet", "new", other, "--passphrase-file", secret(tmp_path / "p", text))
+        assert run.code == 2 and says in run.err and not other.exists(), run
+    run = residual("wallet", "new", other, stdin="typed without a terminal\n")
+    assert run.code == 2 and "--passphrase-file" in run.err and not other.exists(), run
+
+
+def at_a_terminal(*words, lines):
+    """What the program writes to a terminal whose person types the lines, one for each question."""
+    main, side = pty.openpty()
+    process = subprocess.Popen([binary("residual"), *map(str, words)], stdin=side, stdout=subprocess.PIPE, stderr=side, text=True)
+    os.close(side)
+    said = b""
+    for line in lines:
+        while not said.endswith(b": "):
+            said += os.read(main, 1000)
+        os.write(main, line.encode() + b"\n")
+        said += b" "
+    out = process.communicate(timeout=60)[0]
+    while select.select([main], [], [], 0)[0]:
+        try:
+            said += os.read(main, 1000)
+        except OSError:  # the other side is closed
+            break
+    os.close(main)
+    return process.returncode, out, said.decode()
+
+
+def test_a_passphrase_is_asked_for_twice_and_not_shown(tmp_path):
+    wallet = tmp_path / "wallet.json"
+    code, out, said = at_a_terminal("wallet", "new", wallet, lines=["one passphrase", "another passphrase"])
+    assert code == 2 and "differ" in said and not wallet.exists(), said
+    code, out, said = at_a_terminal("wallet", "new", wallet, lines=["one passphrase", "one passphrase"])
+    assert code == 0 and "passphrase" not in said.replace("Passphrase for the new key", ""), said
+    assert residual("key", "address", wallet, "--passphrase-file", secret(tmp_path / "p", "one passphrase")).out == out
 
 
 def copy(tmp_path, name="amber-coast"):

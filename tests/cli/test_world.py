@@ -2,6 +2,9 @@
 import json
 import shutil
 import subprocess
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from conftest import DEMO, binary, residual, wait_for
@@ -277,7 +280,14 @@ def test_claim(world, answer, epoch):
     proof = ["--archive", world.archive]
     told = residual("rewards", account, *world.node(), "--settle", world.settle_url, "--json")
     read = residual("rewards", account, *world.node(), *proof, "--json")
-    assert told.code == 0 and read.code == 0 and told.json == read.json and int(told.json["claimable"]) > 0, (told, read)
+    assert told.code == 0 and read.code == 0 and int(told.json["claimable"]) > 0, (told, read)
+    books = {k: told.json[k] for k in ("pending", "undivided", "sources", "epochs", "more")}
+    assert told.json == {**read.json, **books} and not books["more"]
+    assert sum(int(x["earned"]) for x in books["sources"]) == int(told.json["cumulative"])
+    assert {x["source"] for x in books["sources"]} == {"data"} and all(x["adapter"] and x["datanet"] for x in books["sources"])
+    words = residual("rewards", account, "--settle", world.settle_url)  # a URL and no file
+    assert words.code == 0 and chain.at["vault"].lower() in words.err.lower() and books["sources"][0]["adapter"] in words.out, words
+    assert "as data, earned" in words.out and "epoch 1, active" in words.out, words
     before = chain.balance(account)
     sender = ["--key-file", chain.keys["stranger"], *world.node()]
     done = residual("claim", "--account", account, *sender, *proof, "--json")
@@ -285,7 +295,7 @@ def test_claim(world, answer, epoch):
     after = chain.balance(account)
     assert after - before == int(done.json["paid"]) == int(told.json["claimable"])
     assert (int(done.json["balance_before"]), int(done.json["balance_after"])) == (before, after)
-    again = residual("claim", "--account", account, *sender, "--settle", world.settle_url)
+    again = residual("claim", "--account", account, "--key-file", chain.keys["stranger"], "--settle", world.settle_url)
     assert again.code == 4 and chain.balance(account) == after, again
     # the sender's own account, through the worker, in words
     own = residual("claim", "--key-file", chain.keys["operator"], *world.node(), "--settle", world.settle_url)
@@ -294,6 +304,55 @@ def test_claim(world, answer, epoch):
     assert nothing.code == 4, nothing
     empty = residual("rewards", account, *world.node(), "--archive", world.folder / "none")
     assert empty.code == 4 and "accounts.json" in empty.err, empty
+
+
+def test_a_claim_without_gas_says_who_can_send_it(world, epoch):
+    chain, poor = world.chain, world.folder / "poor.key"
+    address = residual("key", "new", "--type", "chain", poor).out.strip()
+    account = chain.address["treasury"]
+    run = residual("claim", "--account", account, "--key-file", poor, "--settle", world.settle_url)
+    assert run.code == 5 and address in run.err and "holds 0.0 (0 base units)" in run.err and "is needed" in run.err, run
+    assert f"--account {account}" in run.err and chain.balance(account) == 0, run
+    paid = residual("claim", "--account", account, "--key-file", chain.keys["stranger"], "--settle", world.settle_url, "--json")
+    assert paid.code == 0 and chain.balance(account) == int(paid.json["paid"]) > 0, paid
+
+
+def test_a_contributor_whose_adapter_pays_data_nothing_is_told(world, tmp_path):
+    """A worker's answer of another's world: the sentence does not need one of our own."""
+    account = "0x" + "11" * 20
+    answers = {"/v1/deployment": {**world.chain.at, "public_rpc_url": world.chain.url},
+               f"/v1/rewards/{account}": None, f"/v1/rewards/{account}/history": {"epochs": [], "next": None},
+               f"/v1/rewards/{account}/sources": {"sources": [{"adapter": "0x" + "ab" * 32, "datanet": "0x" + "cd" * 32, "source": "unpaid",
+                                                               "earned": "0", "pending": "0"}], "next": None}}
+    with answering(answers) as url:
+        run = residual("rewards", account, "--settle", url)
+        assert run.code == 0 and "0x" + "ab" * 32 in run.out and "no share for data" in run.out, run
+        answers[f"/v1/rewards/{account}/sources"]["sources"][0]["earned"] = "x"
+        assert residual("rewards", account, "--settle", url).code == 1
+        del answers["/v1/deployment"]["public_rpc_url"]
+        run = residual("rewards", account, "--settle", url)
+        assert run.code == 2 and "--rpc URL" in run.err, run
+        answers["/v1/deployment"]["vault"] = account
+        run = residual("rewards", account, "--settle", url, "--rpc", world.chain.url)
+        assert run.code == 5 and "no contract there" in run.err, run
+
+
+@contextmanager
+def answering(answers):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = answers.get(self.path)
+            self.send_response(200 if body else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(body or {"error": {"message": "nothing"}}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
+        Thread(target=s.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{s.server_port}"
+        s.shutdown()
 
 
 def test_a_claim_from_a_forged_archive_is_not_sent(world, answer, epoch):
