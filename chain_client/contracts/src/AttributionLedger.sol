@@ -145,7 +145,22 @@ contract AttributionLedger is DelayedRoles {
         if (_advance(lanes) != h.leafCount) revert WrongCount();
         batchHash[h.seq] = hash;
         head = Head(h.seq, h.closedAt, h.cumFee);
-        emit BatchCommitted(h.seq, hash, h, lanes);
+        _emitCommitted(h, lanes, hash);
+    }
+
+    /// BatchCommitted(h.seq, hash, h, lanes). Every value of both was checked above, so their words are the event's own.
+    function _emitCommitted(Canon.Header calldata h, Canon.Lane[] calldata lanes, bytes32 hash) private {
+        bytes32 topic = BatchCommitted.selector;
+        uint64 seq = h.seq;
+        assembly ("memory-safe") {
+            let m := mload(0x40)
+            let size := mul(lanes.length, 0x60)
+            calldatacopy(m, h, 0x140)
+            mstore(add(m, 0x140), 0x160)
+            mstore(add(m, 0x160), lanes.length)
+            calldatacopy(add(m, 0x180), lanes.offset, size)
+            log3(m, add(size, 0x180), topic, seq, hash)
+        }
     }
 
     /// Moves every named lane's cursor past its range; returns the records covered.

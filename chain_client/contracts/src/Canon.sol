@@ -149,6 +149,11 @@ library Canon {
         while ((uint256(1) << depth) < count) ++depth;
     }
 
+    /// depth == depthOf(count), count > 0
+    function isDepth(uint256 depth, uint256 count) internal pure returns (bool) {
+        return depth < 33 && count <= 1 << depth && count > (1 << depth) >> 1;
+    }
+
     /// Root hash and sum above a leaf; `tag` is 0x11 (log) or 0x01 (reward). The sum is exact and may pass 2^128, where
     /// the nodes' bytes would not say it: a root counts only with the sum that it has to have. The caller has checked
     /// index < count and hashes.length == sums.length == depthOf(count). In assembly: a proof is most of a claim's work.
@@ -189,15 +194,33 @@ library Canon {
         return (hash, sum);
     }
 
-    function lanesHash(Lane[] calldata lanes) internal pure returns (bytes32) {
-        return keccak256(abi.encode(lanes));
+    /// keccak(abi.encode(lanes)), copied whole.
+    function lanesHash(Lane[] calldata lanes) internal pure returns (bytes32 hash) {
+        assembly ("memory-safe") {
+            let m := mload(0x40)
+            let size := mul(lanes.length, 0x60)
+            mstore(m, 0x20)
+            mstore(add(m, 0x20), lanes.length)
+            calldatacopy(add(m, 0x40), lanes.offset, size)
+            hash := keccak256(m, add(size, 0x40))
+        }
     }
 
+    /// keccak(abi.encode(BATCH_TYPE, chainId, ledger, h, lanesDigest)), the header copied whole.
     function batchHash(Header calldata h, bytes32 lanesDigest, uint256 chainId, address ledger)
         internal
         pure
-        returns (bytes32)
+        returns (bytes32 hash)
     {
-        return keccak256(abi.encode(BATCH_TYPE, chainId, ledger, h, lanesDigest));
+        bytes32 kind = BATCH_TYPE;
+        assembly ("memory-safe") {
+            let m := mload(0x40)
+            mstore(m, kind)
+            mstore(add(m, 0x20), chainId)
+            mstore(add(m, 0x40), ledger)
+            calldatacopy(add(m, 0x60), h, 0x140)
+            mstore(add(m, 0x1a0), lanesDigest)
+            hash := keccak256(m, 0x1c0)
+        }
     }
 }

@@ -65,6 +65,11 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         uint32 day; // of the last payment
     }
 
+    struct Account {
+        uint128 claimed;
+        bool redirected; // payoutOf is to be read: most accounts spare a claim that word
+    }
+
     struct EpochHeader {
         uint64 epoch;
         bytes32 prevRoot; // of the last epoch not disabled, 0 for the first
@@ -119,7 +124,7 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
     uint128[] private _floors;
     mapping(uint32 day => uint128) private _increases; // of the totals of the live epochs proposed on it
     mapping(uint64 epoch => Epoch) public epochs;
-    mapping(address account => uint128) public claimed;
+    mapping(address account => Account) private _accounts;
     mapping(address account => address) public payoutOf; // 0 = the account itself
 
     event Proposed(
@@ -335,9 +340,8 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         Epoch storage e = epochs[epoch];
         if (!_active(e)) revert NotActive(epoch);
         if (!_proven(e, index, account, cumulative, hashes, sums)) revert BadProof();
-        uint128 paid = claimed[account];
-        if (cumulative <= paid) revert NothingToClaim(paid);
-        (uint8 reason, address to) = _pay(epoch, account, cumulative, paid, gasleft());
+        (uint8 reason, address to) = _pay(e, epoch, account, cumulative, gasleft());
+        if (reason == SKIP_NOTHING) revert NothingToClaim(claimed(account));
         if (reason == SKIP_OVER_TOTAL) revert OverTotal(epochs[activeEpoch()].total);
         if (reason == SKIP_OVER_DAILY_CAP) revert OverDailyCap(_leftToday());
         if (reason != 0) revert PaymentRefused(to);
@@ -354,16 +358,16 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
     }
 
     function _claimOne(Claim calldata c) private returns (uint8) {
-        if (!_active(epochs[c.epoch])) return SKIP_NOT_ACTIVE;
-        if (!_provenClaim(c)) return SKIP_BAD_PROOF;
-        uint128 paid = claimed[c.account];
-        if (c.cumulative <= paid) return SKIP_NOTHING;
-        (uint8 reason,) = _pay(c.epoch, c.account, c.cumulative, paid, PUSH_GAS);
+        Epoch storage e = epochs[c.epoch];
+        if (!_active(e)) return SKIP_NOT_ACTIVE;
+        if (!_proven(e, c.index, c.account, c.cumulative, c.hashes, c.sums)) return SKIP_BAD_PROOF;
+        (uint8 reason,) = _pay(e, c.epoch, c.account, c.cumulative, PUSH_GAS);
         return reason;
     }
 
     function setPayout(address to) external {
         payoutOf[msg.sender] = to;
+        _accounts[msg.sender].redirected = to != address(0);
         emit PayoutSet(msg.sender, to);
     }
 
@@ -406,6 +410,10 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         if (funded > left) funded = uint128(left);
         emit SurplusWithdrawn(to, amount);
         if (!_transfer(to, amount, gasleft())) revert PaymentRefused(to);
+    }
+
+    function claimed(address account) public view returns (uint128) {
+        return _accounts[account].claimed;
     }
 
     function totalClaimed() external view returns (uint128) {
@@ -540,7 +548,7 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         uint128[] calldata sums
     ) private view returns (bool) {
         uint32 leaves = e.leaves;
-        if (index >= leaves || hashes.length != Canon.depthOf(leaves) || sums.length != hashes.length) return false;
+        if (index >= leaves || !Canon.isDepth(hashes.length, leaves) || sums.length != hashes.length) return false;
         bytes32 leaf = Canon.rewardLeaf(rewardDomain, index, account, cumulative);
         (bytes32 root, uint256 sum) = Canon.fold(0x01, leaf, cumulative, index, hashes, sums);
         return root == e.root && sum == e.total;
@@ -548,29 +556,37 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
 
     /// Books the payment, then sends it, and undoes the booking if the recipient refuses. Over the total: only a root
     /// that forgot what another account was paid can lead there.
-    function _pay(uint64 epoch, address account, uint128 cumulative, uint128 paid, uint256 gasMax)
+    function _pay(Epoch storage e, uint64 epoch, address account, uint128 cumulative, uint256 gasMax)
         private
         returns (uint8 reason, address to)
     {
-        uint128 amount = cumulative - paid;
-        to = payoutOf[account];
-        if (to == address(0)) to = account;
+        Account memory a = _accounts[account];
+        if (cumulative <= a.claimed) return (SKIP_NOTHING, account);
+        uint128 amount = cumulative - a.claimed;
+        to = a.redirected ? payoutOf[account] : account;
         Paid memory p = _paid;
         uint256 total = uint256(p.total) + amount;
-        if (total > epochs[epoch].total && total > uint256(epochs[activeEpoch()].total) + writtenOff) {
+        if (total > e.total && total > uint256(epochs[activeEpoch()].total) + writtenOff) {
             return (SKIP_OVER_TOTAL, to);
         }
         uint32 today = _today();
         if (p.day != today) (p.day, p.limit) = (today, _limitOf(uint256(p.total) + dailyCap(), 0));
         if (total > p.limit) return (SKIP_OVER_DAILY_CAP, to);
-        claimed[account] = cumulative;
-        _paid = Paid(uint112(total), p.limit, today);
+        _accounts[account] = Account(cumulative, a.redirected);
+        _book(total, p.limit, today);
         if (_transfer(to, amount, gasMax)) {
             emit Claimed(account, to, epoch, amount, cumulative);
         } else {
-            claimed[account] = paid;
+            _accounts[account].claimed = a.claimed;
             _paid.total = p.total; // its limit may have moved since
             reason = SKIP_REFUSED;
+        }
+    }
+
+    /// The word of Paid with one write.
+    function _book(uint256 total, uint256 limit, uint256 day) private {
+        assembly ("memory-safe") {
+            sstore(_paid.slot, or(total, or(shl(112, limit), shl(224, day))))
         }
     }
 

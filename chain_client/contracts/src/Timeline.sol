@@ -18,14 +18,23 @@ library Timeline {
         line.times.push(uint40(activeAt));
     }
 
-    /// How many entries are active at t; the last of them is in force. The newest is tried first.
+    /// How many entries are active at t; the last of them is in force. The newest is tried first. In assembly: each probe
+    /// is one word of storage and little else.
     function countAt(Line storage line, uint64 t) internal view returns (uint256 low) {
         uint256 high = line.times.length;
         if (high == 0 || line.times[high - 1] <= t) return high;
-        for (--high; low < high;) {
-            uint256 middle = (low + high) >> 1;
-            if (line.times[middle] <= t) low = middle + 1;
-            else high = middle;
+        --high;
+        assembly ("memory-safe") {
+            mstore(0x00, line.slot)
+            let first := keccak256(0x00, 0x20)
+            for {} lt(low, high) {} {
+                let middle := shr(1, add(low, high))
+                let word := sload(add(first, div(middle, 6)))
+                let time := and(shr(mul(mod(middle, 6), 40), word), 0xffffffffff)
+                switch gt(time, t)
+                case 0 { low := add(middle, 1) }
+                default { high := middle }
+            }
         }
     }
 }
