@@ -171,7 +171,8 @@ static enum status read_answer(struct rpc *r, uint64_t id, const struct fetch_an
                                json_t **result, struct errtext *err)
 {
     json_t *all;
-    bool is_object = !json_doc_parse(&all, "chain node", a->body.data, a->body.len, 0, NULL);
+    bool is_object =
+        !json_doc_parse(&all, "chain node", a->body.data, a->body.len, JSON_DOC_NUL, NULL);
     const json_t *found = json_object_get(all, "id"), *error = json_object_get(all, "error");
     json_t *value = json_object_get(all, "result");
     enum status st = STATUS_OK;

@@ -70,7 +70,8 @@ static enum status adopt_rows(struct worker *w, const struct archive_batch *b, s
     return st;
 }
 
-static enum status adopt_one(struct worker *w, uint64_t seq, struct errtext *err)
+/* *foreign: the archive does not have this one. */
+static enum status adopt_one(struct worker *w, uint64_t seq, bool *foreign, struct errtext *err)
 {
     struct archive_batch b;
     uint8_t hash[32];
@@ -78,17 +79,12 @@ static enum status adopt_one(struct worker *w, uint64_t seq, struct errtext *err
     if (st)
         return st;
     st = archive_batch_read(&b, w->set->archive_dir, seq, err);
-    if (st) {
-        err_prefix(err,
-                   "batch %" PRIu64 " is on the ledger, but neither in the state nor in the "
-                   "archive",
-                   seq);
-        return st == STATUS_NOT_FOUND ? STATUS_CONFLICT : st;
+    *foreign = st == STATUS_NOT_FOUND || (!st && memcmp(hash, b.hash, 32) != 0);
+    if (st || *foreign) {
+        archive_batch_fini(&b);
+        return st;
     }
-    if (memcmp(hash, b.hash, 32) != 0)
-        st = batches_conflict(seq, err);
-    if (!st)
-        st = db_begin(&w->db, err);
+    st = db_begin(&w->db, err);
     if (!st) {
         st = adopt_records(w, &b, err);
         if (!st)
@@ -108,7 +104,17 @@ enum status batches_adopt(struct worker *w, struct errtext *err)
     enum status st = view_head(&w->view, "latest", &head, err);
     if (!st)
         st = db_value(&w->db, &ours, 0, err, "SELECT max(seq) FROM batches", "");
-    for (uint64_t seq = ours + 1; !st && seq <= head.seq; seq++)
-        st = adopt_one(w, seq, err);
+    for (uint64_t seq = ours + 1; !st && seq <= head.seq; seq++) {
+        bool foreign = false;
+        st = adopt_one(w, seq, &foreign, err);
+        if (foreign && seq == 1)
+            return err_set(err, STATUS_CONFLICT,
+                           "batch 1 is on the ledger, but neither in the state nor in the archive: "
+                           "name the archive_dir that has it");
+        if (foreign) { /* said in foreign.c, at every step until it is dropped */
+            err_clear(err);
+            return STATUS_OK;
+        }
+    }
     return st;
 }

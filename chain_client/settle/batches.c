@@ -224,6 +224,8 @@ static enum status close_batch(struct worker *w, struct errtext *err)
     struct closing c = {0};
     uint64_t on_the_way;
     bool good = false;
+    if (w->foreign_batch) /* its numbers may be the very ones that would go into ours */
+        return STATUS_OK;
     enum status st =
         db_value(&w->db, &on_the_way, 0, err, "SELECT count(*) FROM batches WHERE state <> ?", "t",
                  batch_state_name(BATCH_FINAL));
@@ -440,16 +442,6 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
     return st;
 }
 
-enum status batches_conflict(uint64_t seq, struct errtext *err)
-{
-    return err_set(err, STATUS_CONFLICT,
-                   "batch %" PRIu64 ": the ledger holds another batch of this number than ours; "
-                   "nothing more is committed. Was it forged? The guardian drops it, and a start "
-                   "goes on. Is it right, another worker's? Put its files into the archive and run "
-                   "residual-settle resume --batch %" PRIu64,
-                   seq, seq);
-}
-
 /* A batch that is archived: where is it on the chain? */
 static enum status follow(struct worker *w, const struct archive_batch *b, struct errtext *err)
 {
@@ -459,8 +451,6 @@ static enum status follow(struct worker *w, const struct archive_batch *b, struc
     enum status st = view_batch_hash(&w->view, "finalized", seq, final, err);
     if (!st && memcmp(final, b->hash, 32) == 0)
         return finish(w, b, err);
-    if (!st && memcmp(final, zero, 32) != 0)
-        return batches_conflict(seq, err);
     if (!st)
         st = view_batch_hash(&w->view, "latest", seq, latest, err);
     if (st)
@@ -468,7 +458,7 @@ static enum status follow(struct worker *w, const struct archive_batch *b, struc
     if (memcmp(latest, b->hash, 32) == 0)
         return set_state(w, seq, BATCH_INCLUDED, err);
     if (memcmp(latest, zero, 32) != 0)
-        return STATUS_OK; /* not final: a reorganisation may still undo it */
+        return STATUS_OK; /* another one: said in foreign.c, and undone or dropped there */
     struct view_head head;
     st = view_head(&w->view, "latest", &head, err);
     if (st || head.seq + 1 != seq)

@@ -446,27 +446,47 @@ enum status epochs_step(struct worker *w, struct errtext *err)
     if (st)
         return st;
     if (!p.epoch) /* this will be the first */
-        return final.last_epoch ? STATUS_OK : plan(w, &final, err);
+        return final.last_epoch ? foreign_epochs(w, 0, final.last_epoch, err)
+                                : plan(w, &final, err);
     if (p.state == EPOCH_PLANNED)
         return final.last_live != p.previous ? epochs_drop(w, p.epoch, err) : compute(w, &p, err);
     if (p.state > EPOCH_PLANNED && p.state < EPOCH_FINAL)
         return epochs_propose(w, &p, &final, err);
-    return final.last_epoch != p.epoch ? STATUS_OK : plan(w, &final, err);
+    return final.last_epoch > p.epoch ? foreign_epochs(w, p.epoch, final.last_epoch, err)
+                                      : plan(w, &final, err);
 }
 
 /* ---- a database that is behind the chain ---- */
 
-static enum status adopt_one(struct worker *w, uint64_t epoch, struct errtext *err)
+/* The archive's accounts, when they have the vault's root. */
+static enum status read_accounts(struct worker *w, uint64_t epoch, const uint8_t expected[32],
+                                 struct archive_accounts *accounts, bool *good, struct errtext *err)
+{
+    struct tree_node root = {.sum = 0};
+    enum status st = archive_accounts_read(accounts, w->set->archive_dir, epoch, err);
+    if (!st)
+        st = compute_root(&root, &w->dep, accounts->account, accounts->count, err);
+    *good = !st && memcmp(root.hash, expected, 32) == 0;
+    if (st != STATUS_NOT_FOUND)
+        return st;
+    err_clear(err);
+    return STATUS_OK;
+}
+
+enum status epochs_adopt_one(struct worker *w, uint64_t epoch, bool *adopted, struct errtext *err)
 {
     struct view_epoch e, before = {.total = 0};
     struct archive_accounts accounts = {0};
     enum status st = view_epoch(&w->view, "finalized", epoch, &e, err);
     if (!st && e.previous)
         st = view_epoch(&w->view, "finalized", e.previous, &before, err);
+    *adopted = !st && e.disabled;
     if (!st && !e.disabled)
-        st = archive_accounts_read(&accounts, w->set->archive_dir, epoch, err);
-    if (st)
-        return st == STATUS_NOT_FOUND ? STATUS_CONFLICT : st;
+        st = read_accounts(w, epoch, e.root, &accounts, adopted, err);
+    if (st || !*adopted) {
+        archive_accounts_fini(&accounts);
+        return st;
+    }
     st = db_begin(&w->db, err);
     if (!st) {
         st = db_run(
@@ -495,7 +515,5 @@ enum status epochs_adopt(struct worker *w, struct errtext *err)
     enum status st = view_money(&w->view, "finalized", &m, err);
     if (!st)
         st = db_value(&w->db, &ours, 0, err, "SELECT max(epoch) FROM epochs", "");
-    for (uint64_t e = ours + 1; !st && e <= m.last_epoch; e++)
-        st = adopt_one(w, e, err);
-    return st;
+    return st ? st : foreign_epochs(w, ours, m.last_epoch, err);
 }

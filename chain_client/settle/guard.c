@@ -36,15 +36,9 @@ bool guard_is_verb(int argc, char **argv)
 
 /* ---- a batch ---- */
 
-struct newest {
-    struct event_commit e;
-    struct batch_lane *lane;
-    uint8_t hash[32];
-};
-
 static enum status keep_newest(void *arg, const struct event_commit *e, struct errtext *err)
 {
-    struct newest *n = arg;
+    struct guard_commit *n = arg;
     if (memcmp(e->hash, n->hash, 32) != 0)
         return STATUS_OK; /* dropped since */
     struct batch_lane *lane = mem_try_array(e->lane_count + 1, sizeof(*lane));
@@ -58,23 +52,36 @@ static enum status keep_newest(void *arg, const struct event_commit *e, struct e
     return STATUS_OK;
 }
 
+enum status guard_commit_read(struct guard *g, uint64_t seq, struct guard_commit *out,
+                              struct errtext *err)
+{
+    struct rpc_block last;
+    *out = (struct guard_commit){.lane = NULL};
+    enum status st = rpc_block(g->w.rpc, "finalized", &last, err);
+    if (!st)
+        st = view_batch_hash(&g->w.view, "finalized", seq, out->hash, err);
+    struct event_range range = {.from = g->w.dep.start_block, .to = last.number, .number = seq};
+    if (!st)
+        st = events_commits(&g->w.view, &range, keep_newest, out, err);
+    if (!st && !out->lane)
+        st =
+            err_set(err, STATUS_BUSY, "batch %" PRIu64 ": the node shows no commit of it yet", seq);
+    return st;
+}
+
+void guard_commit_fini(struct guard_commit *c)
+{
+    mem_free(c->lane);
+}
+
 enum status guard_batch(struct guard *g, uint64_t seq, enum mirror_found *found,
                         struct errtext *err)
 {
-    struct newest n = {.lane = NULL};
-    struct rpc_block last;
-    enum status st = rpc_block(g->w.rpc, "finalized", &last, err);
+    struct guard_commit c;
+    enum status st = guard_commit_read(g, seq, &c, err);
     if (!st)
-        st = view_batch_hash(&g->w.view, "finalized", seq, n.hash, err);
-    struct event_range range = {.from = g->w.dep.start_block, .to = last.number, .number = seq};
-    if (!st)
-        st = events_commits(&g->w.view, &range, keep_newest, &n, err);
-    if (!st && !n.lane)
-        st =
-            err_set(err, STATUS_BUSY, "batch %" PRIu64 ": the node shows no commit of it yet", seq);
-    if (!st)
-        st = mirror_batch(&g->mirror, &n.e, &g->w.view, found, err);
-    mem_free(n.lane);
+        st = mirror_batch(&g->mirror, &c.e, &g->w.view, found, err);
+    guard_commit_fini(&c);
     return st;
 }
 
@@ -105,6 +112,8 @@ static enum status open_guard(struct guard *g, struct errtext *err)
         st = keystore_load(g->w.secp, &g->key, s->key_file, s->passphrase_file, err);
     if (!st)
         st = mirror_open(&g->mirror, &mirror, err);
+    g->w.sender.signer[SENDER_GUARDIAN] =
+        (struct sender_signer){.key = g->key, .present = strcmp(s->verb, "watch") == 0};
     return st ? st : chain_open(&g->w, err);
 }
 
@@ -134,7 +143,9 @@ static enum status meet(struct guard *g, bool *met, struct errtext *err)
 static enum status look(struct guard *g, bool *met, struct errtext *err)
 {
     enum status st = meet(g, met, err);
-    return st ? st : attest_look(g, err);
+    if (st)
+        return st;
+    return strcmp(g->set->verb, "attest") == 0 ? attest_look(g, err) : watch_look(g, err);
 }
 
 static enum status loop(struct guard *g, struct errtext *err)

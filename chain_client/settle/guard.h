@@ -29,7 +29,19 @@ struct guard {
 /* attest.c and watch.c: one look. Outages are errors that the loop waits out. */
 MUST_CHECK enum status attest_look(struct guard *g, struct errtext *err);
 
-/* Batch seq as the chain had it committed last, into the mirror. */
+MUST_CHECK enum status watch_look(struct guard *g, struct errtext *err);
+
+/* The commit of batch seq that the ledger holds at `finalized`: header and lanes. BUSY while the
+ * node does not show its event. */
+struct guard_commit {
+    struct event_commit e;
+    struct batch_lane *lane; /* e.lane */
+    uint8_t hash[32];        /* e.hash */
+};
+MUST_CHECK enum status guard_commit_read(struct guard *g, uint64_t seq, struct guard_commit *out,
+                                         struct errtext *err);
+void guard_commit_fini(struct guard_commit *c);
+/* That batch into the mirror. */
 MUST_CHECK enum status guard_batch(struct guard *g, uint64_t seq, enum mirror_found *found,
                                    struct errtext *err);
 

@@ -147,8 +147,7 @@ static enum status finish(struct worker *w, const struct epoch_plan *p,
 {
     uint8_t tx[32];
     if (memcmp(found->root, p->root, 32) != 0 || found->batch_paid != p->paid)
-        return err_set(err, STATUS_CONFLICT,
-                       "epoch %" PRIu64 ": the vault holds another one than ours", p->epoch);
+        return foreign_replaces(w, p->epoch, err);
     enum status st = sender_hash(&w->sender, "propose", p->epoch, tx, err);
     if (!st)
         st = db_run(&w->db, err, "UPDATE epochs SET tx = ?, active_at = ? WHERE epoch = ?", "buu",

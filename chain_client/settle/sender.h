@@ -13,8 +13,8 @@
 #include "chain_client/settle/db.h"
 #include "server/base/buf.h"
 
-enum sender_role { SENDER_COMMITTER, SENDER_PROPOSER, SENDER_FUNDER };
-#define SENDER_ROLES 3
+enum sender_role { SENDER_COMMITTER, SENDER_PROPOSER, SENDER_FUNDER, SENDER_GUARDIAN };
+#define SENDER_ROLES 4
 
 struct sender_signer {
     struct secp_key key;
@@ -39,7 +39,7 @@ struct sender {
 
 struct sender_call {
     enum sender_role role;
-    const char *kind; /* "commit", "fund", "approve", "unapprove", "propose" */
+    const char *kind; /* "commit", "fund", "approve", "unapprove", "propose", .. */
     uint64_t key;     /* batch or epoch */
     const uint8_t *to;
     const struct buf *data;

@@ -15,6 +15,7 @@ static const char *const role_name[SENDER_ROLES] = {
     [SENDER_COMMITTER] = "committer",
     [SENDER_PROPOSER] = "proposer",
     [SENDER_FUNDER] = "funder",
+    [SENDER_GUARDIAN] = "guardian", /* of `watch`; the worker has none */
 };
 
 const char *sender_role_name(enum sender_role role)

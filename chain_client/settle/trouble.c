@@ -37,6 +37,12 @@ static const struct {
     [TROUBLE_OWNERS] = {"owners", true},
     [TROUBLE_TARIFF] = {"refused_tariff", false},
     [TROUBLE_EVIDENCE] = {"refused_evidence", false},
+    [TROUBLE_BATCH_UNSHOWN] = {"batch_unshown", true},
+    [TROUBLE_EPOCH_UNSHOWN] = {"epoch_unshown", true},
+    [TROUBLE_BATCH_FORGED] = {"batch_forged", true},
+    [TROUBLE_EPOCH_FORGED] = {"epoch_forged", true},
+    [TROUBLE_EPOCH_CONFLICT] = {"epoch_conflict", true},
+    [TROUBLE_POWERLESS] = {"powerless", true},
 };
 
 /* *is_there, and *is_same: with this sentence. */

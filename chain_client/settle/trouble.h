@@ -34,6 +34,12 @@ enum trouble {
     TROUBLE_OWNERS,         /* epoch: the owners of a datanet version are nowhere */
     TROUBLE_TARIFF,         /* lane: it charges what is not registered */
     TROUBLE_EVIDENCE,       /* lane: its attributions count for nothing */
+    TROUBLE_BATCH_UNSHOWN,  /* batch: committed, and nobody shows its records (watch) */
+    TROUBLE_EPOCH_UNSHOWN,  /* epoch: proposed, and cannot be recomputed (watch) */
+    TROUBLE_BATCH_FORGED,   /* batch: committed, and wrong (watch) */
+    TROUBLE_EPOCH_FORGED,   /* epoch: proposed, and wrong (watch) */
+    TROUBLE_EPOCH_CONFLICT, /* epoch: the vault holds another one, and its accounts are not ours */
+    TROUBLE_POWERLESS,      /* 0: found wrong, and this key cannot stop it (watch) */
     TROUBLE_COUNT
 };
 

@@ -29,7 +29,8 @@ static enum status undo_batch(struct worker *w, uint64_t seq, struct errtext *er
 {
     log_error("batch",
               "batch %" PRIu64
-              " was final and is not on the ledger any more: it is committed again",
+              " was final and is not on the ledger any more: it is committed again when its place "
+              "is free",
               seq);
     enum status st = db_begin(&w->db, err);
     if (st)
@@ -48,7 +49,6 @@ static enum status undo_batch(struct worker *w, uint64_t seq, struct errtext *er
 
 static enum status walk_batches(struct worker *w, struct errtext *err)
 {
-    static const uint8_t zero[32];
     uint8_t ours[32], found[32];
     uint64_t seq;
     for (;;) {
@@ -58,8 +58,6 @@ static enum status walk_batches(struct worker *w, struct errtext *err)
         st = view_batch_hash(&w->view, "finalized", seq, found, err);
         if (st || memcmp(found, ours, 32) == 0)
             return st;
-        if (memcmp(found, zero, 32) != 0)
-            return batches_conflict(seq, err);
         st = undo_batch(w, seq, err);
         if (st)
             return st;

@@ -61,6 +61,7 @@ struct worker {
     uint64_t quorum_ns;                   /* when the attestors are read again */
     uint64_t unsigned_epoch, unsigned_ns; /* since when it waits for signatures */
     uint64_t forget_ns;                   /* old records are looked for again then */
+    uint64_t foreign_batch;               /* the first on the ledger that is not ours; 0: none */
     uint64_t chain_s;                     /* time of the newest block seen */
     int64_t clock_base_s; /* wall less monotonic time, when the clock agreed with the chain */
     bool remembered;      /* what was final in the life before */
@@ -111,8 +112,10 @@ MUST_CHECK enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *bus
 
 /* ---- batches.c ---- */
 MUST_CHECK enum status batches_step(struct worker *w, struct errtext *err);
-/* CONFLICT, with the sentence: the ledger holds another batch of this number. */
-enum status batches_conflict(uint64_t seq, struct errtext *err);
+
+/* ---- foreign.c ---- */
+/* Says what is on the ledger and neither ours nor in the archive. */
+MUST_CHECK enum status foreign_batches(struct worker *w, struct errtext *err);
 
 /* ---- adopt.c ---- */
 MUST_CHECK enum status batches_adopt(struct worker *w, struct errtext *err);
@@ -135,7 +138,7 @@ void chain_close(struct worker *w);
 /* ---- walkback.c ---- */
 /* Batches that were final and are not on the ledger any more, by a reorganisation or because a
  * guardian dropped them, are archived again and will be committed again. Likewise epochs, where the
- * chain was `reorganised`. CONFLICT when the ledger holds another batch in its place. */
+ * chain was `reorganised`. */
 MUST_CHECK enum status walk_back(struct worker *w, bool reorganised, struct errtext *err);
 /* A person's decision: from batch seq on, ours are forgotten, and their records are free for the
  * ledger's batches or new ones. NOT_FOUND without such a batch. */

@@ -180,6 +180,15 @@ class World:
         for lane in self.lanes.values():
             self.ship(lane.number, lane.entries)
 
+    def ask(self, contract, signature, *words):
+        """The words that a view of "ledger", "registry" or "vault" answers, as integers."""
+        selector = self.rpc("web3_sha3", "0x" + signature.encode().hex())[:10]
+        out = self.rpc("eth_call", {"to": self.deployed[contract], "data": selector + "".join(f"{x:064x}" for x in words)}, "latest")[2:]
+        return [int(out[i:i + 64], 16) for i in range(0, len(out), 64)]
+
+    def balance(self, address):
+        return int(self.rpc("eth_getBalance", address, "latest"), 16)
+
     # ---- the answers ----
 
     def audit(self, what="epoch", number=1, archive=None):

@@ -271,7 +271,7 @@ static void test_refusals_carry_revert_bytes(void **state)
     struct errtext err = ERRTEXT_INIT;
     buf_init(&out, 1024);
     script("200 OK", "{\"jsonrpc\":\"2.0\",\"id\":ID,\"error\":{\"code\":3,\"message\":"
-                     "\"execution reverted\\n: Already\",\"data\":\"0xdeadbeef00\"}}");
+                     "\"execution reverted\\n: Already \\u0000\",\"data\":\"0xdeadbeef00\"}}");
     assert_int_equal(rpc_call(r, &call, "latest", &out, &err), STATUS_INVALID);
     assert_int_equal(rpc_last_fault(r)->code, 3);
     assert_int_equal(rpc_last_fault(r)->data_len, 5);
