@@ -255,6 +255,7 @@ static enum status make_adapters(struct server *s, struct errtext *err)
         .chat_text = s->model->chat_text,
         .limits = {.bytes_max = c->adapter_bytes_max, .rank_max = (uint32_t)c->adapter_rank_max},
         .publisher_bytes_max = c->publisher_bytes_max,
+        .adapters_max = (uint32_t)c->adapters_registered_max,
         .chain_id = c->chain_id,
         .book = s->registry_from.book};
     memcpy(opt.model_id, s->model->id, 32);

@@ -32,7 +32,9 @@ enum status publisher_create(struct publisher **out, const struct publish_option
     p->opt = *opt;
     p->catalog = c;
     p->adapters_dir = mem_strdup(opt->adapters_dir);
+    p->near = near_create(opt->adapters_max);
     CHECK(pthread_mutex_init(&p->lock, NULL) == 0);
+    CHECK(pthread_mutex_init(&p->near_lock, NULL) == 0);
     for (uint32_t i = 0; i < opt->root_count; i++) {
         char *real = realpath(opt->root[i], NULL);
         if (!real) {
@@ -54,7 +56,9 @@ void publisher_destroy(struct publisher *p)
     for (uint32_t i = 0; i < p->roots.count; i++)
         mem_free((char *)(uintptr_t)p->roots.root[i]);
     mem_free(p->adapters_dir);
+    near_destroy(p->near);
     pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->near_lock);
     mem_free(p);
 }
 
@@ -262,6 +266,8 @@ static void write_report(const struct publisher *p, const struct publish_upload 
                (unsigned long long)e->blob_bytes);
     buf_puts(out, "\"checks\":[\"config fields\",\"tensor header\",\"shapes against the "
                   "base\",\"finite values\",\"non-zero effect\"");
+    if (p->opt.book)
+        buf_puts(out, ",\"no copy of a registered adapter\"");
     if (e->has_manifest)
         buf_puts(out, ",\"manifest fields\",\"publisher signature\",\"owner signature\"");
     buf_puts(out, "],\"warning\":");
@@ -371,10 +377,14 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         st = check_predecessor(p, u, e, err);
     if (!st)
         st = publish_check_terms(p, a.id, m, err);
+    if (!st)
+        st = publish_check_near(p, &a, m, err);
     if (!st && !u->dry_run)
         st = publish_keep_owners(p, m ? m->documents : NULL, err);
     if (!st && !u->dry_run)
         st = keep_and_register(p, u, e, err);
+    if (!st && !u->dry_run)
+        publish_note_near(p, &a);
     if (!st)
         write_report(p, u, &a, e, report);
     drop_manifest(m);
@@ -470,8 +480,10 @@ static void recover_dir(struct publisher *p, const char *dir, uint32_t *count)
             log_warn("adapters", "a published adapter is not served: %s", why.text);
         free(list[i]); /* lint: waive banned - scandir's memory */
     }
-    if (n > 0 && !st)
+    if (n > 0 && !st) {
+        publish_note_near(p, &a);
         peft_fini(&a);
+    }
     if (n >= 0)
         free(list); /* lint: waive banned - scandir's memory */
     if (n == 0)

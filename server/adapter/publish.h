@@ -28,6 +28,7 @@ struct publish_options {
     uint32_t root_count;
     struct admit_limits limits;
     uint64_t publisher_bytes_max; /* all of one API key's */
+    uint32_t adapters_max;        /* known at a time */
     const char *chat_text;        /* the base's template, or NULL */
     uint64_t chain_id;            /* of manifests; 0 accepts 0 only */
     uint8_t registry[20];

@@ -31,6 +31,8 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     st = publish_keep_owners(p, f.manifest ? f.manifest->documents : NULL, err);
     if (!st)
         st = publish_register(p, e, replace, err); /* its errors name the adapter */
+    if (!st)
+        publish_note_near(p, &f.a);
     catalog_release(e);
     admit_folder_fini(&f);
     return st;

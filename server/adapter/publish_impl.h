@@ -17,6 +17,8 @@ struct publisher {
     struct file_roots roots; /* owned strings */
     struct catalog *catalog;
     pthread_mutex_t lock; /* one publish at a time: quota and files */
+    struct near_table *near;
+    pthread_mutex_t near_lock;
 };
 
 /* Everything an entry has but publisher and manifest. */
@@ -26,6 +28,14 @@ void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, cons
  * as it was read. m NULL: none were brought. */
 MUST_CHECK enum status publish_check_terms(const struct publisher *p, const uint8_t id[32],
                                            const struct manifest *m, struct errtext *err);
+/* publish_near.c: what this adapter does is known from now on; is it, within cosine 0.95, what a
+ * registered adapter of somebody else does, which it does not name as parent? DENIED. m: whose
+ * owner speaks for an adapter that is not registered, or NULL. */
+struct near_table *near_create(uint32_t rows_max);
+void near_destroy(struct near_table *t);
+void publish_note_near(struct publisher *p, const struct peft_adapter *a);
+MUST_CHECK enum status publish_check_near(struct publisher *p, const struct peft_adapter *a,
+                                          const struct manifest *m, struct errtext *err);
 /* Their owners are known from now on. documents NULL: nothing to do. */
 MUST_CHECK enum status publish_keep_owners(const struct publisher *p,
                                            const struct documents *documents, struct errtext *err);

@@ -17,7 +17,7 @@ struct fake_entry {
     uint32_t price_in, price_out;
 };
 struct fake_adapter {
-    uint8_t id[32], owner[20], datanet_id[32];
+    uint8_t id[32], owner[20], datanet_id[32], parent[32]; /* parent 0: none */
     struct fake_entry entry[FAKE_ENTRIES_MAX];
     uint32_t count;
 };
@@ -70,8 +70,16 @@ static inline void fake_put_terms(const struct fake_chain *f, const uint8_t id[3
         abi_uint(&split, REWARD_BPS);
         abi_end(&split);
     }
+    bool has_parent = e && memcmp(a->parent, zeros, 32) != 0;
     abi_dynamic(&w);
-    abi_count(out, 0);
+    abi_count(out, has_parent);
+    if (has_parent) {
+        struct abi_tuple parent;
+        abi_begin(&parent, out, 2);
+        abi_bytes32(&parent, a->parent);
+        abi_uint(&parent, 1000);
+        abi_end(&parent);
+    }
     abi_end(&w);
     abi_end(&all);
 }

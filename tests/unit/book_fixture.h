@@ -67,7 +67,7 @@ static inline enum status fake_ask(void *arg, const struct witness_question *q, 
         f->asked++;
         fake_put_terms(f, q->id, q->t, answer);
     } else if (q->view == WITNESS_ADAPTER_OWNER) {
-        fake_put_words(answer, (u128)0x0f0f0f0f << 96 | 0x0f0f, 0, 0, 1);
+        fake_put_words(answer, q->id[0], 0, 0, 1); /* each has an owner of its own */
     } else if (q->view == WITNESS_DATANET_VERSION) {
         fake_put_net(f, q->t, answer);
     } else if (q->view == WITNESS_TARIFF_AT) {
