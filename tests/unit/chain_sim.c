@@ -185,7 +185,7 @@ void sim_init(uint64_t seed)
     sim.secp = secp;
     sim.random = seed * 0x9e3779b97f4a7c15ull + 1;
     sim.now_ms = 1800000000000ull;
-    sim.base_fee = 1000000000u;
+    sim.base_fee = sim.tip = 1000000000u;
     for (uint32_t i = 0; i < SIM_NODES; i++)
         sim.node[i].chain_id = SIM_CHAIN_ID;
     for (uint32_t i = 0; i < SIM_ACCOUNTS; i++)
@@ -338,7 +338,7 @@ enum status rpc_next_base_fee(struct rpc *r, u128 *wei_per_gas, struct errtext *
 
 enum status rpc_tip(struct rpc *r, u128 *wei_per_gas, struct errtext *err)
 {
-    *wei_per_gas = 1000000000u;
+    *wei_per_gas = sim.tip;
     return sim_begin(r, err);
 }
 

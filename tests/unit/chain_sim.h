@@ -68,7 +68,7 @@ struct sim_node {
 
 struct sim {
     uint64_t now_ms, random, height, fork;
-    u128 base_fee;
+    u128 base_fee, tip; /* what a node suggests, per gas */
     uint8_t account[SIM_ACCOUNTS][20];
     struct sim_node node[SIM_NODES];
     struct sim_tx tx[SIM_TXS];

@@ -80,9 +80,11 @@ static void send_answer(int fd)
     }
     node.exchanges++;
     const char *id = strstr(node.request, "\"id\":"), *mark = strstr(text, "ID");
-    buf_init(&body, 1 << 26);
-    for (size_t i = 0; i < node.body_repeat; i++)
-        buf_putc(&body, ' ');
+    static char blanks[65536];
+    memset(blanks, ' ', sizeof(blanks));
+    buf_init(&body, 1 << 27);
+    for (size_t left = node.body_repeat; left; left -= MIN(left, sizeof(blanks)))
+        buf_put(&body, blanks, MIN(left, sizeof(blanks)));
     if (id && mark) {
         buf_put(&body, text, (size_t)(mark - text));
         buf_put(&body, id + 5, strspn(id + 5, "0123456789"));
@@ -256,9 +258,37 @@ static void test_what_is_no_answer(void **state)
         struct errtext err = ERRTEXT_INIT;
         script(cases[i].status, cases[i].body);
         enum status st = rpc_block_number(r, &v, &err);
-        if (st != cases[i].st)
+        if (st != cases[i].st || (st && !strstr(err.text, "eth_blockNumber: ")))
             fail_msg("case %zu: %s (%s)", i, status_name(st), err.text);
     }
+    rpc_close(r);
+}
+
+/* 80 MB, and lists in lists in lists: refused at a bounded cost, and the client goes on. */
+static void test_answers_without_measure(void **state)
+{
+    struct rpc *r = client(20000, 0);
+    struct errtext err = ERRTEXT_INIT;
+    struct rpc_block b;
+    struct buf deep;
+    uint64_t v;
+    script_more("200 OK", RESULT("\"0x1\""), "", 0, 80u << 20);
+    assert_int_equal(rpc_chain_id(r, &v, &err), STATUS_TOO_LARGE);
+    assert_non_null(strstr(err.text, "longer than 16777216 bytes"));
+    buf_init(&deep, 1 << 22);
+    buf_puts(&deep, "{\"jsonrpc\":\"2.0\",\"id\":ID,\"result\":");
+    for (size_t i = 0; i < 1000000; i++)
+        buf_putc(&deep, '[');
+    for (size_t i = 0; i < 1000000; i++)
+        buf_putc(&deep, ']');
+    buf_putc(&deep, '}');
+    script("200 OK", deep.data);
+    err_clear(&err);
+    assert_int_equal(rpc_block(r, "latest", &b, &err), STATUS_CORRUPT);
+    assert_non_null(strstr(err.text, "eth_getBlockByNumber: "));
+    script("200 OK", RESULT("\"0x1\""));
+    assert_int_equal(rpc_chain_id(r, &v, NULL), STATUS_OK);
+    buf_fini(&deep);
     rpc_close(r);
 }
 
@@ -540,6 +570,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantities),
         cmocka_unit_test(test_what_is_no_answer),
+        cmocka_unit_test(test_answers_without_measure),
         cmocka_unit_test(test_refusals_carry_revert_bytes),
         cmocka_unit_test(test_bytes_are_bounded),
         cmocka_unit_test(test_outages),

@@ -38,6 +38,7 @@ static void quiet(void)
 static void happen(bool bad)
 {
     sim.now_ms += 1000;
+    sim.tip = 1000000000u + sim.now_ms / 1000 % 50; /* the same call signed again is another */
     if (sim.now_ms / 1000 % 2 == 0)
         sim_mine();
     if (!bad)
