@@ -95,7 +95,9 @@ static void check_pair(struct audit *a, struct audit_lane *l, const struct recor
     const char *wrong = NULL;
     if (!of && att->inf_seq < l->base)
         return;
-    if (!of || of->type != RECORD_INFERENCE || memcmp(of->digest, att->inf_digest, 32) != 0)
+    bool is_named =
+        of && of->type == RECORD_INFERENCE && memcmp(of->digest, att->inf_digest, 32) == 0;
+    if (!is_named)
         wrong = "infDigest is not that of an inference at infSeq";
     else if (of->has_evidence)
         wrong = "a second attribution of one inference";
@@ -103,7 +105,7 @@ static void check_pair(struct audit *a, struct audit_lane *l, const struct recor
              (tail_influence_decode(&influence, att->influence.data, att->influence.len, NULL) ||
               influence.count != of->adapters))
         wrong = "the influence does not list the adapters of its inference";
-    if (of && !wrong)
+    if (is_named)
         of->has_evidence = 1;
     if (wrong)
         audit_fault(a, "lane %" PRIu32 " seq %" PRIu64 ": %s", att->prefix.lane, att->prefix.seq,
