@@ -141,7 +141,9 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
     if (!st) /* readers may be recovering the log of a worker that was killed: wait for them */
         sqlite3_busy_timeout(db->h, BUSY_MS);
     if (!st)
-        st = exec(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536;",
+        st = exec(db,
+                  "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536; "
+                  "PRAGMA wal_autocheckpoint=8192;",
                   err);
     if (!st)
         st = check_integrity(db, err);

@@ -112,6 +112,9 @@ MUST_CHECK enum status ingest_step(struct worker *w, uint32_t wait_ms, bool *bus
 
 /* ---- batches.c ---- */
 MUST_CHECK enum status batches_step(struct worker *w, struct errtext *err);
+/* A closed or built batch, up to where the archive has it. */
+MUST_CHECK enum status batches_make(struct worker *w, uint64_t seq, enum batch_state state,
+                                    struct errtext *err);
 
 /* ---- foreign.c ---- */
 /* Says what is on the ledger and neither ours nor in the archive. */
