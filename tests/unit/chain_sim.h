@@ -15,8 +15,9 @@
 #include <sqlite3.h>
 
 #define SIM_NODES    2
-#define SIM_ACCOUNTS 4
-#define SIM_KEYS     16 /* batches and payments, each numbered from 1 */
+#define SIM_ACCOUNTS 8
+#define SIM_STRANGER (SIM_ACCOUNTS - 1) /* no key of ours */
+#define SIM_KEYS     16                 /* batches and payments, each numbered from 1 */
 #define SIM_TXS      1024
 #define SIM_BLOCKS   2048
 #define SIM_IN_BLOCK 16

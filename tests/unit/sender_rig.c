@@ -16,7 +16,7 @@ static void rig_keys(struct rig *r)
         g->present = true;
         memcpy(sim.account[i], g->key.address, 20);
     }
-    memset(sim.account[SENDER_ROLES], 0xee, 20);
+    memset(sim.account[SIM_STRANGER], 0xee, 20);
 }
 
 static void rig_open(struct rig *r)

@@ -244,7 +244,7 @@ static void test_a_reverted_call_is_raised_again(void **state)
     r.commits = 2;
     sim.empty_block = 1000;
     rig_run(&r, 4);
-    sim_foreign(SENDER_ROLES, 'c', 1); /* somebody else commits 1 first: ours reverts */
+    sim_foreign(SIM_STRANGER, 'c', 1); /* somebody else commits 1 first: ours reverts */
     sim.empty_block = 0;
     rig_run(&r, 90);
     assert_int_equal(rig_count(&r.db, "commit", 1, INTENT_CLOSED), 1);
@@ -495,6 +495,45 @@ static void test_without_a_funder_it_is_said(void **state)
     money_fini(&m);
 }
 
+/* ---- rows that were final ---- */
+
+static const char *state_of(struct money *m, const char *sql, uint64_t number, char out[16])
+{
+    struct db_rows q;
+    assert_int_equal(db_query(&m->w.db, &q, NULL, sql, "u", number), STATUS_OK);
+    assert_int_equal(db_next(&q, NULL), STATUS_OK);
+    snprintf(out, 16, "%s", db_text(&q, 0));
+    db_done(&q);
+    return out;
+}
+
+/* The vault is at epoch 1 again: 2 and 3 are proposed once more, and one that came from another
+ * database is computed first. */
+static void test_epochs_walk_back(void **state)
+{
+    static const char sql[] = "SELECT state FROM epochs WHERE epoch = ?";
+    static const uint8_t hash[32] = {1};
+    struct money m;
+    char text[16];
+    money_init(&m);
+    for (uint64_t e = 1; e <= 3; e++)
+        assert_int_equal(db_run(&m.w.db, NULL,
+                                "INSERT INTO epochs (epoch, state, previous, prev_root, paid_from,"
+                                " paid, evidence, planned_at, manifest, active_at) VALUES (?, ?, ?,"
+                                " ?, 0, 1, 1, 0, ?, 5)",
+                                "utubb", e, epoch_state_name(e == 1 ? EPOCH_ACTIVE : EPOCH_FINAL),
+                                e - 1, hash, sizeof(hash), e == 3 ? NULL : hash, sizeof(hash)),
+                         STATUS_OK);
+    sim.allowance = 1; /* of every view: lastEpoch() */
+    assert_int_equal(walk_back(&m.w, false, NULL), STATUS_OK);
+    assert_string_equal(state_of(&m, sql, 2, text), "final");
+    assert_int_equal(walk_back(&m.w, true, NULL), STATUS_OK);
+    assert_string_equal(state_of(&m, sql, 1, text), "active");
+    assert_string_equal(state_of(&m, sql, 2, text), "computed");
+    assert_string_equal(state_of(&m, sql, 3, text), "planned");
+    money_fini(&m);
+}
+
 static int setup(void **state)
 {
     log_set_level(LOG_LEVEL_AUDIT);
@@ -530,6 +569,7 @@ int main(void)
         cmocka_unit_test(test_hostile_answers_move_nothing),
         cmocka_unit_test(test_an_allowance_is_exact_and_goes_back_to_0),
         cmocka_unit_test(test_without_a_funder_it_is_said),
+        cmocka_unit_test(test_epochs_walk_back),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
