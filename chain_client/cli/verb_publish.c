@@ -238,6 +238,17 @@ static enum status upload(struct publish *p, struct errtext *err)
     return st;
 }
 
+/* A datanet, and a split without a data entry: the owners of its documents will get nothing. */
+static bool pays_data(const struct publish *p)
+{
+    static const uint8_t none[32];
+    const struct manifest *m = &p->source.m;
+    bool has_documents = p->source.datanet || memcmp(m->datanet_id, none, 32) != 0, pays = false;
+    for (uint32_t i = 0; i < m->split_count; i++)
+        pays |= m->split[i].role == REWARD_ROLE_DATA;
+    return pays || !has_documents;
+}
+
 static int print_done(struct publish *p)
 {
     struct buf out;
@@ -250,8 +261,8 @@ static int print_done(struct publish *p)
         buf_puts(&out, text ? text : "null");
         mem_free(text);
         text = p->manifest ? json_dumps(p->manifest, JSON_COMPACT) : NULL;
-        buf_printf(&out, ",\"registered\":%s,\"transactions\":%u,\"manifest\":",
-                   p->on_chain ? "true" : "false", p->tx_count);
+        buf_printf(&out, ",\"registered\":%s,\"transactions\":%u,\"pays_data\":%s,\"manifest\":",
+                   p->on_chain ? "true" : "false", p->tx_count, pays_data(p) ? "true" : "false");
         buf_puts(&out, text ? text : "null");
         mem_free(text);
         buf_putc(&out, '}');
@@ -279,6 +290,10 @@ int verb_adapter_publish(struct cli *c)
     enum status st = check_options(p, &err);
     if (!st)
         st = load_source(p, &err);
+    if (!st && p->has_source && !pays_data(p))
+        cli_note(c,
+                 "warning: the split has no share for data: whoever owns the documents that the "
+                 "adapter learned from is paid nothing; role \"data\" in `split` would pay them");
     if (!st)
         st = load_keys(p, &err);
     if (!st)

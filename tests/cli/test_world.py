@@ -145,6 +145,12 @@ def test_publish_without_a_chain_node_and_delete(world):
     signed.write_text(json.dumps(done.json["manifest"]))
     as_it_is = residual("adapter", "publish", folder, *server(world), "--name", "marsh-2", "--manifest", signed)
     assert as_it_is.code == 0, as_it_is
+    assert done.json["pays_data"] and "warning" not in done.err
+    facts = json.loads((folder / "publish.json").read_text())
+    unfair = folder / "unfair.json"
+    unfair.write_text(json.dumps({**facts, "version": 2, "split": [{"payee": facts["owner"], "role": "owner", "bps": 10000}]}))
+    told = world.publish(folder, "marsh-2", key, "--manifest", unfair)
+    assert told.code == 0 and "no share for data" in told.err, told
     broken = {**done.json["manifest"], "prices": {"in": "1", "out": "2"}}
     signed.write_text(json.dumps(broken))
     refused = residual("adapter", "publish", folder, *server(world), "--name", "marsh-3", "--manifest", signed)
