@@ -103,7 +103,7 @@ def test_the_answers_add_up(settled):
     d = answer(s, "/v1/deployment")
     assert {k: d[k] for k in ("chain_id", "genesis_hash", "code_hash", "start_block")} == {k: w.deployed[k] for k in ("chain_id", "genesis_hash", "code_hash", "start_block")}
     assert all(d[k].lower() == w.deployed[k].lower() for k in ("registry", "ledger", "vault", "token")) and d["public_rpc_url"] == w.rpc_url
-    for account in (w.names["p0"], w.names["owner"], "0x" + "ee" * 20, "0x" + f"{1:040x}"):
+    for account in (w.names["p0"], w.names["owner"], "0x" + "ee" * 20, w.names["operator1"]):
         r, history, sources = (answer(s, f"/v1/rewards/{account}{more}") for more in ("", "/history", "/sources"))
         assert r["epoch"] == epoch and r["pending"] is None and r["undivided"] == {"batches": 0, "fee_sum": "0"}
         assert sum(int(x["earned"]) for x in sources["sources"]) == int(r["cumulative"]) > 0
@@ -116,6 +116,7 @@ def test_the_answers_add_up(settled):
         assert answer(s, f"/v1/rewards/{account}/sources?after={first['adapter'] or ''}:{first['source']}")["sources"] == sources["sources"][1:]
     by = {(x["adapter"], x["source"]) for x in answer(s, f"/v1/rewards/{w.names['owner']}/sources")["sources"]}
     assert by == {(None, "base")} | {(w.names[f"a{i}"], "author") for i in (0, 1, 3)}
+    s.wait("every epoch followed to the end of its window", lambda t: all(e["state"] == "active" for e in t["epochs"]))
     assert [b["batch"] for b in answer(s, "/v1/batches?before=3")["batches"]] == [2, 1]
     for bad in ("/v1/epochs?before=x", f"/v1/rewards/{w.names['p0']}/sources?after=x", f"/v1/rewards/{w.names['p0']}/history?before=-1"):
         assert http(s.url + bad)[0] == 400

@@ -476,8 +476,12 @@ static void test_one_record_by_hand(void **state)
         REWARD_ROLE_AUTHOR; /* all for authors: the owner hears that he gets 0 */
     assert_int_equal(reward_compute(&r, &in, NULL), STATUS_OK);
     assert_true(poor.kind[REWARD_FROM_AUTHOR] == 600000 && cumulative_of(&r, owner) == 0);
-    for (size_t i = 0; i < poor.count; i++)
+    size_t unpaid = 0;
+    for (size_t i = 0; i < poor.count; i++) {
         assert_int_equal(poor.account[i].unpaid, memcmp(poor.account[i].payee, owner, 20) == 0);
+        unpaid += poor.account[i].unpaid;
+    }
+    assert_int_equal(unpaid, 1);
     f.entry[8][1].role = f.entry[8][2].role = REWARD_ROLE_DATA;
     in.on_share = NULL;
     reward_result_fini(&r);
