@@ -481,6 +481,23 @@ test('surplus: neither promised nor committed money leaves', async () => {
   assert.equal(await vault.funded(), 100n);
 });
 
+test('u128 edges: the largest of everything is refused, or does nothing, and nothing wraps', async () => {
+  const top = (1n << 128n) - 1n, e = await epoch(1, null, cumOf([[account(1), 100]]));
+  await reverts(vault.fundTo(top, { value: 1 }), vault, 'WrongValue');
+  await reverts(vault.withdrawSurplus(account(8), top), vault, 'NotSurplus', [0]);
+  await reverts(vault.writeOff(top), vault, 'WrongValue');
+  await reverts(vault.claim(1, 0, account(1), top, [], []), vault, 'BadProof');
+  await reverts(vault.claim(1, 0xffffffff, account(1), 100, [], []), vault, 'BadProof');
+  await reverts(vault.claim((1n << 64n) - 1n, 0, account(1), 100, [], []), vault, 'NotActive', [(1n << 64n) - 1n]);
+  await reverts(vault.connect(who.guardian).veto((1n << 64n) - 1n), vault, 'NotPending', [(1n << 64n) - 1n]);
+  await reverts(propose({ ...e, args: [[2, e.h.root, h32('r'), top, 1, 1, 1, h32('m')], ...e.args.slice(1)] }, []), vault, 'WrongBatch', [1]);
+  await ok(vault.setCapFloor(top));
+  await chain.pass(86_400n * 2n);
+  assert.equal(await vault.dailyCap(), top);
+  await ok(vault.claim(...e.claimOf(account(1))));
+  assert.deepEqual([await vault.paidToday(), await vault.totalClaimed()], [0n, 100n]); // so large a cap is no cap, and counts nothing
+});
+
 test('surplus taken from prefunding lowers what counts as funded', async () => {
   await fund(500n);
   await ok(vault.withdrawSurplus(account(8), 200));
