@@ -19,4 +19,13 @@ bool entry_has_tag(const uint8_t key[32], const void *entry, size_t len);
 MUST_CHECK enum status entry_decode(union record *r, uint32_t lane, uint64_t seq, const void *entry,
                                     size_t len, struct errtext *err);
 
+/* The worker's word that a lane's records up to seq are final, under residual:lane:<lane>:final:
+ * "<seq> <64 hex digits>", the tag of "residual.final.1" ‖ lane u32 ‖ seq u64. The server deletes
+ * by it, so it is believed only with the lane's tag. */
+#define ENTRY_FINAL_BYTES 96
+void entry_final_format(char text[ENTRY_FINAL_BYTES], const uint8_t key[32], uint32_t lane,
+                        uint64_t seq);
+/* 0: not the word of who holds the key. */
+uint64_t entry_final_parse(const char *text, const uint8_t key[32], uint32_t lane);
+
 #endif

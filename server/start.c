@@ -354,7 +354,11 @@ static enum status make_recorder(struct server *s, struct errtext *err)
                                    .score_age_s_max = (uint32_t)c->score_age_s_max,
                                    .score_rate_ppb =
                                        c->score_rows_max ? (uint32_t)c->score_rate_ppb : 0,
+                                   .scoring_off = c->score_rows_max == 0,
+                                   .score_stuck_s = (uint32_t)c->score_stuck_s,
                                    .spool_bytes_max = c->spool_bytes_max,
+                                   .spool_keep_bytes = c->spool_keep_bytes,
+                                   .spool_keep_s = c->spool_keep_s,
                                    .group_max = (uint32_t)c->group_max,
                                    .redis_url = c->redis_url,
                                    .redis_password_file = c->redis_password_file};

@@ -371,6 +371,14 @@ static bool follow_end(struct redis *r, struct settle_lane *l)
     return true;
 }
 
+/* The lane's server deletes by it what it need not keep. */
+static bool tell_final(struct redis *r, const struct settle_lane *l)
+{
+    char text[ENTRY_FINAL_BYTES];
+    entry_final_format(text, l->transport_key, l->id, l->final);
+    return tell(r, redisCommand(r->ctx, "SET residual:lane:%u:final %s", l->id, text), NULL);
+}
+
 static void claim_and_trim(struct worker *w)
 {
     struct redis *r = w->redis;
@@ -391,6 +399,7 @@ static void claim_and_trim(struct worker *w)
                         redisCommand(r->ctx, "XTRIM residual:lane:%u MINID %" PRIu64 "-0", l->id,
                                      l->final + 1),
                         NULL);
+            good = good && tell_final(r, l);
             l->trimmed = good ? l->final : l->trimmed;
         }
         if (!good)

@@ -324,17 +324,20 @@ static void put_recorder(struct page *p)
     plain(p, "residual_lane_seq_shipped", "gauge", "Last record shipped.", (double)shipped);
     plain(p, "residual_ship_lag_records", "gauge", "Durable records not shipped.",
           r.bound && durable > shipped ? (double)(durable - shipped) : 0);
+    plain(p, "residual_lane_seq_final", "gauge",
+          "Last record that the settlement worker says is final.", (double)r.seq_final);
+    plain(p, "residual_lane_seq_first", "gauge", "First record that is kept.", (double)r.seq_first);
     plain(p, "residual_spool_bytes", "gauge", "Bytes of the spool.", (double)r.spool_bytes);
     plain(p, "residual_spool_bytes_max", "gauge", "Maximum.", (double)r.spool_bytes_max);
     plain(p, "residual_score_job_bytes", "gauge", "Bytes of jobs to score.", (double)r.job_bytes);
     plain(p, "residual_score_jobs", "gauge", "Jobs to score.", (double)r.job_count);
     plain(p, "residual_records_ready", "gauge",
-          "0: every answer would be refused, because its record has no room.",
+          "0: /readyz says why: no room for records, or scoring that is owed stands still.",
           recorder_ready(p->s->deps.recorder, NULL) == STATUS_OK);
     plain(p, "residual_inferences_total", "counter", "Inference records.", (double)r.inferences);
     plain(p, "residual_attributions_total", "counter", "Attribution records.",
           (double)r.attributions);
-    plain(p, "residual_voids_total", "counter", "Void records.", (double)r.voids);
+    plain(p, "residual_voids_total", "counter", "Void records met at the start.", (double)r.voids);
     plain(p, "residual_outcomes_lost_total", "counter", "Attributions whose inputs were lost.",
           (double)r.outcomes_lost);
     plain(p, "residual_spool_fsyncs_total", "counter", "Group fsyncs.", (double)r.fsyncs);

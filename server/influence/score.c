@@ -3,6 +3,7 @@
 #include "server/influence/score.h"
 #include "chain_client/canon.h"
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mailbox.h"
 #include "server/base/mem.h"
@@ -154,6 +155,7 @@ void scorer_add(struct scorer *s, struct job *job, bool preview)
     struct score_task *t = mem_alloc(sizeof(*t));
     t->job = job;
     t->preview = preview;
+    t->since_ns = clock_mono_ns();
     make_rows(s, t);
     if (s->tail)
         s->tail->next = t;
@@ -247,10 +249,11 @@ struct score_task *scorer_poll(struct scorer *s)
     return NULL;
 }
 
-void scorer_expire(struct scorer *s, uint64_t now_ms, uint64_t age_ms)
+void scorer_expire(struct scorer *s, uint64_t age_ns)
 {
+    uint64_t now_ns = clock_mono_ns();
     for (struct score_task *t = s->head; t; t = t->next) {
-        if (t->submitted > 0 || t->job->created_ms + age_ms > now_ms)
+        if (t->submitted > 0 || now_ns - t->since_ns < age_ns)
             continue;
         t->outcome = RECORD_OUTCOME_INPUTS_LOST;
         t->submitted = t->finished = t->row_count;

@@ -12,7 +12,8 @@ struct score_task {
     struct job *job; /* owned */
     bool preview;    /* no record: the result is shown unsigned */
     bool cancelled;  /* the engine stopped: the job on disk is scored after the next start */
-    uint8_t outcome; /* enum record_outcome, when finished */
+    uint64_t since_ns;
+    uint8_t outcome;           /* enum record_outcome, when finished */
     struct gain_result result; /* when outcome is scored */
     uint8_t inputs_digest[32];
     struct score_row *row; /* [row_count] */
@@ -30,8 +31,9 @@ struct scorer *scorer_create(struct engine *e, struct catalog *c, uint32_t rows_
 void scorer_destroy(struct scorer *s);
 /* Queue a job; takes ownership. */
 void scorer_add(struct scorer *s, struct job *job, bool preview);
-/* Tasks older than age_ms whose rows have not begun end as "inputs lost" at the next poll. */
-void scorer_expire(struct scorer *s, uint64_t now_ms, uint64_t age_ms);
+/* Tasks that wait here for age_ns and whose rows have not begun end as "inputs lost" at the next
+ * poll. Monotonic: a clock that jumps loses nothing. */
+void scorer_expire(struct scorer *s, uint64_t age_ns);
 /* Hand rows over, collect finished ones; the next finished task or NULL. The caller frees it. */
 struct score_task *scorer_poll(struct scorer *s);
 void score_task_free(struct score_task *t);

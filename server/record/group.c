@@ -300,6 +300,12 @@ static void remember(struct recorder *r, struct group_item *it)
 
 static void release_request(struct recorder *r, const struct group_item *it)
 {
+    if (it->required) {
+        struct open_inference o = {.seq = it->seq};
+        memcpy(o.digest, it->request->receipt.digest, 32);
+        memcpy(o.request_id, it->request->id, 32);
+        (void)open_list_put(&r->open, &o);
+    }
     it->request->receipt.recorded = true;
     count_request(it->request);
     if (it->job)
@@ -312,6 +318,7 @@ static void release_task(struct recorder *r, struct score_task *t, uint64_t att_
     struct lookup_entry e;
     flag_dead(r, t);
     jobstore_erase(r->jobs, t->job->inf_seq);
+    open_list_close(&r->open, t->job->inf_seq);
     lookup_mark_recorded(r->lookup, t->job->inf_seq, att_seq);
     if (lookup_get(r->lookup, t->job->request_id, &e)) {
         for (uint32_t k = 0; k < t->job->adapter_count; k++)
@@ -329,10 +336,16 @@ void recorder_publish_stats(struct recorder *r, const struct group *g)
     r->stats.attributions += g ? g->task_count : 0;
     for (uint32_t i = 0; g && i < g->task_count; i++)
         r->stats.outcomes_lost += g->task[i]->outcome == RECORD_OUTCOME_INPUTS_LOST;
+    for (uint32_t i = 0; g && i < g->request_count; i++)
+        r->stats.unscored += g->item[i].required && r->opt.scoring_off;
+    if (g ? g->task_count > 0 : jobstore_count(r->jobs) == 0)
+        r->scored_ns = clock_mono_ns();
     r->stats.fsyncs += g != NULL;
     r->stats.spool_bytes = spool_bytes(r->spool);
     r->stats.job_bytes = jobstore_bytes(r->jobs);
     r->stats.job_count = jobstore_count(r->jobs);
+    r->stats.seq_first = spool_first_seq(r->spool);
+    r->stats.seq_final = spool_final_seq(r->spool);
     r->stats.seq_next = spool_next_seq(r->spool);
     r->stats.seq_durable = spool_durable_seq(r->spool);
     pthread_mutex_unlock(&r->lock);

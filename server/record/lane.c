@@ -126,3 +126,9 @@ bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len)
     return entry_has_tag(l->transport_key, entry, len) &&
            entry_decode(&r, l->id, seq, entry, len, NULL) == STATUS_OK;
 }
+
+uint64_t lane_read_final(const void *lane, const char *text)
+{
+    const struct lane *l = lane;
+    return entry_final_parse(text, l->transport_key, l->id);
+}

@@ -48,6 +48,7 @@ void lane_close(struct lane *l); /* wipes the keys */
 /* Who holds data_dir/lock alone writes below data_dir, a server or a person who repairs. BUSY:
  * another does. Closing *fd gives it back. */
 MUST_CHECK enum status lane_lock(const char *data_dir, int *fd, struct errtext *err);
+uint64_t lane_read_final(const void *lane, const char *text); /* ship_options.read_final */
 /* ship_options.is_own: the entry has its tag and is record seq of this lane (the tag alone would
  * let an old entry be put under a new number). */
 bool lane_is_own(const void *lane, uint64_t seq, const void *entry, size_t len);

@@ -107,7 +107,7 @@ static bool mark_locked(struct lookup *l, uint64_t seq, uint64_t att_seq)
 /* Twice as many bodies as entries: each answer has two at most. */
 static void append_log(struct lookup *l, const void *body, size_t len)
 {
-    const struct spool_keep none = {0};
+    const struct spool_keep none = {.seq_max = UINT64_MAX};
     uint64_t seq = spool_next_seq(l->log);
     if (spool_append(l->log, seq, body, len, NULL) == STATUS_OK && seq > 2 * LOOKUP_MAX) {
         spool_note_final(l->log, seq - 2 * LOOKUP_MAX);

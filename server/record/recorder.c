@@ -49,10 +49,34 @@ static enum status check_room(const struct recorder *r, uint64_t spool_bytes, ui
     return STATUS_OK;
 }
 
+/* Answers of a bound lane that must be scored and are not: what they earn goes by weight, or to the
+ * treasury. The lock is held. */
+static enum status check_scoring(const struct recorder *r, struct errtext *err)
+{
+    uint64_t waited_s = (clock_mono_ns() - r->scored_ns) / 1000000000u;
+    if (!r->lane.bound)
+        return STATUS_OK;
+    if (r->stats.unscored)
+        return err_set(
+            err, STATUS_FULL,
+            "scoring is off (score_rows_max 0), and %llu answers since the start must be "
+            "scored: set score_rows_max, or route answers with adapters elsewhere",
+            (unsigned long long)r->stats.unscored);
+    if (r->stats.job_count && waited_s >= r->opt.score_stuck_s)
+        return err_set(err, STATUS_FULL,
+                       "scoring is stuck: none of %llu answers was scored for %llu s "
+                       "(score_stuck_s %u)",
+                       (unsigned long long)r->stats.job_count, (unsigned long long)waited_s,
+                       r->opt.score_stuck_s);
+    return STATUS_OK;
+}
+
 enum status recorder_ready(struct recorder *r, struct errtext *err)
 {
     pthread_mutex_lock(&r->lock);
     enum status st = check_room(r, RECORD_BYTES_RESERVE, job_bytes_for(1, 1), err);
+    if (!st)
+        st = check_scoring(r, err);
     pthread_mutex_unlock(&r->lock);
     if (!st && r->deps.book)
         st = book_ready(r->deps.book, clock_wall_ms() / 1000, err);
@@ -119,13 +143,13 @@ static void try_disk(struct recorder *r)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* One line when answers begin to be refused, one when they are not any more. */
+/* One line when it begins, one when it is over. */
 static void tell_readiness(struct recorder *r)
 {
     struct errtext err = ERRTEXT_INIT;
     bool ready = recorder_ready(r, &err) == STATUS_OK;
     if (!ready && !r->unready[0])
-        log_error("records", "not ready, answers are refused: %s", err.text);
+        log_error("records", "not ready: %s", err.text);
     else if (ready && r->unready[0])
         log_info("records", "ready again");
     snprintf(r->unready, sizeof(r->unready), "%s", ready ? "" : err.text);
@@ -139,15 +163,17 @@ static void *recorder_main(void *arg)
         bool wrote = recorder_run_group(r, g);
         if (!wrote)
             recorder_publish_stats(r, NULL);
+        recorder_tidy(r);
         try_disk(r);
         tell_readiness(r);
-        scorer_expire(r->scorer, clock_wall_ms(), (uint64_t)r->opt.score_age_s_max * 1000);
+        scorer_expire(r->scorer, (uint64_t)r->opt.score_age_s_max * 1000000000u);
         if (wrote)
             continue;
         if (mailbox_is_closed(&r->finished) && mailbox_used(&r->finished) == 0)
             break;
         mailbox_wait(&r->finished, 200);
     }
+    recorder_checkpoint(r, spool_durable_seq(r->spool));
     mem_free(g);
     return NULL;
 }
@@ -171,9 +197,10 @@ static enum status open_parts(struct recorder *r, struct errtext *err)
         return st;
     r->lane_is_open = true;
     snprintf(dir, sizeof(dir), "%s/spool", r->lane.dir);
-    struct spool_options spool = {.dir = dir,
-                                  .segment_bytes_max = RECORDER_SEGMENT_BYTES,
-                                  .bytes_max = r->opt.spool_bytes_max};
+    struct spool_options spool = {
+        .dir = dir,
+        .segment_bytes_max = MIN((uint64_t)RECORDER_SEGMENT_BYTES, r->opt.spool_bytes_max / 8),
+        .bytes_max = r->opt.spool_bytes_max};
     st = spool_open(&r->spool, &spool, err);
     if (!st) {
         snprintf(dir, sizeof(dir), "%s/lookup", r->lane.dir);
@@ -188,6 +215,7 @@ static enum status start_shipping(struct recorder *r, struct errtext *err)
                                 .password_file = r->opt.redis_password_file,
                                 .lane = r->lane.id,
                                 .is_own = lane_is_own,
+                                .read_final = lane_read_final,
                                 .arg = &r->lane};
     if (!r->lane.bound || !r->opt.redis_url)
         return STATUS_OK;
@@ -218,6 +246,7 @@ enum status recorder_create(struct recorder **out, const struct recorder_options
     r->stats.lane = r->lane.id;
     r->stats.bound = r->lane.bound;
     r->stats.spool_bytes_max = opt->spool_bytes_max;
+    r->scored_ns = clock_mono_ns();
     recorder_publish_stats(r, NULL);
     log_info("records", "lane %u (%s), next record %llu, %llu jobs to score", r->lane.id,
              r->lane.bound ? "bound" : "unbound", (unsigned long long)spool_next_seq(r->spool),
@@ -254,6 +283,7 @@ void recorder_destroy(struct recorder *r)
         score_task_free(t);
     }
     scorer_destroy(r->scorer);
+    open_list_fini(&r->open);
     jobstore_close(r->jobs);
     lookup_close(r->lookup);
     spool_close(r->spool);

@@ -30,9 +30,12 @@ struct recorder_options {
     uint64_t score_bytes_max;  /* job store */
     uint32_t score_age_s_max;  /* a job older than this ends with outcome "inputs lost" */
     uint32_t score_rate_ppb;   /* 1 000 000 000: every answer; 0: none (bench) */
+    bool scoring_off;          /* no job is ever scored */
+    uint32_t score_stuck_s;    /* no score for so long while jobs wait: not ready */
     uint64_t spool_bytes_max;  /* past 95 % recorder_admit says FULL */
-    uint32_t group_max;        /* records per group fsync: what gathered while the last one ran */
-    const char *redis_url;     /* NULL: records stay in the local spool */
+    uint64_t spool_keep_bytes, spool_keep_s; /* settled records are kept so far, see spool_keep */
+    uint32_t group_max;    /* records per group fsync: what gathered while the last one ran */
+    const char *redis_url; /* NULL: records stay in the local spool */
     const char *redis_password_file;
 };
 
@@ -60,8 +63,9 @@ void recorder_on_finish(struct request *r, void *recorder);
  * FULL or BUSY with the reason. Every OK is paired with recorder_on_finish or recorder_unadmit.
  * Thread: any. */
 MUST_CHECK enum status recorder_admit(struct recorder *r, struct request *req, struct errtext *err);
-/* Would any answer be refused now? FULL with the reason: the disk refuses, or the spool or the job
- * store is full; BUSY: the Registry was not read, or too long ago. Thread: any. */
+/* Should a router send answers here? FULL with the reason: the disk refuses, the spool or the job
+ * store is full (recorder_admit refuses too), or answers that must be scored are not; BUSY: the
+ * Registry was not read, or too long ago. Thread: any. */
 MUST_CHECK enum status recorder_ready(struct recorder *r, struct errtext *err);
 void recorder_unadmit(struct recorder *r, const struct request *req);
 
@@ -71,7 +75,8 @@ void recorder_unadmit(struct recorder *r, const struct request *req);
 bool recorder_find_id(struct recorder *r, const uint8_t tail[RECORDER_ID_TAIL_BYTES],
                       uint8_t id[32]);
 /* JSON bodies of GET /v1/receipts/{id} and /v1/attribution/{id}. Only the asking key (fair_key) or
- * admin may see them. Errors: NOT_FOUND (unknown, too old or another key's). Thread: any. */
+ * admin may see them. Errors: NOT_FOUND (unknown, too old or another key's; with code "archived":
+ * settled and no longer here). Thread: any. */
 MUST_CHECK enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
                                              uint64_t fair_key, bool admin, struct buf *out,
                                              struct errtext *err);
@@ -85,9 +90,10 @@ void recorder_residual_json(const struct recorder *r, const struct request *req,
 struct recorder_stats {
     uint32_t lane;
     bool bound, redis_connected;
-    uint64_t seq_next, seq_durable, seq_shipped;
+    uint64_t seq_first, seq_next, seq_durable, seq_shipped, seq_final;
     uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count;
     uint64_t inferences, attributions, voids, outcomes_lost, fsyncs, append_failures;
+    uint64_t unscored; /* required answers while scoring is off */
 };
 void recorder_get_stats(struct recorder *r, struct recorder_stats *out);
 

@@ -7,6 +7,7 @@
 #include "server/influence/jobstore.h"
 #include "server/influence/score.h"
 #include "server/record/build.h"
+#include "server/record/checkpoint.h"
 #include "server/record/lane.h"
 #include "server/record/lookup.h"
 #include "server/record/recorder.h"
@@ -20,6 +21,7 @@
 #define RECORDER_SCORE_ROWS_MAX 256u
 #define RECORDER_PREVIEWS_MAX   4096u /* past it an answer that needs no record is not scored */
 #define RECORDER_RETRY_NS       1000000000ull /* between two tries of a disk that refused */
+#define RECORDER_TIDY_NS        1000000000ull
 #define GROUP_CAP               256u
 #define INFERENCE_RECORD_BYTES_MAX                                                                 \
     (CANON_INFERENCE_BYTES + 12 + TAIL_SET_BYTES_MAX + TAIL_TARIFF_BYTES_MAX + TAIL_PARAMS_BYTES + \
@@ -35,6 +37,10 @@ struct recorder {
     struct jobstore *jobs;
     struct lookup *lookup;
     struct scorer *scorer;
+    struct open_list open;   /* recorder thread: required, and not yet attributed */
+    uint64_t checkpoint_seq; /* the start need not read the records up to it */
+    uint64_t tidy_ns;        /* when it is trimmed and checkpointed again */
+    uint64_t scored_ns;      /* when scoring last came forward, or had nothing to do */
     struct score_task *held; /* scored, but the record could not be written: tried again */
     struct mailbox finished; /* struct request */
     struct buf scratch;      /* recorder thread */
@@ -79,6 +85,10 @@ bool recorder_run_group(struct recorder *r, struct group *g);
 /* g NULL: only the levels. */
 void recorder_publish_stats(struct recorder *r, const struct group *g);
 
+/* Settled records go, to what is to be kept; what the next start need not read is noted. */
+void recorder_tidy(struct recorder *r);
+/* Of the records up to upto. */
+void recorder_checkpoint(struct recorder *r, uint64_t upto);
 /* Open the job store, pair spool and jobs: jobs whose record is missing are dropped, records whose
  * job is lost get their attribution record "inputs lost", the rest is queued for scoring. */
 MUST_CHECK enum status recorder_recover(struct recorder *r, struct errtext *err);

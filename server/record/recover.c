@@ -2,7 +2,8 @@
  *   inferences of the spool that may be required | attributions of the spool | jobs of the job
  * store job without inference: dropped (the crash came between the two syncs, no receipt left)
  * inference with job, no attribution: scored now
- * inference without job and attribution: an attribution record "inputs lost" closes it. */
+ * inference without job and attribution: an attribution record "inputs lost" closes it.
+ * The checkpoint stands for the spool up to its number; only the records after it are read. */
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
@@ -14,44 +15,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct open_inference { /* may be required, not yet attributed */
-    uint64_t seq;
-    uint8_t digest[32], request_id[32];
-    struct job *job; /* from the store, or NULL */
-    bool closed;     /* its attribution is in the spool */
-};
-
 struct recovery {
     struct recorder *r;
-    struct open_inference *open; /* ascending by seq */
-    size_t count, cap;
+    uint64_t from; /* the first record that is read */
     uint64_t orphans;
 };
-
-static void push_open(struct recovery *v, const struct open_inference *o)
-{
-    if (v->count == v->cap) {
-        size_t cap = v->cap ? 2 * v->cap : 1024;
-        struct open_inference *grown = mem_try_realloc(v->open, cap * sizeof(*grown));
-        CHECK(grown);
-        v->open = grown;
-        v->cap = cap;
-    }
-    v->open[v->count++] = *o;
-}
-
-static struct open_inference *find_open(struct recovery *v, uint64_t seq)
-{
-    size_t lo = 0, hi = v->count;
-    while (lo < hi) {
-        size_t mid = lo + (hi - lo) / 2;
-        if (v->open[mid].seq < seq)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return lo < v->count && v->open[lo].seq == seq ? &v->open[lo] : NULL;
-}
 
 /* A lone adapter counts only with a datanet; one that the book has not read counts too, so that
  * nothing required is forgotten. */
@@ -87,14 +55,50 @@ static enum status take_record(struct recovery *v, uint64_t seq, const uint8_t *
         struct open_inference o = {.seq = seq};
         canon_digest(o.digest, &rec, r->lane.domain);
         memcpy(o.request_id, rec.inference.request_id, 32);
-        push_open(v, &o);
+        (void)open_list_put(&r->open, &o);
     } else if (rec.prefix.type == RECORD_ATTRIBUTION) {
-        struct open_inference *o = find_open(v, rec.attribution.inf_seq);
-        if (o)
-            o->closed = true;
+        open_list_close(&r->open, rec.attribution.inf_seq);
         lookup_mark_recorded(r->lookup, rec.attribution.inf_seq, seq);
+    } else if (rec.prefix.type == RECORD_VOID) {
+        r->stats.voids++;
     }
     return STATUS_OK;
+}
+
+/* Where reading begins. The last record is read in any case: its tag says whether these keys and
+ * this spool belong together. */
+static uint64_t read_from(struct recorder *r)
+{
+    char path[PATH_MAX];
+    struct errtext why = ERRTEXT_INIT;
+    uint64_t upto = 0, first = spool_first_seq(r->spool), durable = spool_durable_seq(r->spool);
+    snprintf(path, sizeof(path), "%s/" LANE_CHECKPOINT, r->lane.dir);
+    enum status st = checkpoint_read(path, &upto, &r->open, &why);
+    if (!st && (upto > durable || upto + 1 < first))
+        st = err_set(&why, STATUS_CORRUPT, "%s: of another spool", path);
+    if (st && st != STATUS_NOT_FOUND)
+        log_warn("records", "%s; the whole spool is read instead", why.text);
+    if (st)
+        open_list_fini(&r->open);
+    r->checkpoint_seq = st ? 0 : upto;
+    return st ? first : MAX(upto + 1, first);
+}
+
+static enum status check_last(struct recovery *v, struct buf *body, struct errtext *err)
+{
+    struct spool_cursor c;
+    uint64_t seq = spool_durable_seq(v->r->spool);
+    if (seq == 0 || seq >= v->from)
+        return STATUS_OK;
+    enum status st = spool_cursor_open(&c, v->r->spool, seq, err);
+    if (!st)
+        st = spool_cursor_next(&c, &seq, body, err);
+    spool_cursor_close(&c);
+    if (!st && !lane_is_own(&v->r->lane, seq, body->data, body->len))
+        st = err_set(err, STATUS_CORRUPT,
+                     "spool record %llu: its tag does not match this lane's transport key",
+                     (unsigned long long)seq);
+    return st;
 }
 
 static enum status scan_spool(struct recovery *v, struct errtext *err)
@@ -103,8 +107,12 @@ static enum status scan_spool(struct recovery *v, struct errtext *err)
     struct buf body;
     uint64_t seq;
     struct recorder *r = v->r;
+    v->from = read_from(r);
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
-    enum status st = spool_cursor_open(&c, r->spool, spool_first_seq(r->spool), err);
+    enum status st = check_last(v, &body, err);
+    c.fd = -1;
+    if (!st)
+        st = spool_cursor_open(&c, r->spool, v->from, err);
     while (!st && !(st = spool_cursor_next(&c, &seq, &body, err)))
         st = take_record(v, seq, (const uint8_t *)body.data, body.len, err);
     spool_cursor_close(&c);
@@ -112,32 +120,35 @@ static enum status scan_spool(struct recovery *v, struct errtext *err)
     return st == STATUS_NOT_FOUND ? STATUS_OK : st;
 }
 
+/* Its inference was trimmed, and no checkpoint says whether its attribution is there: it is scored,
+ * for the job itself says what it belongs to. */
+static struct open_inference *adopt_job(struct recorder *r, const struct job *j, uint64_t seq)
+{
+    if (r->checkpoint_seq || seq >= spool_first_seq(r->spool))
+        return NULL;
+    struct open_inference o = {.seq = seq};
+    memcpy(o.digest, j->inf_digest, 32);
+    memcpy(o.request_id, j->request_id, 32);
+    return open_list_put(&r->open, &o);
+}
+
 static enum status visit_job(void *arg, uint64_t inf_seq, const uint8_t *plain, size_t len,
                              struct errtext *err)
 {
     struct recovery *v = arg;
-    struct open_inference *o = find_open(v, inf_seq);
+    struct open_inference *o = open_list_find(&v->r->open, inf_seq);
     struct job *j;
     enum status st = job_decode(&j, plain, len, err);
     if (st)
         return st;
-    if (!o || o->job || memcmp(o->digest, j->inf_digest, 32) != 0) {
+    o = o ? o : adopt_job(v->r, j, inf_seq);
+    if (!o || o->closed || o->job || memcmp(o->digest, j->inf_digest, 32) != 0) {
         v->orphans++;
         job_free(j);
         return err_set(err, STATUS_NOT_FOUND, "orphan"); /* not kept as live */
     }
     o->job = j;
     return STATUS_OK;
-}
-
-static void drop_closed(struct recovery *v)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < v->count; i++) {
-        if (!v->open[i].closed)
-            v->open[kept++] = v->open[i];
-    }
-    v->count = kept;
 }
 
 /* Close an inference whose job is lost. */
@@ -178,24 +189,40 @@ enum status recorder_recover(struct recorder *r, struct errtext *err)
     struct recovery v = {.r = r};
     char dir[PATH_MAX];
     enum status st = scan_spool(&v, err);
-    drop_closed(&v);
+    open_list_drop_closed(&r->open);
     snprintf(dir, sizeof(dir), "%s/jobs", r->lane.dir);
     if (!st)
         st = jobstore_open(&r->jobs, dir, r->lane.jobs_key, r->opt.score_bytes_max, visit_job, &v,
                            err);
-    for (size_t i = 0; i < v.count; i++) {
-        if (!st && v.open[i].job)
-            queue_job(r, &v.open[i]);
+    for (size_t i = 0; i < r->open.count; i++) {
+        struct open_inference *o = &r->open.item[i];
+        o->closed = !st && !o->job;
+        if (!st && o->job)
+            queue_job(r, o);
         else if (!st)
-            st = close_lost(r, &v.open[i], err);
-        job_free(v.open[i].job);
+            st = close_lost(r, o, err);
+        job_free(o->job);
+        o->job = NULL;
     }
+    open_list_drop_closed(&r->open);
     if (!st)
         st = spool_sync(r->spool, err);
     if (!st && (r->stats.outcomes_lost || v.orphans))
         log_warn("records",
                  "recovered: %llu answers lost their scoring inputs, %llu orphan jobs dropped",
                  (unsigned long long)r->stats.outcomes_lost, (unsigned long long)v.orphans);
-    mem_free(v.open);
     return st;
+}
+
+void recorder_checkpoint(struct recorder *r, uint64_t upto)
+{
+    char path[PATH_MAX];
+    struct errtext err = ERRTEXT_INIT;
+    if (upto <= r->checkpoint_seq)
+        return;
+    snprintf(path, sizeof(path), "%s/" LANE_CHECKPOINT, r->lane.dir);
+    if (checkpoint_write(path, upto, &r->open, &err))
+        log_warn("records", "%s; the next start reads more of the spool", err.text);
+    else
+        r->checkpoint_seq = upto;
 }

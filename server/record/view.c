@@ -85,9 +85,26 @@ void recorder_residual_json(const struct recorder *r, const struct request *req,
 
 /* ---- reading records back ---- */
 
+/* Settled long ago, or of an unbound lane and old: not an error of anybody's. */
+static enum status refuse_archived(struct recorder *r, uint64_t seq, struct errtext *err)
+{
+    uint64_t first = spool_first_seq(r->spool);
+    if (seq >= first)
+        return STATUS_OK;
+    return err_coded(err, STATUS_NOT_FOUND, "archived", "id",
+                     "record %" PRIu64 " is archived: this server keeps the records from %" PRIu64
+                     " on%s",
+                     seq, first,
+                     r->lane.bound ? "; the settled ones are in the settlement worker's archive"
+                                   : " (spool_keep_bytes, spool_keep_s)");
+}
+
 static enum status read_record(struct recorder *r, uint64_t seq, struct buf *body,
                                union record *rec, struct errtext *err)
 {
+    enum status archived = refuse_archived(r, seq, err);
+    if (archived)
+        return archived;
     struct spool_cursor c;
     uint64_t got;
     enum status st = spool_cursor_open(&c, r->spool, seq, err);
@@ -106,6 +123,10 @@ static enum status read_inference(struct recorder *r, const struct lookup_entry 
                                   struct buf *body, union record *rec, struct errtext *err)
 {
     enum status st = read_record(r, e->seq, body, rec, err);
+    if (!st && rec->prefix.type == RECORD_VOID)
+        return err_coded(err, STATUS_NOT_FOUND, "void", "id",
+                         "record %" PRIu64 " was lost, and a void record stands in its place",
+                         e->seq);
     if (!st && (rec->prefix.type != RECORD_INFERENCE ||
                 memcmp(rec->inference.request_id, e->request_id, 32) != 0))
         st =
@@ -318,7 +339,9 @@ enum status recorder_read_range(struct recorder *r, uint64_t first, uint64_t las
         return err_set(err, STATUS_INVALID,
                        "range %" PRIu64 " to %" PRIu64 ": expected 1 <= first <= last", first,
                        last);
-    enum status st = spool_cursor_open(&c, r->spool, first, err);
+    enum status st = refuse_archived(r, first, err);
+    if (!st)
+        st = spool_cursor_open(&c, r->spool, first, err);
     if (st)
         return st;
     buf_init(&body, SPOOL_BODY_BYTES_MAX);

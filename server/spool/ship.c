@@ -27,6 +27,7 @@
 struct ship {
     struct spool *spool;
     struct redis_link link;
+    struct ship_options opt;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -41,6 +42,7 @@ struct ship {
     _Atomic bool is_foreign;      /* the stream holds records that this spool never wrote */
     _Atomic bool connected;       /* relaxed: telemetry */
     _Atomic uint64_t shipped_seq; /* relaxed: telemetry */
+    _Atomic uint64_t final_seq;
 };
 
 /* ---- the thread's sleep ---- */
@@ -231,11 +233,24 @@ static int ship_some(struct ship *s)
     return sent;
 }
 
+/* What the worker says is final; what was never shipped cannot be. A Redis that does not answer is
+ * met by the next move. */
+static void ask_final(struct ship *s)
+{
+    redisReply *r = redisCommand(s->redis, "GET %s:final", s->stream.key);
+    uint64_t seq = 0;
+    if (r && r->type == REDIS_REPLY_STRING)
+        seq = s->opt.read_final(s->opt.arg, r->str);
+    if (seq > atomic_load(&s->final_seq) && seq <= atomic_load(&s->shipped_seq))
+        atomic_store(&s->final_seq, seq);
+    freeReplyObject(r);
+}
+
 static void *ship_main(void *arg)
 {
     struct ship *s = arg;
     uint32_t backoff_ms = BACKOFF_MS_MIN;
-    uint64_t checked_ns = 0;
+    uint64_t checked_ns = 0, asked_ns = 0;
     while (!is_stopping(s)) {
         if (!s->redis && !connect_redis(s)) {
             if (is_asked_to_stop(s))
@@ -243,6 +258,10 @@ static void *ship_main(void *arg)
             sleep_ms(s, backoff_ms, false);
             backoff_ms = MIN(2 * backoff_ms, BACKOFF_MS_MAX);
             continue;
+        }
+        if (clock_mono_ns() - asked_ns > (uint64_t)CHECK_MS * 1000000u) {
+            asked_ns = clock_mono_ns();
+            ask_final(s);
         }
         int sent = ship_some(s);
         if (sent < 0) { /* broken, or Redis refuses to store: out of memory, read only */
@@ -303,6 +322,7 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
     struct ship *s = mem_alloc(sizeof(*s));
     *out = NULL;
     s->spool = spool;
+    s->opt = *opt;
     buf_init(&s->body, SPOOL_BODY_BYTES_MAX);
     stream_init(&s->stream, opt);
     enum status st = redis_link_open(&s->link, opt->redis_url, opt->password_file, err);
@@ -356,6 +376,11 @@ bool ship_is_connected(struct ship *s)
 uint64_t ship_shipped_seq(struct ship *s)
 {
     return atomic_load_explicit(&s->shipped_seq, memory_order_relaxed);
+}
+
+uint64_t ship_final_seq(struct ship *s)
+{
+    return atomic_load(&s->final_seq);
 }
 
 bool ship_is_foreign(struct ship *s)

@@ -7,8 +7,8 @@
  * there; a stream that went backwards (restored, failed over) is refilled by the same rule. Entries
  * that this lane did not sign are removed from the end, or they would hold the numbers of records;
  * in the middle they stay and whoever reads the stream drops them. Redis away for any time costs
- * nothing but lag: the spool keeps everything. Pipelined, bounded; never trims records (the worker
- * does, once they are final). */
+ * nothing but lag: the spool keeps everything. Pipelined, bounded; never trims the stream: the
+ * worker does, once records are final, and says so under residual:lane:<lane>:final. */
 #ifndef RS_SPOOL_SHIP_H
 #define RS_SPOOL_SHIP_H
 
@@ -22,6 +22,9 @@ struct ship_options {
     uint32_t lane;
     /* Did this lane sign the entry as its record seq? Thread: the shipper's. */
     bool (*is_own)(const void *arg, uint64_t seq, const void *entry, size_t len);
+    /* The number up to which text, the worker's word, says that records are final; 0: it is not the
+     * worker's. */
+    uint64_t (*read_final)(const void *arg, const char *text);
     const void *arg;
 };
 
@@ -37,6 +40,7 @@ void ship_kick(struct ship *s);
 void ship_stop(struct ship *s, uint32_t wait_ms);
 bool ship_is_connected(struct ship *s);
 uint64_t ship_shipped_seq(struct ship *s);
+uint64_t ship_final_seq(struct ship *s); /* records up to it are final; 0: nobody said so */
 /* What CONFLICT says was found later: nothing may be signed meanwhile. */
 bool ship_is_foreign(struct ship *s);
 

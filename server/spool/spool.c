@@ -300,7 +300,8 @@ enum status spool_probe(struct spool *s, struct errtext *err)
 static bool may_trim(struct spool *s, const struct spool_keep *keep, uint64_t *next)
 {
     pthread_mutex_lock(&s->lock);
-    bool yes = s->segment_count >= 2 && s->segment[1].first_seq - 1 <= s->final_seq;
+    uint64_t seq_max = MIN(keep->seq_max, keep->any ? s->durable_seq : s->final_seq);
+    bool yes = s->segment_count >= 2 && s->segment[1].first_seq - 1 <= seq_max;
     if (yes) {
         const struct segment *oldest = &s->segment[0];
         uint64_t age_ns = oldest->age_ns_at_open + (clock_mono_ns() - oldest->since_ns);

@@ -71,11 +71,13 @@ MUST_CHECK enum status spool_probe(struct spool *s, struct errtext *err);
 void spool_note_final(struct spool *s, uint64_t seq);
 
 struct spool_keep {
+    uint64_t seq_max;    /* records after it stay */
+    bool any;            /* records that are not final may go too */
     uint64_t bytes_min;  /* final segments are kept while there are no more bytes than these ... */
     uint64_t age_s_min;  /* ... or while they are younger */
     uint64_t bytes_full; /* past it they go at once */
 };
-/* Delete whole segments, oldest first, whose records are all final. Owner only. */
+/* Delete whole segments, oldest first, whose records may all go. Owner only. */
 void spool_trim(struct spool *s, const struct spool_keep *keep);
 
 /* A reader over durable records, in order. */

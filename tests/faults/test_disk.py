@@ -1,4 +1,5 @@
 """No room for records: requests get 503 with the reason, nothing that a client holds is lost, and service returns with the space."""
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server import Redis, Server, binary, wait_for
-from world import ADAPTERS, Load, bound_server, pairs, spool_records, stream_records
+from world import ADAPTERS, Load, World, pairs, redis_call, spool_records, stream_records
 
 BODY = {"model": ADAPTERS[0], "prompt": [400, 401, 402, 403], "max_tokens": 8, "ignore_eos": True}
 
@@ -45,10 +46,48 @@ def every_answer_is_attributed_once(server, lane_dir):
     assert set(found.values()) == {1}
 
 
-def test_spool_budget(tmp_path):
-    data = tmp_path / "data"
-    lane = data / "lanes/unbound-1"
-    with Server("--spool-bytes-max", 200 << 10, data=data) as s:
+def say_final(redis, lane_dir, seq):
+    """What the settlement worker says once records up to seq are final (SPEC 2, in transport)."""
+    key = bytes.fromhex((lane_dir / "transport.key").read_text().strip())
+    said = b"residual.final.1" + (1).to_bytes(4, "big") + seq.to_bytes(8, "big")
+    redis_call(redis, "SET", "residual:lane:1:final", f"{seq} {hashlib.blake2b(said, key=key, digest_size=32).hexdigest()}")
+
+
+def metric(server, name):
+    return next(float(line.split()[-1]) for line in server.get("/metrics")[1].splitlines() if line.startswith(name + " "))
+
+
+def test_a_small_spool_serves_for_ever_while_its_records_are_final(template):
+    with World(template, server_flags=("--spool-bytes-max", 128 << 10), start=("redis", "chain", "server")) as w:
+        s, receipts = w.server, []
+        for _ in range(4):
+            with Load(s, threads=4, pause_s=0) as load:
+                time.sleep(0.6)
+            assert not load.unexpected, load.unexpected[:2]
+            receipts += load.receipts
+            wait_for(lambda: metric(s, "residual_lane_seq_shipped") == metric(s, "residual_lane_seq_durable"), 20, 0.1, what="shipping")
+            last = int(metric(s, "residual_lane_seq_shipped"))
+            redis_call(w.redis, "SET", "residual:lane:1:final", f"{last} {'00' * 32}")  # not the worker's word
+            time.sleep(1.2)
+            assert metric(s, "residual_lane_seq_final") < last
+            say_final(w.redis, w.lane_dir, last)
+            wait_for(lambda: metric(s, "residual_lane_seq_final") >= last, 20, 0.1, what="finality")
+            wait_for(lambda: s.get("/readyz")[0] == 200, 20, 0.1, what="room in the spool")
+        assert metric(s, "residual_lane_seq_first") > 1 and sum(p.stat().st_size for p in (w.lane_dir / "spool").glob("seg-*")) < 128 << 10
+        assert len(receipts) > 250, "more than fits"
+        first = min(receipts, key=lambda r: r["seq"])
+        for path in (f"receipts/{first['request_id']}", f"attribution/{first['request_id']}", "lane/range?first=1&last=2"):
+            status, reply = s.get(f"/v1/{path}")
+            assert status == 404 and reply["error"]["code"] == "archived", reply
+        s.stop()
+        s.start()
+        assert s.post("/v1/completions", BODY)[1]["residual"]["seq"] > max(r["seq"] for r in receipts)
+
+
+def test_spool_budget(template):
+    """Nobody settles: the spool fills, and says so."""
+    with World(template, server_flags=("--spool-bytes-max", 200 << 10), start=("chain", "server")) as w:
+        s = w.server
         receipts, said = ask_until_refused(s, 1000)
         assert "spool_bytes_max" in said and "95 %" in said, said
         assert len(receipts) > 20
@@ -57,20 +96,22 @@ def test_spool_budget(tmp_path):
         status, why = s.get("/readyz")
         assert status == 503 and "spool_bytes_max" in why, (status, why)
         assert "residual_records_ready 0\n" in s.get("/metrics")[1]
-        wait_for(lambda: "not ready, answers are refused: the record spool is 95 %" in s.log_text(), 5, what="a line in the log")
+        wait_for(lambda: "not ready: the record spool is 95 %" in s.log_text(), 5, what="a line in the log")
         assert s.log_text().count("not ready") == 1
-    receipts_are_on_disk(lane, receipts)
-    with Server("--spool-bytes-max", 2 << 20, data=data) as s:
+        s.stop()
+        receipts_are_on_disk(w.lane_dir, receipts)
+        s.args += ["--spool-bytes-max", str(2 << 20)]
+        s.start()
         status, reply = s.post("/v1/completions", BODY)
         assert status == 200 and reply["residual"]["seq"] > receipts[-1]["seq"]
-        every_answer_is_attributed_once(s, lane)
-    receipts_are_on_disk(lane, receipts + [reply["residual"]])
+        every_answer_is_attributed_once(s, w.lane_dir)
+        receipts_are_on_disk(w.lane_dir, receipts + [reply["residual"]])
 
 
-def test_job_budget(tmp_path):
+def test_job_budget(template):
     """Answers that must be scored need room for their inputs; with scoring far behind they are refused, not forgotten."""
-    data = tmp_path / "data"
-    with Server("--score-bytes-max", 64 << 10, data=data) as s:
+    with World(template, server_flags=("--score-bytes-max", 64 << 10), start=("chain", "server")) as w:
+        s = w.server
         # one request whose inputs could never fit
         status, reply = s.post("/v1/completions", {**BODY, "max_tokens": 200, "n": 16, "prompt": list(range(300, 350))})
         assert status in (200, 503)
@@ -79,8 +120,8 @@ def test_job_budget(tmp_path):
         with Load(s, threads=12, pause_s=0, tokens_max=64) as load:
             time.sleep(2)
         assert not load.unexpected, load.unexpected[:2]
-        every_answer_is_attributed_once(s, data / "lanes/unbound-1")
-    receipts_are_on_disk(data / "lanes/unbound-1", load.receipts)
+        every_answer_is_attributed_once(s, w.lane_dir)
+        receipts_are_on_disk(w.lane_dir, load.receipts)
 
 
 @pytest.fixture
@@ -114,10 +155,10 @@ class Filler:
         self.path.unlink()
 
 
-def test_disk_full(small_disk):
-    data, filler = small_disk / "data", Filler(small_disk)
-    lane = data / "lanes/unbound-1"
-    with Server(data=data) as s:
+def test_disk_full(template, small_disk):
+    filler = Filler(small_disk)
+    with World(template, data_dir=small_disk / "data", start=("chain", "server")) as w:
+        s, lane = w.server, w.lane_dir
         status, first = s.post("/v1/completions", BODY)
         assert status == 200
         filler.fill()
@@ -138,17 +179,16 @@ def test_disk_full(small_disk):
             time.sleep(0.5)
         assert set(load.count) <= {"answered", "left"}, load.count
         receipts += load.receipts
-    receipts_are_on_disk(lane, receipts)
-    with Server(data=data) as s:  # what could not be attributed while the disk was full is now
+        s.stop()
+        receipts_are_on_disk(lane, receipts)
+        s.start()  # what could not be attributed while the disk was full is now
         every_answer_is_attributed_once(s, lane)
 
 
-def test_killed_and_started_on_a_full_disk(small_disk):
-    data, filler = small_disk / "data", Filler(small_disk)
-    lane = data / "lanes/unbound-1"
-    server = Server(data=data, wait_s=20)
-    try:
-        server.start()
+def test_killed_and_started_on_a_full_disk(template, small_disk):
+    filler = Filler(small_disk)
+    with World(template, data_dir=small_disk / "data", start=("chain", "server")) as w:
+        server = w.server
         with Load(server, threads=4, pause_s=0) as load:
             time.sleep(0.7)
             filler.fill()
@@ -156,23 +196,23 @@ def test_killed_and_started_on_a_full_disk(small_disk):
             server.kill()
         receipts = load.receipts
         assert receipts and not load.unexpected
+        server.wait_s = 5
         try:
             server.start()
             status, reply = server.post("/v1/completions", BODY)
             assert status == 503 and "No space left" in reply["error"]["message"], (status, reply)
             server.kill()
         except AssertionError as refused:
-            if "residuald exited" not in str(refused):
+            if "residuald exited" not in str(refused) and "was not ready" not in str(refused):
                 raise
-            assert "No space left" in str(refused), "a refusal to start has to say why"
+            assert "No space left" in str(refused), "a refusal has to say why"
         filler.free()
+        server.wait_s = 60
         server.start()
         assert server.post("/v1/completions", BODY)[0] == 200
-        every_answer_is_attributed_once(server, lane)
+        every_answer_is_attributed_once(server, w.lane_dir)
         server.stop()
-        receipts_are_on_disk(lane, receipts)
-    finally:
-        server.kill()
+        receipts_are_on_disk(w.lane_dir, receipts)
 
 
 def test_two_servers_on_one_folder(tmp_path):
@@ -192,7 +232,6 @@ def test_torn_tail_is_cut(tmp_path):
     lane = data / "lanes/unbound-1"
     with Server(data=data) as s:
         receipts = [s.post("/v1/completions", BODY)[1]["residual"] for _ in range(5)]
-        every_answer_is_attributed_once(s, lane)
     segment = next((lane / "spool").glob("seg-*.log"))
     with open(segment, "ab") as f:
         f.write(b"RSP1\x40\x02\0\0torn")
@@ -254,10 +293,7 @@ def test_other_lanes_transport_key(tmp_path):
 
 def test_redis_away_flushed_restored(template, tmp_path):
     """The stream is a copy of the spool, whatever happened to Redis."""
-    shutil.copytree(template / "data", tmp_path / "data")
-    deployment = json.loads((template / "deployment.json").read_text())
-    redis, receipts = Redis(), []
-    lane = tmp_path / "data/lanes" / f"31337-{deployment['ledger'][2:].lower()}-1"
+    receipts = []
 
     def load(server, seconds=0.7):
         with Load(server, threads=4) as l:
@@ -265,35 +301,33 @@ def test_redis_away_flushed_restored(template, tmp_path):
         assert not l.unexpected and l.receipts
         receipts.extend(l.receipts)
 
-    def stream_is_spool():
-        return wait_for(lambda: stream_records_or_none(redis) == spool_records(lane), 20, 0.2, what="the stream to hold the whole spool")
+    with World(template, start=("chain", "server")) as w:
+        s, redis, lane = w.server, w.redis, w.lane_dir
 
-    try:
-        with bound_server(tmp_path / "data", redis.url, deployment) as s:
-            load(s)  # Redis was never there
-            assert s.log_text().count("records wait in the spool") == 1, s.log_text()
-            redis.start()
-            stream_is_spool()
-            redis.kill()  # away, and back with its data
-            load(s)
-            redis.start()
-            stream_is_spool()
-            assert redis.command("FLUSHALL") == b"+OK"  # emptied behind an idle connection
-            stream_is_spool()
-            redis.kill()
-            shutil.copytree(redis._tmp.name, tmp_path / "old")
-            redis.start()
-            load(s)
-            redis.kill()  # restored from an old copy
-            shutil.rmtree(redis._tmp.name)
-            shutil.copytree(tmp_path / "old", redis._tmp.name)
-            redis.start()
-            load(s)
-            stream_is_spool()
-            receipts_are_on_disk(lane, receipts)
-    finally:
+        def stream_is_spool():
+            return wait_for(lambda: stream_records_or_none(redis) == spool_records(lane), 20, 0.2, what="the stream to hold the whole spool")
+
+        load(s)  # Redis was never there
+        assert s.log_text().count("records wait in the spool") == 1, s.log_text()
+        redis.start()
+        stream_is_spool()
+        redis.kill()  # away, and back with its data
+        load(s)
+        redis.start()
+        stream_is_spool()
+        assert redis.command("FLUSHALL") == b"+OK"  # emptied behind an idle connection
+        stream_is_spool()
         redis.kill()
-        redis._tmp.cleanup()
+        shutil.copytree(redis._tmp.name, tmp_path / "old")
+        redis.start()
+        load(s)
+        redis.kill()  # restored from an old copy
+        shutil.rmtree(redis._tmp.name)
+        shutil.copytree(tmp_path / "old", redis._tmp.name)
+        redis.start()
+        load(s)
+        stream_is_spool()
+        receipts_are_on_disk(lane, receipts)
 
 
 def stream_records_or_none(redis):

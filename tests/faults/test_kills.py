@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from server import FULL
+from server import FULL, wait_for
 from world import Load, World
 
 KILLS = 50 if FULL else 12
@@ -88,6 +88,12 @@ def test_audit_of_what_the_kills_left(campaign):
     w, _, epoch = campaign
     status, said = w.audit(epoch)
     assert status == 0, said
+
+
+def test_the_server_learns_what_is_final(campaign):
+    """The worker trims the stream and says so; the server's spool may lose those records then."""
+    w, _, _ = campaign
+    wait_for(lambda: w.metrics()["residual_lane_seq_final"] > 0, 40, 0.5, what="a record that is final")
 
 
 def published(archive):

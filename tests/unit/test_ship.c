@@ -153,10 +153,20 @@ static bool is_own(const void *arg, uint64_t seq, const void *entry, size_t len)
     return len == body_of(seq, body) && memcmp(entry, body, 1) == 0;
 }
 
+static uint64_t read_final(const void *arg, const char *text)
+{
+    assert_ptr_equal(arg, dir);
+    return strncmp(text, "ours ", 5) == 0 ? strtoull(text + 5, NULL, 10) : 0;
+}
+
 static enum status start_saying(const char *password_file, struct errtext *err)
 {
-    struct ship_options opt = {
-        .redis_url = url, .password_file = password_file, .lane = 9, .is_own = is_own, .arg = dir};
+    struct ship_options opt = {.redis_url = url,
+                               .password_file = password_file,
+                               .lane = 9,
+                               .is_own = is_own,
+                               .read_final = read_final,
+                               .arg = dir};
     return ship_start(&ship, &opt, spool, err);
 }
 
@@ -302,6 +312,34 @@ static void add(uint64_t seq, const char *sub, const void *entry, size_t len)
     if (r->type == REDIS_REPLY_ERROR)
         fail_msg("XADD %llu%s: %s", (unsigned long long)seq, sub, r->str);
     freeReplyObject(r);
+    redisFree(c);
+}
+
+static void wait_final(uint64_t seq)
+{
+    for (int i = 0; i < 1000 && ship_final_seq(ship) != seq; i++)
+        usleep(5000);
+    assert_int_equal(ship_final_seq(ship), seq);
+}
+
+/* The worker's word, and nobody else's; never of what was not shipped, never back. */
+static void test_final(void **state)
+{
+    start_redis(NULL);
+    append(5);
+    assert_int_equal(start(NULL), STATUS_OK);
+    wait_shipped(5);
+    command("SET residual:lane:9:final ours_3");
+    usleep(1200000);
+    assert_int_equal(ship_final_seq(ship), 0);
+    redisContext *c = client(NULL);
+    freeReplyObject(redisCommand(c, "SET residual:lane:9:final %s", "ours 3"));
+    wait_final(3);
+    freeReplyObject(redisCommand(c, "SET residual:lane:9:final %s", "ours 6"));
+    usleep(1200000);
+    assert_int_equal(ship_final_seq(ship), 3);
+    append(1);
+    wait_final(6);
     redisFree(c);
 }
 
@@ -497,12 +535,10 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_ship),     TEST(test_kills),
-        TEST(test_refill),   TEST(test_trimmed_stream),
-        TEST(test_ahead),    TEST(test_other_record),
-        TEST(test_foreign),  TEST(test_foreign_in_the_middle),
-        TEST(test_refusing), TEST(test_password),
-        TEST(test_urls),
+        TEST(test_ship),           TEST(test_kills),    TEST(test_refill),
+        TEST(test_trimmed_stream), TEST(test_final),    TEST(test_ahead),
+        TEST(test_other_record),   TEST(test_foreign),  TEST(test_foreign_in_the_middle),
+        TEST(test_refusing),       TEST(test_password), TEST(test_urls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

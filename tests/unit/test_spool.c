@@ -458,13 +458,20 @@ static void test_partial_write_is_cut_back(void **state)
 
 static void test_trim_deletes_only_final_whole_segments(void **state)
 {
-    const struct spool_keep hour = {.age_s_min = 3600, .bytes_full = UINT64_MAX}, none = {0},
-                            many = {.bytes_min = 1 << 20, .bytes_full = UINT64_MAX},
-                            full = {.bytes_min = 1 << 20, .age_s_min = 3600, .bytes_full = 150};
+    const struct spool_keep hour = {.seq_max = 9, .age_s_min = 3600, .bytes_full = UINT64_MAX},
+                            none = {.seq_max = 9},
+                            many = {.seq_max = 9, .bytes_min = 1 << 20, .bytes_full = UINT64_MAX},
+                            few = {.seq_max = 1, .any = true},
+                            full = {.seq_max = 9,
+                                    .bytes_min = 1 << 20,
+                                    .age_s_min = 3600,
+                                    .bytes_full = 150};
     struct spool *s = open_spool(60, 1 << 20);
     append_synced(s, 1, 6); /* two in a segment */
     spool_trim(s, &none);
     assert_int_equal(spool_first_seq(s), 1); /* not final */
+    spool_trim(s, &few);
+    assert_int_equal(spool_first_seq(s), 1); /* its second record stays */
     spool_note_final(s, 3);
     spool_trim(s, &hour);
     spool_trim(s, &many);
@@ -480,14 +487,17 @@ static void test_trim_deletes_only_final_whole_segments(void **state)
     assert_int_equal(spool_cursor_open(&c, s, 1, NULL), STATUS_NOT_FOUND);
     spool_close(s);
     s = open_spool(60, 1 << 20); /* what was trimmed is not missed */
-    expect_records(s, 5, 6);
+    append_synced(s, 7, 8);
+    spool_trim(s, &(struct spool_keep){.seq_max = 6, .any = true}); /* settled with nobody */
+    expect_records(s, 7, 8);
     spool_close(s);
 }
 
 /* However many records: the service goes on in a small budget while all that is there is final. */
 static void test_small_budget_for_ever(void **state)
 {
-    const struct spool_keep keep = {.age_s_min = 3600, .bytes_min = 4096, .bytes_full = 4096};
+    const struct spool_keep keep = {
+        .seq_max = UINT64_MAX, .age_s_min = 3600, .bytes_min = 4096, .bytes_full = 4096};
     struct spool *s = open_spool(1024, 8192);
     for (uint64_t seq = 1; seq <= 5000; seq++) {
         append(s, seq);
