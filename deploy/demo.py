@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Shows the main job: several adapters asked in one concurrent batch, what each answer leaves, how it is settled, and what a
-contributor claims. Exits non-zero when any of it does not happen."""
+contributor claims; then what a thief of three keys gets, and that the next epoch is paid all the same. Exits non-zero when any of it
+does not happen."""
 import argparse
 import json
 import subprocess
@@ -68,29 +69,25 @@ def show_answers(args, questions, replies):
     return wrong
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__)
-    for name in ("server", "settle", "rpc", "run", "archive", "cli"):
-        p.add_argument("--" + name, required=True)
-    args = p.parse_args()
-    wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"]), 60, "the server to read the registrations in final blocks")
-    facts = json.loads((ROOT / "configs/demo/facts.json").read_text())
-    questions = facts["demoQuestions"]
+def answers_to_epoch(args, questions):
+    """Ask, settle, and wait until an epoch that pays the answers can be claimed from: (wrong answers, epoch)."""
     print(f"Asking {len(questions)} adapters one fact each, in one concurrent batch:")
     with ThreadPoolExecutor(len(questions)) as pool:
         replies = list(pool.map(lambda q: ask(args.server, q), questions))
     wrong = show_answers(args, questions, replies)
     lane, last = replies[0]["residual"]["lane"], max(r["residual"]["seq"] for r in replies)
-
-    print("\nSettling (batches every few seconds, epochs once they are final):")
+    print("\nSettling (batches every few seconds, epochs once they are final and an attestor signed):")
     batch = wait_for(lambda: final_batch_of(args, lane, last), 120, "the batch to be final")
     print(f"  batch {batch['batch']}: {batch['records']} records, {batch['inferences']} answers, fees {coins(batch['fee_sum'])}, transaction {batch['tx']}")
     epoch = wait_for(lambda: next((e for e in call(args.settle + "/v1/epochs")["epochs"]
                                    if e["batch_paid"] >= batch["batch"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
     print(f"  epoch {epoch['epoch']}: {coins(epoch['total'])} to {epoch['leaves']} accounts, {epoch['required']} answers scored, "
           f"{epoch['missing']} missing, transaction {epoch['tx']}")
+    return wrong, epoch
 
-    person = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"][0]
+
+def claim(args, person):
+    """What a contributor earned goes to its account: the coins that came."""
     account = person["address"]
     rewards = call(f"{args.settle}/v1/rewards/{account}")
     before = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
@@ -102,11 +99,58 @@ def main():
         sys.exit("the claim failed")
     after = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
     print(f"  balance before {coins(before)}, after {coins(after)}")
+    return after - before
+
+
+def thief(args, verb, key, *words):
+    done = subprocess.run(["node", str(ROOT / "deploy/thief.mjs"), verb, "--rpc", args.rpc, "--deployment", str(Path(args.run) / "deployment.json"),
+                           "--key-file", str(Path(args.run) / f"keys/{key}.key"), *words], text=True, capture_output=True)
+    if done.returncode != 0:
+        sys.exit(f"thief.mjs {verb}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def theft(args):
+    """All keys but the guardian's and the admin's are stolen: one forged commit, 1 wei, an epoch that gives everything to the thief."""
+    keys, to = Path(args.run) / "keys", "0x" + "7f" * 20
+    log = Path(args.run) / "logs/residual-watch.log"
+    begin = log.stat().st_size
+
+    def said(text):
+        return wait_for(lambda: next((x for x in log.read_text()[begin:].splitlines() if text in x), None), 60, f"the watcher to say: {text}")
+    print("\nA thief has the committer's, the proposer's and the attestor's keys:")
+    batch = thief(args, "commit", "committer")["batch"]
+    made = thief(args, "propose", "proposer", "--attestor-key-file", str(keys / "attestor.key"), "--funder-key-file", str(keys / "operator.key"), "--to", to)
+    print(f"  commits batch {batch} of a record that nobody signed, pays in {made['paid_in']} wei, and proposes epoch {made['epoch']}: "
+          f"{coins(made['total'])} to {to[:10]}…, signed by the attestor's key")
+    for text in (f"batch {batch} is FORGED", f"epoch {made['epoch']} is FORGED", f"epoch_forged {made['epoch']}: over", f"batch_forged {batch}: over"):
+        print("  watch: " + said(text).split(": ", 1)[1].split(" (")[0])
+    got = thief(args, "claim", "operator", "--to", to)
+    print(f"  the thief's claim: {got.get('refused', 'went through')}, {got['got']} wei")
+    if got["got"] != "0":
+        sys.exit("the thief was paid")
+    thief(args, "unpause", "deployer")
+    print("  the admin lets commits on; nothing else is touched (in earnest: takes the roles from the stolen keys first)\n")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    for name in ("server", "settle", "rpc", "run", "archive", "cli"):
+        p.add_argument("--" + name, required=True)
+    args = p.parse_args()
+    wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"]), 60, "the server to read the registrations in final blocks")
+    questions = json.loads((ROOT / "configs/demo/facts.json").read_text())["demoQuestions"]
+    people = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"]
+    wrong, epoch = answers_to_epoch(args, questions)
+    paid = claim(args, people[0])
+    theft(args)
+    more, epoch = answers_to_epoch(args, questions)
+    paid_after = claim(args, people[0])
     audit = subprocess.run([args.cli, "audit", "epoch", str(epoch["epoch"]), "--archive", args.archive, "--rpc", args.rpc,
                             "--deployment", str(Path(args.run) / "deployment.json")], text=True, capture_output=True)
     print(f"\nAnyone can check it: residual audit epoch {epoch['epoch']}\n  " + (audit.stdout + audit.stderr).strip().replace("\n", "\n  "))
-    if audit.returncode != 0 or after <= before or wrong > 1:
-        sys.exit(f"not as expected: audit {audit.returncode}, balance {before} -> {after}, {wrong} wrong answers")
+    if audit.returncode != 0 or paid <= 0 or paid_after <= 0 or wrong > 1 or more > 1:
+        sys.exit(f"not as expected: audit {audit.returncode}, claims of {paid} and {paid_after}, {wrong} and {more} wrong answers")
 
 
 if __name__ == "__main__":

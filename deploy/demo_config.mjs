@@ -23,7 +23,7 @@ function base() {
   return {
     notice_s: 5, lead_s: 0, beacon_delay_s: 0, commit_age_min_s: 1, protocol_bps_min: 100, rate_ppb: 1_000_000_000,
     policy: { base: 2000, adapters: 6000, operator: 1500, protocol: 500, treasury: address('treasury') },
-    window_s: 5, wait_s: 8, cap_floor: '1000000000000000000000', attestors_min: 1, attestors: [address('attestor')],
+    window_s: 10, wait_s: 8, cap_floor: '1000000000000000000000', attestors_min: 1, attestors: [address('attestor')],
     roles: { committer: address('committer'), proposer: address('proposer'), guardian: address('guardian') },
     methods: [METHOD],
   };

@@ -22,6 +22,8 @@ const wallet = (file) => new Wallet('0x' + readFileSync(file, 'utf8').trim(), pr
 const me = wallet(args['key-file']);
 const ledger = new Contract(d.ledger, artifact('AttributionLedger').abi, me), vault = new Contract(d.vault, artifact('RewardVault').abi, me);
 
+const nameOf = (e) => e.revert?.name ?? (e.data && vault.interface.parseError(e.data)?.name) ?? e.shortMessage ?? e.message;
+
 async function headerOf(seq) {
   const hash = await ledger.batchHash(seq);
   const found = (await ledger.queryFilter(ledger.filters.BatchCommitted(seq), d.start_block)).filter((e) => e.args.hash === hash);
@@ -62,7 +64,7 @@ async function claim() {
   try {
     await (await vault.claim(epoch, 0, args.to, total, [], [])).wait();
   } catch (e) {
-    return { refused: e.revert?.name ?? e.shortMessage ?? e.message, got: '0' };
+    return { refused: nameOf(e), got: '0' };
   }
   return { got: String((await provider.getBalance(args.to)) - before) };
 }
@@ -74,7 +76,7 @@ async function unpause() {
 try {
   console.log(JSON.stringify(await { commit, propose, claim, unpause }[verb]()));
 } catch (e) {
-  console.error(`thief: ${e.revert?.name ?? e.shortMessage ?? e.message}`);
+  console.error(`thief: ${nameOf(e)}`);
   process.exitCode = 1;
 } finally {
   provider.destroy();

@@ -223,8 +223,11 @@ static enum status recompute(struct guard *g, const struct attest_task *t,
     uint8_t digest[32];
     enum status st = audit_candidate(&r, &opt, &c, err);
     epoch_digest(digest, &c.found, g->w.dep.chain_id, g->w.dep.vault);
-    if (!st && r.finding_count)
-        st = refuse(err, "%s%s", r.finding[0], r.finding_count > 1 ? " (and more)" : "");
+    if (!st && (r.finding_count > r.fault_count || r.fault_count > g->set->faults_max))
+        st = refuse(err, "%s%s", r.finding[0],
+                    r.finding_count > 1               ? " (and more)"
+                    : r.finding_count > r.fault_count ? ""
+                                                      : " (a fault: --faults-max)");
     else if (!st && r.fee_missing * 1000000 > r.fee_required * g->set->missing_max_ppm)
         st = refuse(err,
                     "%" PRIu64 " of %" PRIu64 " required answers have no attribution, more of the "

@@ -35,6 +35,9 @@ static const struct option_row keys[] = {
     TEXT(log_file, NULL, "FILE", "the log goes there instead of stderr"),
     NUMBER(missing_max_ppm, 0, 1000000, 10000, "ppm",
          "attest: no signature where more of the required fee than this has no attribution"),
+    NUMBER(faults_max, 0, 1000000, 0, "records",
+         "attest: no signature where more records than this break a rule; raise it when a person "
+         "has looked at them, for the money of the others waits"),
     NUMBER(resign_after_s, 0, 31 * 86400, 86400, "s",
          "attest: another result of one epoch is signed only so long after the first"),
     NUMBER(grace_s, 0, 86400, 900, "s",

@@ -12,8 +12,8 @@ struct guard_settings {
     char *archive, *mirror_dir, *worker_url, *state_dir, *listen, *log_level, *log_file;
     struct settings_lanes lane_url;
     char *lane_key_file;
-    uint64_t missing_max_ppm, resign_after_s, grace_s, poll_ms, bump_seconds, fee_max_gwei,
-        rpc_head_age_max_s;
+    uint64_t missing_max_ppm, faults_max, resign_after_s, grace_s, poll_ms, bump_seconds,
+        fee_max_gwei, rpc_head_age_max_s;
     bool once, help;
 };
 
