@@ -196,6 +196,8 @@ static enum status rebuild(struct worker *w, struct assembly *a, uint64_t seq, s
     return st;
 }
 
+/* What the archive holds under this number and could be a batch was adopted (adopt.c): anything
+ * else there is replaced. */
 static enum status publish(struct worker *w, const struct assembly *a, struct errtext *err)
 {
     char name[ARCHIVE_NAME_BYTES];
@@ -204,9 +206,18 @@ static enum status publish(struct worker *w, const struct assembly *a, struct er
     struct archive_file file[] = {{"header.json", a->header.data, a->header.len},
                                   {"manifest.json", a->manifest.data, a->manifest.len},
                                   {"records.bin", a->records.data, a->records.len}};
-    struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), false};
+    struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
     enum status st = archive_publish(&folder, err);
     return st ? st : batches_set_state(w, seq, BATCH_ARCHIVED, err);
+}
+
+enum status batches_rehearse(struct worker *w, uint64_t seq, uint8_t hash[32], struct errtext *err)
+{
+    struct assembly a;
+    enum status st = assemble(w, &a, seq, err);
+    memcpy(hash, a.batch.hash, 32);
+    assembly_fini(&a);
+    return st;
 }
 
 enum status batches_make(struct worker *w, uint64_t seq, enum batch_state state,

@@ -83,8 +83,8 @@ static bool is_signed_by(const struct worker *w, const struct records_row *row,
 /* Every record under the key that the ledger names for it now: a rotation may have come after it
  * was taken in, and only then is its signature looked at again. *bad: the first that does not
  * verify, 0 for none. */
-static enum status verify_range(struct worker *w, const struct batch_lane *r, uint64_t *bad,
-                                struct errtext *err)
+enum status batches_verify(struct worker *w, const struct batch_lane *r, uint64_t *bad,
+                           struct errtext *err)
 {
     struct lane_keys keys = {0};
     struct records_cursor c = {.is_open = false};
@@ -113,7 +113,7 @@ static enum status verify_all(struct worker *w, const struct closing *c, bool *g
     for (size_t i = 0; i < c->lane_count && !st && *good; i++) {
         uint64_t bad;
         char why[128];
-        st = verify_range(w, &c->lane[i], &bad, err);
+        st = batches_verify(w, &c->lane[i], &bad, err);
         if (st || !bad)
             continue;
         *good = false;

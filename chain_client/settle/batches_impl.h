@@ -10,5 +10,12 @@ MUST_CHECK enum status batches_load(struct worker *w, struct archive_batch *b, u
                                     struct errtext *err);
 MUST_CHECK enum status batches_set_state(struct worker *w, uint64_t seq, enum batch_state state,
                                          struct errtext *err);
+/* Every record under the key that the ledger names for it now. *bad: the first that does not
+ * verify, 0 for none. */
+MUST_CHECK enum status batches_verify(struct worker *w, const struct batch_lane *r, uint64_t *bad,
+                                      struct errtext *err);
+/* The hash of a closed batch as it would be built, which nothing keeps. */
+MUST_CHECK enum status batches_rehearse(struct worker *w, uint64_t seq, uint8_t hash[32],
+                                        struct errtext *err);
 
 #endif

@@ -240,6 +240,8 @@ static enum status chain_step(struct worker *w, struct errtext *err)
     if (!st)
         st = lanes_refresh(w, err);
     if (!st)
+        st = batches_adopt(w, err);
+    if (!st)
         st = foreign_batches(w, err);
     if (!st)
         st = batches_step(w, err);

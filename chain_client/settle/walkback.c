@@ -84,6 +84,24 @@ enum status walk_back(struct worker *w, bool reorganised, struct errtext *err)
     return st || !reorganised ? st : walk_epochs(w, err);
 }
 
+enum status walk_back_rows(struct db *db, uint64_t seq, struct errtext *err)
+{
+    enum status st =
+        db_run(db, err,
+               "UPDATE lanes SET closed = min(closed, b.first - 1), final = min(final, b.first -"
+               " 1) FROM (SELECT lane, min(first) AS first FROM batch_lanes WHERE seq >= ? GROUP"
+               " BY lane) b WHERE b.lane = lanes.lane",
+               "u", seq);
+    if (!st)
+        st = db_run(db, err, "DELETE FROM batch_lanes WHERE seq >= ?", "u", seq);
+    if (!st)
+        st = db_run(db, err, "DELETE FROM batches WHERE seq >= ?", "u", seq);
+    if (!st)
+        st = db_run(db, err, "DELETE FROM intents WHERE kind = 'commit' AND key >= ? AND state = ?",
+                    "ut", seq, intent_state_name(INTENT_OPEN));
+    return st;
+}
+
 enum status walk_back_forget(struct db *db, uint64_t seq, struct errtext *err)
 {
     uint64_t count = 0;
@@ -93,19 +111,5 @@ enum status walk_back_forget(struct db *db, uint64_t seq, struct errtext *err)
         st = err_set(err, STATUS_NOT_FOUND, "batch %" PRIu64 " is not in this worker's state", seq);
     if (!st)
         st = db_begin(db, err);
-    if (st)
-        return st;
-    st = db_run(db, err,
-                "UPDATE lanes SET closed = min(closed, b.first - 1), final = min(final, b.first -"
-                " 1) FROM (SELECT lane, min(first) AS first FROM batch_lanes WHERE seq >= ? GROUP"
-                " BY lane) b WHERE b.lane = lanes.lane",
-                "u", seq);
-    if (!st)
-        st = db_run(db, err, "DELETE FROM batch_lanes WHERE seq >= ?", "u", seq);
-    if (!st)
-        st = db_run(db, err, "DELETE FROM batches WHERE seq >= ?", "u", seq);
-    if (!st)
-        st = db_run(db, err, "DELETE FROM intents WHERE kind = 'commit' AND key >= ? AND state = ?",
-                    "ut", seq, intent_state_name(INTENT_OPEN));
-    return db_end(db, st, err);
+    return st ? st : db_end(db, walk_back_rows(db, seq, err), err);
 }

@@ -146,6 +146,8 @@ MUST_CHECK enum status walk_back(struct worker *w, bool reorganised, struct errt
 /* A person's decision: from batch seq on, ours are forgotten, and their records are free for the
  * ledger's batches or new ones. NOT_FOUND without such a batch. */
 MUST_CHECK enum status walk_back_forget(struct db *db, uint64_t seq, struct errtext *err);
+/* The same inside a transaction, and there may be none. */
+MUST_CHECK enum status walk_back_rows(struct db *db, uint64_t seq, struct errtext *err);
 
 /* ---- funding.c ---- */
 /* fundTo(cumFee(paid)), the operator's debt: total is what the vault must have been given in all.

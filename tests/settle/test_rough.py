@@ -239,25 +239,6 @@ def test_a_lane_that_contradicts_itself_stops(tmp_path):
         assert run(binary("residual-settle"), "resume", 1, "--state-dir", s.state, check=False).returncode == 1
 
 
-def test_state_lost_is_adopted_from_chain_and_archive(world):
-    w = world
-    half = len(w.lanes[1].entries) // 2
-    with Settle(w) as s:
-        w.ship(1, w.lanes[1].entries[:half])
-        s.wait("half of it final", lambda t: t["lanes"] and t["lanes"][0]["final"] == half)
-        s.wait("an epoch", lambda t: any(e["state"] == "active" for e in t["epochs"]))
-    shutil.rmtree(s.state)
-    with s:
-        w.ship(1, w.lanes[1].entries[half:])
-        settled_exactly(w, s)
-    w.recompute()
-    shutil.rmtree(s.state)
-    shutil.rmtree(w.dir / "archive")
-    s.start()
-    s.process.wait(30)
-    assert s.process.returncode == 4 and "neither in the state nor in the archive" in s.tail()
-
-
 def test_an_unregistered_lane_waits(world):
     w = world
     stranger = w.lanes[1].dir / "transport.key"

@@ -68,8 +68,9 @@ def test_honest_settlement_goes_on_afterwards(robbed):
     code, report = w.audit("epoch", epoch)
     assert code == 0, report
     assert int(report["total"]) == sum(lane.fees for lane in w.lanes.values())
-    assert [e["state"] for e in s.status()["epochs"]][:2] == ["active", "vetoed"]
-    assert s.status()["batches"][0]["batch"] == 2, "the forged number was free again"
+    states = [e["state"] for e in s.status()["epochs"]]  # what the forged batch claimed was fetched and settled by itself, or with the rest
+    assert states[0] == "active" and states.count("vetoed") == 1, states
+    assert s.status()["batches"][0]["batch"] in (2, 3), "the forged number was free again"
     wait_for(lambda: f"epoch {epoch} is right" in g.tail(), 20, 0.2, "the watcher's verdict")
     wait_for(lambda: json.loads(http(g.url + "/health")[2])["ok"], 20, 0.2, "a healthy watcher")
     wait_for(lambda: json.loads(http(s.url + "/health")[2])["ok"], 20, 0.2, "a healthy worker")
