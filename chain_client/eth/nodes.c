@@ -426,6 +426,23 @@ enum status nodes_final_nonce(struct nodes *n, const uint8_t address[20], uint64
     return n->count == 1 ? err_set(err, STATUS_BUSY, "%s", why.text) : STATUS_OK;
 }
 
+enum status nodes_latest_nonce(struct nodes *n, const uint8_t address[20], uint64_t *nonce,
+                               struct errtext *err)
+{
+    struct errtext why = ERRTEXT_INIT;
+    bool any = false;
+    *nonce = 0;
+    for (uint32_t i = 0; i < n->count; i++) {
+        uint64_t used;
+        if (!n->endpoint[i].is_good ||
+            rpc_transaction_count(n->endpoint[i].rpc, address, "latest", &used, &why))
+            continue;
+        *nonce = MAX(*nonce, used);
+        any = true;
+    }
+    return any ? STATUS_OK : err_set(err, STATUS_BUSY, "%s", why.text);
+}
+
 enum status nodes_has_block(struct nodes *n, uint64_t number, const uint8_t hash[32], bool *has,
                             struct errtext *err)
 {

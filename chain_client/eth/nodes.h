@@ -87,6 +87,9 @@ MUST_CHECK enum status nodes_receipt(struct nodes *n, const uint8_t hash[32],
  * than agree_min answer. */
 MUST_CHECK enum status nodes_final_nonce(struct nodes *n, const uint8_t address[20],
                                          uint64_t *nonce, struct errtext *err);
+/* Nonces used in the latest block, by the highest of the endpoints' answers. BUSY without any. */
+MUST_CHECK enum status nodes_latest_nonce(struct nodes *n, const uint8_t address[20],
+                                          uint64_t *nonce, struct errtext *err);
 /* Is this block in the chain that ends in the agreed final block? By agree_min endpoints. */
 MUST_CHECK enum status nodes_has_block(struct nodes *n, uint64_t number, const uint8_t hash[32],
                                        bool *has, struct errtext *err);

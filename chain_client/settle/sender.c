@@ -22,7 +22,8 @@
 #define GAS_MIN          100000
 #define FOREIGN_NS       10000000000ull
 #define FOREIGN_ASKS     10
-#define FOREIGN_SEEN_MAX 3 /* so many that nobody has looked at stop a key */
+#define REFUSED_NS       60000000000ull /* shorter ones are of states that pass */
+#define FOREIGN_SEEN_MAX 3              /* so many that nobody has looked at stop a key */
 #define DAYS_MIN         7
 #define DAY_S            86400u
 
@@ -186,7 +187,7 @@ static enum status next_nonce(struct sender *s, const uint8_t address[20], uint6
                               struct errtext *err)
 {
     uint64_t used = 0, stored = 0;
-    enum status st = rpc_transaction_count(nodes_rpc(s->nodes), address, "latest", &used, err);
+    enum status st = nodes_latest_nonce(s->nodes, address, &used, err);
     if (!st)
         st = db_value(s->db, &stored, 0, err, "SELECT max(nonce) + 1 FROM intents WHERE sender = ?",
                       "b", address, (size_t)20);
@@ -207,6 +208,36 @@ static enum status say_unfunded(struct sender *s, const struct sender_signer *g,
                        " may cost %s: it waits; send coins "
                        "to that address, and it goes on by itself",
                        sender_role_name(role), address, has, t->kind, t->key, wants);
+}
+
+/* It would revert: nothing is sent. Who raised it raises it again while the chain lacks it. */
+static enum status refused(struct sender *s, const struct intent *t, struct errtext *err)
+{
+    struct sender_signer *g = &s->signer[t->role];
+    const char *why = sender_refusal(s);
+    char address[ADDR_TEXT_BYTES];
+    uint64_t now = clock_mono_ns();
+    enum status st = STATUS_OK;
+    sender_note(s, t, "not now", why);
+    g->refused_ns = g->refused_ns ? g->refused_ns : now;
+    addr_format(address, g->key.address);
+    if (now > g->refused_ns + REFUSED_NS)
+        st = trouble_say(s->db, TROUBLE_CALL_REFUSED, t->role, err,
+                         "the contract refuses %s %" PRIu64 " of the %s %s: %s. It is tried again "
+                         "by itself; %s",
+                         t->kind, t->key, sender_role_name(t->role), address, why,
+                         strncmp(why, "AccessControl", 13) == 0
+                             ? "an admin of the contract grants the role to that address"
+                         : strncmp(why, "Paused", 6) == 0
+                             ? "the guardian paused it, and an admin ends that"
+                             : "the error is explained in contracts/README.md");
+    return st ? st : drop(s, t, err);
+}
+
+static enum status accepted(struct sender *s, enum sender_role role, struct errtext *err)
+{
+    s->signer[role].refused_ns = 0;
+    return trouble_clear(s->db, TROUBLE_CALL_REFUSED, role, err);
 }
 
 /* Gas, fees and balance: what a call needs before it may have a nonce. *ready false: not now. */
@@ -232,17 +263,16 @@ static enum status prepare(struct sender *s, struct intent *t, bool *ready, stru
     if (g->balance < least) /* an estimate without coins would say nothing about the contract */
         return say_unfunded(s, g, t->role, t, least, err);
     st = rpc_estimate_gas(rpc, &call, &t->gas, &why);
-    if (st == STATUS_INVALID) { /* it would revert: nothing is sent */
-        sender_note(s, t, "not now", sender_refusal(s));
-        return drop(s, t, err);
-    }
+    if (st == STATUS_INVALID)
+        return refused(s, t, err);
     if (st)
         return err_set(err, st, "%s", why.text);
     t->gas = MAX(t->gas + t->gas / 5, (uint64_t)GAS_MIN);
     if (g->balance < t->value + cap * t->gas)
         return say_unfunded(s, g, t->role, t, t->value + cap * t->gas, err);
     *ready = true;
-    return trouble_clear(s->db, TROUBLE_UNFUNDED, t->role, err);
+    st = accepted(s, t->role, err);
+    return st ? st : trouble_clear(s->db, TROUBLE_UNFUNDED, t->role, err);
 }
 
 static enum status bind(struct sender *s, struct intent *t, struct errtext *err)
@@ -297,15 +327,18 @@ static enum status check_foreign(struct sender *s, enum sender_role role, bool *
 static enum status bind_open(struct sender *s, enum sender_role role, struct errtext *err)
 {
     uint64_t bound = 0;
-    bool stopped = false;
+    bool stopped = false, tried = false;
     enum status st = check_foreign(s, role, &stopped, err);
     if (!st)
         st = sender_count_bound(s, s->signer[role].key.address, &bound, err);
     for (; !st && !stopped && bound < IN_FLIGHT_MAX; bound++) { /* as many tries as room */
         struct intent t;
         st = sender_load_open(s, &t, role, err);
-        if (!st)
+        if (st == STATUS_NOT_FOUND && !tried && !bound) /* nothing is wanted any more */
+            st = accepted(s, role, err);
+        else if (!st)
             st = bind(s, &t, err);
+        tried = true;
         buf_fini(&t.data);
     }
     return st == STATUS_NOT_FOUND ? STATUS_OK : st;

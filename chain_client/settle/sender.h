@@ -23,6 +23,7 @@ struct sender_signer {
     /* A nonce that seems to be used by another's transaction: whose, since when, how often seen. */
     uint64_t foreign_intent, foreign_ns;
     uint32_t foreign_asked;
+    uint64_t refused_ns; /* since when the contract refuses what waits; 0: it does not */
 };
 
 struct sender {

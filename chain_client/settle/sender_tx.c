@@ -43,6 +43,11 @@ const char *sender_refusal(struct sender *s)
                                          "WrongTotal(uint128)",
                                          "WrongValue()",
                                          "AttestorsMissing(uint256)",
+                                         "BadAttestation(uint256)",
+                                         "NotHead(uint64)",
+                                         "BatchPaid(uint64)",
+                                         "NotPending(uint64)",
+                                         "NotLive(uint64)",
                                          "Underfunded(uint256,uint256)",
                                          "PaymentRefused(address)",
                                          "AccessControlUnauthorizedAccount(address,bytes32)"};

@@ -27,6 +27,7 @@ static const struct {
     [TROUBLE_FOREIGN_NONCE] = {"foreign_nonce", false},
     [TROUBLE_KEY_STOPPED] = {"key_stopped", true},
     [TROUBLE_UNFUNDED] = {"unfunded", true},
+    [TROUBLE_CALL_REFUSED] = {"call_refused", true},
     [TROUBLE_GAS_LOW] = {"gas_low", false},
     [TROUBLE_FEE_TOO_HIGH] = {"fee_too_high", true},
     [TROUBLE_VAULT_UNFUNDED] = {"vault_unfunded", true},

@@ -24,6 +24,7 @@ enum trouble {
     TROUBLE_FOREIGN_NONCE,  /* role: its nonces were used by transactions of others */
     TROUBLE_KEY_STOPPED,    /* role: by so many that nothing more is sent with its key */
     TROUBLE_UNFUNDED,       /* role: its key cannot pay for what waits */
+    TROUBLE_CALL_REFUSED,   /* role: the contract refuses what waits, for over a minute */
     TROUBLE_GAS_LOW,        /* role: gas for less than a week */
     TROUBLE_FEE_TOO_HIGH,   /* 0: the chain asks more than fee_max_gwei */
     TROUBLE_VAULT_UNFUNDED, /* batch: the vault lacks its fees, and the funder's key is not here */

@@ -417,10 +417,32 @@ def test_the_normal_variance_of_a_node(world):
     assert Node.seen["eth_gasPrice"] and Node.seen["eth_getTransactionByHash"]
 
 
+def two(w):
+    """The chain under two names: endpoints that must agree."""
+    return [w.rpc_url, w.rpc_url.replace("127.0.0.1", "localhost")]
+
+
+@pytest.mark.skipif(not FULL, reason="RS_FULL=1: two minutes; test_sender has the same on a simulated chain")
+def test_a_reorganisation_below_finalized(world):
+    """Batches and an epoch that were final are gone: said, undone, and done again, each once."""
+    w, start = world, int(world.rpc("eth_blockNumber"), 16)
+    w.ship_all()
+    with Settle(w, rpc=two(w)) as s:
+        settled_exactly(w, s)
+        before = s.status()
+        w.rpc("anvil_reorg", int(w.rpc("eth_blockNumber"), 16) - start, [])
+        s.wait("what was final undone", lambda t: not any(b["state"] == "final" for b in t["batches"]))
+        settled_exactly(w, s)
+        after = s.status()
+    assert [b["hash"] for b in before["batches"]] == [b["hash"] for b in after["batches"]]
+    assert "a reorganisation below `finalized`" in s.log.read_text()
+    w.recompute()
+
+
 def test_a_reorganised_block_is_sent_again(world):
     w = world
     half = len(w.lanes[1].entries) // 2
-    with Settle(w) as s:
+    with Settle(w, rpc=two(w)) as s:
         w.ship(1, w.lanes[1].entries[:half])
         s.wait("a mined batch", lambda t: any(b["state"] == "included" for b in t["batches"]))
         w.rpc("anvil_reorg", 1, [])

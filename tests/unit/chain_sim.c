@@ -367,6 +367,8 @@ enum status rpc_estimate_gas(struct rpc *r, const struct rpc_call *call, uint64_
     const uint8_t *data = call->data;
     enum status st = sim_state_at(r, "latest", &s, err);
     *gas = SIM_GAS;
+    if (!st && sim.refuses)
+        return sim_refuse(r, sim.refuses, err);
     if (!st && !sim_would_succeed(s, (char)data[0], data[1]))
         st = sim_refuse(r, "execution reverted", err);
     return st;

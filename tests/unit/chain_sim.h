@@ -79,7 +79,8 @@ struct sim {
     uint32_t lost_send, lost_ack, dropped, empty_block;
     uint64_t ops, crash_at; /* 0: no crash is near */
     bool is_dead;
-    u128 allowance; /* what eth_call answers: of the token, by the funder to the vault */
+    const char *refuses; /* what every estimate is refused with, or NULL */
+    u128 allowance;      /* what eth_call answers: of the token, by the funder to the vault */
     /* what went wrong, and what it cost */
     uint32_t crashes, reorgs, lost_sends, lost_acks, drops, reverted;
     struct secp *secp;

@@ -253,6 +253,32 @@ static void test_a_reverted_call_is_raised_again(void **state)
     rig_fini(&r);
 }
 
+/* A role that was never granted, a contract that is paused: said, when it lasts. */
+static void test_a_lasting_refusal_is_said(void **state)
+{
+    struct rig r;
+    rig_init(&r, 18, 2);
+    r.commits = 1;
+    sim.refuses = "AccessControlUnauthorizedAccount(address,bytes32)";
+    rig_run(&r, 30);
+    assert_int_equal(rig_troubles(&r.db, "call_refused"), 0);
+    rig_run(&r, 40);
+    assert_int_equal(rig_troubles(&r.db, "call_refused"), 1);
+    assert_int_equal(sim.tx_count, 0);
+    sim.refuses = NULL;
+    rig_run(&r, 30);
+    assert_int_equal(rig_troubles(&r.db, "call_refused"), 0);
+    assert_right(&r);
+    sim.refuses = "Paused()";
+    r.commits = 2;
+    rig_run(&r, 70);
+    assert_int_equal(rig_troubles(&r.db, "call_refused"), 1);
+    r.commits = 1; /* not wanted any more */
+    rig_run(&r, 2);
+    assert_int_equal(rig_troubles(&r.db, "call_refused"), 0);
+    rig_fini(&r);
+}
+
 /* A guardian dropped the newest batch: the same one is committed again, with a nonce of its own. */
 static void test_a_dropped_batch_is_raised_again(void **state)
 {
@@ -560,6 +586,7 @@ int main(void)
         cmocka_unit_test(test_less_than_a_week_of_gas_is_said),
         cmocka_unit_test(test_a_reorganisation_below_finalized),
         cmocka_unit_test(test_a_reverted_call_is_raised_again),
+        cmocka_unit_test(test_a_lasting_refusal_is_said),
         cmocka_unit_test(test_a_dropped_batch_is_raised_again),
         cmocka_unit_test(test_an_endpoint_down_is_no_finality),
         cmocka_unit_test(test_a_stale_endpoint_is_left_out),
