@@ -7,7 +7,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { datanetIdOf, documentRoot, ownerRoot } from '../chain_client/contracts/js/canon.mjs';
+import { documentRoot, ownerRoot } from '../chain_client/contracts/js/canon.mjs';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const require = createRequire(join(root, 'chain_client/contracts/package.json'));
@@ -43,20 +43,10 @@ function keyFiles() {
 
 const split = (list) => list.map((e) => ({ ...e, role: e.role === 'owner' ? 'author' : e.role }));
 
-// what the worker reads: whom the datanet may pay
-function writeOwners(ownerKey, salt, list) {
-  const d = json(join(args.run, 'deployment.json')), folder = join(args.run, 'owners');
-  const id = datanetIdOf(d.chain_id, d.registry, new Wallet('0x' + readFileSync(ownerKey, 'utf8').trim()).address, salt);
-  const owners = [...list].sort((a, b) => (a.owner < b.owner ? -1 : 1));
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(join(folder, `datanet-${id}-1.json`), JSON.stringify({ datanet: id, version: 1, owners }));
-}
-
 function datanet(name, manifest, ownerKey) {
   const documents = manifest.documents.map((d) => ({ ...d, digest: '0x' + d.digest })), count = new Map();
   for (const d of documents) count.set(d.owner.toLowerCase(), (count.get(d.owner.toLowerCase()) ?? 0) + 1);
   const owners = [...count].map(([owner, n]) => ({ owner, documents: n })), salt = keccak256(new TextEncoder().encode('demo datanet ' + name));
-  writeOwners(ownerKey, salt, owners);
   return {
     name, owner_key_file: ownerKey, salt, document_root: documentRoot(documents), owner_root: ownerRoot(owners),
     documents: documents.length, owners: count.size, tokenizer_digest: '0x' + manifest.tokenizerDigest,

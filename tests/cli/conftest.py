@@ -3,14 +3,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-for name in ("lib", "settle"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / name))
-import recompute  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from server import DEMO, ROOT, Redis, Server, binary, free_port, http, wait_for  # noqa: E402
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
@@ -185,23 +182,6 @@ class World:
     def node(self):
         return ["--rpc", self.chain.url, "--deployment", self.chain.file]
 
-    def write_owners(self):
-        """The owners' list of every adapter's datanet on the chain, as the worker reads it, from the demo's files."""
-        folder = self.folder / "owners"
-        folder.mkdir()
-        lists = {}
-        for file in (DEMO / "adapters").glob("*/datanet.json"):
-            owners = sorted(Counter(d["owner"].lower() for d in json.loads(file.read_text())["documents"]).items())
-            lists[recompute.owners_root([(bytes.fromhex(o[2:]), n) for o, n in owners]).hex()] = owners
-        for a in self.get("/v1/adapters")["data"]:
-            terms = self.chain.call(self.chain.at["registry"], "adapterAt(bytes32,uint64)", a["id"], hex(2 ** 64 - 1))[1:]
-            datanet, version = terms[3], terms[4]
-            root = self.chain.call(self.chain.at["registry"], "datanetVersion(bytes32,uint64)", datanet, version)[4]
-            if root in lists:
-                (folder / f"datanet-0x{datanet}-{int(version, 16)}.json").write_text(json.dumps({
-                    "datanet": "0x" + datanet, "version": int(version, 16), "owners": [{"owner": o, "documents": n} for o, n in lists[root]]}))
-        return folder
-
     def start_settle(self):
         lane = f"{self.lane['lane']}={Path(self.lane['folder']).resolve()}"
         self.settle_port = free_port()
@@ -213,7 +193,7 @@ class World:
              "--committer-key-file", self.chain.keys["committer"], "--proposer-key-file", self.chain.keys["proposer"],
              "--funder-key-file", self.chain.keys["funder"], "--lane-key", lane + "/transport.key", "--spool-dir", lane + "/spool",
              "--state-dir", self.folder / "settle", "--archive-dir", self.archive, "--batch-seconds-max", "2", "--epoch-seconds", "2",
-             "--owners-dir", self.write_owners(),
+             "--refetch-url", f"{self.lane['lane']}={self.server.url}", "--refetch-key-file", self.api_key,
              "--listen", f"127.0.0.1:{self.settle_port}", "--public-rpc-url", self.chain.url], stdout=self.settle_log, stderr=self.settle_log)
         self.attestor = subprocess.Popen(
             [binary("residual-settle"), "attest", "--deployment", self.chain.file, "--rpc-url", self.chain.url, "--key-file", self.chain.keys["attestor"],
