@@ -224,10 +224,9 @@ static enum status recompute(struct guard *g, const struct attest_task *t,
     enum status st = audit_candidate(&r, &opt, &c, err);
     epoch_digest(digest, &c.found, g->w.dep.chain_id, g->w.dep.vault);
     if (!st && (r.finding_count > r.fault_count || r.fault_count > g->set->faults_max))
-        st = refuse(err, "%s%s", r.finding[0],
-                    r.finding_count > 1               ? " (and more)"
-                    : r.finding_count > r.fault_count ? ""
-                                                      : " (a fault: --faults-max)");
+        st = refuse(err, "%s%s%s", r.difference[0] ? r.difference : r.finding[0],
+                    r.difference[0] ? "" : " (a fault: --faults-max)",
+                    r.finding_count > 1 ? " (and more)" : "");
     else if (!st && r.fee_missing * 1000000 > r.fee_required * g->set->missing_max_ppm)
         st = refuse(err,
                     "%" PRIu64 " of %" PRIu64 " required answers have no attribution, more of the "

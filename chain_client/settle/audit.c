@@ -24,8 +24,14 @@ static void put_finding(struct audit_report *r, const char *fmt, va_list args)
 void audit_finding(struct audit *a, const char *fmt, ...)
 {
     va_list args;
+    struct audit_report *r = a->report;
+    if (r->finding_count == r->fault_count) {
+        va_start(args, fmt);
+        vsnprintf(r->difference, AUDIT_TEXT_BYTES, fmt, args);
+        va_end(args);
+    }
     va_start(args, fmt);
-    put_finding(a->report, fmt, args);
+    put_finding(r, fmt, args);
     va_end(args);
 }
 

@@ -281,7 +281,8 @@ static enum status take_owners(struct worker *w, const struct epoch_plan *p, str
     enum status st = owner_lists_fetch(&k->owners, w, &k->snap, p->previous, &why);
     if (st == STATUS_BUSY) {
         enum status told = trouble_set(&w->db, TROUBLE_OWNERS, p->epoch, why.text, err);
-        return told ? told : st;
+        if (told)
+            return told;
     }
     if (st)
         return err_set(err, st, "%s", why.text);

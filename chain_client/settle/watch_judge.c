@@ -105,7 +105,7 @@ static enum status audit_it(struct guard *g, uint64_t seq, enum watch_verdict *v
     enum status st = audit_alone(&r, &opt, seq, why);
     *v = r.finding_count > r.fault_count ? VERDICT_WRONG : VERDICT_RIGHT;
     if (!st && *v == VERDICT_WRONG)
-        err_set(why, STATUS_OK, "%s", r.finding[0]);
+        err_set(why, STATUS_OK, "%s", r.difference);
     audit_report_fini(&r);
     return st;
 }
@@ -187,9 +187,7 @@ static enum status recompute(struct guard *g, const struct watch_subject *s, enu
     *v = !computed ? VERDICT_UNSHOWN : memcmp(digest, s->id, 32) ? VERDICT_WRONG : VERDICT_RIGHT;
     if (!st && *v != VERDICT_RIGHT)
         err_set(why, STATUS_OK, "%s",
-                r.finding_count
-                    ? r.finding[r.finding_count > AUDIT_FINDINGS_MAX ? 0 : r.finding_count - 1]
-                    : "the recomputed header is another one");
+                r.difference[0] ? r.difference : "the recomputed header is another one");
     audit_report_fini(&r);
     return st;
 }

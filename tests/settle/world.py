@@ -59,8 +59,8 @@ class World:
 
     deployed_once = {}
 
-    def __init__(self, folder, lanes=(1, 2), wait_s=1, window_s=1):
-        self.dir = Path(folder)
+    def __init__(self, folder, lanes=(1, 2), wait_s=1, window_s=1, untariffed=()):
+        self.dir, self.untariffed = Path(folder), untariffed
         self.redis = Redis()
         self.anvil = None
         self.anvil_port = free_port()
@@ -78,7 +78,7 @@ class World:
 
     def __enter__(self):
         self.redis.start()
-        kind = (tuple(self.lanes), self.wait_s, self.window_s)
+        kind = (tuple(self.lanes), self.wait_s, self.window_s, self.untariffed)
         if kind not in World.deployed_once:
             self.start_chain()
             self.deploy()
@@ -147,7 +147,7 @@ class World:
             "adapters": [{"adapter_id": h[f"a{i}"], "model_id": h["base"], **({"datanet": f"net{i}"} if i < 3 else {}), "price_in": str(1000000 + 7 * (i + 1)), "price_out": str(3000000 + 11 * (i + 1)),
                           "split": [{"payee": h["owner"], "role": "author", "bps": 4000}, {"payee": h["p0"], "role": "data", "bps": 6000}]} for i in range(4)],
             "lanes": [{"lane": n, "key": lane.address, "operator": h[f"operator{n}"], "operator_key_file": str(self.key(f"operator{n}")),
-                       "tariffs": [{"model_id": h["base"], "price_in": "1000000", "price_out": "3000000"}]} for n, lane in self.lanes.items()]}
+                       "tariffs": [{"model_id": h["base"], "price_in": "1000000", "price_out": "3000000"}] * (n not in self.untariffed)} for n, lane in self.lanes.items()]}
         path = self.dir / "deploy.json"
         path.write_text(json.dumps(config))
         run("node", CONTRACTS / "deploy.mjs", "--rpc", self.rpc_url, "--key-file", self.key("deployer"), "--config", path, "--out", self.deployment)
@@ -224,7 +224,7 @@ class Settle:
                 self.args += ["--spool-dir", f"{lane.number}={lane.dir}/spool"]
         self.args = [str(a) for a in (*self.args, *flags)]
         self.process, self.env = None, {**os.environ, **(env or {})}
-        easy = "--missing-max-ppm", 1000000, "--resign-after-s", 0
+        easy = "--missing-max-ppm", 1000000, "--faults-max", 1000, "--resign-after-s", 0
         self.attestor = Guard(world, "attest", "attestor", self, *easy, name=f"attest-{self.port}") if attested else None
 
     def start(self):
