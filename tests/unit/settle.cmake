@@ -9,6 +9,7 @@ set_target_properties(lane_tool audit_tool PROPERTIES RUNTIME_OUTPUT_DIRECTORY $
 
 rs_unit_test(settle_settings rs_settle)
 rs_unit_test(settle_archive rs_audit)
+rs_unit_test(settle_named rs_audit)
 rs_unit_test(settle_lanes rs_settle rs_spool PkgConfig::SODIUM)
 # On a simulated chain: the test's own JSON-RPC functions and clock take the libraries' place.
 foreach(name sender sender_fuzz)
