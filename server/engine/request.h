@@ -108,9 +108,11 @@ struct request {
     uint32_t prompt_count;
     struct request_seq *seq; /* [prompt_count * n], prompt-major */
     uint32_t seq_count;
-    uint8_t payer[20];           /* the API key's account, or 0 */
-    uint8_t template_digest[32]; /* chat template used, or 0 */
-    uint64_t arrive_ns;          /* monotonic */
+    uint8_t payer[20];                   /* the API key's account, or 0 */
+    bool is_once;                        /* it has an Idempotency-Key: */
+    uint8_t once_key[16], once_body[16]; /* digests of it and its owner; of the body */
+    uint8_t template_digest[32];         /* chat template used, or 0 */
+    uint64_t arrive_ns;                  /* monotonic */
     uint64_t arrive_wall_ms;
     void (*wake)(void *arg);
     void *wake_arg;

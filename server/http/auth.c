@@ -125,6 +125,11 @@ uint64_t auth_fair_key(const struct http_key *key)
     return key && id == 0 ? 1 : id;
 }
 
+const uint8_t *auth_account(const struct http_key *key)
+{
+    return key && !sodium_is_zero(key->account, sizeof(key->account)) ? key->account : NULL;
+}
+
 void auth_roles_text(unsigned roles, char *out, size_t out_bytes)
 {
     static const char *const names[] = {"infer", "publish", "admin", "worker"};

@@ -68,15 +68,16 @@ static bool claim_key(struct generation *g)
     struct errtext err = ERRTEXT_INIT;
     if (!x->idempotency_key[0])
         return true;
-    struct idempotency_ask ask = {.fair_key = x->fair_key,
-                                  .key = x->idempotency_key,
-                                  .body = x->body.data,
-                                  .body_bytes = x->body.len,
-                                  .now_ms = x->arrive_wall_ms,
-                                  .request_id = g->req->id};
+    struct request *r = g->req;
+    struct idempotency_ask ask = {.key = r->once_key,
+                                  .body = r->once_body,
+                                  .now_ms = idempotency_now_ms(),
+                                  .request_id = r->id};
+    idempotency_digest_key(r->once_key, auth_account(x->key), x->fair_key, x->idempotency_key);
+    idempotency_digest_body(r->once_body, x->body.data, x->body.len);
     enum status st = idempotency_put(&g->server->idem, &ask, first);
     if (st == STATUS_OK) {
-        g->keyed = true;
+        g->keyed = r->is_once = true;
         return true;
     }
     metrics_add(&g->server->metrics.idempotent_hits, 1);
@@ -107,7 +108,7 @@ static bool claim_key(struct generation *g)
 static void drop_key(struct generation *g)
 {
     if (g->keyed)
-        idempotency_drop(&g->server->idem, g->x->fair_key, g->x->idempotency_key, g->req->id);
+        idempotency_drop(&g->server->idem, g->req->once_key, g->req->id);
     g->keyed = false;
 }
 

@@ -2,6 +2,7 @@
  * and a whole turn before FULL is said. */
 #include "server/http/idempotency.h"
 #include "server/base/check.h"
+#include "server/base/clock.h"
 #include "server/base/mem.h"
 
 #include <sodium.h>
@@ -28,13 +29,28 @@ void idempotency_fini(struct idempotency *t)
     mem_free(t->bucket);
 }
 
-static void digest_key(uint8_t out[16], uint64_t fair_key, const char *key)
+void idempotency_digest_key(uint8_t out[16], const uint8_t *account, uint64_t fair_key,
+                            const char *key)
 {
     crypto_generichash_state st;
     crypto_generichash_init(&st, NULL, 0, 16);
-    crypto_generichash_update(&st, (const uint8_t *)&fair_key, sizeof(fair_key));
+    crypto_generichash_update(&st, (const uint8_t *)(account ? "account" : "key"), 3);
+    if (account)
+        crypto_generichash_update(&st, account, 20);
+    else
+        crypto_generichash_update(&st, (const uint8_t *)&fair_key, sizeof(fair_key));
     crypto_generichash_update(&st, (const uint8_t *)key, strlen(key));
     crypto_generichash_final(&st, out, 16);
+}
+
+void idempotency_digest_body(uint8_t out[16], const void *body, size_t body_bytes)
+{
+    crypto_generichash(out, 16, body, body_bytes, NULL, 0);
+}
+
+uint64_t idempotency_now_ms(void)
+{
+    return clock_mono_ns() / 1000000u + IDEMPOTENCY_TTL_MS;
 }
 
 static uint32_t bucket_of(const struct idempotency *t, const uint8_t key[16])
@@ -87,10 +103,8 @@ static struct idempotency_entry *find(struct idempotency *t, const uint8_t key[1
 enum status idempotency_put(struct idempotency *t, const struct idempotency_ask *ask,
                             uint8_t first_id[32])
 {
-    uint8_t key[16], body[16];
+    const uint8_t *key = ask->key, *body = ask->body;
     enum status st = STATUS_OK;
-    digest_key(key, ask->fair_key, ask->key);
-    crypto_generichash(body, sizeof(body), (const uint8_t *)ask->body, ask->body_bytes, NULL, 0);
     pthread_mutex_lock(&t->lock);
     struct idempotency_entry *e = find(t, key, ask->now_ms);
     if (e) {
@@ -117,16 +131,13 @@ enum status idempotency_put(struct idempotency *t, const struct idempotency_ask 
     return st;
 }
 
-void idempotency_drop(struct idempotency *t, uint64_t fair_key, const char *key,
-                      const uint8_t request_id[32])
+void idempotency_drop(struct idempotency *t, const uint8_t key[16], const uint8_t request_id[32])
 {
-    uint8_t digest[16];
-    digest_key(digest, fair_key, key);
     pthread_mutex_lock(&t->lock);
-    int32_t *link = &t->bucket[bucket_of(t, digest)];
+    int32_t *link = &t->bucket[bucket_of(t, key)];
     while (*link >= 0) {
         struct idempotency_entry *e = &t->entry[*link];
-        if (memcmp(e->key, digest, 16) == 0 && memcmp(e->request_id, request_id, 32) == 0) {
+        if (memcmp(e->key, key, 16) == 0 && memcmp(e->request_id, request_id, 32) == 0) {
             unlink_at(t, link);
             break;
         }

@@ -2,6 +2,7 @@
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/hex.h"
+#include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/openapi.h"
 #include "server/http/reply.h"
@@ -80,8 +81,9 @@ void handle_openapi(struct exchange *x)
     exchange_json(x, 200);
 }
 
-typedef enum status record_reader(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
-                                  bool admin, struct buf *out, struct errtext *err);
+typedef enum status record_reader(struct recorder *r, const uint8_t id[32],
+                                  const struct recorder_viewer *who, struct buf *out,
+                                  struct errtext *err);
 
 static void read_record(struct exchange *x, record_reader *read)
 {
@@ -94,8 +96,10 @@ static void read_record(struct exchange *x, record_reader *read)
         exchange_fail(x, STATUS_NOT_FOUND, &err);
         return;
     }
-    enum status st = read(x->server->deps.recorder, id, x->fair_key,
-                          (x->roles & HTTP_ROLE_ADMIN) != 0, &x->out, &err);
+    const struct recorder_viewer who = {.fair_key = x->fair_key,
+                                        .account = auth_account(x->key),
+                                        .admin = (x->roles & HTTP_ROLE_ADMIN) != 0};
+    enum status st = read(x->server->deps.recorder, id, &who, &x->out, &err);
     if (st)
         exchange_fail(x, st, &err);
     else

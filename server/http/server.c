@@ -13,6 +13,7 @@
 #include "server/http/listen.h"
 #include "server/http/route.h"
 #include "server/http/state.h"
+#include "server/record/keylog.h"
 
 #include <sodium.h>
 #include <stdio.h>
@@ -118,6 +119,18 @@ static enum status check_options(const struct http_options *o, struct errtext *e
     return STATUS_OK;
 }
 
+static void restore_key(void *arg, const struct keylog_entry *e, uint64_t age_ms)
+{
+    struct http_server *s = arg;
+    uint8_t first[32];
+    const struct idempotency_ask ask = {.key = e->key,
+                                        .body = e->body,
+                                        .now_ms = idempotency_now_ms() - age_ms,
+                                        .request_id = e->request_id};
+    if (idempotency_put(&s->idem, &ask, first) == STATUS_FULL)
+        log_warn("http", "more Idempotency-Keys than are remembered: one is not protected");
+}
+
 static void parts_init(struct http_server *s)
 {
     struct connections_options opt = {.connections_max = s->opt.connections_max,
@@ -130,6 +143,7 @@ static void parts_init(struct http_server *s)
     s->keys = keyring_create(s->opt.key, s->opt.key_count);
     audit_init(&s->audit);
     idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
+    recorder_visit_keys(s->deps.recorder, restore_key, s);
     uploads_init(&s->uploads);
     for (uint32_t i = 0; i < HTTP_LANE_COUNT; i++) {
         s->lane[i].server = s;

@@ -1,6 +1,6 @@
 /* One group of the recorder's loop: what gathered while the last group was written.
  *
- *   finished requests -> records, jobs appended -> jobs synced -> records appended  \
+ *   finished requests -> records, jobs appended -> jobs, keys synced -> records     \
  *   finished scores   -> attribution records appended                                > spool synced
  *                                                          then receipts leave, jobs are erased
  *
@@ -174,10 +174,27 @@ static void drop_items(struct recorder *r, struct group *g, uint32_t i, enum sta
     g->request_count = i;
 }
 
+/* What has to be durable before the records: their jobs, and the Idempotency-Keys. */
+static enum status sync_before(struct recorder *r, const struct group *g, struct errtext *err)
+{
+    enum status st = g->request_count ? jobstore_sync(r->jobs, err) : STATUS_OK;
+    for (uint32_t i = 0; !st && i < g->request_count; i++) {
+        const struct request *req = g->item[i].request;
+        struct keylog_entry e = {.seq = g->item[i].seq, .wall_ms = clock_wall_ms()};
+        if (!req->is_once)
+            continue;
+        memcpy(e.key, req->once_key, sizeof(e.key));
+        memcpy(e.body, req->once_body, sizeof(e.body));
+        memcpy(e.request_id, req->id, sizeof(e.request_id));
+        st = keylog_append(r->keys, &e, err);
+    }
+    return st ? st : keylog_sync(r->keys, err);
+}
+
 static void append_items(struct recorder *r, struct group *g)
 {
     struct errtext err = ERRTEXT_INIT;
-    enum status st = g->request_count ? jobstore_sync(r->jobs, &err) : STATUS_OK;
+    enum status st = sync_before(r, g, &err);
     uint32_t done = 0;
     while (!st && done < g->request_count) {
         const struct group_item *it = &g->item[done];

@@ -206,6 +206,10 @@ static enum status open_parts(struct recorder *r, struct errtext *err)
         snprintf(dir, sizeof(dir), "%s/lookup", r->lane.dir);
         st = lookup_open(&r->lookup, dir, err);
     }
+    if (!st) {
+        snprintf(dir, sizeof(dir), "%s/keys", r->lane.dir);
+        st = keylog_open(&r->keys, dir, err);
+    }
     return st ? st : recorder_recover(r, err);
 }
 
@@ -286,6 +290,7 @@ void recorder_destroy(struct recorder *r)
     open_list_fini(&r->open);
     jobstore_close(r->jobs);
     lookup_close(r->lookup);
+    keylog_close(r->keys);
     spool_close(r->spool);
     if (r->lane_is_open)
         lane_close(&r->lane);

@@ -69,19 +69,30 @@ MUST_CHECK enum status recorder_admit(struct recorder *r, struct request *req, s
 MUST_CHECK enum status recorder_ready(struct recorder *r, struct errtext *err);
 void recorder_unadmit(struct recorder *r, const struct request *req);
 
+/* The Idempotency-Keys of the last day whose answers were recorded, with their age; before requests
+ * are taken. Thread: the starting one. */
+struct keylog_entry;
+void recorder_visit_keys(struct recorder *r,
+                         void (*visit)(void *arg, const struct keylog_entry *e, uint64_t age_ms),
+                         void *arg);
 /* The id of the newest known answer whose id ends with tail. A walk over all that are remembered:
  * for a person's question, not for each request. Thread: any. */
 #define RECORDER_ID_TAIL_BYTES 16
 bool recorder_find_id(struct recorder *r, const uint8_t tail[RECORDER_ID_TAIL_BYTES],
                       uint8_t id[32]);
-/* JSON bodies of GET /v1/receipts/{id} and /v1/attribution/{id}. Only the asking key (fair_key) or
- * admin may see them. Errors: NOT_FOUND (unknown, too old or another key's; with code "archived":
- * settled and no longer here). Thread: any. */
+/* JSON bodies of GET /v1/receipts/{id} and /v1/attribution/{id}. The asking key, another key of its
+ * account and admin may see them. Errors: NOT_FOUND (unknown, too old or another's; with code
+ * "archived": settled and no longer here). Thread: any. */
+struct recorder_viewer {
+    uint64_t fair_key;      /* of the API key that asks */
+    const uint8_t *account; /* [20] of its account, NULL: it has none */
+    bool admin;
+};
 MUST_CHECK enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
-                                             uint64_t fair_key, bool admin, struct buf *out,
+                                             const struct recorder_viewer *who, struct buf *out,
                                              struct errtext *err);
 MUST_CHECK enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
-                                                 uint64_t fair_key, bool admin, struct buf *out,
+                                                 const struct recorder_viewer *who, struct buf *out,
                                                  struct errtext *err);
 /* The `residual` object of SPEC 7 for a finished request: {request_id, lane, seq, record_digest,
  * receipt, salt, adapters, telemetry}. Thread: any, after done. */

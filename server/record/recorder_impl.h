@@ -8,6 +8,7 @@
 #include "server/influence/score.h"
 #include "server/record/build.h"
 #include "server/record/checkpoint.h"
+#include "server/record/keylog.h"
 #include "server/record/lane.h"
 #include "server/record/lookup.h"
 #include "server/record/recorder.h"
@@ -36,6 +37,7 @@ struct recorder {
     struct spool *spool;
     struct jobstore *jobs;
     struct lookup *lookup;
+    struct keylog *keys;
     struct scorer *scorer;
     struct open_list open;   /* recorder thread: required, and not yet attributed */
     uint64_t checkpoint_seq; /* the start need not read the records up to it */

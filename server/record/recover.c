@@ -226,3 +226,52 @@ void recorder_checkpoint(struct recorder *r, uint64_t upto)
     else
         r->checkpoint_seq = upto;
 }
+
+/* ---- Idempotency-Keys ---- */
+
+struct key_walk {
+    struct recorder *r;
+    void (*visit)(void *arg, const struct keylog_entry *e, uint64_t age_ms);
+    void *arg;
+    struct buf body;
+};
+
+/* Is record e->seq the answer to that request? A crash leaves keys whose record is missing, and
+ * their number went to another. What is archived was checked by a start before it was. */
+static bool was_answered(struct key_walk *w, const struct keylog_entry *e)
+{
+    struct spool_cursor c;
+    union record rec;
+    uint64_t seq;
+    struct spool *s = w->r->spool;
+    if (e->seq < spool_first_seq(s))
+        return true;
+    if (spool_cursor_open(&c, s, e->seq, NULL))
+        return false;
+    bool good =
+        spool_cursor_next(&c, &seq, &w->body, NULL) == STATUS_OK && w->body.len > ENTRY_TAG_BYTES &&
+        canon_decode(&rec, (const uint8_t *)w->body.data, w->body.len - ENTRY_TAG_BYTES, NULL) ==
+            STATUS_OK;
+    spool_cursor_close(&c);
+    return good && (rec.prefix.type == RECORD_VOID ||
+                    (rec.prefix.type == RECORD_INFERENCE &&
+                     memcmp(rec.inference.request_id, e->request_id, 32) == 0));
+}
+
+static void visit_key(void *arg, const struct keylog_entry *e)
+{
+    struct key_walk *w = arg;
+    uint64_t now_ms = clock_wall_ms(), age_ms = now_ms > e->wall_ms ? now_ms - e->wall_ms : 0;
+    if (age_ms < KEYLOG_AGE_MS && was_answered(w, e))
+        w->visit(w->arg, e, age_ms);
+}
+
+void recorder_visit_keys(struct recorder *r,
+                         void (*visit)(void *arg, const struct keylog_entry *e, uint64_t age_ms),
+                         void *arg)
+{
+    struct key_walk w = {.r = r, .visit = visit, .arg = arg};
+    buf_init(&w.body, SPOOL_BODY_BYTES_MAX);
+    keylog_visit(r->keys, visit_key, &w);
+    buf_fini(&w.body);
+}

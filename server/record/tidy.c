@@ -11,6 +11,7 @@ void recorder_tidy(struct recorder *r)
         spool_note_final(r->spool, ship_final_seq(r->ship));
     if (now_ns >= r->tidy_ns || spool_bytes(r->spool) > r->opt.spool_bytes_max / 2) {
         recorder_checkpoint(r, spool_whole_seq(r->spool));
+        keylog_trim(r->keys);
         r->tidy_ns = now_ns + RECORDER_TIDY_NS;
     }
     const struct spool_keep keep = {.bytes_min = r->opt.spool_keep_bytes,

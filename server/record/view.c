@@ -134,10 +134,17 @@ static enum status read_inference(struct recorder *r, const struct lookup_entry 
     return st;
 }
 
-static enum status find(struct recorder *r, const uint8_t id[32], uint64_t fair_key, bool admin,
+/* An account may have several keys, and outlives each of them. */
+static bool may_see(const struct recorder_viewer *who, const struct lookup_entry *e)
+{
+    return who->admin || e->fair_key == who->fair_key ||
+           (who->account && memcmp(who->account, e->account, sizeof(e->account)) == 0);
+}
+
+static enum status find(struct recorder *r, const uint8_t id[32], const struct recorder_viewer *who,
                         struct lookup_entry *e, struct errtext *err)
 {
-    if (lookup_get(r->lookup, id, e) && (admin || e->fair_key == fair_key))
+    if (lookup_get(r->lookup, id, e) && may_see(who, e))
         return STATUS_OK;
     return err_set(err, STATUS_NOT_FOUND,
                    "no record of this request id is known to this key (the newest %d are kept)",
@@ -191,13 +198,14 @@ bool recorder_find_id(struct recorder *r, const uint8_t tail[RECORDER_ID_TAIL_BY
     return lookup_find_tail(r->lookup, tail, RECORDER_ID_TAIL_BYTES, id);
 }
 
-enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
-                                  bool admin, struct buf *out, struct errtext *err)
+enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
+                                  const struct recorder_viewer *who, struct buf *out,
+                                  struct errtext *err)
 {
     struct lookup_entry e;
     union record rec;
     struct buf body;
-    enum status st = find(r, id, fair_key, admin, &e, err);
+    enum status st = find(r, id, who, &e, err);
     if (st)
         return st;
     buf_init(&body, SPOOL_BODY_BYTES_MAX);
@@ -289,8 +297,9 @@ static void put_preview(struct recorder *r, const struct lookup_entry *e,
     mem_free(inf);
 }
 
-enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
-                                      bool admin, struct buf *out, struct errtext *err)
+enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
+                                      const struct recorder_viewer *who, struct buf *out,
+                                      struct errtext *err)
 {
     static const char *const states[] = {[LOOKUP_NOT_SCORED] = "not_scored",
                                          [LOOKUP_PENDING] = "pending",
@@ -302,7 +311,7 @@ enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32], 
     struct tail_set set;
     struct buf body;
     char hex[65];
-    enum status st = find(r, id, fair_key, admin, &e, err);
+    enum status st = find(r, id, who, &e, err);
     if (st)
         return st;
     buf_init(&body, SPOOL_BODY_BYTES_MAX);

@@ -280,6 +280,21 @@ def test_no_number_is_signed_twice(tmp_path):
     assert subprocess.run(void, capture_output=True, text=True).returncode == 0, "nothing is lost any more"
 
 
+def test_a_retry_after_a_kill_is_not_charged_again(tmp_path):
+    data, key = tmp_path / "data", {"Idempotency-Key": "order 7"}
+    with Server(data=data) as s:
+        first = s.post("/v1/completions", BODY, headers=key)[1]["residual"]
+        s.kill()
+        s.process = None
+    with Server(data=data) as s:
+        status, reply = s.post("/v1/completions", BODY, headers=key)
+        assert status == 409 and first["request_id"] in reply["error"]["message"], (status, reply)
+        assert s.post("/v1/completions", {**BODY, "max_tokens": 3}, headers=key)[0] == 422
+        assert s.post("/v1/completions", BODY, headers={"Idempotency-Key": "order 8"})[0] == 200
+    charged = [b for b in spool_records(data / "lanes/unbound-1").values() if b[1] == 1]
+    assert len(charged) == 2, "one record an order"
+
+
 def test_other_lanes_transport_key(tmp_path):
     """A spool whose entries do not carry this lane's tag is not taken for its own."""
     data = tmp_path / "data"

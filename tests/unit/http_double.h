@@ -41,6 +41,8 @@ struct engine { /* the double's */
 struct recorder {
     enum status admit_status;
     bool never_records;
+    const struct keylog_entry *remembered; /* a key of the last run; NULL: none */
+    uint64_t remembered_ms;
     atomic_uint admitted, unadmitted, finished;
 };
 
@@ -239,6 +241,14 @@ enum status recorder_ready(struct recorder *r, struct errtext *err)
     return r->admit_status ? err_set(err, r->admit_status, "the spool's disk is full") : STATUS_OK;
 }
 
+void recorder_visit_keys(struct recorder *r,
+                         void (*visit)(void *arg, const struct keylog_entry *e, uint64_t age_ms),
+                         void *arg)
+{
+    if (r->remembered)
+        visit(arg, r->remembered, r->remembered_ms);
+}
+
 void recorder_unadmit(struct recorder *r, const struct request *req)
 {
     (void)req;
@@ -267,20 +277,22 @@ bool recorder_find_id(struct recorder *r, const uint8_t tail[RECORDER_ID_TAIL_BY
     return false;
 }
 
-enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
-                                  bool admin, struct buf *out, struct errtext *err)
+enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
+                                  const struct recorder_viewer *who, struct buf *out,
+                                  struct errtext *err)
 {
-    (void)r, (void)fair_key;
+    (void)r;
     if (id[0] != 0xAA)
         return err_set(err, STATUS_NOT_FOUND, "no such request");
-    buf_printf(out, "{\"receipt\":true,\"admin\":%s}", admin ? "true" : "false");
+    buf_printf(out, "{\"receipt\":true,\"admin\":%s}", who->admin ? "true" : "false");
     return STATUS_OK;
 }
 
-enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32], uint64_t fair_key,
-                                      bool admin, struct buf *out, struct errtext *err)
+enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
+                                      const struct recorder_viewer *who, struct buf *out,
+                                      struct errtext *err)
 {
-    return recorder_receipt_json(r, id, fair_key, admin, out, err);
+    return recorder_receipt_json(r, id, who, out, err);
 }
 
 enum status recorder_read_range(struct recorder *r, uint64_t first, uint64_t last, struct buf *out,

@@ -3,6 +3,7 @@
  * when processes die, disks fill and budgets end. The spool is read back as a stranger would read
  * it.
  * lint: waive file - one rig and all the tests that need it. */
+#include "server/record/keylog.h"
 #include "server/record/recorder.h"
 #include "server/spool/spool.h"
 #include "tests/unit/book_fixture.h"
@@ -325,6 +326,12 @@ static void expect_all_scored(const struct ledger *l)
 
 /* ---- tests ---- */
 
+static const uint8_t account[20] = {5}, foreign[20] = {6};
+static const struct recorder_viewer owner = {.fair_key = 77}, stranger = {.fair_key = 78},
+                                    renewed = {.fair_key = 79, .account = account},
+                                    thief = {.fair_key = 80, .account = foreign},
+                                    admin = {.fair_key = 78, .admin = true};
+
 static bool has(const struct buf *b, const char *text)
 {
     return strstr(b->data, text) != NULL;
@@ -334,7 +341,7 @@ static void show(struct rig *g, const struct request *r, struct buf *out)
 {
     struct errtext err = ERRTEXT_INIT;
     buf_clear(out);
-    if (recorder_attribution_json(g->recorder, r->id, 77, false, out, &err))
+    if (recorder_attribution_json(g->recorder, r->id, &owner, out, &err))
         fail_msg("%s", err.text);
 }
 
@@ -355,7 +362,7 @@ static void test_life_of_a_request(void **state)
     recorder_residual_json(g.recorder, r, &out);
     assert_true(has(&out, "\"recorded\":true,\"lane\":1,\"seq\":1,\"bound\":false"));
     buf_clear(&out);
-    assert_int_equal(recorder_receipt_json(g.recorder, r->id, 77, false, &out, NULL), STATUS_OK);
+    assert_int_equal(recorder_receipt_json(g.recorder, r->id, &owner, &out, NULL), STATUS_OK);
     assert_true(has(&out, "\"tokens_out\":6") && has(&out, "\"salt\":\"0x"));
     show(&g, r, &out);
     assert_true(has(&out, "\"state\":\"recorded\",\"signed\":true"));
@@ -364,9 +371,9 @@ static void test_life_of_a_request(void **state)
     assert_true(has(&out, "\"gain_nats\":18.0000"));
     assert_true(has(&out, "\"ppb\":166666667"));
     /* another key sees nothing, an admin everything */
-    assert_int_equal(recorder_receipt_json(g.recorder, r->id, 78, false, &out, NULL),
+    assert_int_equal(recorder_receipt_json(g.recorder, r->id, &stranger, &out, NULL),
                      STATUS_NOT_FOUND);
-    assert_int_equal(recorder_receipt_json(g.recorder, r->id, 78, true, &out, NULL), STATUS_OK);
+    assert_int_equal(recorder_receipt_json(g.recorder, r->id, &admin, &out, NULL), STATUS_OK);
     for (int i = 0; i < 5000; i++) { /* the adapter without a datanet gets a preview */
         show(&g, plain, &out);
         if (has(&out, "preview"))
@@ -389,6 +396,104 @@ static void test_life_of_a_request(void **state)
     request_release(r);
     request_release(base);
     request_release(plain);
+}
+
+/* An account's new key sees what its old one was given, also after a restart; another account's
+ * does not. */
+static void test_rotated_key(void **state)
+{
+    struct rig g;
+    struct buf out;
+    rig_open(&g, &options);
+    struct request *r = make_request(&g.paid, 1, 1, 3), *plain = make_request(&g.paid, 1, 1, 3);
+    memcpy(r->payer, account, 20);
+    must_record(&g, r);
+    must_record(&g, plain);
+    buf_init(&out, 1 << 20);
+    for (int round = 0; round < 2; round++) {
+        assert_int_equal(recorder_receipt_json(g.recorder, r->id, &owner, &out, NULL), STATUS_OK);
+        assert_int_equal(recorder_receipt_json(g.recorder, r->id, &renewed, &out, NULL), STATUS_OK);
+        assert_int_equal(recorder_attribution_json(g.recorder, r->id, &renewed, &out, NULL),
+                         STATUS_OK);
+        assert_int_equal(recorder_receipt_json(g.recorder, r->id, &thief, &out, NULL),
+                         STATUS_NOT_FOUND);
+        assert_int_equal(recorder_receipt_json(g.recorder, plain->id, &renewed, &out, NULL),
+                         STATUS_NOT_FOUND);
+        rig_stop(&g);
+        rig_create(&g);
+    }
+    buf_fini(&out);
+    request_release(r);
+    request_release(plain);
+    rig_close(&g);
+}
+
+/* ---- Idempotency-Keys ---- */
+
+struct keys_met {
+    uint32_t count;
+    struct keylog_entry entry[16];
+};
+
+static void meet_key(void *arg, const struct keylog_entry *e, uint64_t age_ms)
+{
+    struct keys_met *m = arg;
+    assert_true(age_ms < 60000 && m->count < ARRAY_COUNT(m->entry));
+    m->entry[m->count++] = *e;
+}
+
+/* A recorded answer's key is there after a kill; one whose record was not written is not. */
+static void test_keys(void **state)
+{
+    struct rig g;
+    struct keys_met met = {0};
+    uint8_t id[32];
+    int status;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        rig_open(&g, &options);
+        struct request *r = make_request(&g.plain, 1, 1, 3),
+                       *free_one = make_request(NULL, 0, 1, 3);
+        memset(r->id, 0x42, 32);
+        r->is_once = true;
+        memset(r->once_key, 1, 16);
+        memset(r->once_body, 2, 16);
+        must_record(&g, free_one);
+        must_record(&g, r);
+        kill(getpid(), SIGKILL);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
+    memset(id, 0x42, 32);
+    rig_open(&g, &options);
+    recorder_visit_keys(g.recorder, meet_key, &met);
+    assert_int_equal(met.count, 1);
+    assert_memory_equal(met.entry[0].request_id, id, 32);
+    assert_int_equal(met.entry[0].key[0], 1);
+    assert_int_equal(met.entry[0].body[0], 2);
+    assert_int_equal(met.entry[0].seq, 2);
+    rig_stop(&g);
+    /* a crash came between the two syncs: the key's number is another's */
+    struct keylog *log;
+    char dir[160];
+    snprintf(dir, sizeof(dir), "%s/lanes/unbound-1/keys", test_dir);
+    assert_int_equal(keylog_open(&log, dir, NULL), STATUS_OK);
+    struct keylog_entry e = met.entry[0];
+    e.request_id[0] ^= 1; /* recorded under 2: another request */
+    assert_int_equal(keylog_append(log, &e, NULL), STATUS_OK);
+    e.seq = 3; /* not there */
+    assert_int_equal(keylog_append(log, &e, NULL), STATUS_OK);
+    e = met.entry[0];
+    e.wall_ms -= KEYLOG_AGE_MS; /* of yesterday */
+    assert_int_equal(keylog_append(log, &e, NULL), STATUS_OK);
+    assert_int_equal(keylog_sync(log, NULL), STATUS_OK);
+    keylog_close(log);
+    met.count = 0;
+    rig_create(&g);
+    recorder_visit_keys(g.recorder, meet_key, &met);
+    assert_int_equal(met.count, 1);
+    rig_close(&g);
 }
 
 /* A mix: each adapter alone is scored, by its own id. */
@@ -532,11 +637,11 @@ static void test_unbound_goes_on(void **state)
     for (int round = 0; round < 2; round++) { /* and after a restart */
         buf_init(&out, 1 << 20);
         err_clear(&err);
-        assert_int_equal(recorder_receipt_json(g.recorder, first, 77, false, &out, &err),
+        assert_int_equal(recorder_receipt_json(g.recorder, first, &owner, &out, &err),
                          STATUS_NOT_FOUND);
         assert_string_equal(err.code, "archived");
         err_clear(&err);
-        assert_int_equal(recorder_attribution_json(g.recorder, first, 77, false, &out, &err),
+        assert_int_equal(recorder_attribution_json(g.recorder, first, &owner, &out, &err),
                          STATUS_NOT_FOUND);
         assert_string_equal(err.code, "archived");
         err_clear(&err);
@@ -658,12 +763,12 @@ static void test_restart(void **state)
     wait_attributions(&g, 10);
     wait_settled(&g);
     buf_init(&out, 1 << 20);
-    assert_int_equal(recorder_attribution_json(g.recorder, id, 77, false, &out, NULL), STATUS_OK);
+    assert_int_equal(recorder_attribution_json(g.recorder, id, &owner, &out, NULL), STATUS_OK);
     assert_true(has(&out, "\"state\":\"recorded\""));
     rig_stop(&g);
     rig_create(&g); /* and once more with nothing to do */
     buf_clear(&out);
-    assert_int_equal(recorder_attribution_json(g.recorder, id, 77, false, &out, NULL), STATUS_OK);
+    assert_int_equal(recorder_attribution_json(g.recorder, id, &owner, &out, NULL), STATUS_OK);
     assert_true(has(&out, "\"state\":\"recorded\""));
     buf_fini(&out);
     rig_close(&g);
@@ -908,7 +1013,9 @@ int main(void)
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, drop_dir)
     const struct CMUnitTest tests[] = {
         TEST(test_kill), /* first: it forks, no thread runs yet */
+        TEST(test_keys), /* it forks too */
         TEST(test_life_of_a_request),
+        TEST(test_rotated_key),
         TEST(test_mix),
         TEST(test_odd_ends),
         TEST(test_admission),
