@@ -4,9 +4,9 @@
  * fundTo takes a total, so a repeat moves nothing. A token's allowance is exactly what is paid, and
  * goes back to 0 whatever happens in between. */
 #include "chain_client/cli/node.h"
+#include "chain_client/cli/prompt.h"
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
-#include "chain_client/eth/keystore.h"
 #include "chain_client/settle/events.h"
 #include "chain_client/settle/roles.h"
 #include "server/base/check.h"
@@ -188,8 +188,7 @@ static enum status pay(struct fund *f, struct errtext *err)
 {
     enum status st = secp_create(&f->secp, err);
     if (!st)
-        st = keystore_load(f->secp, &f->key, f->c->value[OPT_KEY_FILE],
-                           f->c->value[OPT_PASSPHRASE_FILE], err);
+        st = prompt_load_key(f->secp, &f->key, f->c, err);
     if (!st)
         st = check_key(f, err);
     if (st || !f->need)

@@ -1,5 +1,6 @@
 """The worker's page in headless Chromium with a scripted wallet (EIP-6963) before anvil, and the answers that it shows."""
 import json
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
@@ -124,6 +125,31 @@ def test_the_answers_add_up(settled):
     _, headers, _ = http(s.url + "/")
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_many_sources_and_one_that_pays_nothing(page):
+    """Rows of accounts that no tree holds, beside the worker's own."""
+    many, told = (bytes(19) + bytes([n]) for n in (8, 9))
+    rows = [(many, n.to_bytes(32, "big"), source, 1, None, "5") for n in range(1, 66) for source in ("author", "data")]
+    db = sqlite3.connect(page.s.state / "settle.db")
+    with db:
+        db.executemany("INSERT INTO earned VALUES (?, ?, ?, ?, ?, ?)", [*rows, (told, bytes.fromhex(page.w.names["a0"][2:]), "unpaid", 1, None, "0")])
+    path = f"/v1/rewards/0x{many.hex()}/sources"
+    first = answer(page.s, path)
+    second = answer(page.s, f"{path}?after={first['next']}")
+    assert (len(first["sources"]), len(second["sources"]), second["next"]) == (100, 30, None)
+    assert [(int(x["adapter"], 16), x["source"]) for x in first["sources"] + second["sources"]] == [(int.from_bytes(r[1], "big"), r[2]) for r in rows]
+    page.b.open(f"{page.s.url}/#0x{many.hex()}")
+    page.b.wait("document.querySelectorAll('#sources tbody tr').length === 100 && !document.querySelector('#sources-more').hidden")
+    page.b.js("document.querySelector('#sources-more').click()")
+    page.b.wait("document.querySelectorAll('#sources tbody tr').length === 130 && document.querySelector('#sources-more').hidden")
+    page.b.open(f"{page.s.url}/#0x{told.hex()}")
+    note = page.b.wait("document.querySelector('#notes li')?.textContent")
+    assert page.w.names["a0"] in note and "no share for data" in note, note
+    with db:
+        db.execute("DELETE FROM earned WHERE account IN (?, ?)", (many, told))
+    db.close()
+    assert not page.b.console, page.b.console
 
 
 def test_pending_is_what_the_next_epoch_grants(settled):

@@ -26,6 +26,9 @@ const short = (hex) => `${hex.slice(0, 8)}…${hex.slice(-6)}`;
 const code = (hex) => make('code', hex);
 const shown = (v) => money.amountText(v, page.d.coin_symbol);
 
+// Gas is paid in the chain's own coin, also where the vault holds a token.
+const native = (v) => money.amountText(v, /^0x0+$/.test(page.d.token) ? page.d.coin_symbol : "of the chain's coin");
+
 function amount(text) {
   const v = money.amountOf(text), e = make('data', shown(v));
   e.value = String(v);
@@ -245,7 +248,7 @@ async function claim() {
   await checkProof();
   const gas = await wallets.gasOf(page.wallet, tx);
   if (gas.balance < gas.needed)
-    throw new Error(`${page.from} holds ${shown(gas.balance)} and needs about ${shown(gas.needed)} for gas. Send it that much, or let anyone with coins claim for ${r.account}: open this page there, or run residual claim --account ${r.account}. The account is paid whoever sends it.`);
+    throw new Error(`${page.from} holds ${native(gas.balance)} and needs about ${native(gas.needed)} for gas. Send it that much, or let anyone with coins claim for ${r.account}: open this page there, or run residual claim --account ${r.account}. The account is paid whoever sends it.`);
   say('Confirm in your wallet …');
   const hash = await wallets.send(page.wallet, tx);
   say(`Sent as ${hash}; waiting for a block …`);

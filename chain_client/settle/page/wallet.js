@@ -31,9 +31,10 @@ const chainHex = (d) => '0x' + d.chain_id.toString(16);
 
 async function addChain(provider, d) {
   if (!d.public_rpc_url) throw new Error(`The wallet does not know chain ${d.chain_id}. Add it there by hand; this worker names no public node for it.`);
+  const symbol = /^0x0+$/.test(d.token) ? d.coin_symbol : 'ETH'; // of the chain, not of a token
   await provider.request({ method: 'wallet_addEthereumChain', params: [{
     chainId: chainHex(d), chainName: d.chain_name ?? `Chain ${d.chain_id}`, rpcUrls: [d.public_rpc_url],
-    nativeCurrency: { name: d.coin_symbol, symbol: d.coin_symbol, decimals: 18 },
+    nativeCurrency: { name: symbol, symbol, decimals: 18 },
     ...(d.explorer_url ? { blockExplorerUrls: [d.explorer_url] } : {}) }] });
 }
 
