@@ -2,6 +2,7 @@
  * interrupts is done again from the row with the same result. */
 #include "chain_client/eth/addr.h"
 #include "chain_client/settle/batches_impl.h"
+#include "chain_client/settle/faults.h"
 #include "chain_client/settle/lane_keys.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -227,7 +228,7 @@ static enum status finish(struct worker *w, const struct archive_batch *b, struc
     }
     if (!st)
         log_info("batch", "batch %" PRIu64 " is final", seq);
-    return st;
+    return st ? st : faults_look(w, seq, err);
 }
 
 /* A batch that is archived: where is it on the chain? */

@@ -367,6 +367,40 @@ enum status compute_reward(struct compute_result *out, struct compute *c, uint64
     return st;
 }
 
+/* The lanes of the tariffs that were asked for, without operators. */
+static enum status name_lanes(struct snapshot *s, struct errtext *err)
+{
+    s->lane = mem_try_array(s->tariff_count + 1, sizeof(*s->lane));
+    for (size_t i = 0; s->lane && i < s->tariff_count; i++)
+        if (!i || s->tariff[i - 1].lane != s->tariff[i].lane)
+            s->lane[s->lane_count++] = (struct snapshot_lane){.lane = s->tariff[i].lane};
+    return s->lane ? STATUS_OK : too_much(err);
+}
+
+enum status compute_refusals(struct compute *c, struct view *v, struct errtext *err)
+{
+    struct tables t = {0};
+    uint64_t last = c->range.paid - c->range.paid_from - 1;
+    struct snapshot s = {.d = v->d, .at = c->batch[last].header.closed_at};
+    enum status st = snapshot_read_named(&s, c, v, err);
+    if (!st)
+        st = name_lanes(&s, err);
+    if (!st)
+        st = fill_tables(&t, &s, err);
+    const struct reward_tables tables = {.policy = &s.policy,
+                                         .lane = t.lane,
+                                         .lane_count = t.lane_count,
+                                         .adapter = t.adapter,
+                                         .adapter_count = t.adapter_count};
+    for (size_t i = 0; i < c->record_count; i++)
+        c->record[i].rate_ppb = TAIL_E9;
+    if (!st)
+        st = reward_judge(c->record, c->record_count, NULL, 0, &tables, err);
+    tables_fini(&t);
+    snapshot_fini(&s);
+    return st;
+}
+
 void compute_files(struct archive_file file[5], const struct compute_result *r)
 {
     const struct archive_file all[5] = {

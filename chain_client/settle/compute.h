@@ -59,6 +59,9 @@ struct compute_result {
 MUST_CHECK enum status compute_reward(struct compute_result *out, struct compute *c, uint64_t epoch,
                                       const struct snapshot *snap, const struct owner_lists *owners,
                                       const struct archive_accounts *prev, struct errtext *err);
+/* The records' refusals alone, as their epoch will find them: whoever looks at a batch before its
+ * epoch comes. c is of batches that are final; no other flag of its records means anything. */
+MUST_CHECK enum status compute_refusals(struct compute *c, struct view *v, struct errtext *err);
 /* The epoch's files but manifest.json, in the order of archive_epoch. */
 void compute_files(struct archive_file file[5], const struct compute_result *r);
 void compute_result_fini(struct compute_result *r);
