@@ -52,12 +52,15 @@ static enum status add_header(struct fetch *f, const char *line, struct errtext 
     return STATUS_OK;
 }
 
-static enum status set_headers(struct fetch *f, const char *authorization, struct errtext *err)
+static enum status set_headers(struct fetch *f, const struct fetch_config *config,
+                               struct errtext *err)
 {
+    const char *authorization = config->authorization;
     char line[AUTHORIZATION_BYTES_MAX];
     enum status st = add_header(f, "Content-Type: application/json", err);
-    if (!st)
-        st = add_header(f, "Expect:", err); /* no pause for 100-continue */
+    /* No pause for 100-continue; but libcurl signs this line too, and does not send it. */
+    if (!st && !config->sigv4)
+        st = add_header(f, "Expect:", err);
     if (st || !authorization)
         return st;
     int n = snprintf(line, sizeof(line), "Authorization: %s", authorization);
@@ -69,6 +72,18 @@ static enum status set_headers(struct fetch *f, const char *authorization, struc
         st = add_header(f, line, err);
     mem_wipe(line, sizeof(line));
     return st;
+}
+
+static enum status set_signing(struct fetch *f, const struct fetch_config *config,
+                               struct errtext *err)
+{
+    if (!config->sigv4)
+        return STATUS_OK;
+    CURLcode e = curl_easy_setopt(f->curl, CURLOPT_AWS_SIGV4, config->sigv4);
+    e = e ? e : curl_easy_setopt(f->curl, CURLOPT_USERPWD, config->credential);
+    return e ? err_set(err, STATUS_INVALID, "%s: this libcurl cannot sign requests (%s)", f->what,
+                       curl_easy_strerror(e))
+             : STATUS_OK;
 }
 
 static enum status set_options(struct fetch *f, const struct fetch_config *config,
@@ -109,9 +124,11 @@ enum status fetch_open(struct fetch **out, const struct fetch_config *config, st
     f->curl = curl_easy_init();
     enum status st = f->curl ? STATUS_OK : no_memory(err);
     if (!st)
-        st = set_headers(f, config->authorization, err);
+        st = set_headers(f, config, err);
     if (!st)
         st = set_options(f, config, err);
+    if (!st)
+        st = set_signing(f, config, err);
     if (st)
         fetch_close(f);
     else
@@ -207,6 +224,19 @@ static enum status perform(struct fetch *f, struct errtext *err)
     return STATUS_OK;
 }
 
+/* The request's own header in front of the client's. */
+static enum status perform_with(struct fetch *f, const char *header, struct errtext *err)
+{
+    struct curl_slist own = {.data = (char *)(uintptr_t)header, .next = f->headers};
+    if (!header)
+        return perform(f, err);
+    if (curl_easy_setopt(f->curl, CURLOPT_HTTPHEADER, &own))
+        return no_memory(err);
+    enum status st = perform(f, err);
+    curl_easy_setopt(f->curl, CURLOPT_HTTPHEADER, f->headers);
+    return st;
+}
+
 enum status fetch_perform(struct fetch *f, const struct fetch_request *request, struct errtext *err)
 {
     FILE *file = NULL;
@@ -217,7 +247,7 @@ enum status fetch_perform(struct fetch *f, const struct fetch_request *request, 
     f->error[0] = '\0';
     enum status st = set_request(f, request, &file, err);
     if (!st)
-        st = perform(f, err);
+        st = perform_with(f, request->header, err);
     if (file)
         fclose(file);
     return st;

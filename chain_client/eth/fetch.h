@@ -25,6 +25,8 @@ struct fetch;
 struct fetch_config {
     const char *base;          /* http://... or https://..., copied; slashes at its end go */
     const char *authorization; /* value of that header, or NULL; copied, wiped, never logged */
+    const char *sigv4;         /* "aws:amz:REGION:s3": each request is signed (AWS, version 4) */
+    const char *credential;    /* "ID:SECRET" for sigv4; copied, wiped, never logged */
     const char *what;          /* who is asked, for errors ("chain node"); copied. Errors never show
                                   base: a node's URL may hold a key */
     uint32_t timeout_ms;       /* of a whole request; 0: 10 000 */
@@ -52,6 +54,7 @@ struct fetch_request {
     const void *body;      /* sent as application/json, or NULL */
     size_t body_bytes;     /* of body */
     const char *file_path; /* a file to upload instead of body, or NULL */
+    const char *header;    /* one more line, "name: value", or NULL */
 };
 struct fetch_answer {
     long code;              /* HTTP status, 0 before an answer */

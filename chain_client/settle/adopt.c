@@ -274,6 +274,8 @@ static enum status adopt_ledgers(struct worker *w, const struct view_head *head,
             st = is_known(w, seq, hash, all, err);
         if (!st && !*all)
             st = from_archive(w, seq, hash, is_open, all, err);
+        if (!st && !*all && stores_fetch_batch(w, seq, hash, NULL) == STATUS_OK)
+            st = from_archive(w, seq, hash, is_open, all, err);
         if (!st && !*all)
             st = from_event(w, seq, hash, is_open, all, err);
     }

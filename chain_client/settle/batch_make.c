@@ -208,6 +208,8 @@ static enum status publish(struct worker *w, const struct assembly *a, struct er
                                   {"records.bin", a->records.data, a->records.len}};
     struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
     enum status st = archive_publish(&folder, err);
+    if (!st)
+        st = stores_publish(w, &folder, a->batch.hash, err);
     return st ? st : batches_set_state(w, seq, BATCH_ARCHIVED, err);
 }
 

@@ -349,7 +349,8 @@ static enum status publish(struct worker *w, struct epoch_plan *p, struct epoch_
     keccak_256(p->manifest, file[5].data, file[5].len);
     archive_epoch_name(name, p->epoch);
     struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
-    return archive_publish(&folder, err);
+    enum status st = archive_publish(&folder, err);
+    return st ? st : stores_publish(w, &folder, p->manifest, err);
 }
 
 static enum status store(struct worker *w, const struct epoch_plan *p, const struct epoch_draft *k,
@@ -389,6 +390,10 @@ static enum status compute(struct worker *w, struct epoch_plan *p, struct errtex
     if (!st)
         st = store(w, p, &k, err);
     draft_fini(&k);
+    if ((st == STATUS_CORRUPT || st == STATUS_NOT_FOUND) && !w->db.failed) {
+        enum status mended = scrub_range(w, p->paid_from + 1, p->evidence, NULL);
+        return mended ? mended : st; /* tried again with what is there then */
+    }
     if (st == STATUS_BUSY) { /* a beacon, or T, is not final yet; or owners are nowhere */
         epochs_note(w, err ? err->text : "waiting for a final block");
         err_clear(err);

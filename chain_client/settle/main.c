@@ -138,6 +138,8 @@ static enum status open_local(struct worker *w, struct errtext *err)
     if (!st)
         st = open_crew(w, err);
     if (!st)
+        st = stores_open(w, err);
+    if (!st)
         st = open_lanes(w, err);
     if (!st)
         st = find_sources(w, err);
@@ -247,6 +249,8 @@ static enum status chain_step(struct worker *w, struct errtext *err)
         st = batches_step(w, err);
     if (!st)
         st = epochs_step(w, err);
+    if (!st)
+        st = scrub_step(w, err);
     return st ? st : sender_step(&w->sender, err);
 }
 
@@ -298,6 +302,7 @@ static void worker_fini(struct worker *w)
     db_close(&w->db);
     secp_destroy(w->secp);
     crew_destroy(w->crew);
+    stores_close(w);
     for (uint32_t i = 0; i < w->lane_count; i++)
         mem_wipe(w->lane[i].transport_key, sizeof(w->lane[i].transport_key));
     mem_free(w->lane);

@@ -25,9 +25,35 @@
 #define FETCH_MS_MAX      10000
 #define FRAMES_MAX        1024 /* judged in one transaction */
 
+/* What is asked for, and where it goes: to be judged like any other record, or its bodies into a
+ * buffer. */
 struct range {
     uint64_t first, last;
+    struct collected *into; /* NULL: judged */
 };
+struct collected {
+    struct buf *out;
+    uint64_t next;
+};
+
+static void collect_frames(const struct settle_lane *l, const struct range *gap, const char *data,
+                           size_t len)
+{
+    struct collected *c = gap->into;
+    while (len && c->next <= gap->last) {
+        uint64_t seq;
+        const uint8_t *body;
+        size_t body_len, used = spool_frame_parse(data, len, &seq, &body, &body_len);
+        if (!used)
+            return;
+        if (seq == c->next && entry_has_tag(l->transport_key, body, body_len)) {
+            archive_put_record(c->out, body, body_len - ENTRY_TAG_BYTES);
+            c->next++;
+        }
+        data += used;
+        len -= used;
+    }
+}
 
 /* *data and *len move over the frames that were read; entry [FRAMES_MAX] gets those of the gap. */
 static size_t read_frames(struct lanes_entry *entry, const struct range *gap, const char **data,
@@ -53,6 +79,10 @@ static size_t read_frames(struct lanes_entry *entry, const struct range *gap, co
 static enum status take_frames(struct worker *w, struct settle_lane *l, const struct range *gap,
                                const char *data, size_t len, struct errtext *err)
 {
+    if (gap->into) {
+        collect_frames(l, gap, data, len);
+        return STATUS_OK;
+    }
     struct lanes_entry *entry = mem_array(FRAMES_MAX, sizeof(*entry));
     enum status st = STATUS_OK;
     while (!st && len) {
@@ -163,6 +193,24 @@ static enum status from_server(struct worker *w, struct settle_lane *l, const st
     return took;
 }
 
+enum status refetch_bodies(struct worker *w, struct settle_lane *l, uint64_t first, uint64_t last,
+                           struct buf *out, struct errtext *err)
+{
+    struct collected c = {out, first};
+    struct range gap = {first, last, &c};
+    enum status st = l->spool_dir ? from_spool(w, l, &gap, err) : STATUS_OK;
+    for (uint64_t before = 0; !st && l->refetch_url && c.next <= last && c.next != before;) {
+        before = c.next; /* an answer is bounded: ask for the rest */
+        gap.first = c.next;
+        st = from_server(w, l, &gap, err);
+    }
+    if (st || c.next > last)
+        return st;
+    return err_set(err, STATUS_NOT_FOUND,
+                   "lane %" PRIu32 " record %" PRIu64 ": neither its spool nor its server has it",
+                   l->id, c.next);
+}
+
 /* ---- gaps ---- */
 
 static enum status find_gap(struct worker *w, const struct settle_lane *l, struct range *gap,
@@ -193,7 +241,7 @@ static enum status say_gap(struct worker *w, const struct settle_lane *l, const 
 
 static enum status fill(struct worker *w, struct settle_lane *l, struct errtext *err)
 {
-    struct range gap;
+    struct range gap = {.into = NULL};
     enum status st = find_gap(w, l, &gap, err);
     if (st || gap.last < gap.first)
         return st;

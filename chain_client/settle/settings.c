@@ -96,6 +96,12 @@ static const struct option_row keys[] = {
          "serve the page for people at /, /v1/deployment, /v1/rewards, /v1/batches, /v1/epochs, "
          "/metrics, /health; off without it"),
     TEXT(chain_name, NULL, "TEXT", "what people call the chain; shown on the page"),
+    LIST(archive, "DIR|s3://BUCKET/PREFIX",
+         "one more place for what is published, read back before it counts; repeatable"),
+    TEXT(s3_endpoint, "https://s3.amazonaws.com", "URL", "of the s3:// places"),
+    TEXT(s3_region, "us-east-1", "NAME", "their region"),
+    TEXT(s3_key_file, NULL, "FILE", "their credential: ID:SECRET on one line; mode 0600"),
+    NUMBER(scrub_mib_s, 0, 1024, 8, "MiB/s", "the archive is read again at this pace; 0: never"),
     TEXT(public_rpc_url, NULL, "URL",
          "a JSON-RPC that contributors may use: named in /v1/deployment"),
     TEXT(explorer_url, NULL, "URL", "a block explorer: the page links to URL/tx/0x.. below it"),

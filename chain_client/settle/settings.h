@@ -27,6 +27,9 @@ struct settings {
     char *state_dir, *archive_dir, *listen, *log_level, *log_file;
     struct option_list rpc_url, rpc_authorization_file; /* one each, or none of the latter */
     char *refetch_key_file, *owners_dir;
+    struct option_list archive; /* places beside archive_dir */
+    char *s3_endpoint, *s3_region, *s3_key_file;
+    uint64_t scrub_mib_s;
     char *chain_name, *public_rpc_url, *explorer_url, *coin_symbol; /* for people; /v1/deployment */
     struct settings_lanes lane_key, spool_dir, refetch_url;
     uint64_t batch_count_max, batch_seconds_max, epoch_seconds;

@@ -11,6 +11,7 @@
 #include "chain_client/settle/sender.h"
 #include "chain_client/settle/settings.h"
 #include "chain_client/settle/states.h"
+#include "chain_client/settle/store.h"
 #include "chain_client/settle/trouble.h"
 #include "chain_client/settle/view.h"
 
@@ -55,6 +56,9 @@ struct worker {
     struct settle_lane *lane;
     uint32_t lane_count;
     struct redis *redis;
+    struct depot *store[STORES_MAX]; /* beside the archive's folder */
+    uint32_t store_count;
+    uint64_t scrub_seq, scrub_ns; /* the batch that was read again last; the next one then */
     struct crew *crew;
     char *refetch_authorization;
     uint64_t epoch_note_ns;               /* what waits says so once a minute */
@@ -102,6 +106,11 @@ MUST_CHECK enum status lanes_stop(struct worker *w, struct settle_lane *l, const
 /* Try to fill the lanes' gaps from spool or server; a failure is logged and tried again later. */
 MUST_CHECK enum status refetch_step(struct worker *w, struct errtext *err);
 
+/* The records first..last as records.bin has them, appended to out. NOT_FOUND: not all are to be
+ * had. */
+MUST_CHECK enum status refetch_bodies(struct worker *w, struct settle_lane *l, uint64_t first,
+                                      uint64_t last, struct buf *out, struct errtext *err);
+
 /* ---- ingest.c: Redis ---- */
 MUST_CHECK enum status ingest_open(struct worker *w, struct errtext *err);
 void ingest_close(struct worker *w);
@@ -119,6 +128,23 @@ MUST_CHECK enum status batches_make(struct worker *w, uint64_t seq, enum batch_s
 /* ---- foreign.c ---- */
 /* Says what is on the ledger and neither ours nor in the archive. */
 MUST_CHECK enum status foreign_batches(struct worker *w, struct errtext *err);
+
+/* ---- stores.c ---- */
+MUST_CHECK enum status stores_open(struct worker *w, struct errtext *err);
+void stores_close(struct worker *w);
+/* To every store; hash names the folder's content. */
+MUST_CHECK enum status stores_publish(struct worker *w, const struct archive_folder *f,
+                                      const uint8_t hash[32], struct errtext *err);
+/* Into the archive, checked. NOT_FOUND: no store has it. */
+MUST_CHECK enum status stores_fetch_batch(struct worker *w, uint64_t seq, const uint8_t hash[32],
+                                          struct errtext *err);
+
+/* ---- scrub.c ---- */
+/* Read one final batch of the archive again, at the set pace, and mend it if it is damaged. */
+MUST_CHECK enum status scrub_step(struct worker *w, struct errtext *err);
+/* The batches first..last, now: a reader found something wrong. */
+MUST_CHECK enum status scrub_range(struct worker *w, uint64_t first, uint64_t last,
+                                   struct errtext *err);
 
 /* ---- adopt.c ---- */
 MUST_CHECK enum status batches_adopt(struct worker *w, struct errtext *err);

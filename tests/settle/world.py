@@ -274,7 +274,7 @@ class Settle:
         """The worker's state; without lanes, batches and epochs while there is none."""
         done = run(binary("residual-settle"), "status", "--json", "--state-dir", self.state, check=False)
         assert done.returncode in (0, 3), done.stderr
-        return json.loads(done.stdout) if done.returncode == 0 else {"lanes": [], "batches": [], "epochs": []}
+        return json.loads(done.stdout) if done.returncode == 0 else {"lanes": [], "batches": [], "epochs": [], "troubles": []}
 
     def wait(self, what, check, wait_s=60):
         """Until check(status) holds while the worker runs."""
