@@ -90,10 +90,15 @@ def claim(args, person):
     """What a contributor earned goes to its account: the coins that came."""
     account = person["address"]
     rewards = call(f"{args.settle}/v1/rewards/{account}")
+    sources = call(f"{args.settle}/v1/rewards/{account}/sources")["sources"]
     before = int(rpc(args.rpc, "eth_getBalance", account, "latest"), 16)
-    print(f"\nA contributor claims: {person['label']} ({account}), earned {coins(rewards['cumulative'])} so far")
-    done = subprocess.run([args.cli, "claim", "--account", account, "--key-file", str(Path(args.run) / "keys/operator.key"), "--rpc", args.rpc,
-                           "--deployment", str(Path(args.run) / "deployment.json"), "--settle", args.settle], text=True, capture_output=True)
+    print(f"\nA contributor claims: {person['label']} ({account}), earned {coins(rewards['cumulative'])} so far. The page ({args.settle}/#{account}) says")
+    for s in sources:
+        print(f"  {coins(s['earned'])} as {s['source']} of adapter {(s['adapter'] or 'none')[:10]}…, datanet {(s['datanet'] or 'none')[:10]}…")
+    if sum(int(s["earned"]) for s in sources) != int(rewards["cumulative"]):
+        sys.exit("the page's numbers do not sum to what was earned")
+    done = subprocess.run([args.cli, "claim", "--account", account, "--key-file", str(Path(args.run) / "keys/operator.key"),
+                           "--settle", args.settle], text=True, capture_output=True)
     print("  " + (done.stdout + done.stderr).strip().replace("\n", "\n  "))
     if done.returncode != 0:
         sys.exit("the claim failed")
