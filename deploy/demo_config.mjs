@@ -46,7 +46,7 @@ const split = (list) => list.map((e) => ({ ...e, role: e.role === 'owner' ? 'aut
 function datanet(name, manifest, ownerKey) {
   const documents = manifest.documents.map((d) => ({ ...d, digest: '0x' + d.digest })), count = new Map();
   for (const d of documents) count.set(d.owner.toLowerCase(), (count.get(d.owner.toLowerCase()) ?? 0) + 1);
-  const owners = [...count].map(([owner, n]) => ({ owner, documents: n })), salt = keccak256(new TextEncoder().encode('demo datanet ' + name));
+  const owners = [...count].map(([owner, n]) => ({ owner, documents: n })), salt = keccak256(new TextEncoder().encode('residual.datanet.salt.1' + name)); // as `residual datanet sign` derives it
   return {
     name, owner_key_file: ownerKey, salt, document_root: documentRoot(documents), owner_root: ownerRoot(owners),
     documents: documents.length, owners: count.size, tokenizer_digest: '0x' + manifest.tokenizerDigest,

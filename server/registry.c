@@ -1,5 +1,6 @@
 /* Three calls of witness.h under the names that the book has for them. */
 #include "server/registry.h"
+#include "server/base/check.h"
 #include "server/record/lane.h"
 
 #include <string.h>
@@ -62,7 +63,10 @@ enum status registry_begin(struct registry_from *r, const struct config *c,
     memcpy(nodes.registry, address, 20);
     memcpy(opt.registry, address, 20);
     memcpy(opt.model_id, model_id, 32);
+    CHECK(pthread_mutex_init(&r->door_lock, NULL) == 0);
     enum status st = witness_open(&r->nodes, &nodes, err);
+    if (!st)
+        st = witness_open(&r->door, &nodes, err);
     opt.chain = (struct book_chain){r->nodes, witness_head_of, witness_answer, witness_events};
     return st ? st : book_open(&r->book, &opt, err);
 }
@@ -70,5 +74,18 @@ enum status registry_begin(struct registry_from *r, const struct config *c,
 void registry_end(struct registry_from *r)
 {
     book_close(r->book);
+    if (r->nodes)
+        pthread_mutex_destroy(&r->door_lock);
     witness_close(r->nodes);
+    witness_close(r->door);
+}
+
+enum status registry_ask_1271(void *arg, const uint8_t account[20], const uint8_t digest[32],
+                              const void *signature, size_t len, bool *yes, struct errtext *err)
+{
+    struct registry_from *r = arg;
+    pthread_mutex_lock(&r->door_lock);
+    enum status st = witness_signed_by(r->door, account, digest, signature, len, yes, err);
+    pthread_mutex_unlock(&r->door_lock);
+    return st;
 }

@@ -5,9 +5,13 @@
 #include "server/config.h"
 #include "server/terms/book.h"
 
+#include <pthread.h>
+
 struct registry_from {
-    struct witness *nodes;
+    struct witness *nodes; /* the book's */
     struct book *book;
+    struct witness *door; /* asked whether a contract signed, under door_lock */
+    pthread_mutex_t door_lock;
 };
 
 /* What can be said without asking a node. INVALID names the setting that is missing. */
@@ -17,5 +21,9 @@ MUST_CHECK enum status registry_begin(struct registry_from *r, const struct conf
                                       const uint8_t address[20], const uint8_t model_id[32],
                                       const struct tariff *base, struct errtext *err);
 void registry_end(struct registry_from *r); /* a zeroed one is fine */
+/* documents_ask_1271; arg is the registry_from. Waits for a node. Thread: any that may wait. */
+MUST_CHECK enum status registry_ask_1271(void *arg, const uint8_t account[20],
+                                         const uint8_t digest[32], const void *signature,
+                                         size_t len, bool *yes, struct errtext *err);
 
 #endif

@@ -257,7 +257,9 @@ static enum status make_adapters(struct server *s, struct errtext *err)
         .publisher_bytes_max = c->publisher_bytes_max,
         .adapters_max = (uint32_t)c->adapters_registered_max,
         .chain_id = c->chain_id,
-        .book = s->registry_from.book};
+        .book = s->registry_from.book,
+        .ask_1271 = registry_ask_1271,
+        .ask_1271_arg = &s->registry_from};
     memcpy(opt.model_id, s->model->id, 32);
     memcpy(opt.registry, s->registry, 20);
     for (uint32_t i = 0; i < c->adapter_roots.count; i++)

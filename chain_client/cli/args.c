@@ -55,6 +55,9 @@ static const struct {
          "the Redis of the lane's stream, as the server's redis_url: records that are "
          "there are taken back"},
     [OPT_REDIS_PASSWORD_FILE] = {"redis-password-file", "FILE", "of that Redis, mode 600"},
+    [OPT_PRICE_IN] = {"price-in", "N",
+                      "base units per 1000 prompt tokens; --price-out goes with it"},
+    [OPT_PRICE_OUT] = {"price-out", "N", "base units per 1000 output tokens"},
     [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
     [OPT_TO_BATCH] = {"to-batch", "N", "pay what the batches up to this one earned"},
     [OPT_ALL] = {"all", NULL, "pay what every final batch earned"},

@@ -52,6 +52,8 @@ enum cli_option {
     OPT_REDIS_URL,
     OPT_REDIS_PASSWORD_FILE,
     OPT_YES,
+    OPT_PRICE_IN,
+    OPT_PRICE_OUT,
     OPT_JSON, /* these two go with every verb */
     OPT_HELP,
     OPT_COUNT
@@ -129,6 +131,9 @@ int verb_rewards(struct cli *c);
 int verb_audit_epoch(struct cli *c);
 int verb_audit_batch(struct cli *c);
 int verb_receipt_verify(struct cli *c);
+int verb_adapter_price(struct cli *c);
+int verb_datanet_sign(struct cli *c);
+int verb_lane_tariff(struct cli *c);
 int verb_lane_show(struct cli *c);
 int verb_vault_fund(struct cli *c);
 int verb_vault_status(struct cli *c);

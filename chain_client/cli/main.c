@@ -47,6 +47,19 @@ static const struct cli_verb verbs[] = {
      "one adapter of a server, by name or content id", NULL},
     {"adapter delete", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_delete,
      "take a published adapter off a server", NULL},
+    {"adapter price", "ID|NAME", 1, 1,
+     CHAIN | REMOTE | B(PRICE_IN) | B(PRICE_OUT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S), 0,
+     verb_adapter_price, "what an adapter costs in the Registry; with new prices, change it",
+     "Prices belong to content: every name of the adapter costs the same, on every server. A new "
+     "price\ncomes into force after the Registry's notice. A NAME is looked up on --server."},
+    {"datanet sign", "DIR", 1, 1,
+     CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID), B(OWNER_KEY_FILE),
+     verb_datanet_sign, "sign the licences of your documents in DIR/datanet.json",
+     "Every document of the list that belongs to the key's account gets its owner's signature: it "
+     "may\nbe in this datanet, under the licence that the list names. A server bound to a chain "
+     "takes a list\nwhen every document is signed. The datanet's id comes from publish.json's "
+     "owner "
+     "and the list's\nname, or is --datanet-id."},
     {"claim", NULL, 0, 0, REWARDS | B(ACCOUNT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
      B(KEY_FILE), verb_claim, "pay out what an account has earned",
      "Takes the newest active epoch, proves the account's amount from --archive or --settle, "
@@ -72,6 +85,12 @@ static const struct cli_verb verbs[] = {
      "With --rpc and --deployment the signer is compared with the lane's key on the chain."},
     {"lane show", "DATA_DIR", 1, 1, 0, 0, verb_lane_show,
      "the lanes of a server's data folder: what a ledger registers", NULL},
+    {"lane tariff", "LANE", 1, 1,
+     CHAIN | REMOTE | B(PRICE_IN) | B(PRICE_OUT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
+     B(SERVER), verb_lane_tariff,
+     "what the base of a server costs on a lane; with new prices, change it",
+     "The lane's operator sets it (--key-file). The first is in force after the Registry's lead, a "
+     "change\nafter its notice; without one the base costs 0."},
     {"lane void", "LANE_DIR", 1, 1, B(UPTO) | B(YES) | B(REDIS_URL) | B(REDIS_PASSWORD_FILE), 0,
      verb_lane_void, "what a stopped server's lane lost; with --yes, sign void records for it",
      "LANE_DIR is the folder that `residual lane show` names. Every record that can still be read "

@@ -32,6 +32,7 @@ static const struct {
     {"ParentsFixed()", "other adapters name it as their parent: its own parents cannot change"},
     {"BadDatanetConsent()", "the datanet's owner did not agree to this adapter and version"},
     {"ChangePending(uint64)", "an earlier change is active from second %s on: wait for it"},
+    {"NotOperator(uint32)", "the sender is not the operator of lane %s"},
     {"BadValue()", "a value is not allowed: a zero id or owner, or another model or datanet than "
                    "the registered one"},
 };

@@ -236,7 +236,7 @@ static enum status sign_document(json_t *doc, const struct manifest *m,
         !l.licence)
         return err_set(err, STATUS_INVALID,
                        "datanet documents: expected {docId, owner, licence, bytes, digest}");
-    if (memcmp(owner, keys->owner->address, 20) != 0 || json_object_get(doc, "ownerSignature"))
+    if (memcmp(owner, keys->owner->address, 20) != 0)
         return STATUS_OK;
     memcpy(l.datanet_id, m->datanet_id, 32);
     manifest_licence_digest(digest, &l, m->chain_id, m->registry);
@@ -246,19 +246,31 @@ static enum status sign_document(json_t *doc, const struct manifest *m,
     return st;
 }
 
+enum status sign_documents(json_t *list, const struct manifest *m, const struct sign_keys *keys,
+                           uint32_t *unsigned_count, struct errtext *err)
+{
+    size_t i;
+    json_t *doc;
+    enum status st = STATUS_OK;
+    *unsigned_count = 0;
+    json_array_foreach(list, i, doc)
+    {
+        st = sign_document(doc, m, keys, err);
+        if (st)
+            return st;
+        *unsigned_count += !json_object_get(doc, "ownerSignature");
+    }
+    return st;
+}
+
 static enum status put_documents(json_t *root, const struct sign_source *s,
                                  const struct sign_keys *keys, struct errtext *err)
 {
     size_t i;
+    uint32_t unsigned_count;
     json_t *doc, *list = json_deep_copy(json_object_get(s->datanet, DOCUMENTS_TEXT));
-    enum status st = STATUS_OK;
-    json_array_foreach(list, i, doc)
-    {
-        json_object_del(doc, "file"); /* a path of this machine */
-        st = sign_document(doc, &s->m, keys, err);
-        if (st)
-            break;
-    }
+    enum status st = sign_documents(list, &s->m, keys, &unsigned_count, err);
+    json_array_foreach(list, i, doc) json_object_del(doc, "file"); /* a path of this machine */
     if (st)
         json_decref(list);
     else

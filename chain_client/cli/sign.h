@@ -46,6 +46,11 @@ struct sign_keys {
     const struct secp_key *owner;
     const struct sign_publisher *publisher;
 };
+/* Licence signatures of m's datanet and chain on those documents of the list that the owner's key
+ * owns; how many have none by anybody. */
+MUST_CHECK enum status sign_documents(json_t *list, const struct manifest *m,
+                                      const struct sign_keys *keys, uint32_t *unsigned_count,
+                                      struct errtext *err);
 /* The signed object (json_decref) of s->m, whose ids and chain are set. Documents of this owner get
  * the owner's licence signature. */
 MUST_CHECK enum status sign_manifest(json_t **out, const struct sign_source *s,

@@ -186,6 +186,22 @@ static enum status set_ids(struct publish *p, struct errtext *err)
     return STATUS_OK;
 }
 
+/* On a chain every document needs its owner's signature: better known before anything is sent. */
+static enum status check_licences(const struct publish *p, struct errtext *err)
+{
+    size_t i;
+    const json_t *doc;
+    uint32_t missing = 0;
+    json_array_foreach(json_object_get(p->manifest, "documents"), i, doc) missing +=
+        !json_object_get(doc, "ownerSignature");
+    return !p->bound || !missing
+               ? STATUS_OK
+               : err_set(err, STATUS_DENIED,
+                         "%s: %u documents lack their owner's signature: each owner runs "
+                         "residual datanet sign %s",
+                         p->source.datanet_path, missing, p->c->operand[0]);
+}
+
 static enum status sign_and_register(struct publish *p, struct errtext *err)
 {
     uint8_t signature[SECP_SIGNATURE_BYTES];
@@ -203,6 +219,8 @@ static enum status sign_and_register(struct publish *p, struct errtext *err)
         st = sign_as_publish(&mp, entry, &p->source.m, err);
     if (!st)
         st = sign_manifest(&p->manifest, &p->source, &keys, signature, err);
+    if (!st)
+        st = check_licences(p, err);
     if (st || !p->on_chain)
         return st;
     struct registry_job j = {.node = &p->node, .cli = p->c, .secp = p->secp, .owner = &p->owner};
@@ -249,6 +267,19 @@ static bool pays_data(const struct publish *p)
     return pays || !has_documents;
 }
 
+/* What the server read in the Registry's final blocks. */
+static void put_terms(struct buf *out, const json_t *report)
+{
+    const json_t *price = json_object_get(report, "price_per_1000_tokens");
+    const char *reason = json_string_value(json_object_get(report, "reason"));
+    if (json_is_true(json_object_get(report, "registered")))
+        buf_printf(out, "\nthe server charges %s in, %s out (base units per 1000 tokens)",
+                   json_string_value(json_object_get(price, "in")),
+                   json_string_value(json_object_get(price, "out")));
+    else
+        buf_printf(out, "\nthe server serves it for nothing now: %s", reason ? reason : "?");
+}
+
 static int print_done(struct publish *p)
 {
     struct buf out;
@@ -272,6 +303,7 @@ static int print_done(struct publish *p)
         if (p->on_chain)
             buf_printf(&out, "\nregistered on chain %llu (%u transactions)",
                        (unsigned long long)p->d.chain_id, p->tx_count);
+        put_terms(&out, p->report);
         if (!p->manifest)
             buf_puts(&out, "\nwithout a manifest: no owner, prices or split");
         if (warning && *warning)

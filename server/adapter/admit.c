@@ -52,6 +52,8 @@ static enum status read_datanet(struct manifest *m, const char *dir, const struc
         st = err_set(err, STATUS_NOT_FOUND, "publish.json: datanet: %s is not there", name);
     if (!st && datanet) {
         st = manifest_parse_datanet(m, datanet, err);
+        if (!st)
+            st = documents_check_files(m->documents, dir, roots, err);
         if (st)
             err_prefix(err, "%s", name);
     }

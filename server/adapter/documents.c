@@ -64,6 +64,7 @@ void documents_need(struct documents **out, struct json_reader *r)
         return;
     struct documents *d = mem_alloc(sizeof(*d));
     d->count = (uint32_t)n;
+    d->list = json_incref((json_t *)(uintptr_t)list);
     d->item = mem_try_array(n, sizeof(*d->item));
     if (!d->item)
         json_fail(r, STATUS_NO_MEMORY, "documents", "no memory for %zu of them", n);
@@ -85,6 +86,7 @@ void documents_free(struct documents *d)
 {
     if (!d)
         return;
+    json_decref(d->list);
     mem_free(d->item);
     mem_free(d->owner);
     mem_free(d);

@@ -225,6 +225,8 @@ enum status manifest_parse_local(struct manifest *out, const json_t *publish, st
 enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet, struct errtext *err)
 {
     struct json_reader r = reader(datanet, err);
+    if (json_has(&r, "datanetId"))
+        json_need_hex(&r, "datanetId", m->datanet_id, 32);
     documents_need(&m->documents, &r);
     return r.st;
 }

@@ -43,7 +43,8 @@ MUST_CHECK enum status manifest_parse_signed(struct manifest *out, const json_t 
  * the caller names the file. */
 MUST_CHECK enum status manifest_parse_local(struct manifest *out, const json_t *publish,
                                             struct errtext *err);
-/* Its datanet's file: the documents. */
+/* Its datanet's file: the documents and, where `residual datanet sign` has written it, the id that
+ * their owners signed for. */
 MUST_CHECK enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet,
                                               struct errtext *err);
 /* The digest both signatures cover. */

@@ -272,6 +272,8 @@ static void write_report(const struct publisher *p, const struct publish_upload 
         buf_puts(out, ",\"no copy of a registered adapter\"");
     if (e->has_manifest)
         buf_puts(out, ",\"manifest fields\",\"publisher signature\",\"owner signature\"");
+    if (p->opt.book && e->has_manifest)
+        buf_puts(out, ",\"document licences\"");
     buf_puts(out, "],\"warning\":");
     buf_put_json_string(out, a->warning, strlen(a->warning));
     buf_putc(out, ',');
@@ -377,6 +379,8 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         st = take_chat(p, u->chat_template, true, e, err);
     if (!st)
         st = check_predecessor(p, u, e, err);
+    if (!st)
+        st = publish_check_licences(p, m, err);
     if (!st)
         st = publish_check_terms(p, a.id, m, err);
     if (!st)

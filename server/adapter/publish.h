@@ -32,7 +32,9 @@ struct publish_options {
     const char *chat_text;        /* the base's template, or NULL */
     uint64_t chain_id;            /* of manifests; 0 accepts 0 only */
     uint8_t registry[20];
-    struct book *book; /* NULL: a lane without a chain */
+    struct book *book;            /* NULL: a lane without a chain */
+    documents_ask_1271 *ask_1271; /* with book */
+    void *ask_1271_arg;
 };
 
 struct publisher;

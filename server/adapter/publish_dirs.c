@@ -28,7 +28,11 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     struct adapter_entry *e = catalog_entry_new();
     publish_fill_entry(p, e, name, dir, &f.a);
     publish_set_chat(p, e, f.chat);
-    st = publish_keep_owners(p, f.manifest ? f.manifest->documents : NULL, err);
+    st = publish_check_licences(p, f.manifest, err);
+    if (st)
+        err_prefix(err, "adapter '%s'", name);
+    if (!st)
+        st = publish_keep_owners(p, f.manifest ? f.manifest->documents : NULL, err);
     if (!st)
         st = publish_register(p, e, replace, err); /* its errors name the adapter */
     if (!st)

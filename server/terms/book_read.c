@@ -331,7 +331,7 @@ void *book_main(void *book)
         uint64_t before = b->block;
         enum status st = round_once(b, &err);
         tell(b, st, &err);
-        if (!st && !before)
+        if (!st && !before && b->block)
             log_info("registry", "read as of block %" PRIu64 ", %u adapters", b->block, b->count);
         save_if_due(b);
         struct timespec until = thread_deadline(b->opt.poll_ms);

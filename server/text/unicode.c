@@ -8,6 +8,7 @@
 #include <pcre2.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <utf8proc.h>
 
 static char version[96];
@@ -20,6 +21,20 @@ static void version_ask(void)
     if (n > 0 && (size_t)n <= sizeof(pcre2))
         pcre2_config(PCRE2_CONFIG_UNICODE_VERSION, pcre2);
     snprintf(version, sizeof(version), "pcre2 %s utf8proc %s", pcre2, utf8proc_unicode_version());
+}
+
+enum status unicode_nfc(struct buf *out, const char *text, size_t len, struct errtext *err)
+{
+    utf8proc_uint8_t *mapped = NULL;
+    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)len,
+                                      &mapped, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    if (n < 0)
+        return err_set(err, n == UTF8PROC_ERROR_NOMEM ? STATUS_NO_MEMORY : STATUS_INVALID,
+                       "the text cannot be normalised: %s", utf8proc_errmsg(n));
+    buf_put(out, mapped, (size_t)n);
+    free(mapped); /* lint: waive banned - utf8proc's memory */
+    return out->failed ? err_set(err, STATUS_NO_MEMORY, "no memory for a text of %zu bytes", len)
+                       : STATUS_OK;
 }
 
 const char *unicode_version(void)

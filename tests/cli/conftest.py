@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "configs" / "demo"))
+import sign  # noqa: E402
 from server import DEMO, ROOT, Redis, Server, binary, free_port, http, wait_for  # noqa: E402
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
@@ -165,6 +167,7 @@ class World:
         folder = self.folder / copy
         if not folder.exists():
             shutil.copytree(DEMO / "adapters" / name, folder)
+            sign.sign_folder(folder, self.chain.file, binary("residual"))
         owner = json.loads((folder / "publish.json").read_text())["owner"]
         key = self.folder / f"{owner}.key"
         if not key.exists():

@@ -110,6 +110,15 @@ def test_bad_publishing_is_refused_before_anything_happens(world):
     unbound = residual("adapter", "publish", folder, *server(world), "--name", "hills", "--owner-key-file", key,
                        "--publisher-key-file", world.publisher_key)
     assert unbound.code == 2 and "chain" in unbound.err, unbound
+    datanet = json.loads((folder / "datanet.json").read_text())
+    del next(d for d in datanet["documents"] if d["owner"] != world.people[json.loads((folder / "publish.json").read_text())["owner"].lower()]["address"])["ownerSignature"]
+    signed = (folder / "datanet.json").read_text()
+    (folder / "datanet.json").write_text(json.dumps(datanet))
+    unsigned = world.publish(folder, "hills", key, *world.on_chain())
+    assert unsigned.code == 5 and "1 documents lack their owner's signature" in unsigned.err and "residual datanet sign" in unsigned.err, unsigned
+    stranger = residual("datanet", "sign", folder, "--owner-key-file", world.chain.keys["stranger"], "--deployment", world.chain.file)
+    assert stranger.code == 4 and "no document is owned by" in stranger.err, stranger
+    (folder / "datanet.json").write_text(signed)
     facts = json.loads((folder / "publish.json").read_text())
     facts["split"][0]["bps"] += 1
     (folder / "publish.json").write_text(json.dumps(facts))
@@ -195,6 +204,8 @@ def test_the_same_bytes_under_another_name_pay_the_same_people(world, answer):
     forged = world.publish(folder, "mine", key)
     assert forged.code == 5 and "not those of version 1" in forged.err, forged
     (folder / "publish.json").write_text(json.dumps({**facts, "datanet": None}))
+    told = world.publish(folder, "mine-too", key)
+    assert told.code == 0 and "the server charges" in told.out, told
     done = world.publish(folder, "mine", key, "--json")
     assert done.code == 0 and done.json["report"]["registered"] and done.json["report"]["owner"] != thief.lower(), done
     stolen = world.ask("mine", QUESTION["prompt"])
@@ -202,6 +213,27 @@ def test_the_same_bytes_under_another_name_pay_the_same_people(world, answer):
     assert stolen["residual"]["fee"] == answer["residual"]["fee"] and int(stolen["residual"]["fee"]) > 0
     paid, fair = (attributed(world, a["residual"])["adapters"][0] for a in (stolen, answer))
     assert paid["contributors"] == fair["contributors"] and thief.lower() not in {c["payee"].lower() for c in paid["contributors"]}
+
+
+def test_prices_are_set_in_the_registry(world, answer):
+    owner = json.loads((world.folder / "published" / "publish.json").read_text())["owner"]
+    tariff = ["lane", "tariff", world.lane["lane"], *server(world), *world.node()]
+    shown = residual(*tariff, "--json").json
+    assert (shown["now"]["in"], shown["now"]["out"]) == ("1000000000000", "3000000000000") and "then" not in shown
+    price = ["adapter", "price", "coast", *server(world), *world.node()]
+    before = residual(*price, "--json").json["now"]
+    asked = ["--price-in", "5", "--price-out", "7000000000000"]
+    denied = residual(*price, *asked, "--key-file", world.chain.keys["stranger"])
+    assert denied.code == 5 and "not its owner" in denied.err, denied
+    denied = residual(*tariff, *asked, "--key-file", world.chain.keys["stranger"])
+    assert denied.code == 5 and "not the operator of lane" in denied.err, denied
+    assert residual(*price, "--price-in", "5").code == 2 and residual("adapter", "price", "00" * 32, *world.node()).code == 4
+    done = residual(*price, *asked, "--key-file", world.folder / f"{owner}.key", "--json")
+    assert done.code == 0 and done.json["now"] == before and done.json["then"]["in"] == "5" and done.json["then"]["active_at"] > before["active_at"], done
+    world.registered("coast", lambda a: a["price_per_1000_tokens"] == {"in": "5", "out": "7000000000000"})
+    dearer = world.ask("coast", QUESTION["prompt"])
+    tokens = dearer["usage"]
+    assert int(dearer["residual"]["fee"]) == (tokens["prompt_tokens"] * (10**12 + 5) + tokens["completion_tokens"] * 10**13) // 1000
 
 
 def verify(world, tmp_path, thing, *more):

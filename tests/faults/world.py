@@ -16,7 +16,7 @@ import urllib.error
 from pathlib import Path
 
 from keccak import keccak
-from server import DEMO, ROOT, Redis, Server, binary, free_port, http as fetch, wait_for
+from server import DEMO, ROOT, Redis, Server, binary, free_port, http as fetch, signed_demo, wait_for
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
 LANE = 1
@@ -142,7 +142,7 @@ class World:
         if data_dir:
             shutil.copytree(self.dir / "data", data_dir, dirs_exist_ok=True)
         self.lane_dir = Path(data) / "lanes" / f"31337-{self.deployment['ledger'][2:].lower()}-{LANE}"
-        self.server = bound_server(data, self.redis.url, self.chain.url, self.deployment, *server_flags)
+        self.server = bound_server(data, self.redis.url, self.chain.url, self.deployment, self.dir / "adapters", *server_flags)
         self.settle = Settle(self, *settle_flags)
         self.wanted = start
 
@@ -237,9 +237,9 @@ class World:
                                    "--rpc", self.chain.url, "--receipts", path, "--epoch", epoch, wait_s=300))
 
 
-def bound_server(data, redis_url, rpc_url, deployment, *flags):
+def bound_server(data, redis_url, rpc_url, deployment, adapters, *flags):
     return Server("--redis-url", redis_url, "--chain-id", "31337", "--ledger", deployment["ledger"], "--registry", deployment["registry"],
-                  "--registry-rpc-url", rpc_url, "--threads", "2", *flags, data=data)
+                  "--registry-rpc-url", rpc_url, "--threads", "2", *flags, adapters=adapters, data=data)
 
 
 def make_template(folder):
@@ -257,7 +257,8 @@ def make_template(folder):
         for address in run_tool("node", "--input-type=module", "-e", wallets, cwd=CONTRACTS).split():
             chain.rpc("anvil_setBalance", address, "0xd3c21bcecceda1000000")
         deploy(folder, chain)
-        server = bound_server(folder / "data", "redis://127.0.0.1:1", chain.url, json.loads((folder / "deployment.json").read_text()))
+        server = bound_server(folder / "data", "redis://127.0.0.1:1", chain.url, json.loads((folder / "deployment.json").read_text()),
+                              signed_demo(folder / "adapters", folder / "deployment.json"))
         with server:
             deploy(folder, chain, "--server", server.url)
             wait_for(lambda: all(a["registered"] for a in server.get("/v1/adapters")[1]["data"]), 30, what="the server to see what is registered")

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from keccak import keccak
 from server import DEMO
@@ -116,14 +117,21 @@ class RegistryNode:
             self.tariffs.setdefault((lane, "0x" + model_id.removeprefix("0x")), []).append((active_at, *price))
             self._changed("0x" + model_id.removeprefix("0x"))
 
-    def register_demo(self, server):
-        """The base's tariff, and every adapter of configs/demo that the server has, each with its datanet, as its files declare."""
+    def deployment(self, path):
+        """A deployment file that names this Registry: what the command line signs for."""
+        zero, none = "0x" + "00" * 32, "0x" + "00" * 20
+        Path(path).write_text(json.dumps({"chain_id": CHAIN_ID, "genesis_hash": zero, "registry": REGISTRY, "ledger": LEDGER, "vault": none, "token": none,
+                                          "code_hash": {k: zero for k in ("ledger", "registry", "vault")}, "start_block": 1}))
+        return Path(path)
+
+    def register_demo(self, server, adapters):
+        """The base's tariff, and every adapter that the server has from this folder of signed copies, each with its datanet, as its files declare."""
         base = json.loads((DEMO / "base_publish.json").read_text())["pricesPer1000Tokens"]
         self.tariff(server.get("/version")[1]["model_id"], (int(base["in"]), int(base["out"])))
         for a in server.get("/v1/adapters")[1]["data"]:
-            folder = DEMO / "adapters" / a["name"]
+            folder = adapters / a["name"]
             publish, net = (json.loads((folder / f).read_text()) for f in ("publish.json", "datanet.json"))
-            net_id = "0x" + keccak(a["name"].encode()).hex()
+            net_id = net["datanetId"]
             self.datanet(net_id, net["version"], net["documents"])
             price = publish["pricesPer1000Tokens"]
             split = sorted((ROLES[e["role"]], e["payee"].lower(), e["bps"]) for e in publish["split"])

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -112,6 +113,13 @@ class Server:
             self.log.unlink(missing_ok=True)
             if self._tmp:
                 self._tmp.cleanup()
+
+
+def signed_demo(out, deployment, *names):
+    """A copy of the demo's adapters whose documents their owners signed for this deployment (configs/demo/sign.py)."""
+    sys.path.insert(0, str(DEMO))
+    import sign
+    return sign.sign_all(out, deployment, binary("residual"), names)
 
 
 class Manager:

@@ -1,28 +1,39 @@
 """Who is paid is what the Registry says about content: names, uploads and dead nodes change nothing about it. The node is scripted."""
 import json
+import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from registry_node import RegistryNode, count_owners, wait_registered
-from server import DEMO, Server, http, wait_for
+from server import DEMO, Server, http, signed_demo, wait_for
 
-AMBER = DEMO / "adapters" / "amber-coast"
+SIGNED = tempfile.TemporaryDirectory(prefix="rs-signed-")
 ASK = {"prompt": "Q: Which star do the people of Kodu pray to?\nA:", "temperature": 0, "max_tokens": 4}
+
+
+def signed(node):
+    """The folder of amber-coast, its documents signed for the scripted Registry."""
+    folder = Path(SIGNED.name) / "amber-coast"
+    if not folder.exists():
+        signed_demo(SIGNED.name, node.deployment(Path(SIGNED.name) / "deployment.json"), "amber-coast")
+    return folder
 
 
 @contextmanager
 def served(*flags, notice_s=172800, nodes=1):
     with RegistryNode(notice_s) as node, RegistryNode(notice_s) as other:
         more = ("--registry-rpc-url", other.url) if nodes == 2 else ()
-        with Server(*node.flags(), *more, "--adapter", f"amber={AMBER}", "--adapter", f"twin={AMBER}", *flags, adapters=None) as s:
+        amber = signed(node)
+        with Server(*node.flags(), *more, "--adapter", f"amber={amber}", "--adapter", f"twin={amber}", *flags, adapters=None) as s:
             node.other = other
             yield node, s
 
 
 def register(node, s, name="amber-coast", price=(2000, 6000)):
     """As the demo's files declare it, under the id that the server computed; and a tariff of the base."""
-    net = json.loads((AMBER / "datanet.json").read_text())
+    net = json.loads((signed(node) / "datanet.json").read_text())
     node.datanet("0x" + "d1" * 32, 1, net["documents"])
     node.tariff(s.get("/version")[1]["model_id"], (1000, 3000))
     node.adapter(s.get("/v1/adapters")[1]["data"][0]["id"], owner="0x" + "aa" * 20, price=price, split=[(1, "0x" + "aa" * 20, 10000)],
@@ -83,7 +94,7 @@ def test_owners_are_public(world):
     status, _, body = http(f"{s.url}/v1/datanets/{'d1' * 32}/1/owners")
     assert status == 200
     got = json.loads(body)
-    documents = json.loads((AMBER / "datanet.json").read_text())["documents"]
+    documents = json.loads((signed(node) / "datanet.json").read_text())["documents"]
     assert {o["owner"]: o["documents"] for o in got["owners"]} == count_owners(documents) and got["version"] == 1 and got["datanet"] == "0x" + "d1" * 32
     for path in (f"{'d1' * 32}/2/owners", f"{'d2' * 32}/1/owners", f"{'d1' * 32}/0/owners", f"{'d1' * 31}/1/owners", f"{'d1' * 32}/1"):
         assert http(f"{s.url}/v1/datanets/{path}")[0] == 404, path

@@ -5,17 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from registry_node import RegistryNode, wait_registered
-from server import DEMO, Server
+from server import DEMO, Server, signed_demo
 
 FACTS = json.loads((DEMO / "facts.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def server():
-    with RegistryNode() as node, Server("--seqs-max", "64", "--adapters-per-batch-max", "16", *node.flags()) as s:
-        node.register_demo(s)
-        wait_registered(s)
-        yield s
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signed")
+    with RegistryNode() as node:
+        adapters = signed_demo(folder / "adapters", node.deployment(folder / "deployment.json"))
+        with Server("--seqs-max", "64", "--adapters-per-batch-max", "16", *node.flags(), adapters=adapters) as s:
+            node.register_demo(s, adapters)
+            wait_registered(s)
+            yield s
 
 
 def ask(server, model, prompt, **extra):
