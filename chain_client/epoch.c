@@ -88,12 +88,12 @@ void epoch_put_claim(struct buf *out, const struct epoch_claim *claim)
     put_claim_tuple(out, claim);
 }
 
-void epoch_put_claim_many(struct buf *out, const struct epoch_claim *claim, size_t count)
+/* The last word of t, and the list behind it. */
+static void put_claims(struct buf *out, struct abi_tuple *t, const struct epoch_claim *claim,
+                       size_t count)
 {
-    struct abi_tuple t, list;
-    abi_put_selector(out, "claimMany(" CLAIM_TYPE "[])");
-    abi_begin(&t, out, 1);
-    abi_dynamic(&t);
+    struct abi_tuple list;
+    abi_dynamic(t);
     abi_count(out, count);
     abi_begin(&list, out, count);
     for (size_t i = 0; i < count; i++) {
@@ -101,5 +101,24 @@ void epoch_put_claim_many(struct buf *out, const struct epoch_claim *claim, size
         put_claim_tuple(out, &claim[i]);
     }
     abi_end(&list);
-    abi_end(&t);
+    abi_end(t);
+}
+
+void epoch_put_claim_many(struct buf *out, const struct epoch_claim *claim, size_t count)
+{
+    struct abi_tuple t;
+    abi_put_selector(out, "claimMany(" CLAIM_TYPE "[])");
+    abi_begin(&t, out, 1);
+    put_claims(out, &t, claim, count);
+}
+
+void epoch_put_disable(struct buf *out, uint64_t epoch, uint8_t kind,
+                       const struct epoch_claim *claim, size_t count)
+{
+    struct abi_tuple t;
+    abi_put_selector(out, "disableByProof(uint64,uint8," CLAIM_TYPE "[])");
+    abi_begin(&t, out, 3);
+    abi_uint(&t, epoch);
+    abi_uint(&t, kind);
+    put_claims(out, &t, claim, count);
 }

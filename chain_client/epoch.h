@@ -48,5 +48,8 @@ struct epoch_claim {
 };
 void epoch_put_claim(struct buf *out, const struct epoch_claim *claim);
 void epoch_put_claim_many(struct buf *out, const struct epoch_claim *claim, size_t count);
+/* disableByProof: kind and order of the claims as the vault says. */
+void epoch_put_disable(struct buf *out, uint64_t epoch, uint8_t kind,
+                       const struct epoch_claim *claim, size_t count);
 
 #endif

@@ -2,9 +2,10 @@
 // against a local chain; it knows only keys and public facts.
 //   node deploy/thief.mjs commit  --rpc URL --deployment FILE --key-file COMMITTER [--lane N]
 //   node deploy/thief.mjs propose --rpc URL --deployment FILE --key-file PROPOSER [--attestor-key-file FILE] --funder-key-file FILE --to ADDRESS
+//        [--archive DIR]   the worker's machine is the thief's too: the archive shows the forged accounts
 //   node deploy/thief.mjs claim   --rpc URL --deployment FILE --key-file ANY --to ADDRESS
 //   node deploy/thief.mjs unpause --rpc URL --deployment FILE --key-file ADMIN       (the owner, afterwards)
-import { readFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { parseArgs } from 'node:util';
 import * as canon from '../chain_client/contracts/js/canon.mjs';
@@ -15,7 +16,7 @@ const { Contract, JsonRpcProvider, Wallet, ZeroHash, keccak256, toUtf8Bytes } = 
 const text = { type: 'string' };
 const { values: args, positionals: [verb] } = parseArgs({
   allowPositionals: true,
-  options: { rpc: text, deployment: text, 'key-file': text, 'attestor-key-file': text, 'funder-key-file': text, lane: text, to: text } });
+  options: { rpc: text, deployment: text, 'key-file': text, 'attestor-key-file': text, 'funder-key-file': text, lane: text, to: text, archive: text } });
 const d = JSON.parse(readFileSync(args.deployment, 'utf8'));
 const provider = new JsonRpcProvider(args.rpc, d.chain_id, { staticNetwork: true, cacheTimeout: -1, pollingInterval: 100 });
 const wallet = (file) => new Wallet('0x' + readFileSync(file, 'utf8').trim(), provider);
@@ -54,6 +55,11 @@ async function propose() {
   if (lacks > 0n) await (await vault.connect(wallet(args['funder-key-file'])).fundTo(p.header.cumFee, { value: lacks })).wait();
   const epoch = [last + 1n, live.root, p.root, p.total, 1, p.header.seq, p.header.seq, ZeroHash];
   const signed = args['attestor-key-file'] ? [wallet(args['attestor-key-file']).signingKey.sign(await vault.hashEpoch(epoch)).serialized] : [];
+  if (args.archive) {
+    const folder = `${args.archive}/epoch-${String(epoch[0]).padStart(8, '0')}`;
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(`${folder}/accounts.json`, `{"accounts":[{"account":"${args.to.toLowerCase()}","cumulative":"${p.total}"}],"epoch":${epoch[0]},"format":"residual.accounts.1"}\n`);
+  }
   const receipt = await (await vault.propose(epoch, [...p.header], await ledger.hashLanes(p.lanes.map((l) => [...l])), signed)).wait();
   return { epoch: Number(last + 1n), total: String(p.total), paid_in: String(lacks > 0n ? lacks : 0n), tx: receipt.hash };
 }

@@ -92,7 +92,7 @@ static enum status attest(struct worker *w, const struct epoch_plan *p, struct e
         return st;
     if (have.count < w->vault.attestors_min)
         return say_absent(w, p, &have, err);
-    st = trouble_clear(&w->db, TROUBLE_SIGNATURES, p->epoch, err);
+    st = trouble_clear_all(&w->db, TROUBLE_SIGNATURES, err); /* also of one that was dropped */
     return st ? st : epochs_set_state(w, p->epoch, EPOCH_ATTESTED, err);
 }
 

@@ -229,14 +229,16 @@ static enum status check_power(struct guard *g, struct errtext *err)
     if (st || has)
         return st ? st : trouble_clear(&g->w.db, TROUBLE_POWERLESS, 0, err);
     return trouble_say(&g->w.db, TROUBLE_POWERLESS, 0, err,
-                       "%s does not hold GUARDIAN: what this watcher finds wrong it cannot stop; "
-                       "run it with the guardian's key",
+                       "%s does not hold GUARDIAN: of what this watcher finds wrong it can stop "
+                       "only what disableByProof takes; run it with the guardian's key",
                        text);
 }
 
 static enum status act(struct guard *g, const struct watch_range *r, struct errtext *err)
 {
     enum status st = check_power(g, err);
+    if (!st && r->wrong_epoch) /* needs no role; whichever of the two is mined first */
+        st = watch_prove(g, r->wrong_epoch, err);
     if (st || g->refused)
         return st;
     if (r->wrong_epoch)

@@ -33,6 +33,8 @@ MUST_CHECK enum status watch_row(struct guard *g, const struct watch_subject *s,
 
 /* watch_calls.c: announced to the sender. */
 MUST_CHECK enum status watch_veto(struct guard *g, uint64_t epoch, struct errtext *err);
+/* watch_prove.c: disableByProof, where the trees are known and prove it; else nothing. */
+MUST_CHECK enum status watch_prove(struct guard *g, uint64_t epoch, struct errtext *err);
 MUST_CHECK enum status watch_pause(struct guard *g, uint64_t seq, struct errtext *err);
 /* The newest batch, `head`, off the ledger. */
 MUST_CHECK enum status watch_drop(struct guard *g, uint64_t head, struct errtext *err);

@@ -1,23 +1,27 @@
-"""Attestors: a program of its own recomputes what the worker wants to propose, from its own copy, and signs only that; without its
-signature nothing is proposed, and a worker that lies gets none."""
+"""A stolen key is survivable. Attestors: a program of its own recomputes what the worker wants to propose, from its own copy, and signs only
+that; a worker that lies gets no signature. The watcher: what stolen keys forge is said and taken back, and honest settlement goes on by
+itself. One world, in the order in which its life goes."""
 import json
 import shutil
 import sqlite3
 import time
 
 import pytest
-from world import Guard, Settle, World, binary, http, run, wait_for
+from world import ROOT, Guard, Settle, World, binary, http, run, wait_for
+
+
+THIEF = "0x" + "7f" * 20
 
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory):
-    """(world, worker): an epoch is computed and waits for one of two attestors."""
-    with World(tmp_path_factory.mktemp("attest"), lanes=(1,)) as w:
+    """(world, worker): half of the records are in final batches, and an epoch is computed and waits for one of two attestors."""
+    with World(tmp_path_factory.mktemp("keys"), lanes=(1,), window_s=7) as w:
         w.lanes[1].make(w, 60)
-        w.ship_all()
-        with Settle(w, "--attest-wait-s", 1, "--epoch-seconds", 3600, "--batch-count-max", 50, funder=False, attested=False) as s:
-            s.wait_final()
-            s.wait("a candidate", lambda t: any(e["state"] == "computed" for e in t["epochs"]))
+        half = 50  # one batch, to the record
+        w.ship(1, w.lanes[1].entries[:half])
+        with Settle(w, "--attest-wait-s", 1, "--batch-count-max", half, "--batch-seconds-max", 1, funder=False, attested=False) as s:
+            s.wait("a candidate", lambda t: t["lanes"] and t["lanes"][0]["final"] == half and any(e["state"] == "computed" for e in t["epochs"]))
             yield w, s
 
 
@@ -81,7 +85,7 @@ LIES = {
     "root": ("UPDATE epochs SET root = ?", b"\x11" * 32, "root is not the proposed one"),
     "total": ("UPDATE epochs SET total = ?", "12345", "total or number of accounts"),
     "manifest": ("UPDATE epochs SET manifest = ?", b"\x11" * 32, "manifest is not the proposed one"),
-    "evidence": ("UPDATE epochs SET evidence = ?", 1, "of planning was"),
+    "evidence": ("UPDATE epochs SET evidence = ?", 2, "of planning was"),
     "planned": ("UPDATE epochs SET planned_block = ?", 3, "of planning was"),
     "previous": ("UPDATE epochs SET previous = ?", 7, "in the vault"),
     "paid": ("UPDATE epochs SET paid = ?", 99, "no commit of it"),
@@ -140,29 +144,28 @@ def test_a_second_result_of_one_epoch_is_not_signed_at_once(waiting):
     assert candidate(s)[1]["signers"] == []
 
 
+def vault(w, verb, *words):
+    return run(binary("residual"), "vault", verb, "--rpc", w.rpc_url, "--deployment", w.deployment, "--json", *words, check=False)
+
+
 def pay_with_a_cold_key(w, s):
     """The worker has no funder key: it says what is missing; `residual vault fund` pays exactly that, once, with a key that can nothing else."""
-    def vault(verb, *words):
-        return run(binary("residual"), "vault", verb, "--rpc", w.rpc_url, "--deployment", w.deployment, "--json", *words, check=False)
-
     wait_for(lambda: "vault fund" in s.tail(), 10, 0.2, "a line that says what to do")
-    before = json.loads(vault("status").stdout)
-    earned = sum(lane.fees for lane in w.lanes.values())
+    before = json.loads(vault(w, "status").stdout)
+    earned = int(s.status()["batches"][0]["cum_fee"])
     assert (before["earned"], before["owed"], before["funded"]) == (str(earned), str(earned), "0")
     holders = {(r["contract"], r["role"]): r["accounts"] for r in before["roles"]}
     assert holders["ledger", "COMMITTER"] == [w.names["committer"]] and set(holders["vault", "ATTESTOR"]) == {w.names["attestor"], w.names["second"]}
     for key in ("committer", "attestor", "guardian"):
-        done = vault("fund", "--all", "--key-file", w.key(key))
+        done = vault(w, "fund", "--all", "--key-file", w.key(key))
         assert done.returncode == 2 and "can do nothing else" in done.stderr, done
-    assert vault("fund", "--key-file", w.key("funder")).returncode == 2
-    assert vault("fund", "--to-batch", 99, "--key-file", w.key("funder")).returncode == 4
+    assert vault(w, "fund", "--key-file", w.key("funder")).returncode == 2
+    assert vault(w, "fund", "--to-batch", 99, "--key-file", w.key("funder")).returncode == 4
     first = json.loads((w.dir / "archive" / "batch-00000001" / "header.json").read_text())
-    done = vault("fund", "--to-batch", 1, "--key-file", w.key("funder"))
+    done = vault(w, "fund", "--to-batch", 1, "--key-file", w.key("funder"))
     assert done.returncode == 0 and json.loads(done.stdout)["paid"] == first["cum_fee"], done
-    done = vault("fund", "--all", "--key-file", w.key("funder"))
-    assert done.returncode == 0 and int(json.loads(done.stdout)["paid"]) == earned - int(first["cum_fee"]), done
-    assert vault("fund", "--all", "--key-file", w.key("funder")).returncode == 4, "nothing is owed now"
-    after = json.loads(vault("status").stdout)
+    assert vault(w, "fund", "--all", "--key-file", w.key("funder")).returncode == 4, "nothing is owed now"
+    after = json.loads(vault(w, "status").stdout)
     assert (after["owed"], after["held"]) == ("0", str(earned))
 
 
@@ -173,7 +176,7 @@ def test_a_signature_brings_the_epoch_to_the_vault(waiting):
     with Guard(w, "attest", "attestor", s, *flags) as a:
         s.wait("a signature", lambda t: t["epochs"][0]["state"] == "attested")
         pay_with_a_cold_key(w, s)
-        s.wait("the epoch", lambda t: t["epochs"][0]["state"] == "active")
+        s.wait("the epoch", lambda t: t["epochs"][-1]["state"] == "active")
         assert "epoch 1: signed" in a.tail()
         assert json.loads(http(a.url + "/health")[2])["ok"]
     db = sqlite3.connect(s.state / "settle.db")
@@ -186,3 +189,82 @@ def test_a_signature_brings_the_epoch_to_the_vault(waiting):
     assert status == 0, report
     assert candidate(s)[0] == 404
     assert 'residual_settle_trouble{kind="signatures"} 0' in http(s.url + "/metrics")[2].decode()
+
+
+# ---- the thief ----
+
+def thief(w, verb, key, *words):
+    return json.loads(run("node", ROOT / "deploy/thief.mjs", verb, "--rpc", w.rpc_url, "--deployment", w.deployment, "--key-file", w.key(key), *words).stdout)
+
+
+def propose_to_oneself(w, *words):
+    return thief(w, "propose", "proposer", "--attestor-key-file", w.key("attestor"), "--funder-key-file", w.key("claimer"), "--to", THIEF, *words)
+
+
+def is_disabled(w, epoch):
+    return w.ask("vault", "epochs(uint64)", epoch)[4] == 1
+
+
+def metric(g, name):
+    return next((float(x.split()[-1]) for x in http(g.url + "/metrics")[2].decode().splitlines() if x.startswith(name + " ")), None)
+
+
+def test_a_forged_epoch_falls_to_whoever_proves_it(waiting):
+    """Over honest batches, with the proposer's and an attestor's keys and the worker's machine: the archive shows the forged accounts. A watcher
+    without any role proves that accounts are missing."""
+    w, s = waiting
+    w.ship_all()
+    s.wait_final()
+    paid = json.loads(vault(w, "fund", "--all", "--key-file", w.key("funder")).stdout)["paid"]
+    assert int(paid) == w.ask("ledger", "head()")[2] - w.ask("vault", "totalClaimed()")[0] - w.balance(w.deployed["vault"]) + int(paid)
+    g = Guard(w, "watch", "claimer", s, "--grace-s", 60)
+    g.start()
+    last = s.status()["batches"][0]["batch"]
+    wait_for(lambda: f"batch {last} is right" in g.tail(), 20, 0.2, "verdicts on honest batches")
+    wait_for(lambda: "does not hold GUARDIAN" in g.tail(), 10, 0.2, "a sentence about the missing role")
+    epoch = propose_to_oneself(w, "--archive", w.dir / "archive")["epoch"]
+    wait_for(lambda: f"epoch {epoch} is FORGED: epoch {epoch}: the recomputed" in g.tail(), 20, 0.2, "the verdict")
+    wait_for(lambda: is_disabled(w, epoch), 20, 0.2, "the proof")
+    topic = w.rpc("web3_sha3", "0x" + b"Disabled(uint64,uint8)".hex())
+    logs = w.rpc("eth_getLogs", {"address": w.deployed["vault"], "fromBlock": "0x0", "toBlock": "latest", "topics": [topic]})
+    assert [int(x["data"], 16) for x in logs] == [2], "MISSING, no veto"
+    g.process.terminate()
+    assert g.process.wait(30) == 6, "it can not stop everything"
+
+
+def test_what_b4_stole_stays_in_the_vault(waiting):
+    """One forged commit, 1 wei paid in, an epoch that gives everything to the thief, a claim."""
+    w, s = waiting
+    held = w.balance(w.deployed["vault"])
+    with Guard(w, "watch", "guardian", s, "--grace-s", 2) as g:
+        wait_for(lambda: f"batch {s.status()['batches'][0]['batch']} is right" in g.tail(), 20, 0.2, "verdicts on honest batches")
+        assert "FORGED" not in g.tail() and json.loads(http(g.url + "/health")[2])["ok"]
+        batch = thief(w, "commit", "committer")["batch"]
+        made = propose_to_oneself(w)
+        assert made["paid_in"] == "1"
+        wait_for(lambda: f"batch {batch} is on the chain and cannot be checked" in g.tail(), 10, 0.2, "an alarm at once")
+        wait_for(lambda: f"batch {batch} is FORGED" in g.tail() and f"epoch {made['epoch']} is FORGED" in g.tail(), 20, 0.2, "the verdicts")
+        wait_for(lambda: "batch_conflict" in s.tail(), 20, 0.2, "the worker says that this batch is not its own")
+        wait_for(lambda: is_disabled(w, made["epoch"]), 20, 0.2, "the veto")
+        wait_for(lambda: w.ask("ledger", "head()")[0] == batch - 1, 20, 0.2, "the drop")
+        assert w.ask("ledger", "commitPaused()") == [1]
+        assert metric(g, "residual_settle_watch_epochs_forged") == 1 and metric(g, "residual_settle_watch_batches_forged") == 1
+        assert thief(w, "claim", "claimer", "--to", THIEF)["got"] == "0"
+        assert w.balance(THIEF) == 0 and w.balance(w.deployed["vault"]) == held + 1
+        honest_settlement_goes_on(w, s, g)
+
+
+def honest_settlement_goes_on(w, s, g):
+    """The admin lets commits on and the attestor is back; worker and watcher are not touched."""
+    thief(w, "unpause", "deployer")
+    with Guard(w, "attest", "second", s, "--missing-max-ppm", 1000000):
+        epoch = s.wait_epoch()
+    states = [e["state"] for e in s.status()["epochs"]]
+    assert states[0] == "active" and states.count("vetoed") == 2, states
+    code, report = w.audit("epoch", epoch)
+    assert code == 0, report
+    assert int(report["total"]) == sum(lane.fees for lane in w.lanes.values())
+    wait_for(lambda: f"epoch {epoch} is right" in g.tail(), 20, 0.2, "the watcher's verdict")
+    for one in (g, s):
+        wait_for(lambda: json.loads(http(one.url + "/health")[2])["ok"], 20, 0.2, "a healthy program")
+    assert int(w.claim(s, w.names["owner"])[0]["paid"]) > 0
