@@ -88,6 +88,8 @@ static enum status begin(struct audit *a, struct audit_report *report,
     canon_domain(a->domain, d->chain_id, d->ledger);
     tree_log_domain(a->log_dom, d->chain_id, d->ledger);
     enum status st = secp_create(&a->secp, err);
+    if (!st)
+        st = audit_crew(a, err);
     return st ? st : deployment_check(d, opt->rpc, err);
 }
 
@@ -100,6 +102,7 @@ static void end(struct audit *a)
     mem_free(a->request_id);
     archive_batch_fini(&a->prev);
     view_fini(&a->view);
+    crew_destroy(a->crew);
     secp_destroy(a->secp);
 }
 

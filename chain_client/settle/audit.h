@@ -32,6 +32,7 @@ struct audit_options {
     const char *archive_dir;
     struct rpc *rpc;
     const struct deployment *deployment;
+    uint32_t threads; /* that check signatures; 0: one a processor */
     /* Progress for people, or NULL: text is one line without a newline. */
     void (*progress)(void *arg, const char *text);
     void *arg;

@@ -73,10 +73,12 @@ struct batch_walk {
     u128 fee_sum;
 };
 
-static void check_signature(struct batch_walk *w, const union record *r, uint8_t digest[32])
+/* Why a record does not count, for people: its signature is checked once more. */
+static void tell_unsigned(struct batch_walk *w, const union record *r)
 {
     struct audit *a = w->a;
     struct errtext why = ERRTEXT_INIT;
+    uint8_t digest[32];
     const struct lane_key *key =
         lane_keys_find(&a->keys, &w->key_idx, r->prefix.lane, r->prefix.seq);
     CHECK(key); /* the caller compared the place with the header's ranges */
@@ -167,23 +169,22 @@ static bool expect_place(struct batch_walk *w, uint32_t *lane, uint64_t *seq)
     return true;
 }
 
-static enum status check_record(struct batch_walk *w, const struct canon_bytes *body,
+static enum status check_record(struct batch_walk *w, const struct audit_signed *s,
                                 struct errtext *err)
 {
     struct audit *a = w->a;
     struct errtext why = ERRTEXT_INIT;
     union record r;
-    uint8_t digest[32];
     uint32_t lane = 0;
     uint64_t seq = 0, batch = w->batch->header.seq;
     if (!expect_place(w, &lane, &seq)) {
         audit_finding(a, "batch %" PRIu64 ": more records than its lanes have", batch);
         return STATUS_CORRUPT;
     }
-    if (canon_decode(&r, body->data, body->len, &why)) {
+    if (canon_decode(&r, s->body.data, s->body.len, &why)) {
         audit_finding(a, "batch %" PRIu64 ", lane %" PRIu32 " seq %" PRIu64 ": %s", batch, lane,
                       seq, why.text);
-        if (canon_decode_layout(&r, body->data, body->len, NULL))
+        if (canon_decode_layout(&r, s->body.data, s->body.len, NULL))
             return STATUS_CORRUPT;
     }
     if (r.prefix.lane != lane || r.prefix.seq != seq) {
@@ -193,8 +194,10 @@ static enum status check_record(struct batch_walk *w, const struct canon_bytes *
                       batch, r.prefix.lane, r.prefix.seq, lane, seq);
         return STATUS_CORRUPT;
     }
-    check_signature(w, &r, digest);
-    struct tree_log_leaf leaf = {.type = r.prefix.type, .lane = lane, .seq = seq, .digest = digest};
+    if (!s->is_signed)
+        tell_unsigned(w, &r);
+    struct tree_log_leaf leaf = {
+        .type = r.prefix.type, .lane = lane, .seq = seq, .digest = s->digest};
     if (r.prefix.type == RECORD_INFERENCE)
         leaf.fee = r.inference.fee;
     struct tree_node node;
@@ -205,7 +208,7 @@ static enum status check_record(struct batch_walk *w, const struct canon_bytes *
         audit_finding(a, "batch %" PRIu64 ": %s", batch, why.text);
         return STATUS_CORRUPT;
     }
-    return remember(w, &r, digest, err);
+    return remember(w, &r, s->digest, err);
 }
 
 static void check_sums(struct batch_walk *w)
@@ -233,8 +236,8 @@ static enum status walk_records(struct audit *a, struct archive_batch *b, struct
 {
     struct batch_walk w = {.a = a, .batch = b, .seq = b->lane[0].first};
     struct errtext why = ERRTEXT_INIT;
-    struct canon_bytes body;
-    size_t offset = 0;
+    struct audit_signed *item = NULL;
+    size_t count = 0;
     enum status st = archive_batch_records(b, a->opt->archive_dir, &why);
     if (st) {
         err_prefix(&why, "batch %" PRIu64, b->header.seq);
@@ -243,8 +246,11 @@ static enum status walk_records(struct audit *a, struct archive_batch *b, struct
     }
     st = load_keys(a, b, err);
     tree_builder_init(&w.tree, TREE_LOG, a->log_dom);
-    while (!st && archive_next_record(&b->records, &offset, &body, &why) == STATUS_OK)
-        st = check_record(&w, &body, err);
+    if (!st) /* one more than a batch may have, so that it is seen */
+        st = audit_signatures(a, &b->records, TREE_LEAVES_MAX + 1, &item, &count, err);
+    for (size_t i = 0; i < count && !st; i++)
+        st = check_record(&w, &item[i], err);
+    mem_free(item);
     if (st == STATUS_CORRUPT)
         return STATUS_OK; /* a finding: what follows would only repeat it */
     if (!st)

@@ -4,6 +4,7 @@
 
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/audit.h"
+#include "chain_client/settle/crew.h"
 #include "chain_client/settle/lane_keys.h"
 
 /* What a later record may point at, per sequence number of a lane. */
@@ -25,6 +26,7 @@ struct audit {
     struct audit_report *report;
     struct view view;
     struct secp *secp;
+    struct crew *crew;
     uint8_t domain[32], log_dom[32];
     struct archive_batch prev; /* the batch before; seq 0: none */
     struct audit_lane *lane;
@@ -42,6 +44,20 @@ void audit_fault(struct audit *a, const char *fmt, ...) __attribute__((format(pr
 /* A damaged or missing file is a finding; what is left is an error of the audit itself. */
 enum status audit_file_finding(struct audit *a, enum status st, struct errtext *err);
 bool audit_grow(void **items, size_t count, size_t *cap, size_t item_bytes);
+
+/* ---- audit_sign.c ---- */
+MUST_CHECK enum status audit_crew(struct audit *a, struct errtext *err);
+/* A record of records.bin: its digest, and whether the key that a->keys has of its lane and number
+ * signed it. */
+struct audit_signed {
+    struct canon_bytes body;
+    uint8_t digest[32];
+    bool is_signed;
+};
+/* The first count_max of them, in a fresh block (mem_free). */
+MUST_CHECK enum status audit_signatures(struct audit *a, const struct canon_bytes *records,
+                                        size_t count_max, struct audit_signed **out, size_t *count,
+                                        struct errtext *err);
 
 /* One batch after the one before; deep reads its records too. */
 enum status audit_one_batch(struct audit *a, uint64_t seq, bool deep, struct errtext *err);
