@@ -39,6 +39,13 @@ static void drop_folder(const char *path)
     rmdir(path);
 }
 
+void archive_drop(const char *dir, const char *name)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    drop_folder(path);
+}
+
 static enum status sync_folder(const char *path, struct errtext *err)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

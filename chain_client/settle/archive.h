@@ -55,6 +55,8 @@ struct archive_folder {
     bool may_replace;
 };
 MUST_CHECK enum status archive_publish(const struct archive_folder *f, struct errtext *err);
+/* Without folder `name` of dir. */
+void archive_drop(const char *dir, const char *name);
 /* <dir>/<folder>/<file> into a fresh block (mem_free). */
 MUST_CHECK enum status archive_read(const char *dir, const char *folder, const char *file,
                                     size_t bytes_max, struct canon_bytes *out, struct errtext *err);

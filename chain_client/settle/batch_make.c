@@ -203,9 +203,9 @@ static enum status publish(struct worker *w, const struct assembly *a, struct er
     char name[ARCHIVE_NAME_BYTES];
     uint64_t seq = a->batch.header.seq;
     archive_batch_name(name, seq);
-    struct archive_file file[] = {{"header.json", a->header.data, a->header.len},
+    struct archive_file file[] = {{"records.bin", a->records.data, a->records.len},
                                   {"manifest.json", a->manifest.data, a->manifest.len},
-                                  {"records.bin", a->records.data, a->records.len}};
+                                  {"header.json", a->header.data, a->header.len}};
     struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
     enum status st = archive_publish(&folder, err);
     if (!st)

@@ -114,6 +114,33 @@ static enum status mend(struct worker *w, struct archive_batch *b, const char *w
 
 /* ---- looking ---- */
 
+/* A place that was named later has nothing of a batch that was published before; one that is away
+ * is a trouble, and no reason to stop. */
+static enum status fill_stores(struct worker *w, const struct archive_batch *b, struct errtext *err)
+{
+    struct buf header, manifest;
+    char name[ARCHIVE_NAME_BYTES];
+    buf_init(&header, ARCHIVE_TEXT_BYTES_MAX);
+    buf_init(&manifest, ARCHIVE_TEXT_BYTES_MAX);
+    archive_put_header(&header, b);
+    archive_put_batch_manifest(&manifest, b, b->header.leaf_count, &b->records);
+    archive_batch_name(name, b->header.seq);
+    struct archive_file file[] = {{"records.bin", b->records.data, b->records.len},
+                                  {"manifest.json", manifest.data, manifest.len},
+                                  {"header.json", header.data, header.len}};
+    struct archive_folder folder = {w->set->archive_dir, name, file, ARRAY_COUNT(file), true};
+    enum status st = STATUS_OK;
+    if (!stores_have(w, name, b->hash, &file[2]))
+        st = stores_publish(w, &folder, b->hash, err);
+    buf_fini(&header);
+    buf_fini(&manifest);
+    if (st && !w->db.failed) {
+        err_clear(err);
+        return STATUS_OK;
+    }
+    return st;
+}
+
 static enum status look(struct worker *w, uint64_t seq, size_t *bytes, struct errtext *err)
 {
     struct archive_batch row = {.lane = NULL}, found = {.lane = NULL};
@@ -129,6 +156,8 @@ static enum status look(struct worker *w, uint64_t seq, size_t *bytes, struct er
         *bytes = found.records.len;
         st = seen ? mend(w, &row, why.text, err)
                   : trouble_clear(&w->db, TROUBLE_ARCHIVE_BATCH, seq, err);
+        if (!st && !seen && w->store_count)
+            st = fill_stores(w, &found, err);
     }
     archive_batch_fini(&found);
     archive_batch_fini(&row);

@@ -54,6 +54,21 @@ enum status stores_publish(struct worker *w, const struct archive_folder *f, con
     return st;
 }
 
+bool stores_have(struct worker *w, const char *folder, const uint8_t hash[32],
+                 const struct archive_file *last)
+{
+    char name[STORE_NAME_BYTES];
+    bool all = true;
+    store_name(name, folder, hash);
+    for (uint32_t i = 0; i < w->store_count && all; i++) {
+        struct canon_bytes got;
+        all = store_get(w->store[i], name, last->name, &got, NULL) == STATUS_OK &&
+              got.len == last->len && memcmp(got.data, last->data, got.len) == 0;
+        mem_free((void *)(uintptr_t)got.data);
+    }
+    return all;
+}
+
 /* The batch of this hash, out of one store, checked in a folder beside the archive before it takes
  * its place there. */
 static enum status fetch_from(struct worker *w, struct depot *s, const char *folder, uint64_t seq,
@@ -80,6 +95,7 @@ static enum status fetch_from(struct worker *w, struct depot *s, const char *fol
         st = err_set(err, STATUS_CORRUPT, "%s: another batch", name);
     if (!st)
         st = archive_batch_records(&b, check, err);
+    archive_drop(check, folder);
     f.dir = w->set->archive_dir;
     if (!st)
         st = archive_publish(&f, err);

@@ -135,6 +135,9 @@ void stores_close(struct worker *w);
 /* To every store; hash names the folder's content. */
 MUST_CHECK enum status stores_publish(struct worker *w, const struct archive_folder *f,
                                       const uint8_t hash[32], struct errtext *err);
+/* Does every store have this file of the folder? The one that is put last answers for the rest. */
+bool stores_have(struct worker *w, const char *folder, const uint8_t hash[32],
+                 const struct archive_file *last);
 /* Into the archive, checked. NOT_FOUND: no store has it. */
 MUST_CHECK enum status stores_fetch_batch(struct worker *w, uint64_t seq, const uint8_t hash[32],
                                           struct errtext *err);

@@ -74,7 +74,7 @@ def test_two_workers_with_one_key(tmp_path):
 class Bucket(BaseHTTPRequestHandler):
     """A small S3: GET and PUT of keys, each request's signature (AWS version 4) computed here from the secret and compared."""
     protocol_version = "HTTP/1.1"
-    keys, refused, down, secret, region = {}, [], False, "s3-secret/with+signs", "eu-test-1"
+    keys, refused, down, lies, secret, region = {}, [], False, False, "s3-secret/with+signs", "eu-test-1"
 
     def signature(self, body):
         auth = dict(part.strip().split("=", 1) for part in self.headers["Authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(","))
@@ -113,7 +113,7 @@ class Bucket(BaseHTTPRequestHandler):
             Bucket.keys[self.path] = body
             return self.answer(200)
         data = Bucket.keys.get(self.path)
-        return self.answer(404) if data is None else self.answer(200, data)
+        return self.answer(404) if data is None else self.answer(200, data[:-1] + b"?" if Bucket.lies else data)
 
     do_GET = do_PUT = handle_one
 
@@ -130,7 +130,7 @@ def flip(path):
 def test_one_byte_changed_in_an_archived_batch(world, tmp_path):  # noqa: F811
     """Noticed by the scrub, and mended from a directory, a bucket, or the lane's spool; with none of them, named."""
     w = world
-    Bucket.keys, Bucket.refused, Bucket.down = {}, [], True
+    Bucket.keys, Bucket.refused, Bucket.lies, Bucket.down = {}, [], True, False
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     credential = tmp_path / "s3.key"
@@ -142,9 +142,9 @@ def test_one_byte_changed_in_an_archived_batch(world, tmp_path):  # noqa: F811
     w.ship_all()
     try:
         with Settle(w, *bucket, "--archive", tmp_path / "second", spool=False) as s:
-            told = s.wait("a store that is away", lambda t: [x for x in t["troubles"] if x["kind"] == "archive_store"])
-            assert "s3://archive/of/residual does not take batch-00000001" in told[0]["said"] and "503" in told[0]["said"]
-            Bucket.down = False
+            told = s.wait("a store that keeps something else", lambda t: [x for x in t["troubles"] if x["kind"] == "archive_store"])
+            assert "s3://archive/of/residual does not take batch-00000001" in told[0]["said"] and "gives other bytes back" in told[0]["said"]
+            Bucket.lies = False
             s.wait_final()
             good = records.read_bytes()
             flip(records)

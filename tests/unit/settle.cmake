@@ -11,6 +11,7 @@ rs_unit_test(settle_settings rs_settle)
 rs_unit_test(settle_archive rs_audit)
 rs_unit_test(settle_named rs_audit)
 rs_unit_test(settle_lanes rs_settle rs_spool PkgConfig::SODIUM)
+rs_unit_test(settle_scrub rs_settle)
 # On a simulated chain: the test's own JSON-RPC functions and clock take the libraries' place.
 foreach(name sender sender_fuzz)
   rs_unit_test(${name} rs_settle)

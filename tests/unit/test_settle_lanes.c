@@ -174,6 +174,25 @@ static void test_many_at_once(void **state)
     mem_free(e);
 }
 
+/* A request is one record's: the second is a contradiction, whatever its number. */
+static void test_two_records_of_one_request(void **state)
+{
+    struct records_run run;
+    struct records_row row = {.seq = 1, .type = RECORD_INFERENCE, .request = {7}};
+    uint8_t digest[32];
+    records_run_init(&run, 1);
+    assert_int_equal(records_run_add(&w.db, &run, &row, key.address, NULL), STATUS_OK);
+    assert_int_equal(records_run_store(&w.db, &run, 5, NULL), STATUS_OK);
+    row.seq = 2;
+    assert_int_equal(records_run_add(&w.db, &run, &row, key.address, NULL), STATUS_CONFLICT);
+    row.request[15] = 1;
+    assert_int_equal(records_run_add(&w.db, &run, &row, key.address, NULL), STATUS_OK);
+    assert_int_equal(records_run_store(&w.db, &run, 5, NULL), STATUS_OK);
+    records_run_fini(&run);
+    assert_int_equal(records_digest(&w.db, 1, 2, digest, NULL), STATUS_OK);
+    assert_int_equal(records_digest(&w.db, 1, 3, digest, NULL), STATUS_NOT_FOUND);
+}
+
 static void test_damage_leaves_a_gap(void **state)
 {
     struct canon_bytes bad = entry(2, 1);
@@ -429,6 +448,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_order_does_not_matter, setup, teardown),
         cmocka_unit_test_setup_teardown(test_many_at_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_two_records_of_one_request, setup, teardown),
         cmocka_unit_test_setup_teardown(test_damage_leaves_a_gap, setup, teardown),
         cmocka_unit_test_setup_teardown(test_foreign_numbers, setup, teardown),
         cmocka_unit_test_setup_teardown(test_record_of_another_place, setup, teardown),
