@@ -291,6 +291,19 @@ static void pin(struct nodes *n)
         rpc_pin_finalized(n->endpoint[i].rpc, n->has_final ? &n->final.number : NULL);
 }
 
+/* What is read of the final block, another that has it confirms, while they agree. */
+static void choose_witness(struct nodes *n, bool agreed)
+{
+    struct rpc *witness = NULL;
+    for (uint32_t i = 0; i < n->count; i++) {
+        struct endpoint *k = &n->endpoint[i];
+        rpc_confirm_with(k->rpc, NULL);
+        if (agreed && !witness && i != n->first && k->is_good && k->final.number >= n->final.number)
+            witness = k->rpc;
+    }
+    rpc_confirm_with(n->endpoint[n->first].rpc, witness);
+}
+
 void nodes_moved(struct nodes *n)
 {
     n->final = n->other;
@@ -344,6 +357,7 @@ enum status nodes_refresh(struct nodes *n, enum nodes_verdict *verdict, struct e
         }
     }
     enum status st = choose_first(n, err);
+    choose_witness(n, !st && *verdict == NODES_AGREED);
     if (!st && !n->has_final)
         st = err_set(err, STATUS_BUSY, "%s", n->held);
     return st;

@@ -4,8 +4,9 @@
  * answers nonsense, serves another chain, or whose head is old is left out, with the reason, and
  * asked again later. Reads go to the first good one; sends go to all. What is final is the newest
  * block that agree_min endpoints call finalized under the same hash: to every call through these
- * endpoints the tag "finalized" means that very block. It never moves back unless as many
- * endpoints show another block in its place (NODES_REORG).
+ * endpoints the tag "finalized" means that very block, and what an eth_call reads there a second
+ * endpoint confirms. It never moves back unless as many endpoints show another block in its place
+ * (NODES_REORG).
  *
  * One answer is no proof of absence: nodes_receipt says NONE only where agree_min endpoints say so
  * and no other contradicts. Thread: one. */

@@ -22,6 +22,11 @@ void rpc_pin_finalized(struct rpc *r, const uint64_t *block_number)
         rpc_tag(r->finalized, *block_number);
 }
 
+void rpc_confirm_with(struct rpc *r, struct rpc *witness)
+{
+    r->witness = witness;
+}
+
 static enum status malformed(const char *method, const char *what, struct errtext *err)
 {
     return err_set(err, STATUS_CORRUPT, "%s: the node's %s is malformed", method, what);
@@ -133,13 +138,39 @@ static void put_call(struct rpc *r, const struct rpc_call *call)
     buf_putc(out, '}');
 }
 
-enum status rpc_call(struct rpc *r, const struct rpc_call *call, const char *tag, struct buf *out,
-                     struct errtext *err)
+static enum status call_once(struct rpc *r, const struct rpc_call *call, const char *tag,
+                             struct buf *out, struct errtext *err)
 {
     put_call(r, call);
     buf_putc(&r->params, ',');
     put_tag(r, tag);
     return request_bytes(r, "eth_call", out, err);
+}
+
+/* Two endpoints that show one block may still answer differently for it: then one lies. */
+static enum status confirm(struct rpc *r, const struct rpc_call *call, const char *tag,
+                           const struct buf *answer, struct errtext *err)
+{
+    struct buf other;
+    buf_init(&other, answer->bytes_max);
+    enum status st = call_once(r->witness, call, tag, &other, err);
+    if (st) /* no verdict, whatever the reason */
+        st = err_set(err, STATUS_BUSY, "the second endpoint does not confirm a final answer");
+    else if (other.len != answer->len ||
+             (other.len && memcmp(other.data, answer->data, other.len) != 0))
+        st = err_set(err, STATUS_BUSY,
+                     "two endpoints answer differently for the same final block: one of them lies "
+                     "or is broken; find out which, and take it away");
+    buf_fini(&other);
+    return st;
+}
+
+enum status rpc_call(struct rpc *r, const struct rpc_call *call, const char *tag, struct buf *out,
+                     struct errtext *err)
+{
+    enum status st = call_once(r, call, tag, out, err);
+    return st || !r->witness || strcmp(tag, "finalized") != 0 ? st
+                                                              : confirm(r, call, tag, out, err);
 }
 
 enum status rpc_estimate_gas(struct rpc *r, const struct rpc_call *call, uint64_t *gas,

@@ -55,6 +55,9 @@ void rpc_tag(char out[RPC_TAG_BYTES], uint64_t block_number);
 /* From now on "finalized" means this block, for whoever knows better than one node what is final;
  * NULL: what the node calls so. */
 void rpc_pin_finalized(struct rpc *r, const uint64_t *block_number);
+/* From now on every eth_call at "finalized" is asked of `witness` too, and BUSY where it answers
+ * other bytes; NULL: of nobody. */
+void rpc_confirm_with(struct rpc *r, struct rpc *witness);
 
 MUST_CHECK enum status rpc_chain_id(struct rpc *r, uint64_t *chain_id, struct errtext *err);
 MUST_CHECK enum status rpc_block_number(struct rpc *r, uint64_t *number, struct errtext *err);

@@ -14,6 +14,7 @@ struct rpc {
     uint32_t busy_ms_max;
     uint64_t next_id;
     struct rpc_fault fault;
+    struct rpc *witness;           /* of what is final, or NULL */
     char finalized[RPC_TAG_BYTES]; /* what "finalized" is asked as; "": itself */
 };
 

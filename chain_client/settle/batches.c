@@ -238,7 +238,7 @@ static enum status follow(struct worker *w, const struct archive_batch *b, struc
     uint8_t latest[32], final[32], tx[32];
     uint64_t seq = b->header.seq;
     enum status st = view_batch_hash(&w->view, "finalized", seq, final, err);
-    if (!st && memcmp(final, b->hash, 32) == 0)
+    if (!st && !w->is_held && memcmp(final, b->hash, 32) == 0)
         return finish(w, b, err);
     if (!st)
         st = view_batch_hash(&w->view, "latest", seq, latest, err);

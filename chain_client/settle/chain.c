@@ -169,6 +169,8 @@ enum status chain_round(struct worker *w, struct errtext *err)
         return err_set(err, said, "%s", ours.text);
     if (st)
         return st;
-    w->rpc = w->view.rpc = nodes_rpc(&w->nodes);
+    w->rpc = nodes_rpc(&w->nodes);
+    view_use(&w->view, w->rpc);
+    w->is_held = verdict == NODES_HELD;
     return verdict == NODES_HELD ? STATUS_OK : walk_back(w, verdict == NODES_REORG, err);
 }

@@ -164,7 +164,7 @@ enum status epochs_propose(struct worker *w, const struct epoch_plan *p,
     struct view_epoch found;
     bool ready = false;
     enum status st = view_epoch(&w->view, "finalized", p->epoch, &found, err);
-    if (!st && final->last_epoch >= p->epoch)
+    if (!st && !w->is_held && final->last_epoch >= p->epoch)
         return finish(w, p, &found, err);
     if (!st)
         st = view_money(&w->view, "latest", &latest, err);

@@ -18,6 +18,11 @@ void view_init(struct view *v, struct rpc *rpc, const struct deployment *d)
     registry_open(&v->registry, rpc, d->registry);
 }
 
+void view_use(struct view *v, struct rpc *rpc)
+{
+    v->rpc = v->registry.rpc = rpc;
+}
+
 void view_fini(struct view *v)
 {
     buf_fini(&v->data);

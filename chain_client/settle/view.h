@@ -17,6 +17,7 @@ struct view {
 };
 
 void view_init(struct view *v, struct rpc *rpc, const struct deployment *d);
+void view_use(struct view *v, struct rpc *rpc); /* from now on, of this node */
 void view_fini(struct view *v);
 
 /* ---- ledger ---- */

@@ -68,6 +68,7 @@ struct worker {
     uint64_t foreign_batch;               /* the first on the ledger that is not ours; 0: none */
     uint64_t chain_s;                     /* time of the newest block seen */
     int64_t clock_base_s; /* wall less monotonic time, when the clock agreed with the chain */
+    bool is_held;         /* the endpoints do not agree on what is final: nothing becomes so */
     bool remembered;      /* what was final in the life before */
 };
 

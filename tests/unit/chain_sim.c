@@ -272,6 +272,11 @@ void rpc_tag(char out[RPC_TAG_BYTES], uint64_t block_number)
     snprintf(out, RPC_TAG_BYTES, "0x%lx", block_number);
 }
 
+void rpc_confirm_with(struct rpc *r, struct rpc *witness)
+{
+    r->witness = witness;
+}
+
 void rpc_pin_finalized(struct rpc *r, const uint64_t *block_number)
 {
     r->is_pinned = block_number != NULL;

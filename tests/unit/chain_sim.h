@@ -30,6 +30,7 @@ struct rpc { /* an endpoint, as the client that the code under test holds */
     uint32_t node;
     bool is_pinned;
     uint64_t pin;
+    struct rpc *witness;
     struct rpc_fault fault;
 };
 

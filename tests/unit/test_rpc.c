@@ -376,6 +376,39 @@ static void test_outages(void **state)
     assert_int_equal(rpc_open(&r, &config, NULL), STATUS_INVALID);
 }
 
+/* Two nodes of one chain: what is final must be the same bytes. */
+static void test_a_final_answer_is_confirmed(void **state)
+{
+    char url[64];
+    uint8_t to[20] = {1};
+    struct rpc_call call = {.to = to};
+    struct rpc *r = client(2000, 0), *other;
+    struct errtext err = ERRTEXT_INIT;
+    struct buf out;
+    uint64_t number = 0x77;
+    snprintf(url, sizeof(url), "http://127.0.0.1:%u/other", node.port);
+    assert_int_equal(rpc_open(&other, &(struct rpc_config){.url = url}, NULL), STATUS_OK);
+    buf_init(&out, 1024);
+    rpc_pin_finalized(r, &number);
+    rpc_pin_finalized(other, &number);
+    rpc_confirm_with(r, other);
+    script("200 OK", RESULT("\"0x01\""));
+    assert_int_equal(rpc_call(r, &call, "finalized", &out, NULL), STATUS_OK);
+    assert_true(asked("POST /other") && asked("\"0x77\""));
+    script_refusal("POST /other", RESULT("\"0x02\""));
+    assert_int_equal(rpc_call(r, &call, "latest", &out, NULL), STATUS_OK); /* not asked there */
+    assert_int_equal(rpc_call(r, &call, "finalized", &out, &err), STATUS_BUSY);
+    assert_non_null(strstr(err.text, "answer differently"));
+    script_refusal("POST /other", "<html>");
+    assert_int_equal(rpc_call(r, &call, "finalized", &out, NULL), STATUS_BUSY);
+    rpc_confirm_with(r, NULL);
+    assert_int_equal(rpc_call(r, &call, "finalized", &out, NULL), STATUS_OK);
+    script_refusal(NULL, NULL);
+    buf_fini(&out);
+    rpc_close(r);
+    rpc_close(other);
+}
+
 #define BLOCK(extra)                                                                               \
     RESULT("{\"number\":\"0x10\",\"timestamp\":\"0x65\",\"hash\":" H32 ",\"parentHash\":" H32      \
            ",\"mixHash\":" H32 extra "}")
@@ -574,6 +607,7 @@ int main(void)
         cmocka_unit_test(test_refusals_carry_revert_bytes),
         cmocka_unit_test(test_bytes_are_bounded),
         cmocka_unit_test(test_outages),
+        cmocka_unit_test(test_a_final_answer_is_confirmed),
         cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_receipts_and_sends),
         cmocka_unit_test(test_the_small_calls),

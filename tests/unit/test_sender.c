@@ -332,9 +332,11 @@ static void test_a_stale_endpoint_is_left_out(void **state)
     rig_run(&r, 2);
     assert_true(is_left_out(&r, 0, "more than 60 s old"));
     assert_int_equal(r.nodes.first, 1);
+    assert_null(r.rpc[1].witness);
     sim.node[0].behind = 1;
     rig_run(&r, 5);
     assert_true(r.nodes.endpoint[0].is_good);
+    assert_ptr_equal(r.rpc[0].witness, &r.rpc[1]); /* confirms what is read of the final block */
     rig_fini(&r);
 }
 
