@@ -54,7 +54,7 @@ void commit_sample_seed(uint8_t seed[32], const uint8_t batch_hash[32], const ui
 struct commit_sample {
     u128 fee;
     uint32_t adapter_count;
-    bool has_datanet; /* of the only adapter, at T; not read for other counts */
+    bool has_datanet; /* of the only adapter, at t0; not read for other counts */
     uint32_t lane;
     uint64_t seq;
 };

@@ -34,8 +34,8 @@ static void put_counts(struct buf *out, const struct audit_report *r)
                r->epoch_last, r->epochs_vetoed, total, r->accounts, claimed);
     buf_printf(out,
                "answers that need attribution: %" PRIu64 ", scored %" PRIu64
-               ", listed missing %" PRIu64 "\n",
-               r->required, r->scored, r->missing_count);
+               ", listed missing %" PRIu64 "; refused for their tariff: %" PRIu64 "\n",
+               r->required, r->scored, r->missing_count, r->refused);
 }
 
 static int print(const struct cli *c, const struct audit_report *r)
@@ -50,6 +50,9 @@ static int print(const struct cli *c, const struct audit_report *r)
             buf_printf(&out, "finding: %s\n", r->finding[i]);
         if (r->finding_count > AUDIT_FINDINGS_MAX)
             buf_printf(&out, "and %zu more findings\n", r->finding_count - AUDIT_FINDINGS_MAX);
+        if (r->fault_count && r->fault_count == r->finding_count)
+            buf_puts(&out, "all of these are faults of what lanes signed: batches and money are "
+                           "right by the rules\n");
         buf_puts(&out, r->finding_count ? "NOT RIGHT" : "all right");
     }
     int code = cli_print(&out, r->finding_count ? CLI_WRONG : CLI_FINE);

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import recompute
-from world import Settle, World, http
+from world import Settle, World, binary, http, run
 
 
 def test_owners_that_are_nowhere_and_a_tariff_that_nobody_registered(tmp_path, capsys):
@@ -42,6 +42,8 @@ def test_owners_that_are_nowhere_and_a_tariff_that_nobody_registered(tmp_path, c
         assert accounts["0x" + "ee" * 20] >= fees and w.names["operator2"].lower() not in accounts
         code, report = w.audit("epoch", epoch)
         assert code == 1 and report["fault_count"] == report["finding_count"] == 12 and int(report["fee_refused"]) == fees, report
+        told = run(binary("residual"), "audit", "epoch", epoch, "--archive", archive, "--rpc", w.rpc_url, "--deployment", w.deployment, check=False)
+        assert told.returncode == 1 and "refused for their tariff: 12" in told.stdout and "faults of what lanes signed" in told.stdout, told.stdout
         where = ["--archive", str(archive), "--deployment", str(w.deployment), "--rpc", w.rpc_url]
         assert recompute.main([*where, "--epoch", str(epoch)]) == 1
         said_ = capsys.readouterr().out
