@@ -46,29 +46,6 @@ struct fund {
     struct node_sent sent;
 };
 
-/* The funder's key is a cold one: it holds no role, so whoever steals it can only pay. */
-static enum status check_key(struct fund *f, struct errtext *err)
-{
-    static const char *const vault_roles[] = {"PROPOSER", "GUARDIAN", "ATTESTOR"};
-    const struct deployment *d = &f->node.d;
-    char text[ADDR_TEXT_BYTES];
-    const char *held = NULL;
-    bool has = false;
-    enum status st = role_has(&f->node.view, d->ledger, "COMMITTER", f->key.address, &has, err);
-    held = has ? "COMMITTER" : NULL;
-    for (size_t i = 0; i < ARRAY_COUNT(vault_roles) && !st && !held; i++) {
-        st = role_has(&f->node.view, d->vault, vault_roles[i], f->key.address, &has, err);
-        held = has ? vault_roles[i] : NULL;
-    }
-    addr_format(text, f->key.address);
-    if (!st && held)
-        st = err_set(err, STATUS_INVALID,
-                     "%s holds %s: money is paid with a key that can do nothing else; make one "
-                     "with `residual key new --type chain`",
-                     text, held);
-    return st;
-}
-
 struct commit_match {
     uint8_t hash[32];
     u128 cum_fee;
@@ -190,7 +167,7 @@ static enum status pay(struct fund *f, struct errtext *err)
     if (!st)
         st = prompt_load_key(f->secp, &f->key, f->c, err);
     if (!st)
-        st = check_key(f, err);
+        st = role_alone(&f->node.view, f->key.address, "", err); /* it can pay, nothing else */
     if (st || !f->need)
         return st;
     return addr_is_zero(f->node.d.token) ? send_fund(f, err) : pay_token(f, err);

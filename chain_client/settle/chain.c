@@ -3,6 +3,7 @@
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
 #include "chain_client/settle/gauges.h"
+#include "chain_client/settle/roles.h"
 #include "chain_client/settle/worker.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -112,6 +113,19 @@ static enum status check_endpoints(struct worker *w, struct errtext *err)
     return trouble_say(&w->db, TROUBLE_ONE_ENDPOINT, 0, err,
                        "what is final is believed of one endpoint, which may lie or lag: name a "
                        "second one, of another operator, with --rpc-url");
+}
+
+enum status chain_keys_apart(struct worker *w, struct errtext *err)
+{
+    static const char *const own[SENDER_ROLES] = {[SENDER_COMMITTER] = "COMMITTER",
+                                                  [SENDER_PROPOSER] = "PROPOSER",
+                                                  [SENDER_FUNDER] = "",
+                                                  [SENDER_GUARDIAN] = "GUARDIAN"};
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < SENDER_ROLES && !st; i++)
+        if (w->sender.signer[i].present)
+            st = role_alone(&w->view, w->sender.signer[i].key.address, own[i], err);
+    return st;
 }
 
 void chain_close(struct worker *w)

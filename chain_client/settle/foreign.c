@@ -49,7 +49,10 @@ enum status foreign_batches(struct worker *w, struct errtext *err)
         count++;
         first = first ? first : seq;
     }
+    bool is_over = !st && w->foreign_batch && !first;
     w->foreign_batch = st ? w->foreign_batch : first;
+    if (is_over) /* numbers that only the forged one claimed are no gap */
+        st = lanes_load(w, err);
     if (st || !count)
         return st ? st : trouble_clear_all(&w->db, TROUBLE_BATCH_CONFLICT, err);
     return trouble_say(&w->db, TROUBLE_BATCH_CONFLICT, first, err,

@@ -3,6 +3,7 @@
 #include "chain_client/settle/guard.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
+#include "chain_client/settle/roles.h"
 #include "chain_client/settle/serve.h"
 #include "chain_client/settle/trouble.h"
 #include "chain_client/tree.h"
@@ -136,6 +137,9 @@ static enum status meet(struct guard *g, bool *met, struct errtext *err)
         st = deployment_check(&g->w.dep, g->w.rpc, err);
     if (!st && !*met)
         st = view_vault(&g->w.view, "latest", &g->w.vault, err);
+    if (!st && !*met)
+        st = role_alone(&g->w.view, g->key.address,
+                        strcmp(g->set->verb, "attest") == 0 ? "ATTESTOR" : "GUARDIAN", err);
     *met = *met || !st;
     return st;
 }

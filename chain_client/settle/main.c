@@ -184,6 +184,8 @@ static enum status meet_chain(struct worker *w, struct errtext *err)
     if (!st)
         st = view_vault(&w->view, "latest", &w->vault, err);
     if (!st)
+        st = chain_keys_apart(w, err);
+    if (!st)
         st = batches_adopt(w, err);
     if (!st)
         st = epochs_adopt(w, err);

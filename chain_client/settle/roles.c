@@ -1,7 +1,9 @@
 /* Reads AccessControl of OpenZeppelin: hasRole, and the events that ever granted a role. */
 #include "chain_client/settle/roles.h"
 #include "chain_client/eth/abi.h"
+#include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
+#include "server/base/check.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +32,36 @@ enum status role_has(struct view *v, const uint8_t contract[20], const char *rol
     struct abi_reader r = {(const uint8_t *)v->out.data, v->out.len};
     *has = false;
     return st ? st : abi_read_bool(&r, 0, has, "hasRole", err);
+}
+
+enum status role_alone(struct view *v, const uint8_t account[20], const char *own,
+                       struct errtext *err)
+{
+    static const struct {
+        const char *role, *name;
+        bool of_ledger;
+    } keys[] = {{"COMMITTER", "COMMITTER", true},       {"GUARDIAN", "GUARDIAN", true},
+                {"PROPOSER", "PROPOSER", false},        {"GUARDIAN", "GUARDIAN", false},
+                {"ATTESTOR", "ATTESTOR", false},        {ROLE_ADMIN, "the admin's role", true},
+                {ROLE_ADMIN, "the admin's role", false}};
+    char text[ADDR_TEXT_BYTES];
+    for (size_t i = 0; i < ARRAY_COUNT(keys); i++) {
+        bool has = false;
+        if (own[0] && strcmp(keys[i].role, own) == 0)
+            continue;
+        enum status st = role_has(v, keys[i].of_ledger ? v->d->ledger : v->d->vault, keys[i].role,
+                                  account, &has, err);
+        if (st)
+            return st;
+        if (!has)
+            continue;
+        addr_format(text, account);
+        return err_set(err, STATUS_CONFLICT,
+                       "%s holds %s too: whoever steals this key would have both; make a key of "
+                       "its own with `residual key new --type chain`",
+                       text, keys[i].name);
+    }
+    return STATUS_OK;
 }
 
 static int order(const void *a, const void *b)

@@ -13,6 +13,10 @@
 MUST_CHECK enum status role_has(struct view *v, const uint8_t contract[20], const char *role,
                                 const uint8_t account[20], bool *has, struct errtext *err);
 
+/* Keys lie apart: account holds no role but `own` ("": none) on ledger and vault. CONFLICT. */
+MUST_CHECK enum status role_alone(struct view *v, const uint8_t account[20], const char *own,
+                                  struct errtext *err);
+
 struct role_holders {
     uint8_t account[ROLE_HOLDERS_MAX][20]; /* ascending */
     size_t count;

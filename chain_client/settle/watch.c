@@ -83,10 +83,9 @@ static enum status judge(struct guard *g, const struct watch_subject *s, enum wa
     }
     read_from(g, nodes_rpc(n));
     if (!st && wrong && wrong < n->agree_min) {
-        *v = VERDICT_UNSHOWN;
+        *v = VERDICT_SPLIT;
         err_clear(why);
-        err_set(why, STATUS_OK, "only %u of the endpoints find it wrong: do they serve one chain?",
-                wrong);
+        err_set(why, STATUS_OK, "only %u of the endpoints find it wrong: one of them lies", wrong);
     }
     return st;
 }
@@ -96,11 +95,13 @@ static enum status judge(struct guard *g, const struct watch_subject *s, enum wa
 static enum status keep(struct guard *g, const struct watch_subject *s, const char *verdict,
                         const char *why, struct errtext *err)
 {
-    return db_run(&g->w.db, err,
-                  "INSERT INTO watched (kind, number, id, verdict, since, why) VALUES (?, ?, ?, ?,"
-                  " ?, ?) ON CONFLICT DO UPDATE SET verdict = excluded.verdict, why = excluded.why",
-                  "tubtut", s->is_epoch ? "epoch" : "batch", s->number, s->id, (size_t)32, verdict,
-                  clock_wall_ms() / 1000, why);
+    return db_run(
+        &g->w.db, err,
+        "INSERT INTO watched (kind, number, id, verdict, since, why) VALUES (?, ?, ?, ?,"
+        " ?, ?) ON CONFLICT DO UPDATE SET since = CASE WHEN verdict = excluded.verdict THEN"
+        " since ELSE excluded.since END, verdict = excluded.verdict, why = excluded.why",
+        "tubtut", s->is_epoch ? "epoch" : "batch", s->number, s->id, (size_t)32, verdict,
+        clock_wall_ms() / 1000, why);
 }
 
 static enum status say_wrong(struct guard *g, const struct watch_subject *s, const char *why,
@@ -154,6 +155,19 @@ static enum status say_unshown(struct guard *g, const struct watch_subject *s, u
         s->is_epoch ? "epoch" : "batch", s->number, why, since + g->set->grace_s);
 }
 
+/* A lying endpoint must not make us veto an honest epoch, nor a grace period that it outlasts. */
+static enum status say_split(struct guard *g, const struct watch_subject *s, const char *why,
+                             struct errtext *err)
+{
+    enum status st = keep(g, s, "split", why, err);
+    if (st)
+        return st;
+    return trouble_say(&g->w.db, s->is_epoch ? TROUBLE_EPOCH_UNSHOWN : TROUBLE_BATCH_UNSHOWN,
+                       s->number, err,
+                       "%s %" PRIu64 ": no verdict: %s; replace it, nothing is done meanwhile",
+                       s->is_epoch ? "epoch" : "batch", s->number, why);
+}
+
 static enum status judge_one(struct guard *g, struct watch_range *r, bool is_epoch, uint64_t number,
                              struct errtext *err)
 {
@@ -166,7 +180,7 @@ static enum status judge_one(struct guard *g, struct watch_range *r, bool is_epo
     if (st || !there)
         return st;
     st = watch_row(g, &s, &v, &since, err);
-    bool is_known = !st && v != VERDICT_UNSHOWN;
+    bool is_known = !st && (v == VERDICT_RIGHT || v == VERDICT_WRONG);
     if (st && st != STATUS_NOT_FOUND)
         return st;
     st = is_known ? STATUS_OK : judge(g, &s, &v, &why);
@@ -180,6 +194,7 @@ static enum status judge_one(struct guard *g, struct watch_range *r, bool is_epo
         return STATUS_OK;
     return v == VERDICT_WRONG   ? say_wrong(g, &s, why.text, err)
            : v == VERDICT_RIGHT ? say_right(g, &s, err)
+           : v == VERDICT_SPLIT ? say_split(g, &s, why.text, err)
                                 : say_unshown(g, &s, since, why.text, err);
 }
 

@@ -8,6 +8,7 @@ enum watch_verdict {
     VERDICT_RIGHT,
     VERDICT_WRONG,
     VERDICT_UNSHOWN, /* what it is made of is shown by nobody: no verdict yet */
+    VERDICT_SPLIT,   /* too few endpoints find it wrong: never one, however long */
 };
 
 struct watch_subject {
@@ -27,7 +28,7 @@ MUST_CHECK enum status watch_judge_epoch(struct guard *g, const struct watch_sub
 MUST_CHECK enum status watch_subject_read(struct guard *g, bool is_epoch, uint64_t number,
                                           struct watch_subject *s, bool *there,
                                           struct errtext *err);
-/* The verdict in the database: RIGHT, WRONG, or UNSHOWN with *since; NOT_FOUND without one. */
+/* The verdict in the database, of UNSHOWN with *since; NOT_FOUND without one. */
 MUST_CHECK enum status watch_row(struct guard *g, const struct watch_subject *s,
                                  enum watch_verdict *v, uint64_t *since, struct errtext *err);
 

@@ -25,8 +25,9 @@ enum status watch_row(struct guard *g, const struct watch_subject *s, enum watch
     if (!st) {
         *v = strcmp(db_text(&q, 0), "right") == 0   ? VERDICT_RIGHT
              : strcmp(db_text(&q, 0), "wrong") == 0 ? VERDICT_WRONG
+             : strcmp(db_text(&q, 0), "split") == 0 ? VERDICT_SPLIT
                                                     : VERDICT_UNSHOWN;
-        *since = db_u64(&q, 1);
+        *since = *v == VERDICT_SPLIT ? 0 : db_u64(&q, 1);
     }
     db_done(&q);
     return st;

@@ -166,6 +166,8 @@ MUST_CHECK enum status chain_rpc_open(struct rpc **out, const struct settings *s
 /* Ask every endpoint; w->rpc and w->view read a good one afterwards, and "finalized" is what they
  * agree on. A reorganisation below that is undone in the state first. */
 MUST_CHECK enum status chain_round(struct worker *w, struct errtext *err);
+/* No key of ours holds another's role on the contracts. */
+MUST_CHECK enum status chain_keys_apart(struct worker *w, struct errtext *err);
 void chain_close(struct worker *w);
 
 /* ---- walkback.c ---- */

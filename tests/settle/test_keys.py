@@ -4,7 +4,9 @@ itself. One world, in the order in which its life goes."""
 import json
 import shutil
 import sqlite3
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from world import ROOT, Guard, Settle, World, binary, http, run, wait_for
@@ -78,6 +80,9 @@ def test_bad_attestations_are_refused_with_a_sentence(waiting):
     assert post(s, good)[0] in (400, 403), "recovers a stranger, or nobody"
     status, said = Guard(w, "attest", "claimer", s).once()
     assert status == 6 and "does not hold ATTESTOR" in said
+    for verb, key, role in (("attest", "proposer", "PROPOSER"), ("attest", "deployer", "the admin's role"), ("watch", "attestor", "ATTESTOR"), ("watch", "committer", "COMMITTER")):
+        status, said = Guard(w, verb, key, s).once()
+        assert status == 4 and f"holds {role} too" in said, said
     assert candidate(s)[1]["signers"] == []
 
 
@@ -108,6 +113,22 @@ def test_a_lying_worker_gets_no_signature(waiting, lie):
         assert candidate(s)[1]["signers"] == []
     finally:
         change(s, sql, kept)
+
+
+def test_w_counts_from_the_block_of_the_commit(waiting):
+    """closedAt is the committer's own word: at the block of M's commit itself no epoch could be planned."""
+    w, s = waiting
+    topic = w.rpc("web3_sha3", "0x" + b"BatchCommitted(uint64,bytes32,(uint64,uint8,bytes32,bytes32,bytes32,uint32,uint32,uint128,uint128,uint64),(uint32,uint64,uint64)[])".hex())
+    log, = w.rpc("eth_getLogs", {"address": w.deployed["ledger"], "fromBlock": "0x0", "toBlock": "latest", "topics": [topic]})
+    db = sqlite3.connect(s.state / "settle.db", timeout=20)
+    kept = db.execute("SELECT planned_block FROM epochs").fetchone()[0]
+    db.close()
+    change(s, "UPDATE epochs SET planned_block = ?", int(log["blockNumber"], 16))
+    try:
+        status, said = Guard(w, "attest", "attestor", s).once()
+        assert status == 6 and "was committed 0 s before planning, W is 1" in said, said
+    finally:
+        change(s, "UPDATE epochs SET planned_block = ?", kept)
 
 
 def test_records_that_nobody_shows_get_no_signature(waiting):
@@ -158,7 +179,7 @@ def pay_with_a_cold_key(w, s):
     assert holders["ledger", "COMMITTER"] == [w.names["committer"]] and set(holders["vault", "ATTESTOR"]) == {w.names["attestor"], w.names["second"]}
     for key in ("committer", "attestor", "guardian"):
         done = vault(w, "fund", "--all", "--key-file", w.key(key))
-        assert done.returncode == 2 and "can do nothing else" in done.stderr, done
+        assert done.returncode == 5 and "whoever steals this key would have both" in done.stderr, done
     assert vault(w, "fund", "--key-file", w.key("funder")).returncode == 2
     assert vault(w, "fund", "--to-batch", 99, "--key-file", w.key("funder")).returncode == 4
     first = json.loads((w.dir / "archive" / "batch-00000001" / "header.json").read_text())
@@ -254,11 +275,40 @@ def test_what_b4_stole_stays_in_the_vault(waiting):
         honest_settlement_goes_on(w, s, g)
 
 
+class Liar(BaseHTTPRequestHandler):
+    """An endpoint that names another treasury, and else says what the chain says."""
+    protocol_version = "HTTP/1.1"
+    behind = selector = None
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = json.loads(http(Liar.behind, asked, timeout=10)[2])
+        if asked["method"] == "eth_call" and asked["params"][0]["data"].startswith(Liar.selector):
+            answer["result"] = answer["result"][:2 + 4 * 64 + 24] + "13" * 20 + answer["result"][2 + 5 * 64:]
+        out = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(out)))
+        self.end_headers()
+        self.wfile.write(out)
+
+    def log_message(self, *_):
+        pass
+
+
 def honest_settlement_goes_on(w, s, g):
-    """The admin lets commits on and the attestor is back; worker and watcher are not touched."""
+    """The admin lets commits on and the attestor is back; worker and watcher are not touched. Another watcher, of whose two endpoints one
+    lies, says so and does nothing, whatever its --grace-s."""
+    Liar.behind, Liar.selector = w.rpc_url, w.rpc("web3_sha3", "0x" + b"policyAt(uint64)".hex())[:10]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    misled = Guard(w, "watch", "guardian", s, "--grace-s", 0, name="misled", rpc=[f"http://127.0.0.1:{server.server_port}"])
     thief(w, "unpause", "deployer")
-    with Guard(w, "attest", "second", s, "--missing-max-ppm", 1000000):
+    with Guard(w, "attest", "second", s, "--missing-max-ppm", 1000000), misled:
         epoch = s.wait_epoch()
+        wait_for(lambda: "only 1 of the endpoints find it wrong" in misled.tail(), 10, 0.2, "a sentence about the liar")
+        assert f"epoch {epoch} is FORGED" not in misled.tail() and not is_disabled(w, epoch)
+    server.shutdown()
     states = [e["state"] for e in s.status()["epochs"]]
     assert states[0] == "active" and states.count("vetoed") == 2, states
     code, report = w.audit("epoch", epoch)

@@ -298,12 +298,13 @@ class Settle:
 class Guard:
     """`residual-settle attest` or `watch` of one world, with a state and a mirror of its own."""
 
-    def __init__(self, world, verb, key, settle, *flags, name=None):
+    def __init__(self, world, verb, key, settle, *flags, name=None, rpc=()):
         name = name or f"{verb}-{key}"
         self.world, self.port, self.state, self.log = world, free_port(), world.dir / name, world.dir / f"{name}.log"
         self.url = f"http://127.0.0.1:{self.port}"
         self.args = [str(a) for a in (
-            binary("residual-settle"), verb, "--deployment", world.deployment, "--rpc-url", world.rpc_url, "--key-file", world.key(key), "--archive", settle.url,
+            binary("residual-settle"), verb, "--deployment", world.deployment, "--key-file", world.key(key), "--archive", settle.url,
+            *(x for url in (*rpc, world.rpc_url) for x in ("--rpc-url", url)),
             "--state-dir", self.state, "--poll-ms", 200, *flags)]
         self.process = None
 
