@@ -132,6 +132,7 @@ int verb_audit_epoch(struct cli *c);
 int verb_audit_batch(struct cli *c);
 int verb_receipt_verify(struct cli *c);
 int verb_adapter_price(struct cli *c);
+int verb_datanet_consent(struct cli *c);
 int verb_datanet_sign(struct cli *c);
 int verb_lane_tariff(struct cli *c);
 int verb_lane_show(struct cli *c);

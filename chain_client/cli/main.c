@@ -52,6 +52,13 @@ static const struct cli_verb verbs[] = {
      verb_adapter_price, "what an adapter costs in the Registry; with new prices, change it",
      "Prices belong to content: every name of the adapter costs the same, on every server. A new "
      "price\ncomes into force after the Registry's notice. A NAME is looked up on --server."},
+    {"datanet consent", "ADAPTER_ID VERSION", 2, 2,
+     CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID),
+     B(OWNER_KEY_FILE) | B(DATANET_ID), verb_datanet_consent,
+     "agree that somebody's adapter names this version of your datanet",
+     "Prints the signature that the adapter's publish.json holds as datanetConsent. An adapter "
+     "that "
+     "names\na datanet of another owner cannot be registered without it."},
     {"datanet sign", "DIR", 1, 1,
      CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID), B(OWNER_KEY_FILE),
      verb_datanet_sign, "sign the licences of your documents in DIR/datanet.json",

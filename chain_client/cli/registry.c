@@ -4,6 +4,7 @@
 #include "chain_client/eth/abi.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
+#include "chain_client/registry/views.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/mem.h"
@@ -136,6 +137,31 @@ static enum status refresh_datanet(struct registry_job *j, const struct sign_sou
     return put_datanet(j, s, false, err);
 }
 
+/* A datanet of somebody else: nothing is registered, the version must have these documents. */
+static enum status match_datanet(struct registry_job *j, const struct sign_source *s,
+                                 const uint8_t owner[20], struct errtext *err)
+{
+    struct registry_reader r;
+    struct registry_datanet d;
+    char who[ADDR_TEXT_BYTES];
+    addr_format(who, owner);
+    if (!j->consent)
+        return err_set(err, STATUS_DENIED,
+                       "the datanet is owned by %s, who must agree: residual datanet consent makes "
+                       "what publish.json holds as datanetConsent",
+                       who);
+    registry_open(&r, j->node->rpc, j->node->d.registry);
+    enum status st =
+        registry_datanet_version(&r, "latest", s->m.datanet_id, s->datanet_version, &d, err);
+    registry_close(&r);
+    if (!st && (!d.registered || memcmp(d.document_root, s->document_root, 32) != 0 ||
+                memcmp(d.owner_root, s->owner_root, 32) != 0))
+        st = err_set(err, STATUS_CONFLICT,
+                     "datanet: version %" PRIu64 " on this chain has other documents than %s",
+                     s->datanet_version, s->datanet_path);
+    return st;
+}
+
 enum status registry_datanet(struct registry_job *j, const struct sign_source *s,
                              struct errtext *err)
 {
@@ -147,9 +173,8 @@ enum status registry_datanet(struct registry_job *j, const struct sign_source *s
     if (st)
         return st;
     if (!addr_is_zero(owner)) {
-        return memcmp(owner, j->owner->address, 20) == 0
-                   ? refresh_datanet(j, s, err)
-                   : not_owner("datanet", s->m.datanet_id, owner, j->owner->address, err);
+        return memcmp(owner, j->owner->address, 20) == 0 ? refresh_datanet(j, s, err)
+                                                         : match_datanet(j, s, owner, err);
     }
     uint8_t own[32];
     registry_datanet_id(own, &j->node->d, j->owner->address, s->salt);
@@ -216,8 +241,8 @@ static void put_parents(struct buf *data, const struct manifest_publish *p)
     abi_end(&t);
 }
 
-/* register when salt is given, update otherwise. The sender owns the datanet, if there is one: its
- * consent is empty. */
+/* register when salt is given, update otherwise. The consent is empty where the sender owns the
+ * datanet. */
 static enum status put_adapter(struct registry_job *j, const struct manifest_publish *p,
                                const uint8_t *salt, const uint8_t *signature, struct errtext *err)
 {
@@ -237,7 +262,7 @@ static enum status put_adapter(struct registry_job *j, const struct manifest_pub
     abi_dynamic(&t);
     abi_bytes_tail(&data, signature, SECP_SIGNATURE_BYTES);
     abi_dynamic(&t);
-    abi_bytes_tail(&data, "", 0);
+    abi_bytes_tail(&data, j->consent, j->consent ? SECP_SIGNATURE_BYTES : 0);
     abi_end(&t);
     enum status st = send(j, &data, salt ? "register" : "update", err);
     buf_fini(&data);

@@ -11,14 +11,16 @@ struct registry_job {
     const struct cli *cli;
     const struct secp *secp;
     const struct secp_key *owner;
-    uint32_t tx_count; /* sent so far */
+    const uint8_t *consent; /* SECP_SIGNATURE_BYTES of the datanet's owner, or NULL */
+    uint32_t tx_count;      /* sent so far */
 };
 
 /* The id under which the owner's datanet of this salt is, or will be. */
 void registry_datanet_id(uint8_t id[32], const struct deployment *d, const uint8_t owner[20],
                          const uint8_t salt[32]);
 /* s->m.datanet_id, owned by the owner, with s's roots: registered, brought to s's version, or found
- * so. CONFLICT when other documents are registered under the same version. */
+ * so; of another owner, who consented: found so. CONFLICT when other documents are registered under
+ * the same version, DENIED for another's without consent. */
 MUST_CHECK enum status registry_datanet(struct registry_job *j, const struct sign_source *s,
                                         struct errtext *err);
 /* Commit, wait, register; or update when an older version of the same owner is registered. CONFLICT

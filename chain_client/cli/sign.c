@@ -143,6 +143,11 @@ enum status sign_source_load(struct sign_source *s, const char *path, struct err
             if (st)
                 err_prefix(err, "%s", s->datanet_path);
         }
+        s->has_consent = json_field(s->publish, "datanetConsent") != NULL;
+        struct json_reader r = {.obj = s->publish, .where = path, .st = st, .err = err};
+        if (s->has_consent)
+            json_need_hex(&r, "datanetConsent", s->consent, sizeof(s->consent));
+        st = r.st;
         s->m.datanet_version = s->datanet_version;
         if (!st && s->datanet) {
             memcpy(s->document_root, s->m.documents->document_root, 32);

@@ -30,6 +30,8 @@ struct sign_source {
     uint64_t datanet_version;
     char datanet_path[PATH_MAX]; /* for errors */
     bool is_signed;              /* publish holds both signatures already */
+    bool has_consent;            /* of another datanet's owner: "datanetConsent" */
+    uint8_t consent[SECP_SIGNATURE_BYTES];
 };
 /* path: the manifest's file; its "datanet" names a file beside it (default datanet.json if there).
  */

@@ -1,6 +1,7 @@
 /* residual datanet sign DIR: an owner of documents agrees that they are in this datanet, under the
  * licence that the list names. The list goes from owner to owner; a server bound to a chain takes
- * it when every document is signed. */
+ * it when every document is signed. residual datanet consent: the datanet's owner agrees to an
+ * adapter of somebody else. */
 #include "chain_client/cli/place.h"
 #include "chain_client/cli/registry.h"
 #include "chain_client/eth/addr.h"
@@ -90,6 +91,55 @@ static int print_signed(const struct datanet_sign *s)
     }
     int code = cli_print(&out, CLI_FINE);
     buf_fini(&out);
+    return code;
+}
+
+/* ---- consent ---- */
+
+static enum status read_ids(struct manifest_publish *p, const struct cli *c, struct errtext *err)
+{
+    u128 version = 0;
+    if (!hex_decode(p->adapter_id, 32, c->operand[0]) || !u128_parse(&version, c->operand[1]) ||
+        !version || version > INT64_MAX)
+        return err_set(err, STATUS_INVALID,
+                       "expected an adapter's id (64 hex digits) and a version of the datanet");
+    p->datanet_version = (uint64_t)version;
+    return hex_decode(p->datanet_id, 32, c->value[OPT_DATANET_ID])
+               ? STATUS_OK
+               : err_set(err, STATUS_INVALID, "--datanet-id: expected 64 hex digits");
+}
+
+/* The datanet's owner agrees that this adapter names this version of it. */
+int verb_datanet_consent(struct cli *c)
+{
+    struct datanet_sign s = {.c = c};
+    struct manifest_publish p = {0};
+    struct errtext err = ERRTEXT_INIT;
+    struct buf out;
+    uint8_t digest[32], signature[SECP_SIGNATURE_BYTES];
+    enum status st = place_deployment(&s.d, c, &err);
+    if (!st)
+        st = read_ids(&p, c, &err);
+    if (!st)
+        st = secp_create(&s.secp, &err);
+    if (!st)
+        st = keystore_load(s.secp, &s.owner, c->value[OPT_OWNER_KEY_FILE],
+                           c->value[OPT_OWNER_PASSPHRASE_FILE], &err);
+    manifest_consent_digest(digest, &p, s.d.chain_id, s.d.registry);
+    if (!st)
+        st = secp_sign(s.secp, signature, &s.owner, digest, &err);
+    buf_init(&out, 4096);
+    if (!st && cli_has(c, OPT_JSON)) {
+        buf_puts(&out, "{\"ok\":true,");
+        cli_put_json_hex(&out, "datanetConsent", signature, sizeof(signature));
+        buf_putc(&out, '}');
+    } else if (!st) {
+        cli_put_hex(&out, signature, sizeof(signature));
+    }
+    int code = st ? cli_fail(c, st, &err, NULL) : cli_print(&out, CLI_FINE);
+    buf_fini(&out);
+    secp_key_fini(&s.owner);
+    secp_destroy(s.secp);
     return code;
 }
 

@@ -224,6 +224,7 @@ static enum status sign_and_register(struct publish *p, struct errtext *err)
     if (st || !p->on_chain)
         return st;
     struct registry_job j = {.node = &p->node, .cli = p->c, .secp = p->secp, .owner = &p->owner};
+    j.consent = p->source.has_consent ? p->source.consent : NULL;
     if (p->source.datanet)
         st = registry_datanet(&j, &p->source, err);
     if (!st)

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define OWNER_SIGNATURE_MAX 4096
+
 /* ---- fields ---- */
 
 static const struct json_range whole = {0, INT64_MAX};
@@ -134,25 +136,45 @@ void manifest_digest(uint8_t out[32], const struct manifest *m)
     manifest_publish_digest(out, &p, m->chain_id, m->registry);
 }
 
-static enum status check_signatures(const struct manifest *m, struct json_reader *r)
+/* By the owner's key, or by the contract that the owner is. */
+static enum status check_owner(const struct manifest *m, const struct manifest_expect *x,
+                               const uint8_t digest[32], struct json_reader *r)
 {
-    uint8_t digest[32], key[32], publisher[64], owner[65];
+    uint8_t signature[OWNER_SIGNATURE_MAX];
+    const char *hex = json_need_string(r, "ownerSignature");
+    size_t len = (strlen(hex) - (strncmp(hex, "0x", 2) ? 0 : 2)) / 2;
     struct secp *secp;
-    manifest_digest(digest, m);
-    json_need_hex(r, "publisherKey", key, 32);
-    json_need_hex(r, "publisherSignature", publisher, 64);
-    json_need_hex(r, "ownerSignature", owner, 65);
-    if (!r->st && crypto_sign_verify_detached(publisher, digest, 32, key) != 0)
-        json_fail(r, STATUS_DENIED, "publisherSignature",
-                  "does not match publisherKey and the manifest");
+    bool yes = false;
+    if (!r->st && (!len || len > sizeof(signature) || !hex_decode(signature, len, hex) ||
+                   (!x->ask && len != SECP_SIGNATURE_BYTES)))
+        json_fail(r, STATUS_INVALID, "ownerSignature", "expected a signature as hex, 65 bytes");
     enum status st = r->st ? r->st : secp_create(&secp, r->err);
     if (st)
         return st;
-    st = secp_verify(secp, owner, digest, m->owner, r->err);
+    st = len == SECP_SIGNATURE_BYTES
+             ? secp_verify(secp, signature, digest, m->owner, r->err)
+             : err_set(r->err, STATUS_DENIED, "found %zu bytes, a key's signature has 65", len);
+    secp_destroy(secp);
+    if (st && x->ask && !x->ask(x->ask_arg, m->owner, digest, signature, len, &yes, NULL) && yes) {
+        err_clear(r->err);
+        return STATUS_OK;
+    }
     if (st)
         err_prefix(r->err, "manifest.ownerSignature");
-    secp_destroy(secp);
     return st;
+}
+
+static enum status check_signatures(const struct manifest *m, const struct manifest_expect *x,
+                                    struct json_reader *r)
+{
+    uint8_t digest[32], key[32], publisher[64];
+    manifest_digest(digest, m);
+    json_need_hex(r, "publisherKey", key, 32);
+    json_need_hex(r, "publisherSignature", publisher, 64);
+    if (!r->st && crypto_sign_verify_detached(publisher, digest, 32, key) != 0)
+        json_fail(r, STATUS_DENIED, "publisherSignature",
+                  "does not match publisherKey and the manifest");
+    return check_owner(m, x, digest, r);
 }
 
 static enum status check_expected(const struct manifest *m, const struct manifest_expect *x,
@@ -203,7 +225,7 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
         r.st = check_expected(out, expect, err);
     if (!r.st && !sodium_is_zero(out->datanet_id, 32))
         documents_need(&out->documents, &r);
-    enum status st = r.st ? r.st : check_signatures(out, &r);
+    enum status st = r.st ? r.st : check_signatures(out, expect, &r);
     if (st)
         manifest_fini(out);
     return st;

@@ -33,6 +33,8 @@ struct manifest_expect {
     const uint8_t *adapter_id, *model_id; /* 32 each */
     uint64_t chain_id;
     const uint8_t *registry; /* 20 */
+    documents_ask_1271 *ask; /* did the contract that the owner is sign? NULL: only keys can have */
+    void *ask_arg;
 };
 
 /* A signed manifest: every field, both signatures. Errors name the field, found and expected. */

@@ -302,12 +302,22 @@ static enum status copy_and_parse(const struct publisher *p, const struct publis
     return st;
 }
 
+/* What was kept was asked when it came in: a restart needs no node for it. */
+static enum status was_asked(void *arg, const uint8_t account[20], const uint8_t digest[32],
+                             const void *signature, size_t len, bool *yes, struct errtext *err)
+{
+    *yes = true;
+    return STATUS_OK;
+}
+
 /* *out (manifest_fini, mem_free), or NULL: none was given. */
 static enum status take_manifest(const struct publisher *p, const json_t *manifest,
-                                 const struct peft_adapter *a, struct adapter_entry *e,
+                                 documents_ask_1271 *ask, struct adapter_entry *e,
                                  struct manifest **out, struct errtext *err)
 {
-    struct manifest_expect x = {.adapter_id = a->id,
+    struct manifest_expect x = {.ask = ask,
+                                .ask_arg = p->opt.ask_1271_arg,
+                                .adapter_id = e->id,
                                 .model_id = p->opt.model_id,
                                 .chain_id = p->opt.chain_id,
                                 .registry = p->opt.registry};
@@ -373,7 +383,7 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
     if (!st) {
         publish_fill_entry(p, e, u->name, dir, &a);
         snprintf(e->publisher, sizeof(e->publisher), "%s", u->key_name);
-        st = take_manifest(p, u->manifest, &a, e, &m, err);
+        st = take_manifest(p, u->manifest, p->opt.ask_1271, e, &m, err);
     }
     if (!st)
         st = take_chat(p, u->chat_template, true, e, err);
@@ -453,7 +463,7 @@ static enum status recover_name(struct publisher *p, const char *dir, const char
         snprintf(e->publisher, sizeof(e->publisher), "%s", n.publisher);
         e->created_unix = n.created_unix;
         struct manifest *m;
-        st = take_manifest(p, n.manifest, a, e, &m, err);
+        st = take_manifest(p, n.manifest, was_asked, e, &m, err);
         if (!st)
             st = publish_keep_owners(p, m ? m->documents : NULL, err);
         drop_manifest(m);

@@ -249,18 +249,6 @@ void book_get_stats(struct book *b, struct book_stats *out)
     pthread_mutex_unlock(&b->lock);
 }
 
-void book_each(struct book *b, void (*each)(void *arg, const uint8_t id[32], const struct terms *t),
-               void *arg)
-{
-    pthread_mutex_lock(&b->lock);
-    for (uint32_t i = 0; i < b->count; i++) {
-        const struct book_entry *e = b->entry[i];
-        if (e->now && (e->now->r.registered || e->next))
-            each(arg, e->id, e->next ? e->next : e->now);
-    }
-    pthread_mutex_unlock(&b->lock);
-}
-
 /* ---- owners ---- */
 
 /* Terms are immutable: an entry whose list has come gets new ones. */

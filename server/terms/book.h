@@ -82,8 +82,5 @@ struct book_stats {
     uint32_t ids, unread;
 };
 void book_get_stats(struct book *b, struct book_stats *out);
-/* each(arg, id, terms) of every registered adapter, under the lock: it must be quick. */
-void book_each(struct book *b, void (*each)(void *arg, const uint8_t id[32], const struct terms *t),
-               void *arg);
 
 #endif

@@ -67,7 +67,7 @@ def test_whole_surface_under_sanitizers(dev, tmp_path, facts):
     for path in ("/v1/models", "/v1/models/amber-coast", "/v1/adapters", "/v1/adapters/amber-coast", "/version", "/health", "/openapi.json", "/nothing"):
         assert dev.get(path)[0] == (404 if path == "/nothing" else 200)
     rid = client.completions.create(**ask).residual["request_id"]
-    wait_for(lambda: dev.get(f"/v1/attribution/{rid}")[1].get("state") == "recorded", what="the attribution record")
+    wait_for(lambda: dev.get(f"/v1/attribution/{rid}")[1].get("state") == "preview", what="the attribution")
     assert dev.get(f"/v1/receipts/{rid}")[1]["receipt"]
     assert wire.metric(dev.get("/metrics")[1], "residual_inferences_total") > 5
     with wire.connect(dev.port) as s:

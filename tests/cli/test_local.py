@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from conftest import CONTRACTS, DEMO, binary, free_port, residual, secret
 
-VERBS = ["adapter check", "adapter publish", "adapter list", "adapter show", "adapter delete", "claim", "rewards", "audit epoch", "audit batch",
+VERBS = ["adapter check", "adapter publish", "adapter list", "adapter show", "adapter delete", "adapter price", "datanet sign", "datanet consent", "lane tariff", "claim", "rewards", "audit epoch", "audit batch",
          "receipt verify", "lane show", "wallet new", "key new", "key address", "key hash"]
 
 
@@ -23,7 +23,7 @@ def test_help_names_every_verb_and_each_has_its_own():
         own = residual(*verb.split(), "--help")
         assert own.code == 0 and own.out.startswith(f"residual {verb}") and "--json" in own.out, own
     assert residual("--version").out.startswith("residual ")
-    assert residual("adapter", "--help").out.count("Options") == 5
+    assert residual("adapter", "--help").out.count("Options") == 6
 
 
 @pytest.mark.parametrize("words, says", [

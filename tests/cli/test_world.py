@@ -80,9 +80,22 @@ def test_an_update_needs_a_rising_version(world):
 
 
 def test_a_killed_registration_goes_on(world):
-    folder, key = world.adapter("elm-reach", "elm")
+    """Of an adapter that names a datanet of somebody else, who consents."""
+    folder, lenders_key = world.adapter("elm-reach", "elm")
+    lender, key = world.folder / "published", world.chain.keys["operator"]
+    facts = {**json.loads((folder / "publish.json").read_text()), "owner": world.chain.address["operator"]}
+    (folder / "publish.json").write_text(json.dumps(facts))
+    net = json.loads((lender / "datanet.json").read_text())
+    (folder / "datanet.json").write_text(json.dumps({k: v for k, v in net.items() if k != "file"}))
+    shutil.copytree(lender / "documents", folder / "documents", dirs_exist_ok=True)
+    named = ["--datanet-id", net["datanetId"]]
+    alone = world.publish(folder, "reach", key, *world.on_chain(), *named)
+    assert alone.code == 5 and "residual datanet consent" in alone.err, alone
+    id = residual("adapter", "check", folder, "--model", DEMO / "base", "--json").json["id"]
+    consent = residual("datanet", "consent", id, 1, *named, "--owner-key-file", lenders_key, "--deployment", world.chain.file, "--json").json
+    (folder / "publish.json").write_text(json.dumps({**facts, "datanetConsent": consent["datanetConsent"]}))
     words = [binary("residual"), "adapter", "publish", folder, *server(world), "--name", "reach", "--owner-key-file", key, "--publisher-key-file",
-             world.publisher_key, "--deployment", world.chain.file, *world.on_chain()]
+             world.publisher_key, "--deployment", world.chain.file, *world.on_chain(), *named]
     first = subprocess.Popen([str(w) for w in words], stderr=subprocess.PIPE, text=True)
     for line in first.stderr:
         if "waiting" in line:  # committed, not registered
@@ -90,7 +103,7 @@ def test_a_killed_registration_goes_on(world):
     first.kill()
     first.wait()
     assert residual("adapter", "show", "reach", *server(world)).code == 4  # nothing was uploaded
-    done = world.publish(folder, "reach", key, *world.on_chain(), "--json")
+    done = world.publish(folder, "reach", key, *world.on_chain(), *named, "--json")
     assert done.code == 0 and done.json["transactions"] == 1, done  # the old commitment served
 
 

@@ -240,7 +240,10 @@ static void test_the_server_takes_what_is_signed(void **state)
     struct errtext err = ERRTEXT_INIT;
     struct manifest *got = calloc(1, sizeof(*got));
     json_t *root = make_signed(&s, signature);
-    struct manifest_expect x = {s.m.adapter_id, s.m.model_id, 31337, s.m.registry};
+    struct manifest_expect x = {.adapter_id = s.m.adapter_id,
+                                .model_id = s.m.model_id,
+                                .chain_id = 31337,
+                                .registry = s.m.registry};
     if (manifest_parse_signed(got, root, &x, &err))
         fail_msg("%s", err.text);
     assert_int_equal(got->version, 3);
@@ -267,7 +270,10 @@ static void test_any_other_manifest_is_refused(void **state)
     uint8_t signature[SECP_SIGNATURE_BYTES];
     struct manifest *got = calloc(1, sizeof(*got));
     json_t *root = make_signed(&s, signature);
-    struct manifest_expect x = {s.m.adapter_id, s.m.model_id, 31337, s.m.registry};
+    struct manifest_expect x = {.adapter_id = s.m.adapter_id,
+                                .model_id = s.m.model_id,
+                                .chain_id = 31337,
+                                .registry = s.m.registry};
     for (size_t i = 0; i < ARRAY_COUNT(field); i++) {
         char text[160];
         json_t *copy = json_deep_copy(root);

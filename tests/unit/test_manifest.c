@@ -321,6 +321,26 @@ static void test_licences(void **state)
     json_decref(net);
 }
 
+/* An owner that is a contract signs as it likes; it is asked, and a key's word is not enough. */
+static void test_a_contract_owns_an_adapter(void **state)
+{
+    struct manifest m, with = plain;
+    struct errtext err = ERRTEXT_INIT;
+    int asked = 0;
+    json_t *j = manifest_json(&with, &keys);
+    struct manifest_expect x = expected;
+    x.ask = ask_contract;
+    x.ask_arg = &asked;
+    assert_int_equal(manifest_parse_signed(&m, j, &x, &err), STATUS_OK);
+    assert_int_equal(asked, 0);
+    json_object_set_new(j, "ownerSignature", json_string("0x010203"));
+    assert_int_equal(manifest_parse_signed(&m, j, &x, &err), STATUS_DENIED); /* no contract there */
+    assert_int_equal(asked, 1);
+    x.ask = NULL;
+    assert_int_equal(manifest_parse_signed(&m, j, &x, NULL), STATUS_INVALID);
+    json_decref(j);
+}
+
 /* The list names texts beside it: their bytes and digests. */
 static void test_files(void **state)
 {
@@ -353,10 +373,15 @@ static void test_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden),    cmocka_unit_test(test_signed),
-        cmocka_unit_test(test_fields),    cmocka_unit_test(test_signatures),
-        cmocka_unit_test(test_documents), cmocka_unit_test(test_licences),
-        cmocka_unit_test(test_files),     cmocka_unit_test(test_local),
+        cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_signed),
+        cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_signatures),
+        cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_licences),
+        cmocka_unit_test(test_a_contract_owns_an_adapter),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_local),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
