@@ -8,7 +8,7 @@
 struct config {
     char *model, *model_name, *adapter_dir, *listen, *backend, *dtype, *data_dir, *log_level;
     char *log_file, *access_log;
-    char *redis_url, *redis_password_file, *api_keys_file;
+    char *redis_url, *redis_password_file, *redis_ca_file, *api_keys_file;
     char *ledger, *registry, *base_price_in, *base_price_out;
     struct option_list adapter;       /* NAME=DIR */
     struct option_list adapter_roots; /* allow-list of load_lora_adapter */

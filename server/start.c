@@ -95,7 +95,9 @@ static enum status check_values(const struct config *c, struct errtext *err)
         if (!file_exists(eq + 1))
             return err_param(err, STATUS_NOT_FOUND, "adapter", "adapter %s: no such folder", item);
     }
-    struct ship_options ship = {.redis_url = c->redis_url, .password_file = c->redis_password_file};
+    struct ship_options ship = {.redis_url = c->redis_url,
+                                .password_file = c->redis_password_file,
+                                .ca_file = c->redis_ca_file};
     return c->redis_url ? ship_check(&ship, err) : STATUS_OK;
 }
 
@@ -363,7 +365,8 @@ static enum status make_recorder(struct server *s, struct errtext *err)
                                    .spool_keep_s = c->spool_keep_s,
                                    .group_max = (uint32_t)c->group_max,
                                    .redis_url = c->redis_url,
-                                   .redis_password_file = c->redis_password_file};
+                                   .redis_password_file = c->redis_password_file,
+                                   .redis_ca_file = c->redis_ca_file};
     struct recorder_deps deps = {.model = s->model,
                                  .engine = s->engine,
                                  .catalog = s->catalog,

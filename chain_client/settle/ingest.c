@@ -52,7 +52,8 @@ enum status ingest_open(struct worker *w, struct errtext *err)
     struct redis *r = mem_alloc(sizeof(*r));
     w->redis = r;
     r->backoff_ms = BACKOFF_MS_MIN;
-    return redis_link_open(&r->link, w->set->redis_url, w->set->redis_password_file, err);
+    return redis_link_open(&r->link, w->set->redis_url, w->set->redis_password_file,
+                           w->set->redis_ca_file, err);
 }
 
 static void disconnect(struct redis *r, const char *why)

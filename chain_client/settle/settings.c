@@ -60,8 +60,9 @@ static const struct option_row keys[] = {
     WORD(verb, "run"),
     WORD(operand, NULL),
     TEXT(redis_url, "redis://127.0.0.1:6379", "URL",
-         "where the records arrive: redis://HOST:PORT or unix:/path"),
+         "where the records arrive: redis[s]://[USER@]HOST:PORT or unix:/path"),
     TEXT(redis_password_file, NULL, "FILE", "its password; mode 0600"),
+    TEXT(redis_ca_file, NULL, "FILE", "rediss: who signs its certificate; default: the system's"),
     LIST(rpc_url, "URL",
          "Ethereum JSON-RPC; repeatable: two of them must agree on what is final (default: "
          "http://127.0.0.1:8545)"),

@@ -21,7 +21,7 @@ extern const struct option_custom settings_lanes_custom;
 struct settings {
     char *verb; /* "run" (default), "status", "resume" */
     char *operand;
-    char *redis_url, *redis_password_file, *deployment;
+    char *redis_url, *redis_password_file, *redis_ca_file, *deployment;
     char *committer_key_file, *committer_passphrase_file, *proposer_key_file;
     char *proposer_passphrase_file, *funder_key_file, *funder_passphrase_file;
     char *state_dir, *archive_dir, *listen, *log_level, *log_file;

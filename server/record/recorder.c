@@ -217,6 +217,7 @@ static enum status start_shipping(struct recorder *r, struct errtext *err)
 {
     struct ship_options ship = {.redis_url = r->opt.redis_url,
                                 .password_file = r->opt.redis_password_file,
+                                .ca_file = r->opt.redis_ca_file,
                                 .lane = r->lane.id,
                                 .is_own = lane_is_own,
                                 .read_final = lane_read_final,

@@ -36,7 +36,7 @@ struct recorder_options {
     uint64_t spool_keep_bytes, spool_keep_s; /* settled records are kept so far, see spool_keep */
     uint32_t group_max;    /* records per group fsync: what gathered while the last one ran */
     const char *redis_url; /* NULL: records stay in the local spool */
-    const char *redis_password_file;
+    const char *redis_password_file, *redis_ca_file;
 };
 
 struct recorder_deps {

@@ -295,7 +295,7 @@ static void *ship_main(void *arg)
 enum status ship_check(const struct ship_options *opt, struct errtext *err)
 {
     struct redis_link link;
-    enum status st = redis_link_open(&link, opt->redis_url, opt->password_file, err);
+    enum status st = redis_link_open(&link, opt->redis_url, opt->password_file, opt->ca_file, err);
     redis_link_close(&link);
     return st;
 }
@@ -325,7 +325,8 @@ enum status ship_start(struct ship **out, const struct ship_options *opt, struct
     s->opt = *opt;
     buf_init(&s->body, SPOOL_BODY_BYTES_MAX);
     stream_init(&s->stream, opt);
-    enum status st = redis_link_open(&s->link, opt->redis_url, opt->password_file, err);
+    enum status st =
+        redis_link_open(&s->link, opt->redis_url, opt->password_file, opt->ca_file, err);
     if (!st)
         st = ask_first(s, err);
     if (st) {

@@ -17,8 +17,9 @@
 struct ship;
 
 struct ship_options {
-    const char *redis_url;     /* redis://HOST[:PORT] or unix:/path */
+    const char *redis_url;     /* see redis_link_open */
     const char *password_file; /* NULL: none; mode 600 */
+    const char *ca_file;       /* NULL: the system's */
     uint32_t lane;
     /* Did this lane sign the entry as its record seq? Thread: the shipper's. */
     bool (*is_own)(const void *arg, uint64_t seq, const void *entry, size_t len);

@@ -12,7 +12,7 @@ enum status stream_reader_open(struct stream_reader *r, const char *url, const c
 {
     *r = (struct stream_reader){.redis = NULL};
     snprintf(r->key, sizeof(r->key), "residual:lane:%" PRIu32, lane);
-    enum status st = redis_link_open(&r->link, url, password_file, err);
+    enum status st = redis_link_open(&r->link, url, password_file, NULL, err);
     if (!st)
         st = redis_link_connect(&r->link, &r->redis, err);
     if (st == STATUS_IO)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server import Redis, Server, binary, wait_for
+from server import ROOT, Redis, Server, binary, wait_for
 from world import ADAPTERS, Load, World, pairs, redis_call, spool_records, stream_records
 
 BODY = {"model": ADAPTERS[0], "prompt": [400, 401, 402, 403], "max_tokens": 8, "ignore_eos": True}
@@ -82,6 +82,30 @@ def test_a_small_spool_serves_for_ever_while_its_records_are_final(template):
         s.stop()
         s.start()
         assert s.post("/v1/completions", BODY)[1]["residual"]["seq"] > max(r["seq"] for r in receipts)
+
+
+def test_acl_lines_of_the_readme_suffice(template):
+    """Server and settlement worker, each as its own user of Redis with no more than server/README.md gives it, from a record to its end."""
+    lines = [line.split() for line in (ROOT / "server/README.md").read_text().splitlines() if line.startswith("    user ")]
+    assert [words[1] for words in lines] == ["residual-server", "residual-settle", "default"]
+    with World(template, start=("redis", "chain")) as w:
+        for words in lines[:2]:
+            redis_call(w.redis, "ACL", "SETUSER", words[1], *(word.replace(">PASSWORD", ">" + words[1]) for word in words[2:]))
+        for program, user in ((w.server, "residual-server"), (w.settle, "residual-settle")):
+            password = w.dir / f"{user}.password"
+            password.write_text(user)
+            password.chmod(0o600)
+            program.args = [a.replace("redis://", f"redis://{user}@") for a in program.args] + ["--redis-password-file", str(password)]
+            program.start()
+        with Load(w.server, threads=4) as load:
+            time.sleep(1)
+        assert load.receipts and not load.unexpected
+        w.drain()
+        wait_for(lambda: "is final" in w.settle.log_text(), 60, 0.2, what="a final batch")
+        w.settle.kill()
+        w.settle.start()  # groups that are there, pending entries of the last run; what is final is said at once
+        wait_for(lambda: w.metrics()["residual_lane_seq_final"] > 0, 60, 0.2, what="the worker's word of finality")
+        assert redis_call(w.redis, "ACL", "LOG") == [], "a command was refused"
 
 
 def test_spool_budget(template):

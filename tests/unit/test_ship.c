@@ -495,6 +495,108 @@ static void test_password(void **state)
     assert_int_equal(start(password_path), STATUS_NOT_FOUND);
 }
 
+static void run_in_dir(const char *text)
+{
+    char cmd[700];
+    snprintf(cmd, sizeof(cmd), "cd %s && { %s; } >/dev/null 2>&1", dir, text);
+    if (system(cmd) != 0)
+        fail_msg("%s", cmd);
+}
+
+/* A Redis that speaks TLS alone, with a certificate for 127.0.0.1 that a CA of ours signed, and
+ * knows one user. */
+static void start_secure_redis(void)
+{
+    char text[16];
+    run_in_dir("openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out "
+               "ca.pem");
+    run_in_dir("openssl req -newkey rsa:2048 -nodes -subj /CN=r -keyout r.key -out r.csr");
+    run_in_dir("echo subjectAltName=IP:127.0.0.1 > ext && openssl x509 -req -in r.csr -CA ca.pem "
+               "-CAkey ca.key -CAcreateserial -days 2 -extfile ext -out r.pem");
+    run_in_dir("openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=other -keyout o.key "
+               "-out other.pem");
+    run_in_dir("printf 'user default off\nuser lane on >secret ~* +@all\n' > acl");
+    snprintf(text, sizeof(text), "%d", port);
+    redis_pid = fork();
+    assert_true(redis_pid >= 0);
+    if (redis_pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, 1);
+        dup2(null, 2);
+        if (chdir(dir) != 0)
+            _exit(126);
+        execlp("redis-server", "redis-server", "--port", "0", "--tls-port", text, "--bind",
+               "127.0.0.1", "--dir", dir, "--tls-cert-file", "r.pem", "--tls-key-file", "r.key",
+               "--tls-ca-cert-file", "ca.pem", "--tls-auth-clients", "no", "--aclfile", "acl",
+               "--save", "", (char *)NULL);
+        _exit(127);
+    }
+}
+
+/* The reason why the way to that Redis ends; "": it does not. */
+static const char *try_secure(const char *user, const char *ca, struct redisContext **c)
+{
+    static struct errtext err;
+    struct redis_link link;
+    char at[96], ca_path[96];
+    snprintf(at, sizeof(at), "rediss://%s127.0.0.1:%d", user, port);
+    snprintf(ca_path, sizeof(ca_path), "%s/%s", dir, ca);
+    memset(&err, 0, sizeof(err));
+    *c = NULL;
+    enum status st = redis_link_open(&link, at, password_path, ca_path, &err);
+    for (int i = 0; !st && i < 300; i++) {
+        err_clear(&err);
+        st = redis_link_connect(&link, c, &err);
+        if (st != STATUS_IO || !strstr(err.text, "refused"))
+            break;
+        usleep(10000); /* it starts */
+        st = STATUS_OK;
+    }
+    redis_link_close(&link);
+    return err.text;
+}
+
+/* TLS to a server whose CA is named, as a user; everything else is refused with its reason. */
+static void test_tls_and_user(void **state)
+{
+    struct redisContext *c;
+    static char big[200000];
+    write_password("secret", 0600);
+    start_secure_redis();
+    assert_string_equal(try_secure("lane@", "ca.pem", &c), "");
+    memset(big, 'x', sizeof(big));
+    redisReply *r = redisCommand(c, "SET big %b", big, sizeof(big));
+    assert_int_equal(r->type, REDIS_REPLY_STATUS);
+    freeReplyObject(r);
+    for (int i = 0; i < 20; i++)
+        assert_int_equal(redisAppendCommand(c, "GET big"), REDIS_OK);
+    for (int i = 0; i < 20; i++) {
+        assert_int_equal(redisGetReply(c, (void **)&r), REDIS_OK);
+        assert_int_equal(r->len, sizeof(big));
+        assert_memory_equal(r->str, big, sizeof(big));
+        freeReplyObject(r);
+    }
+    redisFree(c);
+    assert_non_null(strstr(try_secure("lane@", "other.pem", &c), "TLS: "));
+    assert_non_null(strstr(try_secure("", "ca.pem", &c), "user or the password was refused"));
+    assert_non_null(strstr(try_secure("nobody@", "ca.pem", &c), "user or the password"));
+    assert_non_null(strstr(try_secure("lane@", "none.pem", &c), "redis_ca_file"));
+    append(50);
+    char ca[96];
+    snprintf(ca, sizeof(ca), "%s/ca.pem", dir);
+    snprintf(url, sizeof(url), "rediss://lane@127.0.0.1:%d", port);
+    const struct ship_options opt = {.redis_url = url,
+                                     .password_file = password_path,
+                                     .ca_file = ca,
+                                     .lane = 9,
+                                     .is_own = is_own,
+                                     .read_final = read_final,
+                                     .arg = dir};
+    assert_int_equal(ship_start(&ship, &opt, spool, NULL), STATUS_OK);
+    wait_shipped(50);
+}
+
 static void test_urls(void **state)
 {
     static const char *const bad[] = {"",
@@ -508,9 +610,16 @@ static void test_urls(void **state)
                                       "unix:",
                                       "redis://:hunter2@h:6379",
                                       "redis://[::1",
-                                      "redis://u:hunter2@h"};
-    static const char *const good[] = {"redis://h", "redis://127.0.0.1:1", "redis://[::1]:7",
-                                       "redis://[::1]", "unix:/run/redis"};
+                                      "redis://u:hunter2@h",
+                                      "rediss://u:hunter2@h",
+                                      "rediss://@127.0.0.1",
+                                      "redis://h", /* beyond loopback: not in the clear, */
+                                      "redis://u@10.0.0.1:6379",
+                                      "rediss://h:6379", /* nor as anybody, */
+                                      "rediss://u@h" /* nor without a password */};
+    static const char *const good[] = {
+        "redis://localhost",    "redis://127.0.0.1:1", "redis://u@127.8.0.1:1", "redis://[::1]:7",
+        "rediss://u@localhost", "redis://[::1]",       "unix:/run/redis"};
     struct redis_link link;
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         struct errtext err = ERRTEXT_INIT;
@@ -522,11 +631,16 @@ static void test_urls(void **state)
         assert_int_equal(ship_check(&opt, NULL), STATUS_INVALID);
     }
     for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
-        assert_int_equal(redis_link_open(&link, good[i], NULL, NULL), STATUS_OK);
+        assert_int_equal(redis_link_open(&link, good[i], NULL, NULL, NULL), STATUS_OK);
         redis_link_close(&link);
     }
     assert_string_equal(redis_link_name(&link), "/run/redis");
-    assert_int_equal(redis_link_open(&link, "redis://[::1]", NULL, NULL), STATUS_OK);
+    write_password("secret", 0600);
+    assert_int_equal(redis_link_open(&link, "rediss://u@h.example", password_path, NULL, NULL),
+                     STATUS_OK);
+    assert_string_equal(link.user, "u");
+    redis_link_close(&link);
+    assert_int_equal(redis_link_open(&link, "redis://[::1]", NULL, NULL, NULL), STATUS_OK);
     assert_string_equal(link.tcp.host, "::1");
     assert_int_equal(link.tcp.port, 6379);
 }
@@ -538,7 +652,8 @@ int main(void)
         TEST(test_ship),           TEST(test_kills),    TEST(test_refill),
         TEST(test_trimmed_stream), TEST(test_final),    TEST(test_ahead),
         TEST(test_other_record),   TEST(test_foreign),  TEST(test_foreign_in_the_middle),
-        TEST(test_refusing),       TEST(test_password), TEST(test_urls),
+        TEST(test_refusing),       TEST(test_password), TEST(test_tls_and_user),
+        TEST(test_urls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
