@@ -42,8 +42,10 @@ function explorer(kind, hex) {
   return `${base.replace(/\/+$/, '')}/${kind}/${encodeURIComponent(hex)}`;
 }
 
-function transaction(hash) {
-  if (!/^0x[0-9a-f]{64}$/.test(hash ?? '') || /^0x0+$/.test(hash)) return make('span', 'none yet', { class: 'quiet' });
+// What another worker or a stranger sent has no transaction in this one's books.
+function transaction(hash, state) {
+  if (!/^0x[0-9a-f]{64}$/.test(hash ?? '') || /^0x0+$/.test(hash))
+    return make('span', ['final', 'active', 'vetoed'].includes(state) ? "not this worker's" : 'none yet', { class: 'quiet' });
   const to = explorer('tx', hash), inner = make('code', short(hash), { title: hash });
   if (!to) return inner;
   const a = make('a', undefined, { href: to, rel: 'noreferrer noopener', 'aria-label': `transaction ${hash}` });
@@ -106,11 +108,11 @@ function stateOf(e) {
 
 function epochRow(e) {
   const scored = e.required ? `${e.required - e.missing} of ${e.required}` : 'none required';
-  row('epochs', [String(e.epoch), stateOf(e), `${e.batch_paid_before + 1} to ${e.batch_paid}`, e.total ? amount(e.total) : '–', scored, transaction(e.tx)]);
+  row('epochs', [String(e.epoch), stateOf(e), `${e.batch_paid_before + 1} to ${e.batch_paid}`, e.total ? amount(e.total) : '–', scored, transaction(e.tx, e.state)]);
 }
 
 function batchRow(b) {
-  row('batches', [String(b.batch), String(b.state), time(b.closed_at), String(b.inferences ?? ''), b.fee_sum ? amount(b.fee_sum) : '–', transaction(b.tx)]);
+  row('batches', [String(b.batch), String(b.state), time(b.closed_at), String(b.inferences ?? ''), b.fee_sum ? amount(b.fee_sum) : '–', transaction(b.tx, b.state)]);
 }
 
 // A list that grows downwards: key is both the answer's field and the table's id.
