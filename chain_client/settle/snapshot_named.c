@@ -90,14 +90,18 @@ struct question {
     struct view *v;
     const uint8_t *id;
     uint32_t lane;
+    const struct registry_terms *at_t; /* of an adapter; every question is of T or before */
 };
 
 static enum status ask_terms(void *arg, uint64_t t, struct reward_terms *entry, bool *found,
                              struct errtext *err)
 {
     const struct question *q = arg;
-    struct registry_terms r;
-    enum status st = registry_adapter_at(&q->v->registry, "finalized", q->id, t, &r, err);
+    struct registry_terms r = *q->at_t;
+    enum status st = STATUS_OK;
+    if (t <
+        r.active_at) /* else what is in force at T was so then: most adapters cost no question */
+        st = registry_adapter_at(&q->v->registry, "finalized", q->id, t, &r, err);
     *found = r.registered;
     *entry = (struct reward_terms){r.active_at, r.datanet_version, r.price_in, r.price_out};
     return st;
@@ -137,7 +141,7 @@ static enum status read_tariffs(struct snapshot *s, const struct keyset *asked, 
         size_t count = 0;
         t->lane = (uint32_t)be_get(key, 4);
         memcpy(t->model_id, key + 4, 32);
-        struct question q = {v, t->model_id, t->lane};
+        struct question q = {.v = v, .id = t->model_id, .lane = t->lane};
         struct snapshot_asker asker = {ask_tariff, &q};
         uint64_t *t0 = take_seconds(asked, &at, 36, &count);
         st = t0 ? snapshot_history(s, &t->named, &asker, t0, count, err) : no_memory(err);
@@ -217,7 +221,7 @@ static enum status read_adapters(struct snapshot *s, const struct keyset *asked,
         st = read_ancestors(s, v, err);
     for (size_t at = 0; at < asked->count && !st;) {
         struct snapshot_adapter *a = find_adapter(s, s->adapter_count, keyset_at(asked, at));
-        struct question q = {.v = v, .id = a->id};
+        struct question q = {.v = v, .id = a->id, .at_t = &a->at_t};
         struct snapshot_asker asker = {ask_terms, &q};
         size_t count = 0;
         uint64_t *t0 = take_seconds(asked, &at, 32, &count);
