@@ -1,10 +1,26 @@
 """One settled world for the tests of this folder that only look, or claim for an account of their own."""
 import json
+from pathlib import Path
 
 import pytest
 from world import Settle, World, http
+from xdist.scheduler import LoadScopeScheduling
 
 HOSTILE = '<img src=x onerror="window.injected=1"></p><script>window.injected=1</script>'
+
+
+WORLDS = {"test_settle": "settled", "test_page": "settled", "test_keys": "keys", "test_random_epochs": "random"}  # files that share one
+
+
+class ByWorld(LoadScopeScheduling):
+    """Tests that share a world stay on one of xdist's workers: it is made once, and lives in order. Each other test is by itself."""
+
+    def _split_scope(self, nodeid):
+        return WORLDS.get(Path(nodeid.split("::")[0]).stem, nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByWorld(config, log)
 
 
 @pytest.fixture(scope="session")
