@@ -31,18 +31,16 @@ void registry_datanet_id(uint8_t id[32], const struct deployment *d, const uint8
 
 /* ---- views ---- */
 
-/* A view of one bytes32 and, where with_time, the newest second. */
+/* A view of one bytes32, beside those of registry/views.h. */
 static enum status ask(struct registry_job *j, const char *signature, const uint8_t arg[32],
-                       bool with_time, struct abi_reader *r, struct errtext *err)
+                       struct abi_reader *r, struct errtext *err)
 {
     struct buf data;
     struct abi_tuple t;
     buf_init(&data, 256);
     abi_put_selector(&data, signature);
-    abi_begin(&t, &data, with_time ? 2 : 1);
+    abi_begin(&t, &data, 1);
     abi_bytes32(&t, arg);
-    if (with_time)
-        abi_uint(&t, UINT64_MAX);
     abi_end(&t);
     enum status st = node_ask(j->node, j->node->d.registry, &data, r, err);
     buf_fini(&data);
@@ -111,22 +109,15 @@ static enum status wrong_version(uint64_t registered, const struct sign_source *
 static enum status refresh_datanet(struct registry_job *j, const struct sign_source *s,
                                    struct errtext *err)
 {
-    struct abi_reader r;
-    uint64_t version = 0;
-    uint8_t root[32], owners[32], tokenizer[32];
-    enum status st = ask(j, "datanetAt(bytes32,uint64)", s->m.datanet_id, true, &r, err);
-    if (!st)
-        st = abi_read_u64(&r, 2, &version, "version", err);
-    if (!st)
-        st = abi_read_bytes32(&r, 3, root, "documentRoot", err);
-    if (!st)
-        st = abi_read_bytes32(&r, 4, owners, "ownerRoot", err);
-    if (!st)
-        st = abi_read_bytes32(&r, 7, tokenizer, "tokenizerDigest", err);
+    struct registry_datanet d;
+    enum status st = registry_datanet_at(&j->node->view.registry, "latest", s->m.datanet_id,
+                                         UINT64_MAX, &d, err);
     if (st)
         return st;
-    bool same = memcmp(root, s->document_root, 32) == 0 && memcmp(owners, s->owner_root, 32) == 0 &&
-                memcmp(tokenizer, s->tokenizer_digest, 32) == 0;
+    uint64_t version = d.version;
+    bool same = memcmp(d.document_root, s->document_root, 32) == 0 &&
+                memcmp(d.owner_root, s->owner_root, 32) == 0 &&
+                memcmp(d.tokenizer_digest, s->tokenizer_digest, 32) == 0;
     if (same)
         return version == s->datanet_version ? STATUS_OK : wrong_version(version, s, err);
     if (version >= s->datanet_version)
@@ -167,7 +158,7 @@ enum status registry_datanet(struct registry_job *j, const struct sign_source *s
 {
     struct abi_reader r;
     uint8_t owner[20];
-    enum status st = ask(j, "datanets(bytes32)", s->m.datanet_id, false, &r, err);
+    enum status st = ask(j, "datanets(bytes32)", s->m.datanet_id, &r, err);
     if (!st)
         st = abi_read_address(&r, 0, owner, "datanets.owner", err);
     if (st)
@@ -196,7 +187,7 @@ static enum status look_up(struct registry_job *j, const uint8_t id[32], struct 
                            struct errtext *err)
 {
     struct abi_reader r;
-    enum status st = ask(j, "adapters(bytes32)", id, false, &r, err);
+    enum status st = ask(j, "adapters(bytes32)", id, &r, err);
     if (!st)
         st = abi_read_address(&r, 0, out->owner, "adapters.owner", err);
     if (!st)
@@ -289,7 +280,7 @@ static enum status committed_at(struct registry_job *j, const uint8_t commitment
                                 struct errtext *err)
 {
     struct abi_reader r;
-    enum status st = ask(j, "committedAt(bytes32)", commitment, false, &r, err);
+    enum status st = ask(j, "committedAt(bytes32)", commitment, &r, err);
     return st ? st : abi_read_u64(&r, 0, at, "committedAt", err);
 }
 
