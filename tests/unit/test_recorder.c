@@ -904,6 +904,31 @@ static void test_age(void **state)
     rig_close(&g);
 }
 
+/* A clock that jumped two days ahead after the answer: its job is as young as it was. */
+static void test_clock_ahead(void **state)
+{
+    struct rig g;
+    struct recorder_options opt = options;
+    opt.score_age_s_max = 3600;
+    begin_refusing = STATUS_FULL;
+    rig_open(&g, &opt);
+    struct request *r = make_request(&g.paid, 1, 1, 4);
+    r->finish_wall_ms = clock_wall_ms() - 2ull * 86400 * 1000;
+    must_record(&g, r);
+    usleep(300000); /* several turns of the recorder */
+    assert_int_equal(stats_of(&g).job_count, 1);
+    rig_stop(&g);
+    begin_refusing = STATUS_OK;
+    rig_create(&g);
+    wait_attributions(&g, 1);
+    request_release(r);
+    rig_close(&g);
+    struct ledger *l = read_ledger(0);
+    assert_int_equal(l->lost, 0);
+    expect_all_scored(l);
+    mem_free(l);
+}
+
 /* ---- kill -9 ---- */
 
 struct released { /* what a client holds */
@@ -1028,6 +1053,7 @@ int main(void)
         TEST(test_restart),
         TEST(test_lost_and_orphans),
         TEST(test_age),
+        TEST(test_clock_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -493,6 +493,37 @@ static void test_trim_deletes_only_final_whole_segments(void **state)
     spool_close(s);
 }
 
+static void set_mtime(const char *name, int64_t seconds_from_now)
+{
+    char path[160];
+    int64_t at = (int64_t)(clock_wall_ms() / 1000) + seconds_from_now;
+    struct timespec times[2] = {{.tv_sec = at}, {.tv_sec = at}};
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+}
+
+/* Written while the clock was a day ahead: such a segment is young, not older than time. One of
+ * yesterday is old. The segments of this run have the age that a monotonic clock says. */
+static void test_ages_with_a_clock_that_jumped(void **state)
+{
+    const struct spool_keep hour = {
+        .seq_max = UINT64_MAX, .any = true, .age_s_min = 3600, .bytes_full = UINT64_MAX};
+    struct spool *s = open_spool(60, 1 << 20);
+    append_synced(s, 1, 6);
+    spool_close(s);
+    set_mtime(SEGMENT_1, 86400);
+    s = open_spool(60, 1 << 20);
+    spool_trim(s, &hour);
+    assert_int_equal(spool_first_seq(s), 1);
+    spool_close(s);
+    set_mtime(SEGMENT_1, -86400);
+    s = open_spool(60, 1 << 20);
+    set_mtime("seg-00000000000000000003.log", -86400); /* known already: no matter */
+    spool_trim(s, &hour);
+    assert_int_equal(spool_first_seq(s), 3);
+    spool_close(s);
+}
+
 /* However many records: the service goes on in a small budget while all that is there is final. */
 static void test_small_budget_for_ever(void **state)
 {
@@ -586,6 +617,7 @@ int main(void)
         TEST(test_partial_write_is_cut_back),
         TEST(test_trim_deletes_only_final_whole_segments),
         TEST(test_small_budget_for_ever),
+        TEST(test_ages_with_a_clock_that_jumped),
         TEST(test_settled_segments_are_not_read),
         TEST(test_a_cache_forgets_what_is_damaged),
     };
