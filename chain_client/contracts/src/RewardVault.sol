@@ -5,10 +5,19 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
-import {AttributionLedger} from "./AttributionLedger.sol";
 import {Canon} from "./Canon.sol";
 import {DelayedRoles} from "./DelayedRoles.sol";
 import {Timeline} from "./Timeline.sol";
+
+/// What a vault asks the ledger whose fees it pays.
+interface ILedger {
+    function notice() external view returns (uint64);
+    function wait() external view returns (uint64);
+    function head() external view returns (uint64 seq, uint64 closedAt, uint128 cumFee);
+    function batchHash(uint64 seq) external view returns (bytes32);
+    function hasRole(bytes32 role, address account) external view returns (bool);
+    function COMMITTER() external view returns (bytes32);
+}
 
 /// Pays contributors what the epochs say, and no more. An epoch is a Merkle-sum tree of cumulative amounts whose total
 /// must equal the fees the ledger committed up to batch `batchPaid`, and which attestors signed; a claim pays cumulative
@@ -51,7 +60,7 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         address proposer;
         address guardian;
         address[] attestors;
-        AttributionLedger ledger;
+        ILedger ledger;
         address token; // 0 = native coin
         uint64 window; // from propose to active
         uint128 capFloor; // what a day may pay out however little was earned
@@ -101,7 +110,7 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         uint128[] sums;
     }
 
-    AttributionLedger public immutable ledger;
+    ILedger public immutable ledger;
     address public immutable token;
     uint64 public immutable window;
     uint64 public immutable wait;

@@ -566,47 +566,6 @@ test('ERC-20: same life, blocked recipients skipped, fee-on-transfer refused', a
   assert.equal(await vault.held(), 0n);
 });
 
-test('invariants over random lives', async () => {
-  let seed = 7;
-  const rnd = (n) => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-    return (seed >>> 8) % n;
-  };
-  const holders = Array.from({ length: 12 }, (_, i) => account('inv' + i)), cum = new Map(), paidOut = new Map();
-  const live = []; // epochs not vetoed
-  let number = 0;
-  for (let step = 0; step < 120; step++) {
-    const what = rnd(10);
-    if (what < 3) {
-      for (const h of holders) if (rnd(3)) cum.set(h, (cum.get(h) ?? 0n) + BigInt(rnd(1000)));
-      const total = [...cum.values()].reduce((a, b) => a + b, 0n);
-      if (total === 0n) continue;
-      const paid = await batches.commit([[1, 1]], total - batches.cumFee);
-      await fund(total);
-      await chain.pass(WAIT);
-      const e = await makeEpoch(vault, { epoch: ++number, prevRoot: live.at(-1)?.h.root, paid, cum: new Map([...cum].filter(([, v]) => v > 0n)) });
-      await ok(propose(e));
-      live.push(e);
-    } else if (what === 3 && live.length && (await vault.activeEpoch()) < BigInt(live.at(-1).h.epoch)) {
-      await ok(vault.connect(who.guardian).veto(live.pop().h.epoch));
-    } else if (what === 4) await chain.pass(BigInt(rnd(700)));
-    else if (live.length) {
-      const e = live[rnd(live.length)], h = holders[rnd(12)];
-      if (!e.tree.accounts.some(([a]) => a === h)) continue;
-      const before_ = await vault.claimed(h);
-      await vault.claim(...e.claimOf(h)).then((t) => ok(t), () => null);
-      assert.ok((await vault.claimed(h)) >= before_, 'claimed never falls');
-      paidOut.set(h, await vault.claimed(h));
-    }
-    const claimed = await vault.totalClaimed(), held = await vault.held();
-    assert.equal([...paidOut.values()].reduce((a, b) => a + b, 0n), claimed);
-    const promised = live.at(-1)?.h.total ?? 0n;
-    assert.ok(claimed <= promised && promised <= held + claimed, 'claimed <= promised <= funds + claimed');
-    for (const [h, v] of paidOut) assert.equal(await chain.provider.getBalance(h), v);
-  }
-  assert.ok(live.length > 3 && paidOut.size > 3);
-});
-
 test('gas: propose and claim', async () => {
   const list = Array.from({ length: 1024 }, (_, i) => [account('g' + i), 1000 + i]);
   let e = await epoch(1, null, cumOf(list.slice(0, 1000)));
