@@ -3,6 +3,7 @@
 
     # rule: what the product promises
     # test: unit test_x | contracts FILE.test.mjs [NAME PATTERN] | pytest PATH [-k NAME]
+    # when: full                       if it is to be tried with --full or by name only, as all of pytest are
 
 and the named test has to fail with the patch applied, and to pass without any. All of it happens in a copy under build/mutants.
     run.py [--full] [--list] [NAME...]        NAME: a patch without .patch; pytest ones only with --full or by name"""
@@ -30,6 +31,7 @@ class Mutant:
         rule, test = re.search(r"^# rule: (.+)$", head, re.M), re.search(r"^# test: (\S+) (.+)$", head, re.M)
         if not rule or not test or test[1] not in KINDS:
             sys.exit(f"{path.name}: expected '# rule: TEXT' and '# test: {'|'.join(KINDS)} ...' before the diff")
+        self.late = test[1] == "pytest" or bool(re.search(r"^# when: full$", head, re.M))
         self.rule, self.kind, self.test = rule[1], test[1], test[2].strip()
 
 
@@ -110,22 +112,28 @@ def contracts_copy(name):
     return tree
 
 
-def run_contracts(tree, test):
-    file, _, pattern = test.partition(" ")
-    argv = ["node", "--test"] + ([f"--test-name-pattern={pattern}"] if pattern else []) + [f"test/{file}"]
-    return sh(argv, tree / CONTRACTS, 300)
+def run_contracts(tree, file, *patterns):
+    named = [f"--test-name-pattern={p}" for p in patterns if all(patterns)]
+    return sh(["node", "--test", *named, f"test/{file}"], tree / CONTRACTS, 300)
+
+
+def contracts_build(tree):
+    return sh(["node", "build.mjs"], tree / CONTRACTS, env={**os.environ, "RS_QUICK": "1"})
 
 
 def contracts_pass(tests):
     tree = contracts_copy("none")
-    code, out = sh(["node", "build.mjs"], tree / CONTRACTS)
-    for test in sorted(tests):
+    code, out = contracts_build(tree)
+    files = {}
+    for file, _, pattern in sorted(t.partition(" ") for t in tests):
+        files.setdefault(file, []).append(pattern)
+    for file, patterns in files.items():
         if code == 0:
-            code, out = run_contracts(tree, test)
-            if code == 0 and not re.search(r"^# pass [1-9]", out, re.M) and not re.search(r"ℹ pass [1-9]", out):
-                sys.exit(f"contracts {test}: no test ran")
+            code, out = run_contracts(tree, file, *patterns)
         if code != 0:
-            sys.exit(f"contracts {test} fails without any mutant:\n{out[-2000:]}")
+            sys.exit(f"contracts {file} fails without any mutant:\n{out[-2000:]}")
+    shutil.rmtree(WORK / "contracts-build", ignore_errors=True)
+    shutil.move(tree / CONTRACTS / "build", WORK / "contracts-build")  # what a mutant leaves alone is not compiled again
     shutil.rmtree(tree)
 
 
@@ -134,10 +142,12 @@ def try_contracts(mutant):
     code, out = apply(tree, mutant)
     if code != 0:
         return f"does not apply: {out.strip()[-300:]}"
-    code, out = sh(["node", "build.mjs"], tree / CONTRACTS)
+    shutil.copytree(WORK / "contracts-build", tree / CONTRACTS / "build")
+    code, out = contracts_build(tree)
     if code != 0:
         return f"does not build: {out.strip()[-600:]}"
-    code, _ = run_contracts(tree, mutant.test)
+    file, _, pattern = mutant.test.partition(" ")
+    code, _ = run_contracts(tree, file, pattern)
     shutil.rmtree(tree)
     return None if code != 0 else "NOT CAUGHT"
 
@@ -188,8 +198,8 @@ def main():
         for m in mutants:
             print(f"{m.name:32} {m.rule} ({m.kind} {m.test})")
         return
-    unit, contracts = [m for m in mutants if m.kind == "unit"], [m for m in mutants if m.kind == "contracts"]
-    late = [m for m in mutants if m.kind == "pytest" and (args.full or args.names)]
+    now = [m for m in mutants if not m.late or args.full or args.names]
+    unit, contracts, late = ([m for m in now if m.kind == kind] for kind in KINDS)
     WORK.mkdir(parents=True, exist_ok=True)
     good = True
     if unit or late:
