@@ -32,7 +32,7 @@ enum status publisher_create(struct publisher **out, const struct publish_option
     p->opt = *opt;
     p->catalog = c;
     p->adapters_dir = mem_strdup(opt->adapters_dir);
-    p->near = near_create(opt->adapters_max);
+    p->near = near_create(opt->adapters_dir, opt->adapters_max);
     CHECK(pthread_mutex_init(&p->lock, NULL) == 0);
     CHECK(pthread_mutex_init(&p->near_lock, NULL) == 0);
     for (uint32_t i = 0; i < opt->root_count; i++) {

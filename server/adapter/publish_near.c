@@ -6,11 +6,16 @@
 #include "server/adapter/peft/likeness.h"
 #include "server/adapter/publish_impl.h"
 #include "server/base/check.h"
+#include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
 
+#include <dirent.h>
+#include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define COSINE_MAX     0.95
 #define CANDIDATES_MAX 8
@@ -23,11 +28,43 @@ struct near_row {
 struct near_table {
     struct near_row *row;
     uint32_t count, next, max;
+    uint32_t files; /* in the folder of sketches, or more */
 };
 
-struct near_table *near_create(uint32_t rows_max)
+/* The files of a folder; how many are left. */
+static uint32_t remove_all(const char *dir)
 {
+    char path[PATH_MAX + 256];
+    struct dirent *e;
+    uint32_t left = 0;
+    DIR *d = opendir(dir);
+    while (d && (e = readdir(d))) {
+        snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
+        left += e->d_name[0] != '.' && unlink(path) != 0;
+    }
+    if (d)
+        closedir(d);
+    return left;
+}
+
+static uint32_t count_files(const char *dir)
+{
+    uint32_t count = 0;
+    struct dirent *e;
+    DIR *d = opendir(dir);
+    while (d && (e = readdir(d)))
+        count += e->d_name[0] != '.';
+    if (d)
+        closedir(d);
+    return count;
+}
+
+struct near_table *near_create(const char *adapters_dir, uint32_t rows_max)
+{
+    char dir[PATH_MAX];
     struct near_table *t = mem_alloc(sizeof(*t));
+    snprintf(dir, sizeof(dir), "%.*s/likeness", (int)(PATH_MAX - 80), adapters_dir);
+    t->files = count_files(dir);
     t->max = MAX(rows_max, 1u);
     t->row = mem_array(t->max, sizeof(*t->row));
     return t;
@@ -40,6 +77,45 @@ void near_destroy(struct near_table *t)
     mem_free(t);
 }
 
+/* ---- sketches, kept on disk so that a restart reads them ---- */
+
+static void sketch_path(const struct publisher *p, const uint8_t id[32], char path[PATH_MAX])
+{
+    char hex[65];
+    hex_encode(hex, id, 32);
+    snprintf(path, PATH_MAX, "%.*s/likeness/%s", (int)(PATH_MAX - 80), p->adapters_dir, hex);
+}
+
+static bool read_sketch(const struct publisher *p, struct near_row *row)
+{
+    char path[PATH_MAX], *bytes;
+    size_t len;
+    sketch_path(p, row->id, path);
+    if (file_read(path, sizeof(row->likeness), &bytes, &len, NULL))
+        return false;
+    bool whole = len == sizeof(row->likeness);
+    if (whole)
+        memcpy(&row->likeness, bytes, len);
+    mem_free(bytes);
+    return whole;
+}
+
+/* More files than adapters that can be known: all go, and those in use are made again. */
+static void write_sketch(struct publisher *p, const struct near_row *row)
+{
+    char path[PATH_MAX], dir[PATH_MAX];
+    struct errtext err = ERRTEXT_INIT;
+    snprintf(dir, sizeof(dir), "%.*s/likeness", (int)(PATH_MAX - 80), p->adapters_dir);
+    if (p->near->files++ > 2 * p->near->max)
+        p->near->files = remove_all(dir);
+    sketch_path(p, row->id, path);
+    enum status st = file_mkdirs(dir, 0700, &err);
+    if (!st)
+        st = file_write_atomic(path, &row->likeness, sizeof(row->likeness), 0600, &err);
+    if (st)
+        log_warn("adapters", "the sketch of an adapter is not kept: %s", err.text);
+}
+
 void publish_note_near(struct publisher *p, const struct peft_adapter *a)
 {
     struct near_row row;
@@ -48,7 +124,8 @@ void publish_note_near(struct publisher *p, const struct peft_adapter *a)
     if (!p->opt.book)
         return;
     memcpy(row.id, a->id, 32);
-    if (likeness_of(&row.likeness, a, &err)) {
+    bool kept = read_sketch(p, &row);
+    if (!kept && likeness_of(&row.likeness, a, &err)) {
         log_warn("adapters", "near copies of an adapter will not be noticed: %s", err.text);
         return;
     }
@@ -60,8 +137,12 @@ void publish_note_near(struct publisher *p, const struct peft_adapter *a)
         at = t->next++ % t->max;
     t->count = MAX(t->count, at + 1);
     t->row[at] = row;
+    if (!kept)
+        write_sketch(p, &row);
     pthread_mutex_unlock(&p->near_lock);
 }
+
+/* ---- candidates ---- */
 
 struct near_candidate {
     uint8_t id[32];

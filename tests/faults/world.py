@@ -16,6 +16,7 @@ import urllib.error
 from pathlib import Path
 
 from keccak import keccak
+from registry_node import count_owners
 from server import DEMO, ROOT, Redis, Server, binary, free_port, http as fetch, signed_demo, wait_for
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
@@ -89,7 +90,8 @@ class Settle:
                      "--committer-key-file", world.dir / "keys/committer.key", "--proposer-key-file", world.dir / "keys/proposer.key",
                      "--funder-key-file", world.dir / "keys/funder.key", "--lane-key", f"{LANE}={lane}/transport.key",
                      "--spool-dir", f"{LANE}={lane}/spool", "--state-dir", self.state, "--archive-dir", self.archive, "--batch-seconds-max", 2,
-                     "--epoch-seconds", 4, "--poll-ms", 250, "--bump-seconds", 5, "--listen", f"127.0.0.1:{self.port}", *flags]
+                     "--epoch-seconds", 4, "--poll-ms", 250, "--bump-seconds", 5,
+                     "--owners-dir", world.dir / "owners", "--listen", f"127.0.0.1:{self.port}", *flags]
         self.args = [str(a) for a in self.args]
         self.attest = [str(a) for a in (
             binary("residual-settle"), "attest", "--deployment", world.deployment_file, "--rpc-url", world.chain.url, "--key-file", world.dir / "keys/attestor.key",
@@ -259,12 +261,24 @@ def make_template(folder):
         deploy(folder, chain)
         server = bound_server(folder / "data", "redis://127.0.0.1:1", chain.url, json.loads((folder / "deployment.json").read_text()),
                               signed_demo(folder / "adapters", folder / "deployment.json"))
+        write_owners(folder)
         with server:
             deploy(folder, chain, "--server", server.url)
             wait_for(lambda: all(a["registered"] for a in server.get("/v1/adapters")[1]["data"]), 30, what="the server to see what is registered")
     finally:
         chain.stop()
     return folder
+
+
+def write_owners(folder):
+    """The owners' lists for the worker, which cannot ask a server that is dead."""
+    out = folder / "owners"
+    out.mkdir()
+    for path in sorted((folder / "adapters").glob("*/datanet.json")):
+        net = json.loads(path.read_text())
+        owners = [{"owner": o, "documents": n} for o, n in sorted(count_owners(net["documents"]).items())]
+        (out / f"datanet-{net['datanetId']}-{net['version']}.json").write_text(
+            json.dumps({"datanet": net["datanetId"], "version": net["version"], "owners": owners}))
 
 
 def deploy(folder, chain, *more):

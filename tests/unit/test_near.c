@@ -297,6 +297,12 @@ static enum status upload(const struct files *f, struct errtext *err)
 static void test_copies_are_refused(void **state)
 {
     struct errtext err = ERRTEXT_INIT;
+    char path[256], hex[65];
+    struct adapter_entry *e = catalog_find(catalog, "amber");
+    hex_encode(hex, e->id, 32);
+    catalog_release(e);
+    snprintf(path, sizeof(path), "%s/likeness/%s", dir, hex);
+    assert_true(file_exists(path)); /* a restart reads it */
     for (int kind = 0; kind < 4; kind++) {
         struct files f;
         read_files(&f, names[0]);

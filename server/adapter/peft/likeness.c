@@ -12,7 +12,7 @@
 /* ---- a module's factors as numbers ---- */
 
 struct factors {
-    float *a, *b; /* A [rank][d_in], B [d_out][rank] */
+    float *a, *b; /* A [rank][d_in], B transposed, [rank][d_out] */
     uint32_t rank, d_in, d_out;
 };
 
@@ -27,6 +27,18 @@ static float *load_matrix(const struct peft_adapter *p, const struct st_tensor *
     return out;
 }
 
+static float *load_transposed(const struct peft_adapter *p, const struct st_tensor *t)
+{
+    size_t rows = (size_t)t->dim[0], columns = (size_t)t->dim[1];
+    float *m = load_matrix(p, t), *out = m ? mem_try_array(rows * columns, sizeof(*out)) : NULL;
+    for (size_t r = 0; out && r < rows; r++) {
+        for (size_t c = 0; c < columns; c++)
+            out[c * rows + r] = m[r * columns + c];
+    }
+    mem_free(m);
+    return out;
+}
+
 static void drop_factors(struct factors *f)
 {
     mem_free(f->a);
@@ -37,7 +49,7 @@ static bool load_factors(struct factors *f, const struct peft_adapter *p,
                          const struct peft_module *m)
 {
     *f = (struct factors){.a = load_matrix(p, m->a),
-                          .b = load_matrix(p, m->b),
+                          .b = load_transposed(p, m->b),
                           .rank = m->rank,
                           .d_in = (uint32_t)m->a->dim[1],
                           .d_out = (uint32_t)m->b->dim[0]};
@@ -62,16 +74,25 @@ static uint64_t mix(uint64_t x) /* splitmix64 */
     return x ^ x >> 31;
 }
 
-/* n numbers, `step` apart, into DIM signed buckets. */
-static void throw(double out[LIKENESS_DIM], const float *v, uint32_t n, uint32_t step,
-                  uint64_t seed)
+/* Which bucket each of n places falls into, twice that, plus 1 for its sign. */
+static uint16_t *make_buckets(uint32_t n, uint64_t seed)
 {
-    memset(out, 0, LIKENESS_DIM * sizeof(out[0]));
-    for (uint32_t i = 0; i < n; i++) {
+    uint16_t *out = mem_try_array(n, sizeof(*out));
+    for (uint32_t i = 0; out && i < n; i++) {
         uint64_t h = mix(seed + i);
-        double x = (double)v[(size_t)i * step];
-        out[h % LIKENESS_DIM] += h >> 63 ? -x : x;
+        out[i] = (uint16_t)(h % LIKENESS_DIM * 2 + (h >> 63));
     }
+    return out;
+}
+
+/* n numbers into DIM signed buckets. */
+static void throw(double out[LIKENESS_DIM], const float *v, uint32_t n, const uint16_t *bucket)
+{
+    double both[2 * LIKENESS_DIM] = {0}; /* what is added and what is taken away */
+    for (uint32_t i = 0; i < n; i++)
+        both[bucket[i]] += (double)v[i];
+    for (uint32_t k = 0; k < LIKENESS_DIM; k++)
+        out[k] = both[2 * k] - both[2 * k + 1];
 }
 
 static void add_convolution(double sum[LIKENESS_DIM], const double *x, const double *y, double s)
@@ -87,21 +108,33 @@ static void add_convolution(double sum[LIKENESS_DIM], const double *x, const dou
     }
 }
 
+static bool add_module(double sum[LIKENESS_DIM], const struct peft_adapter *a,
+                       const struct peft_module *m)
+{
+    double in[LIKENESS_DIM], to[LIKENESS_DIM];
+    struct factors f;
+    uint64_t seed = mix((uint64_t)m->layer << 8 | m->module);
+    if (!load_factors(&f, a, m))
+        return false;
+    uint16_t *columns = make_buckets(f.d_in, seed), *rows = make_buckets(f.d_out, ~seed);
+    for (uint32_t r = 0; columns && rows && r < f.rank; r++) {
+        throw(in, f.a + (size_t)r * f.d_in, f.d_in, columns);
+        throw(to, f.b + (size_t)r * f.d_out, f.d_out, rows);
+        add_convolution(sum, in, to, m->scale);
+    }
+    bool done = columns && rows;
+    mem_free(columns);
+    mem_free(rows);
+    drop_factors(&f);
+    return done;
+}
+
 enum status likeness_of(struct likeness *out, const struct peft_adapter *a, struct errtext *err)
 {
-    double sum[LIKENESS_DIM] = {0}, in[LIKENESS_DIM], to[LIKENESS_DIM], norm = 0;
+    double sum[LIKENESS_DIM] = {0}, norm = 0;
     for (uint32_t i = 0; i < a->module_count; i++) {
-        const struct peft_module *m = &a->module[i];
-        struct factors f;
-        uint64_t seed = mix((uint64_t)m->layer << 8 | m->module);
-        if (!load_factors(&f, a, m))
+        if (!add_module(sum, a, &a->module[i]))
             return no_memory(err);
-        for (uint32_t r = 0; r < f.rank; r++) {
-            throw(in, f.a + (size_t)r * f.d_in, f.d_in, 1, seed);
-            throw(to, f.b + r, f.d_out, f.rank, ~seed);
-            add_convolution(sum, in, to, m->scale);
-        }
-        drop_factors(&f);
     }
     for (uint32_t k = 0; k < LIKENESS_DIM; k++)
         norm += sum[k] * sum[k];
@@ -120,19 +153,27 @@ float likeness_estimate(const struct likeness *x, const struct likeness *y)
 
 /* ---- the cosine ---- */
 
+static double dot(const float *x, const float *y, uint32_t n)
+{
+    double sum[4] = {0};
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        for (uint32_t k = 0; k < 4; k++)
+            sum[k] += (double)x[i + k] * (double)y[i + k];
+    }
+    for (; i < n; i++)
+        sum[0] += (double)x[i] * (double)y[i];
+    return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
 /* <B1 A1, B2 A2> = sum over ranks of (B1' B2) o (A1 A2'). */
 static double inner(const struct factors *x, const struct factors *y)
 {
     double sum = 0;
     for (uint32_t i = 0; i < x->rank; i++) {
         for (uint32_t k = 0; k < y->rank; k++) {
-            const float *a1 = x->a + (size_t)i * x->d_in, *a2 = y->a + (size_t)k * y->d_in;
-            double in = 0, out = 0;
-            for (uint32_t c = 0; c < x->d_in; c++)
-                in += (double)a1[c] * (double)a2[c];
-            for (uint32_t c = 0; c < x->d_out; c++)
-                out +=
-                    (double)x->b[(size_t)c * x->rank + i] * (double)y->b[(size_t)c * y->rank + k];
+            double in = dot(x->a + (size_t)i * x->d_in, y->a + (size_t)k * y->d_in, x->d_in);
+            double out = dot(x->b + (size_t)i * x->d_out, y->b + (size_t)k * y->d_out, x->d_out);
             sum += in * out;
         }
     }
