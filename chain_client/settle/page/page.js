@@ -4,7 +4,7 @@ import * as money from './money.js';
 import * as wallets from './wallet.js';
 import { drawEarnings } from './chart.js';
 
-const WAIT_S = 180;
+const WAIT_S = 180, WAITING_MAX = 4;
 const $ = (id) => document.getElementById(id);
 const page = { d: null, account: null, rewards: null, history: [], wallet: null, from: null, busy: false, all: [] };
 
@@ -271,8 +271,7 @@ function sentence(e) {
   return String(e?.message || e);
 }
 
-async function act(work) {
-  if (page.busy) return;
+async function one(work) {
   page.busy = true;
   const focus = document.activeElement;
   buttons();
@@ -285,6 +284,14 @@ async function act(work) {
     buttons();
     if (focus?.isConnected && document.activeElement === document.body) focus.focus();
   }
+}
+
+// A press while something is under way comes after it; the buttons of money are disabled meanwhile.
+let waiting = 0, last = Promise.resolve();
+function act(work) {
+  if (waiting >= WAITING_MAX) return;
+  waiting++;
+  last = last.then(() => one(work)).then(() => waiting--);
 }
 
 async function start() {
