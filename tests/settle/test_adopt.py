@@ -52,9 +52,9 @@ def test_two_workers_with_one_key(tmp_path):
     """Two machines: each has its database and archive, both have the keys and read the same Redis."""
     with World(tmp_path, lanes=(1,)) as w:
         lane = w.lanes[1].make(w, 200)
-        flags = "--batch-count-max", 50, "--batch-seconds-max", 1
-        one = Settle(w, *flags, name="one")
-        two = Settle(w, *flags, "--epoch-seconds", 86400, "--state-dir", tmp_path / "state-2", "--archive-dir", tmp_path / "archive-2", name="two", attested=False)
+        flags = "--batch-seconds-max", 1, "--batch-count-max"
+        one = Settle(w, *flags, 50, name="one")  # they cut their batches differently: one of them is not in time
+        two = Settle(w, *flags, 35, "--epoch-seconds", 86400, "--state-dir", tmp_path / "state-2", "--archive-dir", tmp_path / "archive-2", name="two", attested=False)
         two.state = tmp_path / "state-2"
         with one, two:
             for at in range(0, len(lane.entries), 60):
@@ -63,6 +63,7 @@ def test_two_workers_with_one_key(tmp_path):
             settled_exactly(w, one)
             two.wait_final()
             count = one.status()["batches"][0]["batch"]
+            assert "adopted from its event" in one.tail() + two.tail()
             assert [header(w, n) for n in range(1, count + 1)] == [header(w, n, "archive-2") for n in range(1, count + 1)]
             for s in (one, two):
                 with sqlite3.connect(f"file:{s.state}/settle.db?mode=ro", uri=True) as db:
