@@ -208,9 +208,12 @@ static void refused_parents(struct manifest_publish *pub, struct reward_parent *
     assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
     parent[0] = kept[0];
     parent[1] = kept[1];
-    memcpy(parent[1].adapter_id, pub->adapter_id, 32); /* its own child */
+    pub->parent_count = 1;
+    assert_int_equal(manifest_publish_check(pub, NULL), STATUS_OK);
+    memcpy(parent[0].adapter_id, pub->adapter_id, 32); /* its own child */
     assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
-    parent[1] = kept[1];
+    parent[0] = kept[0];
+    pub->parent_count = 2;
     pub->datanet_version = 0;
     assert_int_equal(manifest_publish_check(pub, NULL), STATUS_INVALID);
     pub->datanet_version = 3;
