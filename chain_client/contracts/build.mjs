@@ -2,7 +2,7 @@
 // Deterministic: same sources and packages, same bytes. Nothing is downloaded. Code is generated for the files that changed, or that
 // import one that did; build/stamp has what each was made from.
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -30,7 +30,16 @@ function closure(file, seen = new Set()) {
   return seen;
 }
 
-const made = {}, had = existsSync(join(here, 'build/stamp')) ? JSON.parse(read('build/stamp')) : {};
+// none yet, or of another form: everything is compiled
+function stamped() {
+  try {
+    return JSON.parse(read('build/stamp'));
+  } catch {
+    return {};
+  }
+}
+
+const made = {}, had = stamped();
 for (const file of Object.keys(sources)) {
   const hash = createHash('sha256').update(common);
   for (const name of [...closure(file)].sort()) hash.update(name).update(sources[name].content);
