@@ -11,7 +11,7 @@
 #define NAIVE_SEEDS 40
 #define COMMITS     3
 #define PAYMENTS    3
-#define ROUNDS      60  /* of trouble */
+#define ROUNDS      46  /* of trouble */
 #define QUIET       400 /* rounds at most, after it */
 
 struct totals {
