@@ -31,6 +31,7 @@
 
 #define CHAIN      "31337"
 #define LEDGER     "0x00000000000000000000000000000000000000aa"
+#define START      "1700000000"
 #define BATCH      131072u
 #define RAW_HASHES 2000000
 #define RAW_ROWS   131072
@@ -98,7 +99,8 @@ static void make_lane(const char *inferences)
     struct secp_key signer;
     uint8_t secret[32], ledger[20];
     snprintf(folder, sizeof(folder), "%s/lane", dir);
-    const char *argv[] = {RS_LANE_TOOL, "records", folder, "1", CHAIN, LEDGER, inferences, NULL};
+    const char *argv[] = {RS_LANE_TOOL, "records",  folder, "1", CHAIN,
+                          LEDGER,       inferences, START,  NULL};
     CHECK(waitpid(start(argv), &status, 0) > 0 && status == 0);
     snprintf(segment, sizeof(segment), "%s/spool/seg-00000000000000000001.log", folder);
     need(file_read(segment, 1u << 30, &frames, &frames_len, &err), &err);
