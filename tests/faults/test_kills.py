@@ -148,7 +148,7 @@ def test_changes_everywhere_in_a_small_archive(template, tmp_path):
             if kind not in kinds:
                 check_size_changes(w, copy, epoch, path)
             kinds.add(kind)
-        assert len(kinds) == 7, kinds
+        assert len(kinds) == 9, kinds
         assert w.audit(epoch, copy)[0] == 0
 
 
