@@ -801,9 +801,16 @@ def test_redis_down_at_start_and_later_loses_nothing():
 # ---- a full disk ----
 
 
-def test_full_spool_is_503_and_nothing_is_lost(tmp_path):
+@pytest.fixture
+def unsettled():
+    """Flags of a bound lane that nobody settles: an unbound one makes room by itself."""
+    with RegistryNode() as node:
+        yield node.flags()
+
+
+def test_full_spool_is_503_and_nothing_is_lost(tmp_path, unsettled):
     kept = []
-    with Server("--spool-bytes-max", 65536, "--group-max", 8, data=tmp_path / "data") as s:
+    with Server("--spool-bytes-max", 65536, "--group-max", 8, *unsettled, data=tmp_path / "data") as s:
         for _ in range(2000):
             status, body = s.post("/v1/completions", {"model": BASE, "prompt": "The", "max_tokens": 1})
             if status != 200:
@@ -815,7 +822,7 @@ def test_full_spool_is_503_and_nothing_is_lost(tmp_path):
         status, headers, _ = http(s.url + "/v1/completions", {"model": BASE, "prompt": "The", "max_tokens": 1})
         assert status == 503 and headers["x-should-retry"] == "true" and float(headers["Retry-After"]) > 0
         assert s.get("/health")[0] == 200 and metric(s, "residual_spool_bytes") <= 65536
-    with Server("--spool-bytes-max", 1 << 20, data=tmp_path / "data") as s:
+    with Server("--spool-bytes-max", 1 << 20, *unsettled, data=tmp_path / "data") as s:
         for r in kept:
             status, body = s.get(f"/v1/receipts/{r['request_id']}")
             assert status == 200 and body["receipt"] == r["receipt"] and body["seq"] == r["seq"], body
