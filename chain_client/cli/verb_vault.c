@@ -19,6 +19,7 @@ struct vault_state {
     struct view_vault vault;
     struct view_money money;
     struct view_head head; /* finalized: what is owed is what is final */
+    u128 day_cap, day_paid;
 };
 
 static enum status read_state(struct vault_state *s, struct node *n, struct errtext *err)
@@ -26,6 +27,8 @@ static enum status read_state(struct vault_state *s, struct node *n, struct errt
     enum status st = view_vault(&n->view, "latest", &s->vault, err);
     if (!st)
         st = view_money(&n->view, "latest", &s->money, err);
+    if (!st)
+        st = view_day(&n->view, "latest", &s->day_cap, &s->day_paid, err);
     if (!st)
         st = view_head(&n->view, "finalized", &s->head, err);
     if (!st && s->head.cum_fee < s->vault.start_cum_fee)
@@ -285,7 +288,9 @@ static void put_money(struct buf *out, const struct vault_state *s, bool json)
                {"funded", "paid in", m->funded},
                {"owed", "owed to the vault", earned > m->funded ? earned - m->funded : 0},
                {"claimed", "claimed", m->total_claimed},
-               {"held", "held", m->held}};
+               {"held", "held", m->held},
+               {"daily_cap", "a day may pay out", s->day_cap},
+               {"paid_today", "paid out today", s->day_paid}};
     if (!json)
         buf_printf(out,
                    "batches 1 to %" PRIu64 " are final, epoch %" PRIu64

@@ -14,6 +14,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+const char *const archive_batch_files[ARCHIVE_BATCH_FILES] = {"header.json", "manifest.json",
+                                                              "records.bin"};
+const char *const archive_epoch_files[ARCHIVE_EPOCH_FILES] = {"accounts.json", "manifest.json",
+                                                              "missing.json",  "owners.json",
+                                                              "refused.json",  "snapshot.json"};
+
 void archive_batch_name(char out[ARCHIVE_NAME_BYTES], uint64_t seq)
 {
     snprintf(out, ARCHIVE_NAME_BYTES, "batch-%08" PRIu64, seq);

@@ -30,6 +30,8 @@
 #include <limits.h>
 
 #define ARCHIVE_FILES_MAX         6
+#define ARCHIVE_BATCH_FILES       3
+#define ARCHIVE_EPOCH_FILES       6
 #define ARCHIVE_RECORDS_BYTES_MAX (1024u << 20)
 #define ARCHIVE_TEXT_BYTES_MAX    (256u << 20)
 #define ARCHIVE_NAME_BYTES        32
@@ -39,6 +41,10 @@ struct archive_file {
     const void *data;
     size_t len;
 };
+
+/* The names of a folder's files. */
+extern const char *const archive_batch_files[ARCHIVE_BATCH_FILES];
+extern const char *const archive_epoch_files[ARCHIVE_EPOCH_FILES];
 
 void archive_batch_name(char out[ARCHIVE_NAME_BYTES], uint64_t seq);
 void archive_epoch_name(char out[ARCHIVE_NAME_BYTES], uint64_t epoch);

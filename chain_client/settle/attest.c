@@ -139,6 +139,8 @@ static enum status check_times(struct guard *g, const struct attest_task *t, str
         st = rpc_block(g->w.rpc, tag, &planned, err);
     if (!st)
         st = view_head(&g->w.view, tag, &head, err);
+    if (st == STATUS_INVALID) /* the answer is empty */
+        return STATUS_DENIED;
     if (!st && head.seq != h->batch_evidence)
         return refuse(err,
                       "E is %" PRIu64 ", but the last batch in block %" PRIu64

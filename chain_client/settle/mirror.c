@@ -305,19 +305,18 @@ enum status mirror_batch(struct mirror *m, const struct event_commit *e, struct 
 
 enum status mirror_epoch(struct mirror *m, uint64_t epoch, struct errtext *err)
 {
-    static const char *const names[] = {"accounts.json", "manifest.json", "missing.json",
-                                        "owners.json",   "refused.json",  "snapshot.json"};
-    struct canon_bytes data[ARRAY_COUNT(names)] = {{NULL, 0}};
-    struct archive_file file[ARRAY_COUNT(names)];
+    struct canon_bytes data[ARCHIVE_EPOCH_FILES] = {{NULL, 0}};
+    struct archive_file file[ARCHIVE_EPOCH_FILES];
     char folder[ARCHIVE_NAME_BYTES];
     size_t count = 0;
     enum status st = STATUS_OK;
     archive_epoch_name(folder, epoch);
-    for (size_t i = 0; i < ARRAY_COUNT(names) && !st; i++) {
+    for (size_t i = 0; i < ARCHIVE_EPOCH_FILES && !st; i++) {
         struct errtext why = ERRTEXT_INIT;
-        st = from_source(m, folder, names[i], EPOCH_FILE_BYTES, &data[i], &why);
+        st = from_source(m, folder, archive_epoch_files[i], EPOCH_FILE_BYTES, &data[i], &why);
         if (!st)
-            file[count++] = (struct archive_file){names[i], data[i].data, data[i].len};
+            file[count++] =
+                (struct archive_file){archive_epoch_files[i], data[i].data, data[i].len};
         else if (st != STATUS_NOT_FOUND)
             err_set(err, st, "%s", why.text);
         else
@@ -328,7 +327,7 @@ enum status mirror_epoch(struct mirror *m, uint64_t epoch, struct errtext *err)
     struct archive_folder f = {m->config.dir, folder, file, count, true};
     if (!st)
         st = archive_publish(&f, err);
-    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+    for (size_t i = 0; i < ARCHIVE_EPOCH_FILES; i++)
         mem_free((void *)(uintptr_t)data[i].data);
     return st;
 }

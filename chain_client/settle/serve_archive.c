@@ -2,7 +2,6 @@
  * name is parsed and rendered again, and only an equal one is opened: no other path exists. */
 #include "chain_client/settle/archive.h"
 #include "chain_client/settle/serve_impl.h"
-#include "server/base/check.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,10 +10,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static const char *const batch_files[] = {"header.json", "manifest.json", "records.bin"};
-static const char *const epoch_files[] = {"accounts.json", "manifest.json", "missing.json",
-                                          "owners.json",   "refused.json",  "snapshot.json"};
 
 /* The folder's own spelling, or false. */
 static bool folder_name(char out[ARCHIVE_NAME_BYTES], const char *text, size_t len, bool *is_epoch)
@@ -35,8 +30,8 @@ static bool folder_name(char out[ARCHIVE_NAME_BYTES], const char *text, size_t l
 
 static bool is_known(const char *file, bool is_epoch)
 {
-    const char *const *list = is_epoch ? epoch_files : batch_files;
-    size_t count = is_epoch ? ARRAY_COUNT(epoch_files) : ARRAY_COUNT(batch_files);
+    const char *const *list = is_epoch ? archive_epoch_files : archive_batch_files;
+    size_t count = is_epoch ? ARCHIVE_EPOCH_FILES : ARCHIVE_BATCH_FILES;
     for (size_t i = 0; i < count; i++)
         if (strcmp(list[i], file) == 0)
             return true;

@@ -212,6 +212,12 @@ enum status view_money(struct view *v, const char *tag, struct view_money *out, 
     return st;
 }
 
+enum status view_day(struct view *v, const char *tag, u128 *cap, u128 *paid, struct errtext *err)
+{
+    enum status st = ask_uint(v, v->d->vault, tag, "dailyCap()", cap, err);
+    return st ? st : ask_uint(v, v->d->vault, tag, "paidToday()", paid, err);
+}
+
 enum status view_epoch(struct view *v, const char *tag, uint64_t epoch, struct view_epoch *out,
                        struct errtext *err)
 {

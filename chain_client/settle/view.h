@@ -62,6 +62,9 @@ struct view_money {
 };
 MUST_CHECK enum status view_money(struct view *v, const char *tag, struct view_money *out,
                                   struct errtext *err);
+/* What a day may pay out, and what today did. */
+MUST_CHECK enum status view_day(struct view *v, const char *tag, u128 *cap, u128 *paid,
+                                struct errtext *err);
 struct view_epoch {
     uint8_t root[32]; /* zero: never proposed */
     u128 total;
