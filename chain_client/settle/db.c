@@ -142,8 +142,9 @@ enum status db_open(struct db *db, const char *dir, struct errtext *err)
         sqlite3_busy_timeout(db->h, BUSY_MS);
     if (!st)
         st = exec(db,
-                  "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-65536; "
-                  "PRAGMA wal_autocheckpoint=8192;",
+                  "PRAGMA page_size=16384; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; "
+                  "PRAGMA cache_size=-65536; "
+                  "PRAGMA wal_autocheckpoint=2048;",
                   err);
     if (!st)
         st = check_integrity(db, err);

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DB_KEPT_MAX 96
+#define DB_KEPT_MAX 256
 
 struct db {
     sqlite3 *h;
