@@ -10,8 +10,8 @@ import { WAIT, WINDOW, attest, h32, makeEpoch, makeLedger, makeRegistry, makeVau
 
 const DAY = 86_400n, FLOOR = 700n, LANES = [1, 2, 9];
 const ledgerAbi = abi('AttributionLedger'), vaultAbi = abi('RewardVault');
-const full = process.env.RS_FULL === '1', seeds = process.env.RS_SEED ? [Number(process.env.RS_SEED)] : Array.from({ length: full ? 60 : 4 }, (_, i) => i + 1);
-const STEPS = full ? 500 : 230;
+const full = process.env.RS_FULL === '1', seeds = process.env.RS_SEED ? [Number(process.env.RS_SEED)] : Array.from({ length: full ? 12 : 4 }, (_, i) => i + 1);
+const STEPS = full ? 300 : 230;
 let chain;
 before(async () => {
   chain = await startChain();
