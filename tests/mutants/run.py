@@ -5,7 +5,8 @@
     # test: unit test_x | contracts FILE.test.mjs [NAME PATTERN] | pytest PATH [-k NAME]
     # when: full                       if it is to be tried with --full or by name only, as all of pytest are
 
-and the named test has to fail with the patch applied, and to pass without any. All of it happens in a copy under build/mutants.
+and the named test has to fail with the patch applied, and to pass without any. All of it happens in copies under build/mutants; a test that
+hangs on its mutant (five times as long as without it) has failed.
     run.py [--full] [--list] [NAME...]        NAME: a patch without .patch; pytest ones only with --full or by name"""
 import argparse
 import os
@@ -19,7 +20,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build/mutants"
-TREE = WORK / "tree"
 CONTRACTS = Path("chain_client/contracts")
 KINDS = ("unit", "contracts", "pytest")
 
@@ -64,42 +64,59 @@ def apply(tree, mutant, *flags):
     return sh(["patch", "-p1", "--no-backup-if-mismatch", "-s", *flags, "-i", str(mutant.path)], tree)
 
 
-def ninja(*targets):
-    return sh(["ninja", "-C", "build", *targets], TREE, 900)
+class Tree:
+    """A copy of the working tree with its own build of the unit tests."""
 
+    def __init__(self, number):
+        self.dir, self.limit_s = WORK / f"tree{number}", {}
 
-def run_unit(mutant):
-    return sh([f"build/tests/{mutant.test}"], TREE, 300)
+    def ninja(self, *targets):
+        return sh(["ninja", "-C", "build", *targets], self.dir, 900)
 
-
-def prepare_unit(mutants):
-    copy_tree(TREE)
-    code, out = sh(["cmake", "-G", "Ninja", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS_DEBUG=-O0", "-DRS_CUDA=OFF", "-DRS_CHECKING=ON"], TREE)
-    if code == 0:
-        code, out = ninja(*sorted({m.test for m in mutants}))
-    if code != 0:
-        sys.exit(f"the copy does not build:\n{out[-3000:]}")
-    for test in sorted({m.test for m in mutants}):
-        m = next(m for m in mutants if m.test == test)
-        code, out = run_unit(m)
+    def prepare(self, tests):
+        copy_tree(self.dir)
+        code, out = sh(["cmake", "-G", "Ninja", "-S", ".", "-B", "build", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_C_FLAGS_DEBUG=-O0", "-DRS_CUDA=OFF", "-DRS_CHECKING=ON"], self.dir)
+        if code == 0 and tests:
+            code, out = self.ninja(*tests)
         if code != 0:
-            sys.exit(f"{test} fails without any mutant:\n{out[-2000:]}")
+            sys.exit(f"the copy does not build:\n{out[-3000:]}")
+        for test in tests:
+            since = time.monotonic()
+            code, out = sh([f"build/tests/{test}"], self.dir, 300)
+            if code != 0:
+                sys.exit(f"{test} fails without any mutant:\n{out[-2000:]}")
+            self.limit_s[test] = 10 + 5 * (time.monotonic() - since)
 
-
-def try_unit(mutant):
-    code, out = apply(TREE, mutant)
-    if code != 0:
-        apply(TREE, mutant, "-R", "-f")
-        copy_tree(TREE)
-        return f"does not apply: {out.strip()[-300:]}"
-    try:
-        code, out = ninja(mutant.test)
+    def attempt(self, mutant):
+        code, out = apply(self.dir, mutant, "--dry-run")
         if code != 0:
-            return f"does not build: {out.strip()[-600:]}"
-        code, _ = run_unit(mutant)
-        return None if code != 0 else "NOT CAUGHT"
-    finally:
-        apply(TREE, mutant, "-R")
+            return f"does not apply: {out.strip()[-300:]}"
+        apply(self.dir, mutant)
+        try:
+            code, out = self.ninja(mutant.test)
+            if code != 0:
+                return f"does not build: {out.strip()[-600:]}"
+            return None if sh([f"build/tests/{mutant.test}"], self.dir, self.limit_s[mutant.test])[0] != 0 else "NOT CAUGHT"
+        finally:
+            apply(self.dir, mutant, "-R")
+
+
+def try_units(number, mutants):
+    """A test's mutants go to one tree, so that each test is built once."""
+    tree = Tree(number)
+    tree.prepare(sorted({m.test for m in mutants}))
+    return all([timed(tree.attempt, m) for m in mutants])
+
+
+def shared_out(mutants, count):
+    """In as many lists, the mutants of a test together, the lists about as long."""
+    lists = [[] for _ in range(count)]
+    by_test = {}
+    for m in mutants:
+        by_test.setdefault(m.test, []).append(m)
+    for group in sorted(by_test.values(), key=len, reverse=True):
+        min(lists, key=len).extend(group)
+    return [x for x in lists if x]
 
 
 def contracts_copy(name):
@@ -154,21 +171,23 @@ def try_contracts(mutant):
 
 def try_pytest(mutant):
     """Needs the programs: they are built in the copy as in the release build."""
-    for link, to in ((TREE / ".venv", ROOT / ".venv"), (TREE / CONTRACTS / "node_modules", ROOT / CONTRACTS / "node_modules")):
+    tree = Tree(0).dir
+    for link, to in ((tree / ".venv", ROOT / ".venv"), (tree / CONTRACTS / "node_modules", ROOT / CONTRACTS / "node_modules")):
         if not link.exists():
             os.symlink(to, link)
-    code, out = apply(TREE, mutant)
+    code, out = apply(tree, mutant, "--dry-run")
     if code != 0:
         return f"does not apply: {out.strip()[-300:]}"
+    apply(tree, mutant)
     try:
         for argv in (["cmake", "--preset", "release", "-DRS_CUDA=OFF"], ["ninja", "-C", "build/release"], ["node", str(CONTRACTS / "build.mjs")]):
-            code, out = sh(argv, TREE, 1800)
+            code, out = sh(argv, tree, 1800)
             if code != 0:
                 return f"does not build: {out.strip()[-600:]}"
-        code, _ = sh([str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.test.split()], TREE, 900)
+        code, _ = sh([str(ROOT / ".venv/bin/python"), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.test.split()], tree, 900)
         return None if code != 0 else "NOT CAUGHT"
     finally:
-        apply(TREE, mutant, "-R")
+        apply(tree, mutant, "-R")
 
 
 def report(mutant, wrong, since):
@@ -202,14 +221,15 @@ def main():
     unit, contracts, late = ([m for m in now if m.kind == kind] for kind in KINDS)
     WORK.mkdir(parents=True, exist_ok=True)
     good = True
-    if unit or late:
-        prepare_unit(unit)
-    for m in unit:
-        good &= timed(try_unit, m)
-    if contracts:
-        contracts_pass({m.test for m in contracts})
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+    jobs = os.cpu_count() or 1
+    with ThreadPoolExecutor(jobs) as pool:
+        lists = shared_out(unit, jobs)
+        good &= all(list(pool.map(try_units, range(len(lists)), lists)))
+        if contracts:
+            contracts_pass({m.test for m in contracts})
             good &= all(list(pool.map(lambda m: timed(try_contracts, m), contracts)))
+    if late:
+        Tree(0).prepare([])
     for m in late:
         good &= timed(try_pytest, m)
     left = len(mutants) - len(unit) - len(contracts) - len(late)
