@@ -124,8 +124,9 @@ def theft(args):
     def said(text):
         return wait_for(lambda: next((x for x in log.read_text()[begin:].splitlines() if text in x), None), 60, f"the watcher to say: {text}")
     print("\nA thief has the committer's, the proposer's and the attestor's keys:")
-    batch = thief(args, "commit", "committer")["batch"]
-    made = thief(args, "propose", "proposer", "--attestor-key-file", str(keys / "attestor.key"), "--funder-key-file", str(keys / "operator.key"), "--to", to)
+    made = thief(args, "steal", "committer", "--proposer-key-file", str(keys / "proposer.key"), "--attestor-key-file", str(keys / "attestor.key"),
+                 "--funder-key-file", str(keys / "operator.key"), "--to", to)
+    batch = made["batch"]
     print(f"  commits batch {batch} of a record that nobody signed, pays in {made['paid_in']} wei, and proposes epoch {made['epoch']}: "
           f"{coins(made['total'])} to {to[:10]}…, signed by the attestor's key")
     for text in (f"batch {batch} is FORGED", f"epoch {made['epoch']} is FORGED", f"epoch_forged {made['epoch']}: over", f"batch_forged {batch}: over"):

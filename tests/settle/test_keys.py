@@ -265,8 +265,9 @@ def test_what_b4_stole_stays_in_the_vault(waiting):
     with Guard(w, "watch", "guardian", s, "--grace-s", 2) as g:
         wait_for(lambda: f"batch {s.status()['batches'][0]['batch']} is right" in g.tail(), 20, 0.2, "verdicts on honest batches")
         assert "FORGED" not in g.tail() and json.loads(http(g.url + "/health")[2])["ok"]
-        batch = thief(w, "commit", "committer")["batch"]
-        made = propose_to_oneself(w)
+        made = thief(w, "steal", "committer", "--proposer-key-file", w.key("proposer"), "--attestor-key-file", w.key("attestor"),
+                     "--funder-key-file", w.key("claimer"), "--to", THIEF)
+        batch = made["batch"]
         assert made["paid_in"] == "1"
         wait_for(lambda: f"batch {batch} is on the chain and cannot be checked" in g.tail(), 10, 0.2, "an alarm at once")
         wait_for(lambda: f"batch {batch} is FORGED" in g.tail() and f"epoch {made['epoch']} is FORGED" in g.tail(), 20, 0.2, "the verdicts")

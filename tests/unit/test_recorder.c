@@ -90,6 +90,7 @@ static void engine_set_stuck(struct engine *e, bool stuck)
     pthread_mutex_unlock(&e->lock);
 }
 
+/* As engine_stop: whoever still asks is told FULL. */
 static void engine_end(struct engine *e)
 {
     pthread_mutex_lock(&e->lock);
@@ -97,6 +98,10 @@ static void engine_end(struct engine *e)
     pthread_cond_broadcast(&e->wake);
     pthread_mutex_unlock(&e->lock);
     pthread_join(e->thread, NULL);
+}
+
+static void engine_free(struct engine *e)
+{
     pthread_cond_destroy(&e->wake);
     pthread_mutex_destroy(&e->lock);
 }
@@ -180,6 +185,7 @@ static void rig_stop(struct rig *g)
     engine_end(&g->engine);
     recorder_stop(g->recorder, 1000);
     recorder_destroy(g->recorder);
+    engine_free(&g->engine);
 }
 
 static void rig_close(struct rig *g)
