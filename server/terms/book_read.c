@@ -322,6 +322,14 @@ static void save_if_due(struct book *b)
         log_warn("registry", "the cache of the Registry could not be written: %s", err.text);
 }
 
+static void tell_first(struct book *b)
+{
+    pthread_mutex_lock(&b->lock);
+    uint32_t count = b->count;
+    pthread_mutex_unlock(&b->lock);
+    log_info("registry", "read as of block %" PRIu64 ", %u adapters", b->block, count);
+}
+
 void *book_main(void *book)
 {
     struct book *b = book;
@@ -332,7 +340,7 @@ void *book_main(void *book)
         enum status st = round_once(b, &err);
         tell(b, st, &err);
         if (!st && !before && b->block)
-            log_info("registry", "read as of block %" PRIu64 ", %u adapters", b->block, b->count);
+            tell_first(b);
         save_if_due(b);
         struct timespec until = thread_deadline(b->opt.poll_ms);
         pthread_mutex_lock(&b->lock);
