@@ -1,6 +1,7 @@
 /* Three calls of witness.h under the names that the book has for them. */
 #include "server/registry.h"
 #include "server/base/check.h"
+#include "server/base/log.h"
 #include "server/record/lane.h"
 
 #include <string.h>
@@ -46,6 +47,11 @@ static enum status witness_events(void *nodes, uint64_t first_block, uint64_t la
     return witness_changed(nodes, first_block, last_block, each, arg, err);
 }
 
+static uint32_t lane_of(const struct config *c)
+{
+    return c->lane ? (uint32_t)c->lane : LANE_FIRST;
+}
+
 enum status registry_begin(struct registry_from *r, const struct config *c,
                            const uint8_t address[20], const uint8_t model_id[32],
                            const struct tariff *base, struct errtext *err)
@@ -56,7 +62,7 @@ enum status registry_begin(struct registry_from *r, const struct config *c,
                                     .chain_id = c->chain_id};
     struct book_options opt = {.dir = c->data_dir,
                                .chain_id = c->chain_id,
-                               .lane = c->lane ? (uint32_t)c->lane : LANE_FIRST,
+                               .lane = lane_of(c),
                                .base_wanted = *base,
                                .ids_max = (uint32_t)c->adapters_registered_max,
                                .poll_ms = POLL_MS};
@@ -69,6 +75,20 @@ enum status registry_begin(struct registry_from *r, const struct config *c,
         st = witness_open(&r->door, &nodes, err);
     opt.chain = (struct book_chain){r->nodes, witness_head_of, witness_answer, witness_events};
     return st ? st : book_open(&r->book, &opt, err);
+}
+
+uint64_t registry_lane_used(struct registry_from *r, const struct config *c,
+                            const uint8_t ledger[20])
+{
+    struct errtext err = ERRTEXT_INIT;
+    uint64_t next = 0;
+    if (witness_lane_next(r->door, ledger, lane_of(c), &next, &err) == STATUS_OK)
+        return next ? next - 1 : 0;
+    log_warn("records",
+             "no node says which records of lane %u the ledger holds (%s); the lane's own mark and "
+             "its stream are asked",
+             lane_of(c), err.text);
+    return 0;
 }
 
 void registry_end(struct registry_from *r)

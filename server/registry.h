@@ -20,6 +20,10 @@ MUST_CHECK enum status registry_check(const struct config *c, struct errtext *er
 MUST_CHECK enum status registry_begin(struct registry_from *r, const struct config *c,
                                       const uint8_t address[20], const uint8_t model_id[32],
                                       const struct tariff *base, struct errtext *err);
+/* The last number of the lane that the ledger holds, 0 for none or when no node can be asked, which
+ * is a line in the log. Waits for a node; before requests are taken. */
+uint64_t registry_lane_used(struct registry_from *r, const struct config *c,
+                            const uint8_t ledger[20]);
 void registry_end(struct registry_from *r); /* a zeroed one is fine */
 /* documents_ask_1271; arg is the registry_from. Waits for a node. Thread: any that may wait. */
 MUST_CHECK enum status registry_ask_1271(void *arg, const uint8_t account[20],

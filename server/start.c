@@ -372,6 +372,8 @@ static enum status make_recorder(struct server *s, struct errtext *err)
                                  .catalog = s->catalog,
                                  .book = s->registry_from.book};
     memcpy(opt.ledger, s->ledger, 20);
+    if (c->chain_id)
+        opt.ledger_used = registry_lane_used(&s->registry_from, c, s->ledger);
     if (!c->chain_id)
         log_info("records",
                  "no chain settings: records stay unbound in the local spool (%s), "

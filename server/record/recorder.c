@@ -202,6 +202,10 @@ static enum status open_parts(struct recorder *r, struct errtext *err)
         .segment_bytes_max = MIN((uint64_t)RECORDER_SEGMENT_BYTES, r->opt.spool_bytes_max / 8),
         .bytes_max = r->opt.spool_bytes_max};
     st = spool_open(&r->spool, &spool, err);
+    if (!st)
+        st = spool_check_used(r->spool, r->opt.ledger_used,
+                              "the ledger (was a batch forged? Then its guardian drops it first)",
+                              err);
     if (!st) {
         snprintf(dir, sizeof(dir), "%s/lookup", r->lane.dir);
         st = lookup_open(&r->lookup, dir, err);

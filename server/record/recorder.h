@@ -26,6 +26,7 @@ struct recorder_options {
     uint32_t lane;        /* lane id to use when binding; 0 lets an unbound lane start at 1 */
     uint64_t chain_id;    /* 0: unbound */
     uint8_t ledger[20];
+    uint64_t ledger_used;      /* the ledger holds the lane's numbers up to this; 0: not known */
     struct tariff base_tariff; /* of an unbound lane */
     uint64_t score_bytes_max;  /* job store */
     uint32_t score_age_s_max;  /* a job older than this ends with outcome "inputs lost" */

@@ -232,6 +232,42 @@ enum status witness_changed(struct witness *n, uint64_t first_block, uint64_t la
     return st;
 }
 
+static enum status ask_lane_next(struct rpc *rpc, const struct rpc_call *call, uint64_t *next,
+                                 struct errtext *err)
+{
+    struct buf out;
+    buf_init(&out, ANSWER_BYTES_MAX);
+    enum status st = rpc_call(rpc, call, "latest", &out, err);
+    struct abi_reader r = {(const uint8_t *)out.data, out.len};
+    if (!st)
+        st = abi_read_u64(&r, 0, next, "laneNext", err);
+    buf_fini(&out);
+    return st;
+}
+
+enum status witness_lane_next(struct witness *n, const uint8_t ledger[20], uint32_t lane,
+                              uint64_t *next, struct errtext *err)
+{
+    struct abi_tuple t;
+    struct witness_head head;
+    enum status st = witness_head(n, &head, err);
+    if (st)
+        return st;
+    buf_clear(&n->call);
+    abi_put_selector(&n->call, "laneNext(uint32)");
+    abi_begin(&t, &n->call, 1);
+    abi_uint(&t, lane);
+    abi_end(&t);
+    struct rpc_call call = {.to = ledger, .data = n->call.data, .data_len = n->call.len};
+    *next = UINT64_MAX;
+    for (uint32_t i = 0; i < n->asked_count && !st; i++) {
+        uint64_t one = 0;
+        st = ask_lane_next(n->asked[i]->rpc, &call, &one, err);
+        *next = MIN(*next, one);
+    }
+    return st;
+}
+
 static enum status ask_1271(struct rpc *rpc, const struct rpc_call *call, bool *yes,
                             struct errtext *err)
 {

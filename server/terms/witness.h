@@ -50,6 +50,11 @@ MUST_CHECK enum status witness_ask(struct witness *n, const struct witness_quest
 MUST_CHECK enum status witness_changed(struct witness *n, uint64_t first_block, uint64_t last_block,
                                        void (*each)(void *arg, const uint8_t id[32]), void *arg,
                                        struct errtext *err);
+/* The next number that the ledger takes of this lane, 0 for a lane that is not registered: the
+ * lower of two nodes' answers, at their newest block, since what a reorganisation undoes was
+ * signed too. */
+MUST_CHECK enum status witness_lane_next(struct witness *n, const uint8_t ledger[20], uint32_t lane,
+                                         uint64_t *next, struct errtext *err);
 /* Does the contract at `account` take this signature of the digest (EIP-1271)? At the newest final
  * block. */
 MUST_CHECK enum status witness_signed_by(struct witness *n, const uint8_t account[20],

@@ -181,3 +181,21 @@ def test_everything_is_settled_once(w):
     assert status == 0, said
     w.settle.process.send_signal(signal.SIGTERM)
     assert w.settle.process.wait(30) == 0
+
+
+def test_an_old_copy_of_the_spool_is_refused_by_the_ledger(w):
+    """Redis forgot the stream, the disk was restored from before: only the ledger knows that the lane's numbers were used."""
+    spool, old = w.lane_dir / "spool", w.dir / "old-spool"
+    w.server.stop()
+    shutil.copytree(spool, old)
+    w.server.start()
+    load(w, 0.5)
+    w.settle.start()
+    w.drain()
+    w.server.stop()
+    w.settle.stop()
+    redis_call(w.redis, "DEL", f"residual:lane:{LANE}")
+    shutil.rmtree(spool)
+    old.rename(spool)
+    with pytest.raises(AssertionError, match="but the ledger .* knows"):
+        w.server.start()
