@@ -5,6 +5,7 @@
 //   node deploy/thief.mjs propose --rpc URL --deployment FILE --key-file PROPOSER [--attestor-key-file FILE] --funder-key-file FILE --to ADDRESS
 //        [--archive DIR]   the worker's machine is the thief's too: the archive shows the forged accounts
 //   node deploy/thief.mjs claim   --rpc URL --deployment FILE --key-file ANY --to ADDRESS
+//   node deploy/thief.mjs announce --rpc URL --deployment FILE --key-file ADMIN --to ADDRESS     (PROPOSER of the vault to ADDRESS)
 //   node deploy/thief.mjs unpause --rpc URL --deployment FILE --key-file ADMIN       (the owner, afterwards)
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -86,12 +87,16 @@ async function claim() {
   return { got: String((await provider.getBalance(args.to)) - before) };
 }
 
+async function announce() {
+  return { tx: (await (await vault.grantRole(await vault.PROPOSER(), args.to)).wait()).hash };
+}
+
 async function unpause() {
   return { tx: (await (await ledger.unpauseCommit()).wait()).hash };
 }
 
 try {
-  console.log(JSON.stringify(await { steal, propose, claim, unpause }[verb]()));
+  console.log(JSON.stringify(await { steal, propose, claim, announce, unpause }[verb]()));
 } catch (e) {
   console.error(`thief: ${nameOf(e)}`);
   process.exitCode = 1;

@@ -17,12 +17,28 @@ enum guard_exit {
     GUARD_REFUSED = 6
 };
 
+#define ROLE_CHANGES_MAX 64
+
+/* Announced changes of roles that are neither done nor cancelled (watch_roles.c). */
+struct role_change {
+    uint32_t contract;
+    uint8_t role[32], account[20];
+    bool grants;
+    uint64_t ready_at, number; /* number: of its trouble */
+};
+struct role_watch {
+    uint64_t next_block; /* events before it are known; 0: none is */
+    struct role_change change[ROLE_CHANGES_MAX];
+    uint32_t count;
+};
+
 struct guard {
     const struct guard_settings *set;
     struct settings worker_set; /* what sender.c and serve.c read */
     struct worker w;            /* deployment, database, nodes, sender: as those want it */
     struct secp_key key;        /* the attestor's or the guardian's */
     struct mirror mirror;
+    struct role_watch roles;
     bool refused; /* the last look ended in a refusal, or in something it could not stop */
 };
 

@@ -43,6 +43,7 @@ static const struct {
     [TROUBLE_EPOCH_FORGED] = {"epoch_forged", true},
     [TROUBLE_EPOCH_CONFLICT] = {"epoch_conflict", true},
     [TROUBLE_POWERLESS] = {"powerless", true},
+    [TROUBLE_ROLE] = {"role_announced", false},
 };
 
 /* *is_there, and *is_same: with this sentence. */

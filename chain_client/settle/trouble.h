@@ -40,6 +40,7 @@ enum trouble {
     TROUBLE_EPOCH_FORGED,   /* epoch: proposed, and wrong (watch) */
     TROUBLE_EPOCH_CONFLICT, /* epoch: the vault holds another one, and its accounts are not ours */
     TROUBLE_POWERLESS,      /* 0: found wrong, and this key cannot stop it (watch) */
+    TROUBLE_ROLE,           /* event: a change of a role is announced (watch) */
     TROUBLE_COUNT
 };
 

@@ -311,12 +311,15 @@ static enum status judge_all(struct guard *g, struct watch_range *r, struct errt
 enum status watch_look(struct guard *g, struct errtext *err)
 {
     struct watch_range r = {.locked = 0};
-    struct errtext sent = ERRTEXT_INIT;
+    struct errtext sent = ERRTEXT_INIT, roles = ERRTEXT_INIT;
     uint64_t block = common_head(&g->w.nodes); /* every endpoint has it */
     pin(g, &block);
     enum status st = judge_all(g, &r, err);
     pin(g, NULL);
     read_from(g, nodes_rpc(&g->w.nodes));
-    enum status step = sender_step(&g->w.sender, &sent); /* whatever else failed */
+    /* whatever else failed */
+    enum status told = watch_roles(g, block, &roles), step = sender_step(&g->w.sender, &sent);
+    if (!st && told)
+        st = err_set(err, told, "%s", roles.text);
     return st || !step ? st : err_set(err, step, "%s", sent.text);
 }

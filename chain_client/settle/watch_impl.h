@@ -40,4 +40,7 @@ MUST_CHECK enum status watch_pause(struct guard *g, uint64_t seq, struct errtext
 /* The newest batch, `head`, off the ledger. */
 MUST_CHECK enum status watch_drop(struct guard *g, uint64_t head, struct errtext *err);
 
+/* watch_roles.c: says every announced change of a role, up to this block. */
+MUST_CHECK enum status watch_roles(struct guard *g, uint64_t block, struct errtext *err);
+
 #endif

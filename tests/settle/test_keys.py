@@ -278,6 +278,9 @@ def test_what_b4_stole_stays_in_the_vault(waiting):
         assert metric(g, "residual_settle_watch_epochs_forged") == 1 and metric(g, "residual_settle_watch_batches_forged") == 1
         assert thief(w, "claim", "claimer", "--to", THIEF)["got"] == "0"
         assert w.balance(THIEF) == 0 and w.balance(w.deployed["vault"]) == held + 1
+        thief(w, "announce", "deployer", "--to", THIEF)
+        wait_for(lambda: f"proposer of the vault is announced to be given to {THIEF}" in g.tail().lower(), 10, 0.2, "a sentence about the admin's key")
+        assert metric(g, 'residual_settle_trouble{kind="role_announced"}') == 1
         honest_settlement_goes_on(w, s, g)
 
 
