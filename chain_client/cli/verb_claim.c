@@ -59,6 +59,7 @@ struct claim {
     uint8_t account[20], payee[20];
     struct proof proof;
     u128 before, after;
+    u128 claimed; /* so far, once it is sent: less than earned where the day's cap was near */
     struct node_sent sent;
     bool is_sent;
     struct books books; /* of `rewards` with --settle */
@@ -67,6 +68,16 @@ struct claim {
 static u128 claimable(const struct proof *p)
 {
     return p->cumulative > p->claimed ? p->cumulative - p->claimed : 0;
+}
+
+static u128 paid_now(const struct claim *k)
+{
+    return k->claimed > k->proof.claimed ? k->claimed - k->proof.claimed : 0;
+}
+
+static u128 left_over(const struct claim *k)
+{
+    return k->proof.cumulative > k->claimed ? k->proof.cumulative - k->claimed : 0;
 }
 
 static void put_json(struct buf *out, const struct claim *k)
@@ -78,8 +89,11 @@ static void put_json(struct buf *out, const struct claim *k)
     buf_putc(out, ',');
     cli_put_amount(out, "claimed_before", k->proof.claimed);
     buf_putc(out, ',');
-    cli_put_amount(out, k->is_sent ? "paid" : "claimable", claimable(&k->proof));
+    cli_put_amount(out, k->is_sent ? "paid" : "claimable",
+                   k->is_sent ? paid_now(k) : claimable(&k->proof));
     if (k->is_sent) {
+        buf_putc(out, ',');
+        cli_put_amount(out, "left", left_over(k));
         buf_putc(out, ',');
         cli_put_json_address(out, "paid_to", k->payee);
         buf_putc(out, ',');
@@ -117,7 +131,14 @@ static void put_text(struct buf *out, const struct claim *k)
                k->proof.epoch);
     put_row(out, "earned", k->proof.cumulative);
     put_row(out, "paid before", k->proof.claimed);
-    put_row(out, k->is_sent ? "paid now" : "to be claimed", claimable(&k->proof));
+    if (k->is_sent)
+        put_row(out, "paid now", paid_now(k));
+    else
+        put_row(out, "to be claimed", claimable(&k->proof));
+    if (k->is_sent && left_over(k)) {
+        put_row(out, "left", left_over(k));
+        buf_puts(out, ": the vault pays no more today, claim again tomorrow");
+    }
     books_put_text(out, &k->books);
     if (!k->is_sent)
         return;
@@ -162,6 +183,8 @@ static enum status send(struct claim *k, struct errtext *err)
         st = node_send(&k->node, k->c, &tx, &k->sent, err);
     if (!st)
         st = balance_of(&k->node, k->payee, &k->after, err);
+    if (!st)
+        st = view_claimed(&k->node.view, "latest", k->account, &k->claimed, err);
     k->is_sent = !st;
     buf_fini(&data);
     return st;

@@ -62,7 +62,7 @@ class Chain:
         self.config = {
             "notice_s": 2, "lead_s": 0, "beacon_delay_s": 0, "commit_age_min_s": 4, "protocol_bps_min": 100, "rate_ppb": 1_000_000_000,
             "policy": {"base": 2000, "adapters": 6000, "operator": 1500, "protocol": 500, "treasury": self.address["treasury"]},
-            "window_s": 2, "wait_s": 3, "cap_floor": "1000000000000000000000", "attestors_min": 1, "attestors": [self.address["attestor"]],
+            "window_s": 2, "wait_s": 3, "cap_floor": "1000", "attestors_min": 1, "attestors": [self.address["attestor"]],
             "roles": {"committer": self.address["committer"], "proposer": self.address["proposer"], "guardian": self.address["guardian"]},
             "methods": [self.keccak(METHOD_TEXT)]}
         self.deploy()

@@ -436,3 +436,21 @@ def test_audit(world, answer, epoch):
     bad = residual("audit", "epoch", epoch, "--archive", forged, *world.node(), "--json")
     assert bad.code == 1 and bad.json["findings"], bad
     assert residual("audit", "batch", 1, "--archive", forged, *world.node()).code == 1
+
+
+def test_a_day_pays_a_part(world, epoch):
+    """Of a claim larger than what a day may pay out. Last in this world: its clock goes on by eight days, after which only the floor is left."""
+    chain = world.chain
+    accounts = json.loads((world.archive / "epoch-00000001/accounts.json").read_text())["accounts"]
+    account = next(a["account"] for a in accounts if chain.balance(a["account"]) == 0 and int(a["cumulative"]) > 1000)
+    chain.rpc("evm_increaseTime", 8 * 86400)
+    chain.rpc("evm_mine")
+    sender = ["--key-file", chain.keys["stranger"], *world.node(), "--archive", world.archive]
+    part = residual("claim", "--account", account, *sender)
+    assert part.code == 0 and "claim again tomorrow" in part.out and chain.balance(account) == 1000, part
+    none = residual("claim", "--account", account, *sender)
+    assert none.code == 5 and "try again tomorrow" in none.err and chain.balance(account) == 1000, none
+    chain.rpc("evm_increaseTime", 86400)
+    chain.rpc("evm_mine")
+    more = residual("claim", "--account", account, *sender, "--json")
+    assert (more.code, more.json["paid"]) == (0, "1000") and int(more.json["left"]) > 0, more

@@ -181,7 +181,7 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
 
     constructor(Config memory c) DelayedRoles(c.ledger.notice()) {
         if (c.admin == address(0) || c.proposer == address(0) || c.guardian == address(0)) revert BadConfig();
-        if (c.attestorsMin == 0) revert BadConfig();
+        if (c.attestorsMin == 0 || c.capFloor == 0) revert BadConfig();
         ledger = c.ledger;
         token = c.token;
         window = c.window;
@@ -437,6 +437,7 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
 
     /// Takes effect with the first day that begins after the notice; one change at a time.
     function setCapFloor(uint128 amount) external onlyRole(DEFAULT_ADMIN_ROLE) {
+        if (amount == 0) revert WrongValue();
         _pushFloor(amount, uint64(block.timestamp) + notice);
     }
 
@@ -580,7 +581,12 @@ contract RewardVault is DelayedRoles, ReentrancyGuardTransient {
         }
         uint32 today = _today();
         if (p.day != today) (p.day, p.limit) = (today, _limitOf(uint256(p.total) + dailyCap(), 0));
-        if (total > p.limit) return (SKIP_OVER_DAILY_CAP, to);
+        if (total > p.limit) {
+            if (p.total >= p.limit) return (SKIP_OVER_DAILY_CAP, to);
+            total = p.limit; // what today lets; the rest is claimed again
+            amount = uint128(total - p.total);
+            cumulative = a.claimed + amount;
+        }
         _accounts[account] = Account(cumulative, a.redirected);
         _book(total, p.limit, today);
         if (_transfer(to, amount, gasMax)) {

@@ -250,14 +250,15 @@ class Life {
     const owed = [...e.cum].filter(([x, v]) => v > (this.claimed.get(x) ?? 0n)), [a, cum] = this.pick(owed.length && this.rnd(6) ? owed : [...e.cum]), had = this.claimed.get(a) ?? 0n, args = e.claimOf(a), [n, i, ...rest] = args;
     const forged = [[n, i + 1, ...rest], [n, i ^ 1, ...rest], [n, i, a, cum + 1n, ...rest.slice(2)], [n, i, this.thief, cum, ...rest.slice(2)]][this.rnd(4)];
     if (this.active(e) && !this.rnd(4) && String(forged) !== String(args)) await this.call('bob', 'vault', 'claim', forged, { error: 'BadProof' });
-    const total = this.total + cum - had, paid = this.paid.day === (this.now + 1n) / DAY ? this.paid.sum : 0n;
+    const all = cum - had, paid = this.paid.day === (this.now + 1n) / DAY ? this.paid.sum : 0n;
+    const left = this.cap() - paid, pay = all < left ? all : left, total = this.total + all; // no more than the day lets
     const error = !this.active(e) ? 'NotActive' : cum <= had ? 'NothingToClaim' : total > e.h.total && total > this.newestActive().h.total + this.writtenOff ? 'OverTotal'
-      : paid + cum - had > this.cap() ? 'OverDailyCap' : (await this.vault.held()) < cum - had ? 'PaymentRefused' : null;
+      : left <= 0n ? 'OverDailyCap' : (await this.vault.held()) < pay ? 'PaymentRefused' : null;
     const many = !this.rnd(2) && error === null;
     if (!(await this.call(this.pick(['bob', 'alice']), 'vault', many ? 'claimMany' : 'claim', many ? [[args]] : args, { error }))) return;
-    this.claimed.set(a, cum);
-    this.paid = { day: this.now / DAY, sum: paid + cum - had };
-    this.total = total;
+    this.claimed.set(a, had + pay);
+    this.paid = { day: this.now / DAY, sum: paid + pay };
+    this.total += pay;
   }
 
   async pass() {

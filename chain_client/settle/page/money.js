@@ -34,9 +34,8 @@ function join(parts) {
   return out;
 }
 
-function selector(signature) {
-  return keccak256(new TextEncoder().encode(signature)).slice(0, 4);
-}
+const topic = (signature) => keccak256(new TextEncoder().encode(signature));
+const selector = (signature) => topic(signature).slice(0, 4);
 
 // ---- the tree ----
 
@@ -87,6 +86,13 @@ export function claimCall(r) {
     word(n), ...r.proof.hashes.map((h) => bytesOf(h, 32)), word(n), ...r.proof.sums.map((s) => word(amountOf(s)))]));
 }
 
+// What a claim's receipt says was paid: a day near its cap pays a part.
+export function paidIn(receipt, vault) {
+  const claimed = hexOf(topic('Claimed(address,address,uint64,uint128,uint128)'));
+  const log = receipt.logs.find((l) => l.address.toLowerCase() === vault.toLowerCase() && l.topics[0].toLowerCase() === claimed);
+  return log ? BigInt(log.data.slice(0, 66)) : 0n;
+}
+
 // The vault's own reasons, in words; the first argument is a number.
 const reasons = [
   ['NothingToClaim(uint128)', () => 'It was paid already: nothing is left to claim.'],
@@ -94,13 +100,13 @@ const reasons = [
   ['BadProof()', () => 'The vault does not accept this proof. Refresh and try again.'],
   ['PaymentRefused(address)', () => 'The receiving address refused the payment. Its owner can name another with setPayout.'],
   ['OverTotal(uint128)', () => 'The vault would pay more than the epoch holds; it refuses.'],
-  ['OverDailyCap(uint128)', (v, text) => `Today the vault pays only ${text(v)} more. Try again tomorrow.`],
+  ['OverDailyCap(uint128)', () => 'The vault has paid out today what a day lets. Try again tomorrow.'],
   ['Paused()', () => 'The guardian has paused claims for now. Amounts are not lost; try again later.'],
 ].map(([signature, say]) => [hexOf(selector(signature)), say]);
 
 // null: none of the vault's.
-export function reasonOf(data, symbol) {
+export function reasonOf(data) {
   const found = typeof data === 'string' && reasons.find(([id]) => data.toLowerCase().startsWith(id));
   const argument = found && /^0x[0-9a-f]{72,}$/i.test(data) ? BigInt('0x' + data.slice(10, 74)) : 0n;
-  return found ? found[1](argument, (v) => amountText(v, symbol)) : null;
+  return found ? found[1](argument) : null;
 }

@@ -257,14 +257,15 @@ async function claim() {
   const receipt = await wallets.mined(page.wallet, hash, WAIT_S);
   if (!receipt) return say(`Transaction ${hash} is not in a block yet; it may still come. Refresh later.`);
   if (BigInt(receipt.status) !== 1n) throw new Error(`Transaction ${hash} failed on the chain. Nothing was paid by it.`);
+  const paid = money.paidIn(receipt, page.d.vault), left = due > paid ? due - paid : 0n;
   await show(page.account);
-  say(`Paid ${shown(due)} to ${r.account}, in transaction ${hash}.`, 'good');
+  say(`Paid ${shown(paid)} to ${r.account}, in transaction ${hash}.${left ? ` The vault pays no more today: claim the other ${shown(left)} tomorrow.` : ''}`, 'good');
 }
 
 // ---- one thing at a time; errors are sentences ----
 
 function sentence(e) {
-  const reason = page.d && money.reasonOf(wallets.revertOf(e), page.d.coin_symbol);
+  const reason = page.d && money.reasonOf(wallets.revertOf(e));
   if (reason) return reason;
   if (e?.code === 4001) return 'You declined in the wallet; nothing was sent.';
   if (e?.code === -32002) return 'The wallet already asks you something: open it and answer there.';
