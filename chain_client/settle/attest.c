@@ -225,7 +225,13 @@ static enum status recompute(struct guard *g, const struct attest_task *t,
     uint8_t digest[32];
     enum status st = audit_candidate(&r, &opt, &c, err);
     epoch_digest(digest, &c.found, g->w.dep.chain_id, g->w.dep.vault);
-    if (!st && (r.finding_count > r.fault_count || r.fault_count > g->set->faults_max))
+    if (!st && r.owners_absent && !g->set->owners_absent && r.finding_count == r.fault_count)
+        st = refuse(err,
+                    "the archive lacks the owners of %zu datanet versions (--owners-absent, if "
+                    "nobody has them any more)",
+                    r.owners_absent);
+    else if (!st && (r.finding_count > r.fault_count ||
+                     r.fault_count - r.owners_absent > g->set->faults_max))
         st = refuse(err, "%s%s%s", r.difference[0] ? r.difference : r.finding[0],
                     r.difference[0] ? "" : " (a fault: --faults-max)",
                     r.finding_count > 1 ? " (and more)" : "");

@@ -215,6 +215,18 @@ static void find_faults(struct audit *a, const struct epoch_work *w)
                         c->evidence[i].lane, c->evidence[i].seq, text[c->evidence[i].fault]);
 }
 
+static void find_absent(struct audit *a, const struct epoch_work *w)
+{
+    char name[OWNER_LIST_NAME_BYTES];
+    for (size_t i = 0; i < w->owners.count; i++) {
+        if (!owner_list_is_absent(&w->snap.version[i], w->owners.list[i].count))
+            continue;
+        owner_list_name(name, &w->snap.version[i]);
+        a->report->owners_absent++;
+        audit_fault(a, "epoch %" PRIu64 ": the archive lacks the owners of %s", w->epoch, name);
+    }
+}
+
 static enum status take_missing(struct audit *a, const struct epoch_work *w, struct errtext *err)
 {
     struct audit_report *r = a->report;
@@ -362,6 +374,7 @@ static enum status audit_one_epoch(struct audit *a, struct epoch_work *w, struct
         return epoch_finding(a, w, st, &why, err);
     check_identities(a, w);
     find_faults(a, w);
+    find_absent(a, w);
     st = compare_epoch(a, w, err);
     a->report->epochs++;
     a->report->accounts = (uint32_t)w->result.reward.account_count;

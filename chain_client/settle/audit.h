@@ -65,6 +65,7 @@ struct audit_report {
      * is right all the same (SPEC 2). What was committed and proposed is right iff there are no
      * others. */
     size_t fault_count;
+    size_t owners_absent;              /* of the faults: owners' lists that an archive lacks */
     char difference[AUDIT_TEXT_BYTES]; /* the first of the others; "" when there is none */
     uint64_t refused;                  /* answers, over all audited epochs, and what they paid */
     u128 fee_refused;

@@ -38,6 +38,8 @@ static const struct option_row keys[] = {
     NUMBER(faults_max, 0, 1000000, 0, "records",
          "attest: no signature where more records than this break a rule; raise it when a person "
          "has looked at them, for the money of the others waits"),
+    SWITCH(owners_absent,
+         "take an epoch whose archive lacks the owners of a datanet: nobody has them any more"),
     NUMBER(resign_after_s, 0, 31 * 86400, 86400, "s",
          "attest: another result of one epoch is signed only so long after the first"),
     NUMBER(grace_s, 0, 86400, 900, "s",

@@ -14,7 +14,7 @@ struct guard_settings {
     char *lane_key_file;
     uint64_t missing_max_ppm, faults_max, resign_after_s, grace_s, poll_ms, bump_seconds,
         fee_max_gwei, rpc_head_age_max_s;
-    bool once, help;
+    bool owners_absent, once, help;
 };
 
 MUST_CHECK enum status guard_settings_load(struct guard_settings *out, int argc, char **argv,

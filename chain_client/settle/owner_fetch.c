@@ -42,7 +42,9 @@ static enum status from_file(struct datanet_owner **owner, size_t *count,
     enum status st = file_read(path, LIST_BYTES_MAX, &data, &text.len, why);
     text.data = (uint8_t *)data;
     if (!st)
-        st = from_text(owner, count, v, path, &text, why);
+        st = owner_list_parse(owner, count, v, path, &text, why);
+    if (!st && !owner_list_is_absent(v, *count)) /* a person may say so: in this folder alone */
+        st = owner_list_check(v, *owner, *count, why);
     mem_free(data);
     return st;
 }
@@ -99,11 +101,12 @@ static enum status read_list(void *arg, const struct snapshot_version *v,
     if (!st)
         return STATUS_OK;
     free_list(owner, count);
-    return err_set(err, STATUS_BUSY,
-                   "the epoch waits for the owners of %s: put them into --owners-dir, or name a "
-                   "server that has them with --refetch-url; any copy will do, its root is "
-                   "checked%s%.200s",
-                   name, why.text[0] ? ": " : "", why.text);
+    return err_set(
+        err, STATUS_BUSY,
+        "the epoch waits for the owners of %s: put any copy into --owners-dir, or name "
+        "a server that has one with --refetch-url; its root is checked. An empty list in a "
+        "file there says that nobody has them: their evidence counts for nothing%s%.190s",
+        name, why.text[0] ? ": " : "", why.text);
 }
 
 enum status owner_lists_fetch(struct owner_lists *o, struct worker *w, const struct snapshot *s,

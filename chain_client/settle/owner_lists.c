@@ -36,13 +36,20 @@ enum status owner_list_check(const struct snapshot_version *v, const struct data
     return wrong ? err_set(err, STATUS_CORRUPT, "%s: %s", name, wrong) : STATUS_OK;
 }
 
+bool owner_list_is_absent(const struct snapshot_version *v, size_t count)
+{
+    return count == 0 && v->found.registered && v->found.owners != 0;
+}
+
 static enum status take(struct owner_lists *o, const struct snapshot_version *v,
                         struct datanet_owner *owner, size_t count, struct errtext *err)
 {
     struct reward_owners *list = &o->list[o->count++];
     *list = (struct reward_owners){.version = v->version, .owner = owner, .count = count};
     memcpy(list->datanet_id, v->datanet_id, 32);
-    return v->found.registered ? owner_list_check(v, owner, count, err) : STATUS_OK;
+    return v->found.registered && !owner_list_is_absent(v, count)
+               ? owner_list_check(v, owner, count, err)
+               : STATUS_OK;
 }
 
 enum status owner_lists_read(struct owner_lists *o, const struct snapshot *s,

@@ -11,11 +11,16 @@ struct owner_lists {
     size_t count;
 };
 
+/* An empty list of a version that has owners: the publisher's word that nobody has it any more.
+ * Such a version has no owners (SPEC 4); a fault wherever it is read. */
+bool owner_list_is_absent(const struct snapshot_version *v, size_t count);
+
 /* owner_lists_read - a list for every version of s.
  *
  * read() puts the owners of one version into a fresh block (mem_free). A version that the Registry
  * does not have has none and is not asked for.
- * Errors  read's; CORRUPT, naming the version, when a list is not what the Registry says
+ * Errors  read's; CORRUPT, naming the version, when a list is neither what the Registry says nor
+ *         absent
  */
 struct owner_lists_source {
     enum status (*read)(void *arg, const struct snapshot_version *v, struct datanet_owner **owner,

@@ -185,10 +185,14 @@ static enum status recompute(struct guard *g, const struct watch_subject *s, enu
     enum status st = audit_candidate(&r, &opt, &c, why);
     epoch_digest(digest, &c.found, g->w.dep.chain_id, g->w.dep.vault);
     bool computed = c.found.epoch == s->number;
-    *v = !computed ? VERDICT_UNSHOWN : memcmp(digest, s->id, 32) ? VERDICT_WRONG : VERDICT_RIGHT;
+    bool shown = computed && (!r.owners_absent || g->set->owners_absent);
+    bool same = memcmp(digest, s->id, 32) == 0;
+    *v = computed && !same ? VERDICT_WRONG : shown ? VERDICT_RIGHT : VERDICT_UNSHOWN;
     if (!st && *v != VERDICT_RIGHT)
         err_set(why, STATUS_OK, "%s",
-                r.difference[0] ? r.difference : "the recomputed header is another one");
+                r.difference[0] ? r.difference
+                : same          ? "the archive lacks a datanet's owners (--owners-absent)"
+                                : "the recomputed header is another one");
     audit_report_fini(&r);
     return st;
 }

@@ -102,7 +102,7 @@ class World:
                                    keccak(b"1"), self.node.chain_id, self.node.ledger))
         self.models = [keccak(b"base a"), keccak(b"base b"), keccak(b"base nobody registered")]
         self.methods = [keccak(b"method old"), keccak(b"method new"), keccak(b"method of nobody")]
-        self.lanes, self.owners, self.earlier, self.batches = [], {}, None, []
+        self.lanes, self.owners, self.lost, self.earlier, self.batches = [], {}, set(), None, []
         self.make_registry()
         for n in range(1, 2 + r.randrange(3)):
             self.lanes.append(Lane(n, [Key(f"lane {n} key {i}") for i in range(3)]))
@@ -142,6 +142,8 @@ class World:
             for version in (1, 2, 5):
                 owners = [(p, 1 + r.randrange(9)) for p in sorted(r.sample(self.people, 1 + r.randrange(5)))]
                 self.owners[hexed(net), version] = owners
+                if r.randrange(8) == 0:
+                    self.lost.add((hexed(net), version))
                 node.versions[net, version] = {"active_at": START_S, "root": owners_root(owners), "documents": sum(n for _, n in owners), "owners": len(owners)}
         self.ids = [keccak(f"adapter {i}".encode()) for i in range(8)]  # 7: nobody registered it
         parents = {1: [0], 2: [0, 1], 3: [2], 4: [1, 3], 5: [4, 2]}
@@ -286,10 +288,14 @@ class World:
     def fees(self, seq):
         return int.from_bytes(next(data for s, h, data, _ in self.node.committed if (s, h) == (seq, self.batches[seq - 1]))[32 * 7:32 * 8], "big")
 
+    def shown(self, datanet, version):
+        """The owners' list that the archive has."""
+        return [] if (datanet, version) in self.lost else self.owners[datanet, version]
+
     def propose(self, paid, evidence, veto=False):
         """The next epoch, on the last one that lives; False where nobody would earn anything."""
         node, epoch, previous = self.node, max(self.node.epochs, default=0) + 1, self.node.live()
-        made = self.audit.make_epoch(epoch, previous, paid, evidence, lambda datanet, version: self.owners[datanet, version])
+        made = self.audit.make_epoch(epoch, previous, paid, evidence, self.shown)
         if not made["leaves"]:
             return False
         if not veto:

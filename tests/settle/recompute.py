@@ -685,6 +685,10 @@ class Audit:
         for d in snapshot["datanets"]:
             for v in d["versions"]:
                 list_ = source(d["id"], v["version"]) if v["owners"] else []
+                if v["owners"] and not list_:
+                    self.report.faults.append(f"the archive lacks the owners of datanet {d['id']} version {v['version']}")
+                    out[bytes.fromhex(d["id"][2:]), v["version"]] = []
+                    continue
                 good = (len(list_), sum(n for _, n in list_)) == (v["owners"], v["documents"]) and all(a[0] < b[0] for a, b in zip(list_, list_[1:]))
                 if not good or (list_ and hexed(owners_root(list_)) != v["owner_root"]):
                     raise Wrong(f"the owners of {d['id']} version {v['version']} are not the registry's")

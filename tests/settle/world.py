@@ -224,7 +224,7 @@ class Settle:
                 self.args += ["--spool-dir", f"{lane.number}={lane.dir}/spool"]
         self.args = [str(a) for a in (*self.args, *flags)]
         self.process, self.env = None, {**os.environ, **(env or {})}
-        easy = "--missing-max-ppm", 1000000, "--faults-max", 1000, "--resign-after-s", 0
+        easy = "--missing-max-ppm", 1000000, "--faults-max", 1000, "--owners-absent", "--resign-after-s", 0
         self.attestor = Guard(world, "attest", "attestor", self, *easy, name=f"attest-{self.port}") if attested else None
 
     def start(self):
