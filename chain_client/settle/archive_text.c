@@ -266,32 +266,31 @@ void archive_accounts_fini(struct archive_accounts *a)
     *a = (struct archive_accounts){0};
 }
 
+/* reason: the member between lane and seq, or "". */
+static void put_answers(struct buf *out, uint64_t epoch, const char *name, const char *reason,
+                        const struct archive_answer *answer, size_t count)
+{
+    buf_printf(out, "{\"epoch\":%" PRIu64 ",\"format\":\"residual.%s.1\",\"%s\":[", epoch, name,
+               name);
+    for (size_t i = 0; i < count; i++) {
+        buf_puts(out, i ? ",{\"fee\":" : "{\"fee\":");
+        archive_put_amount(out, answer[i].fee);
+        buf_printf(out, ",\"lane\":%" PRIu32 "%s,\"seq\":%" PRIu64 "}", answer[i].lane, reason,
+                   answer[i].seq);
+    }
+    buf_puts(out, "]}\n");
+}
+
 void archive_put_missing(struct buf *out, uint64_t epoch, const struct archive_answer *missing,
                          size_t count)
 {
-    buf_printf(out, "{\"epoch\":%" PRIu64 ",\"format\":\"residual.missing.1\",\"missing\":[",
-               epoch);
-    for (size_t i = 0; i < count; i++) {
-        buf_puts(out, i ? ",{\"fee\":" : "{\"fee\":");
-        archive_put_amount(out, missing[i].fee);
-        buf_printf(out, ",\"lane\":%" PRIu32 ",\"seq\":%" PRIu64 "}", missing[i].lane,
-                   missing[i].seq);
-    }
-    buf_puts(out, "]}\n");
+    put_answers(out, epoch, "missing", "", missing, count);
 }
 
 void archive_put_refused(struct buf *out, uint64_t epoch, const struct archive_answer *refused,
                          size_t count)
 {
-    buf_printf(out, "{\"epoch\":%" PRIu64 ",\"format\":\"residual.refused.1\",\"refused\":[",
-               epoch);
-    for (size_t i = 0; i < count; i++) {
-        buf_puts(out, i ? ",{\"fee\":" : "{\"fee\":");
-        archive_put_amount(out, refused[i].fee);
-        buf_printf(out, ",\"lane\":%" PRIu32 ",\"reason\":1,\"seq\":%" PRIu64 "}", refused[i].lane,
-                   refused[i].seq);
-    }
-    buf_puts(out, "]}\n");
+    put_answers(out, epoch, "refused", ",\"reason\":1", refused, count);
 }
 
 static void put_counts(struct buf *out, const char *name, uint64_t count, u128 fee)

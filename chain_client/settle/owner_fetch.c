@@ -24,12 +24,15 @@ static void free_list(struct datanet_owner **owner, size_t *count)
     *count = 0;
 }
 
+/* A person's word alone may be that nobody has the list. */
 static enum status from_text(struct datanet_owner **owner, size_t *count,
                              const struct snapshot_version *v, const char *where,
-                             const struct canon_bytes *text, struct errtext *why)
+                             const struct canon_bytes *text, bool is_a_persons, struct errtext *why)
 {
     enum status st = owner_list_parse(owner, count, v, where, text, why);
-    return st ? st : owner_list_check(v, *owner, *count, why);
+    if (st || (is_a_persons && owner_list_is_absent(v, *count)))
+        return st;
+    return owner_list_check(v, *owner, *count, why);
 }
 
 static enum status from_file(struct datanet_owner **owner, size_t *count,
@@ -42,9 +45,7 @@ static enum status from_file(struct datanet_owner **owner, size_t *count,
     enum status st = file_read(path, LIST_BYTES_MAX, &data, &text.len, why);
     text.data = (uint8_t *)data;
     if (!st)
-        st = owner_list_parse(owner, count, v, path, &text, why);
-    if (!st && !owner_list_is_absent(v, *count)) /* a person may say so: in this folder alone */
-        st = owner_list_check(v, *owner, *count, why);
+        st = from_text(owner, count, v, path, &text, true, why);
     mem_free(data);
     return st;
 }
@@ -71,7 +72,7 @@ static enum status from_server(struct datanet_owner **owner, size_t *count,
                      path, a->code);
     if (!st) {
         struct canon_bytes text = {(const uint8_t *)a->body.data, a->body.len};
-        st = from_text(owner, count, v, l->refetch_url, &text, why);
+        st = from_text(owner, count, v, l->refetch_url, &text, false, why);
     }
     fetch_close(f);
     return st;
