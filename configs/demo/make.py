@@ -370,6 +370,44 @@ def make_data(world):
     })
 
 
+def document_root(rows):
+    """Of a datanet version's documents (SPEC 3): leaves ascending by digest, padded to a power of two."""
+    domain = keccak256(b"residual.documents.1")
+    leaves = []
+    for i, r in enumerate(sorted(rows, key=lambda r: r["digest"])):
+        leaves.append(keccak256(
+            b"\x23" + domain + i.to_bytes(4, "big") + bytes.fromhex(r["digest"])
+            + bytes.fromhex(r["owner"][2:]) + r["bytes"].to_bytes(8, "big")
+            + keccak256(r["licence"].encode())))
+    while len(leaves) & (len(leaves) - 1):
+        leaves.append(keccak256(b"\x22" + domain))
+    while len(leaves) > 1:
+        leaves = [keccak256(b"\x21" + a + b) for a, b in zip(leaves[::2], leaves[1::2])]
+    return leaves[0]
+
+
+def make_training(root, docs, rows, tok_digest):
+    """The training manifest: every sentence of every document was a text of its own, ended by END."""
+    cut = []
+    for d, r in zip(docs, rows):
+        data, at = (root / r["file"]).read_bytes(), 0
+        for line in d["text"].rstrip("\n").split(". "):
+            row = line.rstrip(".").encode() + b"."
+            assert data[at : at + len(row)] == row
+            cut.append([d["id"], at, len(row)])
+            at += len(row) + 1
+    manifest = {
+        "bos": False,
+        "documentRoot": "0x" + document_root(rows).hex(),
+        "eos": True,
+        "format": "residual.training.1",
+        "rows": cut,
+        "tokenizerDigest": "0x" + tok_digest,
+    }
+    (root / "training.json").write_text(
+        json.dumps(manifest, sort_keys=True, separators=(",", ":")) + "\n")
+
+
 def make_datanet(world, name, docs, tok_digest, publisher):
     root = HERE / "adapters" / name
     shutil.rmtree(root / "documents", ignore_errors=True)
@@ -388,6 +426,7 @@ def make_datanet(world, name, docs, tok_digest, publisher):
                 "town": f[0], "attribute": f[1], "contributor": owner, "docIds": [d["id"]]})
     dump(root / "datanet.json", {
         "version": 1, "name": name, "tokenizerDigest": tok_digest, "documents": rows})
+    make_training(root, docs, rows, tok_digest)
     count = {}
     for r in rows:
         count[r["owner"]] = count.get(r["owner"], 0) + 1
