@@ -13,7 +13,7 @@
 #ifndef RS_ADAPTER_MANIFEST_H
 #define RS_ADAPTER_MANIFEST_H
 
-#include "server/adapter/documents.h"
+#include "server/datanet/documents.h"
 #include "server/terms/terms.h"
 
 struct manifest {

@@ -2,7 +2,7 @@
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/secp.h"
 #include "chain_client/manifest.h"
-#include "server/adapter/documents.h"
+#include "server/datanet/documents.h"
 #include "server/adapter/peft/folder.h"
 #include "server/base/mem.h"
 #include "server/text/unicode.h"

@@ -1,6 +1,6 @@
 /* Sorted by digest, the documents give their root; sorted by owner and counted, the owners theirs.
  */
-#include "server/adapter/documents.h"
+#include "server/datanet/documents.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keccak.h"
 #include "server/base/mem.h"

@@ -1,8 +1,8 @@
 /* The documents of a datanet as a manifest or a datanet.json lists them: [{"docId", "owner",
  * "licence", "bytes", "digest"}]. From them come the two roots that the Registry has of a version,
  * and the owners who share. Thread: any. */
-#ifndef RS_ADAPTER_DOCUMENTS_H
-#define RS_ADAPTER_DOCUMENTS_H
+#ifndef RS_DATANET_DOCUMENTS_H
+#define RS_DATANET_DOCUMENTS_H
 
 #include "chain_client/datanet.h"
 #include "server/base/file.h"
