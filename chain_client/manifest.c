@@ -189,10 +189,12 @@ void manifest_licence_digest(uint8_t out[32], const struct manifest_licence *l, 
     struct eip712_hasher h;
     uint8_t hash[32], domain[32];
     eip712_begin(&h, "DocumentLicence(bytes32 datanetId,bytes32 digest,string licence,"
-                     "address registry)");
+                     "string terms,bool display,address registry)");
     eip712_bytes32(&h, l->datanet_id);
     eip712_bytes32(&h, l->digest);
     eip712_bytes(&h, l->licence, strlen(l->licence));
+    eip712_bytes(&h, l->terms, strlen(l->terms));
+    eip712_uint(&h, l->display);
     eip712_address(&h, registry);
     eip712_end(&h, hash);
     eip712_domain(domain, "residual", "1", chain_id, registry);

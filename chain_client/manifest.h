@@ -6,6 +6,7 @@
 #include "chain_client/reward.h"
 #include "server/base/errtext.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -52,6 +53,8 @@ struct manifest_licence {
     uint8_t datanet_id[32];
     uint8_t digest[32];  /* BLAKE2b-256 of the normalised text */
     const char *licence; /* SPDX */
+    const char *terms;   /* a URI, "": none */
+    bool display;        /* may its text be shown beside an answer? */
 };
 /* The digest a document's owner signs. */
 void manifest_licence_digest(uint8_t out[32], const struct manifest_licence *l, uint64_t chain_id,

@@ -236,7 +236,10 @@ static enum status sign_document(json_t *doc, const struct manifest *m,
     uint8_t owner[20], digest[32], signature[SECP_SIGNATURE_BYTES];
     const char *payee = json_string_value(json_object_get(doc, "owner"));
     const char *hash = json_string_value(json_object_get(doc, "digest"));
+    const char *terms = json_string_value(json_object_get(doc, "terms"));
     l.licence = json_string_value(json_object_get(doc, "licence"));
+    l.terms = terms ? terms : "";
+    l.display = json_is_true(json_object_get(doc, "display"));
     if (!payee || addr_parse(owner, payee, NULL) || !hash || !hex_decode(l.digest, 32, hash) ||
         !l.licence)
         return err_set(err, STATUS_INVALID,

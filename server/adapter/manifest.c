@@ -224,7 +224,7 @@ enum status manifest_parse_signed(struct manifest *out, const json_t *json,
     if (!r.st)
         r.st = check_expected(out, expect, err);
     if (!r.st && !sodium_is_zero(out->datanet_id, 32))
-        documents_need(&out->documents, &r);
+        documents_need(&out->documents, &r, out->datanet_version);
     enum status st = r.st ? r.st : check_signatures(out, expect, &r);
     if (st)
         manifest_fini(out);
@@ -249,7 +249,8 @@ enum status manifest_parse_datanet(struct manifest *m, const json_t *datanet, st
     struct json_reader r = reader(datanet, err);
     if (json_has(&r, "datanetId"))
         json_need_hex(&r, "datanetId", m->datanet_id, 32);
-    documents_need(&m->documents, &r);
+    uint64_t version = (uint64_t)json_read_int(&r, "version", (struct json_range){1, INT64_MAX}, 1);
+    documents_need(&m->documents, &r, version);
     return r.st;
 }
 

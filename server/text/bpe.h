@@ -51,7 +51,4 @@ void bpe_work_fini(struct bpe_work *w);
 MUST_CHECK enum status bpe_encode(const struct bpe *b, struct bpe_work *w, const char *text,
                                   size_t len, struct token_list *out, struct errtext *err);
 
-/* Append one id. */
-MUST_CHECK enum status token_list_add(struct token_list *list, int32_t id, struct errtext *err);
-
 #endif

@@ -58,6 +58,8 @@ struct token_list {
     int32_t *ids;
     size_t n, cap, n_max;
 };
+/* Append one id. TOO_LARGE, NO_MEMORY. */
+MUST_CHECK enum status token_list_add(struct token_list *list, int32_t id, struct errtext *err);
 
 /* tokenizer_load - parse the bytes of a tokenizer.json.
  * Errors  INVALID malformed, UNSUPPORTED a component we do not implement (named), TOO_LARGE past a

@@ -232,7 +232,9 @@ static void test_manifests(void **state)
                                    .datanet_version = (uint64_t)num(j, "datanetVersion"),
                                    .version = (uint64_t)num(j, "version")};
     struct reward_parent parent[REWARD_PARENTS_MAX] = {0};
-    struct manifest_licence licence = {.licence = text(l, "licence")};
+    struct manifest_licence licence = {.licence = text(l, "licence"),
+                                       .terms = text(l, "terms"),
+                                       .display = json_is_true(get(l, "display"))};
     struct manifest_datanet net = {.chain_id = chain_id};
     uint8_t registry[20], hash[32], salt[32];
     bytes(registry, 20, get(m, "registry"));

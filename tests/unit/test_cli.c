@@ -295,7 +295,7 @@ static void test_documents(void **state)
 {
     struct sign_source s;
     uint8_t signature[SECP_SIGNATURE_BYTES], sig[SECP_SIGNATURE_BYTES], digest[32];
-    struct manifest_licence l = {.licence = "CC0-1.0"};
+    struct manifest_licence l = {.licence = "CC0-1.0", .terms = ""};
     json_t *root = make_signed(&s, signature);
     const json_t *documents = json_object_get(root, "documents");
     const json_t *mine = json_array_get(documents, 0), *other = json_array_get(documents, 1);

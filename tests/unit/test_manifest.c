@@ -279,14 +279,25 @@ static enum status ask_contract(void *arg, const uint8_t account[20], const uint
     return STATUS_OK;
 }
 
+/* The list as it stands now, read and checked. */
+static enum status licences_of(const json_t *net, const struct documents_licensed *l,
+                               struct errtext *err)
+{
+    struct manifest m = {0};
+    enum status st = manifest_parse_datanet(&m, net, err);
+    if (!st)
+        st = documents_check_licences(m.documents, l, err);
+    manifest_fini(&m);
+    return st;
+}
+
 static void test_licences(void **state)
 {
-    struct manifest m;
     struct errtext err = ERRTEXT_INIT;
     uint8_t digest[32], signature[SECP_SIGNATURE_BYTES];
     int asked = 0;
     struct documents_licensed l = {.chain_id = 31337, .ask = ask_contract, .ask_arg = &asked};
-    struct manifest_licence licence = {.licence = "CC-BY-4.0"};
+    struct manifest_licence licence = {.licence = "CC-BY-4.0", .terms = "", .display = false};
     memset(l.datanet_id, 5, 32);
     memset(l.registry, 6, 20);
     json_t *mine = document_json(1, 0), *theirs = document_json(2, 0x66),
@@ -297,27 +308,30 @@ static void test_licences(void **state)
     manifest_licence_digest(digest, &licence, l.chain_id, l.registry);
     assert_int_equal(secp_sign(keys.secp, signature, &keys.owner, digest, NULL), STATUS_OK);
     json_object_set_new(mine, "ownerSignature", hex_json(signature, sizeof(signature)));
-    memset(&m, 0, sizeof(m));
-    if (manifest_parse_datanet(&m, net, &err))
-        fail_msg("%s", err.text);
-    assert_int_equal(documents_check_licences(m.documents, &l, &err), STATUS_DENIED);
+    assert_int_equal(licences_of(net, &l, &err), STATUS_DENIED);
     assert_non_null(strstr(err.text, "document 2"));
     json_object_set_new(theirs, "ownerSignature", json_string("0x010203"));
-    if (documents_check_licences(m.documents, &l, &err))
+    if (licences_of(net, &l, &err))
         fail_msg("%s", err.text);
     assert_int_equal(asked, 1); /* only who did not sign with a key */
     json_object_set_new(theirs, "ownerSignature", json_string("0x010204"));
-    assert_int_equal(documents_check_licences(m.documents, &l, NULL), STATUS_DENIED);
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_DENIED);
     json_object_set_new(theirs, "ownerSignature", json_string("0x010203"));
     l.registry[0] ^= 1; /* signed for another Registry */
-    assert_int_equal(documents_check_licences(m.documents, &l, NULL), STATUS_DENIED);
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_DENIED);
     l.registry[0] ^= 1;
     l.datanet_id[0] ^= 1;
-    assert_int_equal(documents_check_licences(m.documents, &l, NULL), STATUS_DENIED);
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_DENIED);
     l.datanet_id[0] ^= 1;
     json_object_set_new(mine, "licence", json_string("MIT")); /* and under another licence */
-    assert_int_equal(documents_check_licences(m.documents, &l, NULL), STATUS_DENIED);
-    manifest_fini(&m);
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_DENIED);
+    json_object_set_new(mine, "licence", json_string("CC-BY-4.0"));
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_OK);
+    json_object_set_new(mine, "terms", json_string("https://example.org/terms"));
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_DENIED);
+    json_object_set_new(mine, "terms", json_string(""));
+    json_object_set_new(mine, "display", json_true()); /* nobody consents for him */
+    assert_int_equal(licences_of(net, &l, NULL), STATUS_DENIED);
     json_decref(net);
 }
 
@@ -341,32 +355,38 @@ static void test_a_contract_owns_an_adapter(void **state)
     json_decref(j);
 }
 
+static enum status files_of(const json_t *net, const char *folder, struct errtext *err)
+{
+    struct manifest m = {0};
+    enum status st = manifest_parse_datanet(&m, net, err);
+    if (!st)
+        st = documents_check_files(m.documents, folder, NULL, err);
+    manifest_fini(&m);
+    return st;
+}
+
 /* The list names texts beside it: their bytes and digests. */
 static void test_files(void **state)
 {
     static const char folder[] = RS_TEST_ROOT "/configs/demo/adapters/amber-coast";
-    struct manifest m;
     struct errtext err = ERRTEXT_INIT;
     json_t *net = json_load_file(RS_TEST_ROOT "/configs/demo/adapters/amber-coast/datanet.json", 0,
                                  NULL),
            *second = json_array_get(json_object_get(net, "documents"), 1);
-    memset(&m, 0, sizeof(m));
-    assert_int_equal(manifest_parse_datanet(&m, net, &err), STATUS_OK);
-    if (documents_check_files(m.documents, folder, NULL, &err))
+    if (files_of(net, folder, &err))
         fail_msg("%s", err.text);
     json_object_set_new(second, "bytes", json_integer(648));
-    assert_int_equal(documents_check_files(m.documents, folder, NULL, &err), STATUS_INVALID);
+    assert_int_equal(files_of(net, folder, &err), STATUS_INVALID);
     assert_non_null(strstr(err.text, "documents/0002.txt: 647 bytes"));
     json_object_set_new(second, "bytes", json_integer(647));
     json_object_set_new(
         second, "digest",
         json_string("00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"));
-    assert_int_equal(documents_check_files(m.documents, folder, NULL, NULL), STATUS_INVALID);
+    assert_int_equal(files_of(net, folder, NULL), STATUS_INVALID);
     json_object_set_new(second, "file", json_string("documents/none.txt"));
-    assert_int_equal(documents_check_files(m.documents, folder, NULL, NULL), STATUS_NOT_FOUND);
+    assert_int_equal(files_of(net, folder, NULL), STATUS_NOT_FOUND);
     json_object_set_new(second, "file", json_string("../birch-vale/documents/0002.txt"));
-    assert_int_equal(documents_check_files(m.documents, folder, NULL, NULL), STATUS_DENIED);
-    manifest_fini(&m);
+    assert_int_equal(files_of(net, folder, NULL), STATUS_DENIED);
     json_decref(net);
 }
 

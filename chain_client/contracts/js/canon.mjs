@@ -264,7 +264,7 @@ export const addressOf = (key) => computeAddress(new SigningKey(hexlify(bytes(ke
 
 export const PUBLISH_TYPE = 'Publish(bytes32 adapterId,bytes32 modelId,bytes32 datanetId,uint64 datanetVersion,address owner,uint128 priceIn,uint128 priceOut,bytes32 splitHash,bytes32 parentsHash,uint64 version)';
 export const CONSENT_TYPE = 'DatanetConsent(bytes32 datanetId,uint64 datanetVersion,bytes32 adapterId)';
-export const LICENCE_TYPE = 'DocumentLicence(bytes32 datanetId,bytes32 digest,string licence,address registry)';
+export const LICENCE_TYPE = 'DocumentLicence(bytes32 datanetId,bytes32 digest,string licence,string terms,bool display,address registry)';
 export const EPOCH_TYPE = 'Epoch(uint64 epoch,bytes32 prevRoot,bytes32 root,uint128 total,uint32 leaves,uint64 batchPaid,uint64 batchEvidence,bytes32 manifest)';
 
 // keccak(abi.encode(SplitEntry[]))
@@ -284,7 +284,7 @@ export const consentDigest = (m, chainId, registry) =>
 
 export const licenceDigest = (d, chainId, registry) =>
   typedDigest(domainSeparator(chainId, registry),
-    keccak(keccak(text(LICENCE_TYPE)), word(d.datanetId), word(d.digest), keccak(text(d.licence)), word(registry)));
+    keccak(keccak(text(LICENCE_TYPE)), word(d.datanetId), word(d.digest), keccak(text(d.licence)), keccak(text(d.terms)), word(d.display ? 1n : 0n), word(registry)));
 
 export const epochDigest = (h, chainId, vault) =>
   typedDigest(domainSeparator(chainId, vault),

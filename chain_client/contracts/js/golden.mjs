@@ -364,7 +364,7 @@ const manifest = (() => {
 
 function manifests() {
   const k = key('adapter owner'), salt = h32('register salt'), digest = c.publishDigest(manifest, CHAIN, REGISTRY);
-  const doc = { datanetId: manifest.datanetId, digest: h32('document'), licence: 'CC-BY-4.0' };
+  const doc = { datanetId: manifest.datanetId, digest: h32('document'), licence: 'CC-BY-4.0', terms: 'https://example.org/terms', display: true };
   return {
     registry: REGISTRY, publish: { manifest, splitHash: c.splitHash(entries), parentsHash: c.parentsHash(manifest.parents), digest, key: k, signature: c.sign(digest, k) }, salt,
     commitment: c.adapterCommitment(manifest.adapterId, manifest.owner, salt), datanetSalt: h32('datanet salt'),
