@@ -129,7 +129,7 @@ static enum status write_all(int fd, const char *name, const char *data, size_t 
         data += n;
         len -= (size_t)n;
     }
-    return fsync(fd) == 0 ? STATUS_OK : fail_errno(name, "fsync", err);
+    return STATUS_OK;
 }
 
 static enum status sync_folder_of(const char *path, struct errtext *err)
@@ -152,13 +152,24 @@ static enum status sync_folder_of(const char *path, struct errtext *err)
 enum status file_write_atomic(const char *path, const void *data, size_t len, unsigned mode,
                               struct errtext *err)
 {
+    const struct file_part part = {.data = data, .len = len};
+    return file_write_parts(path, &part, 1, mode, err);
+}
+
+enum status file_write_parts(const char *path, const struct file_part *part, uint32_t count,
+                             unsigned mode, struct errtext *err)
+{
     char tmp[PATH_MAX];
     if ((size_t)snprintf(tmp, sizeof(tmp), "%s.tmp-%ld", path, (long)getpid()) >= sizeof(tmp))
         return err_set(err, STATUS_INVALID, "%s: path too long", path);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode);
     if (fd < 0)
         return fail_errno(tmp, "create", err);
-    enum status st = write_all(fd, tmp, data, len, err);
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < count && !st; i++)
+        st = write_all(fd, tmp, part[i].data, part[i].len, err);
+    if (!st && fsync(fd) != 0)
+        st = fail_errno(tmp, "fsync", err);
     if (!st && fchmod(fd, mode) != 0)
         st = fail_errno(tmp, "chmod", err);
     close(fd);

@@ -25,6 +25,13 @@ MUST_CHECK enum status file_read_secret(const char *path, size_t bytes_max, char
 /* Write via a temporary name in the same folder, fsync, rename, fsync of the folder. */
 MUST_CHECK enum status file_write_atomic(const char *path, const void *data, size_t len,
                                          unsigned mode, struct errtext *err);
+/* The same of a file whose bytes lie in several places: one after the other. */
+struct file_part {
+    const void *data;
+    size_t len;
+};
+MUST_CHECK enum status file_write_parts(const char *path, const struct file_part *part,
+                                        uint32_t count, unsigned mode, struct errtext *err);
 #define FILE_ROOTS_MAX 18
 struct file_roots { /* folders, as realpath gives them */
     const char *root[FILE_ROOTS_MAX];

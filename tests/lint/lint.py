@@ -53,7 +53,7 @@ DOORS = {
     "microhttpd.h": ["server/http/", "chain_client/settle/"], "hiredis/": ["server/spool/", "chain_client/settle/"],
     "secp256k1": ["chain_client/eth/secp.c"], "curl/": ["chain_client/eth/fetch.c"],
     "sqlite3.h": ["chain_client/settle/"], "dnnl": ["kernels/cpu/"], "pcre2.h": ["server/text/", "server/adapter/"],
-    "utf8proc.h": ["server/text/"], "cuda": ["kernels/cuda/"],
+    "utf8proc.h": ["server/text/"], "divsufsort.h": ["server/influence/"], "cuda": ["kernels/cuda/"],
 }
 FORBIDDEN_TEXT = [r"\bTODO\b", r"\bFIXME\b", r"\bXXX\b", r"/work/", r"pypi\.org", r"registry\.npmjs", r"deb\.debian\.org"]
 
