@@ -35,6 +35,7 @@ static const char schema[] =
     " inferences INTEGER, fee_sum TEXT, cum_fee TEXT, tx BLOB, final_at INTEGER);"
     "CREATE TABLE IF NOT EXISTS batch_lanes (seq INTEGER NOT NULL, lane INTEGER NOT NULL, first"
     " INTEGER NOT NULL, last INTEGER NOT NULL, PRIMARY KEY (seq, lane)) WITHOUT ROWID;"
+    "CREATE INDEX IF NOT EXISTS batch_lanes_first ON batch_lanes (lane, first);"
     "CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY, state TEXT NOT NULL, previous"
     " INTEGER NOT NULL, prev_root BLOB NOT NULL, paid_from INTEGER NOT NULL, paid INTEGER NOT NULL,"
     " evidence INTEGER NOT NULL, planned_at INTEGER NOT NULL, root BLOB, total TEXT, leaves "

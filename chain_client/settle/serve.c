@@ -310,6 +310,8 @@ static enum status answer(struct serve *s, const struct serve_ask *q, struct buf
         return st;
     if (strncmp(path, rewards, sizeof(rewards) - 1) == 0) {
         st = serve_rewards(s, &db, q, path + sizeof(rewards) - 1, out, err);
+    } else if (strncmp(path, SERVE_RECORDS, sizeof(SERVE_RECORDS) - 1) == 0) {
+        st = serve_record(&db, path + sizeof(SERVE_RECORDS) - 1, out, err);
     } else if (strcmp(path, "/health") == 0) {
         st = trouble_put_health(&db, out, &healthy, err);
         *code = healthy ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE;
@@ -392,6 +394,8 @@ static struct MHD_Response *respond(struct serve *s, struct MHD_Connection *c, c
                                 is_metrics && !st ? "text/plain; version=0.0.4"
                                 : is_file && !st  ? "application/octet-stream"
                                                   : "application/json");
+    if (r && strncmp(url, SERVE_RECORDS, sizeof(SERVE_RECORDS) - 1) == 0)
+        MHD_add_response_header(r, MHD_HTTP_HEADER_ACCESS_CONTROL_ALLOW_ORIGIN, "*");
     return r;
 }
 

@@ -34,6 +34,11 @@ MUST_CHECK enum status serve_ask_read(struct serve_ask *q, struct MHD_Connection
 /* what: {account}, {account}/history or {account}/sources. */
 MUST_CHECK enum status serve_rewards(struct serve *s, struct db *db, const struct serve_ask *q,
                                      const char *what, struct buf *out, struct errtext *err);
+/* what: LANE/SEQ. Which batch has the record, which epoch pays that. A page of another origin (the
+ * server's) may ask it: SERVE_RECORDS is the one route with CORS. */
+#define SERVE_RECORDS "/v1/records/"
+MUST_CHECK enum status serve_record(struct db *db, const char *what, struct buf *out,
+                                    struct errtext *err);
 /* A file of the page, or NULL. */
 struct MHD_Response *serve_page(const char *path, unsigned *code);
 

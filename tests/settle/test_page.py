@@ -122,6 +122,13 @@ def test_the_answers_add_up(settled):
     for bad in ("/v1/epochs?before=x", f"/v1/rewards/{w.names['p0']}/sources?after=x", f"/v1/rewards/{w.names['p0']}/history?before=-1"):
         assert http(s.url + bad)[0] == 400
     assert http(s.url + f"/v1/rewards/{w.names['p0']}/x")[0] == 404
+    for lane, most in ((1, 800), (2, 200)):  # each answer has its attribution's record
+        places = [answer(s, f"/v1/records/{lane}/{seq}") for seq in (1, most // 2, most)]
+        assert all(p["taken_in"] and p["batch_state"] == "final" and p["epoch_state"] == "active" for p in places), places
+        assert [p["batch"] for p in places] == sorted(p["batch"] for p in places) and places[-1]["epoch"] == epoch
+        assert answer(s, f"/v1/records/{lane}/{most + 1}") == {"lane": lane, "seq": most + 1, "taken_in": False}
+    assert http(s.url + "/v1/records/1/1")[1]["Access-Control-Allow-Origin"] == "*" and not http(s.url + "/v1/batches")[1]["Access-Control-Allow-Origin"]
+    assert all(http(s.url + f"/v1/records/{bad}")[0] == 400 for bad in ("1", "x/1", "1/0", "1/-1", "1/2/3"))
     _, headers, _ = http(s.url + "/")
     policy = headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and headers["X-Content-Type-Options"] == "nosniff"
