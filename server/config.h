@@ -13,9 +13,9 @@ struct config {
     struct option_list adapter;       /* NAME=DIR */
     struct option_list adapter_roots; /* allow-list of load_lora_adapter */
     struct option_list registry_rpc_url;
-    char *registry_rpc_authorization_file;
+    char *registry_rpc_authorization_file, *settle_url;
     json_t *api_keys; /* array or NULL */
-    bool deterministic, prefix_cache, allow_runtime_loading, strict, plan, help, version;
+    bool deterministic, prefix_cache, allow_runtime_loading, strict, page, plan, help, version;
     uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
     uint64_t step_stretch_max, share_wait_ms_max;
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,

@@ -146,7 +146,9 @@ static enum status take_address(struct server *s, struct errtext *err)
                                  .access_log = c->access_log ? &s->access_log : NULL,
                                  .model_path = c->model,
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
-                                 .allow_runtime_loading = c->allow_runtime_loading};
+                                 .allow_runtime_loading = c->allow_runtime_loading,
+                                 .page = c->page,
+                                 .settle_url = c->settle_url};
     snprintf(opt->model_name, sizeof(opt->model_name), "%s", c->model_name);
     enum status st = hostport_parse(&opt->listen, "listen", c->listen, err);
     if (!st)

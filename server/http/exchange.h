@@ -55,6 +55,7 @@ struct exchange {
     struct buf out;
     const char *content_type;
     const char *allow;                /* 405: the methods there are */
+    const char *policy;               /* a file of the page: what it may load */
     char cors_headers[512];           /* preflight: the headers asked for */
     uint32_t retry_after_ms;          /* 0: not sent */
     enum exchange_retry retry;        /* x-should-retry */

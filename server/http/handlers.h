@@ -19,6 +19,8 @@ void handle_receipt(struct exchange *x);
 void handle_attribution(struct exchange *x);
 void handle_lane_range(struct exchange *x);
 void handle_datanet_owners(struct exchange *x);
+/* page.c */
+void handle_page(struct exchange *x);
 /* models.c */
 void handle_models(struct exchange *x);
 void handle_model(struct exchange *x);

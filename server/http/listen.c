@@ -94,6 +94,12 @@ static void add_headers(struct exchange *x, struct MHD_Response *r)
     add_retry(x, r);
     if (x->allow)
         add_header(r, "Allow", x->allow);
+    if (x->policy) {
+        add_header(r, "Content-Security-Policy", x->policy);
+        add_header(r, "X-Content-Type-Options", "nosniff");
+        add_header(r, "Referrer-Policy", "no-referrer");
+        add_header(r, "Cache-Control", "no-cache");
+    }
     if (x->code == 401)
         add_header(r, "WWW-Authenticate", "Bearer");
     if (x->code == 415)
@@ -459,7 +465,9 @@ static void on_log(void *cls, const char *fmt, va_list ap)
 enum status http_bind(int *fd, const struct http_options *opt, struct errtext *err)
 {
     struct hostport_address at;
-    enum status st = hostport_resolve(&at, &opt->listen, "listen", err);
+    enum status st = page_check_url(opt->settle_url, err);
+    if (!st)
+        st = hostport_resolve(&at, &opt->listen, "listen", err);
     if (!st && opt->key_count == 0 && !hostport_is_loopback(&at))
         st = err_param(err, STATUS_DENIED, "listen",
                        "refusing to listen on %s without API keys: anyone who reaches it could use "

@@ -46,6 +46,8 @@ static const struct route table[] = {
     {HTTP_GET, "/version", handle_version, NOBODY, NONE, false},
     {HTTP_GET, "/metrics", handle_metrics, NOBODY, NONE, false},
     {HTTP_GET, "/openapi.json", handle_openapi, NOBODY, NONE, false},
+    {HTTP_GET, "/", handle_page, NOBODY, NONE, false},
+    {HTTP_GET, "/page/", handle_page, NOBODY, NONE, false},
 };
 _Static_assert(ARRAY_COUNT(table) <= METRICS_ROUTES_MAX, "metrics has fewer routes than there are");
 
@@ -68,11 +70,17 @@ const char *route_method_name(enum http_method m)
     return m < HTTP_METHOD_COUNT ? method_names[m] : "?";
 }
 
+bool route_is_prefix(const struct route *r)
+{
+    size_t len = strlen(r->path);
+    return len > 1 && r->path[len - 1] == '/';
+}
+
 static bool matches(const struct route *r, const char *path, const char **tail)
 {
     size_t len = strlen(r->path);
     *tail = "";
-    if (r->path[len - 1] != '/')
+    if (!route_is_prefix(r))
         return strcmp(r->path, path) == 0;
     *tail = path + len;
     return strncmp(r->path, path, len) == 0 && path[len] != '\0';

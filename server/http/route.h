@@ -26,7 +26,7 @@ enum route_body {
 
 struct route {
     enum http_method method;
-    const char *path; /* ends in '/': a prefix, and the rest is exchange.tail */
+    const char *path; /* "/x/": a prefix, and the rest is exchange.tail; "/" is itself */
     void (*handle)(struct exchange *x);
     unsigned roles; /* one of these is enough */
     enum route_body body;
@@ -35,6 +35,7 @@ struct route {
 
 enum http_method route_method(const char *text);
 const char *route_method_name(enum http_method m);
+bool route_is_prefix(const struct route *r);
 /* NULL: *allow is the methods the path has ("GET, POST"), or NULL if the path is unknown. */
 const struct route *route_find(enum http_method m, const char *path, const char **tail,
                                const char **allow);

@@ -100,6 +100,7 @@ static void init_state(struct http_server *s)
     s->clock_ns = o->clock_ns ? o->clock_ns : clock_mono_ns;
     s->context_max = o->context_max ? o->context_max : s->deps.model->config.pos_max;
     s->start_wall_ms = clock_wall_ms();
+    page_put_policy(s->page_policy, o->settle_url);
     if (s->deps.model->chat_text)
         crypto_generichash(s->chat_digest, sizeof(s->chat_digest),
                            (const uint8_t *)s->deps.model->chat_text,

@@ -53,6 +53,8 @@ struct http_options {
     const char *model_path;
     uint32_t adapters_per_batch_max;
     bool allow_runtime_loading; /* vLLM's load/unload routes (admin role) */
+    bool page;                  /* serve the page for people at / */
+    const char *settle_url;     /* the worker as browsers reach it, or NULL: see page.h */
     uint32_t context_max;       /* the engine's; 0: the model's pos_max */
     const char *upload_dir; /* where bodies of uploads are staged (unnamed files); NULL: /var/tmp */
     uint64_t upload_bytes_max; /* staged bytes of one API key */

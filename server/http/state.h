@@ -9,6 +9,7 @@
 #include "server/http/exchange.h"
 #include "server/http/idempotency.h"
 #include "server/http/metrics.h"
+#include "server/http/page.h"
 #include "server/http/upload.h"
 #include "server/http/watch.h"
 
@@ -53,6 +54,7 @@ struct http_server {
     atomic_bool work_closed;
     uint64_t start_wall_ms;
     uint64_t (*clock_ns)(void);
+    char page_policy[PAGE_POLICY_BYTES_MAX];
     uint8_t chat_digest[32]; /* of the chat template's text */
     atomic_bool draining, refusing, drain_over, stopping;
     _Atomic uint64_t drain_ns;     /* when the drain began */

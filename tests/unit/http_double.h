@@ -422,7 +422,8 @@ __attribute__((unused)) static void world_init(struct world *w)
                                    .drain_s = 5,
                                    .model_name = "base",
                                    .adapters_per_batch_max = 8,
-                                   .allow_runtime_loading = true};
+                                   .allow_runtime_loading = true,
+                                   .page = true};
 }
 
 __attribute__((unused)) static void world_serve(struct world *w)

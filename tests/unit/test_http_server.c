@@ -7,6 +7,7 @@
 
 #include <jansson.h>
 
+#include "server/http/page.h"
 #include "tests/unit/http_client.h"
 #include "tests/unit/http_double.h"
 
@@ -766,6 +767,59 @@ static void test_a_port_in_use_is_said_so(void **state)
     assert_int_equal(fd, -1);
 }
 
+static void test_the_page_loads_nothing_from_elsewhere(void **state)
+{
+    static const char *const files[] = {"GET /", "GET /page/page.js", "GET /page/page.css"};
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        struct reply r = call(files[i], NULL);
+        assert_int_equal(r.code, 200);
+        assert_non_null(strstr(r.head.data, "Content-Security-Policy: default-src 'none'; "
+                                            "script-src 'self'; style-src 'self'; "
+                                            "img-src data:; connect-src 'self'; "));
+        assert_non_null(strstr(r.head.data, "X-Content-Type-Options: nosniff"));
+        reply_fini(&r);
+    }
+    struct reply r = call("GET /page/settings", NULL);
+    assert_string_equal(r.body.data,
+                        "{\"model\":\"base\",\"key_needed\":false,\"settle_url\":null}");
+    reply_fini(&r);
+    assert_error("GET /page/nothing.js", NULL, 404, NULL);
+    assert_error("POST /", "{}", 405, NULL);
+    struct world own; /* a page that is switched off */
+    world_init(&own);
+    own.opt.page = false;
+    world_serve(&own);
+    for (size_t i = 0; i < ARRAY_COUNT(files); i++) {
+        r = client_call(http_port(own.server), files[i], NULL, NULL);
+        assert_int_equal(r.code, 404);
+        assert_non_null(strstr(r.body.data, "switched off"));
+        reply_fini(&r);
+    }
+    world_fini(&own);
+}
+
+/* It goes into a header: what could end the directive, or begin another, is refused. */
+static void test_the_workers_address_is_one_origin(void **state)
+{
+    static const char *const bad[] = {
+        "javascript:alert(1)", "https://",      "https://a; script-src *",
+        "https://a/ 'unsafe'", "ftp://a",       "https://a/?b=c",
+        "https://a\r\nX: y",   "https://u:p@a/"};
+    char policy[PAGE_POLICY_BYTES_MAX];
+    int fd = -1;
+    (void)state;
+    for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
+        struct errtext err = ERRTEXT_INIT;
+        struct http_options opt = w.opt;
+        opt.settle_url = bad[i];
+        assert_int_equal(http_bind(&fd, &opt, &err), STATUS_INVALID);
+        assert_string_equal(err.param, "settle_url");
+    }
+    page_put_policy(policy, "https://pay.example:8443/worker/");
+    assert_non_null(strstr(policy, "connect-src 'self' https://pay.example:8443; base-uri"));
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -810,6 +864,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_slow_reader_gets_every_byte),
         cmocka_unit_test(test_stop_with_running_streams_ends_them),
         cmocka_unit_test(test_waiting_and_half_closed_is_not_idling_or_gone),
+        cmocka_unit_test(test_the_page_loads_nothing_from_elsewhere),
+        cmocka_unit_test(test_the_workers_address_is_one_origin),
         cmocka_unit_test(test_a_port_in_use_is_said_so)};
     if (argc >= 3 && strcmp(argv[1], "--serve") == 0) {
         world_init(&w);

@@ -24,6 +24,8 @@ static void test_paths_and_tails(void **state)
     assert_null(allow);
     assert_null(route_find(HTTP_GET, "/v1/completionsx", &tail, &allow));
     assert_null(route_find(HTTP_GET, "", &tail, &allow));
+    assert_non_null(route_find(HTTP_GET, "/", &tail, &allow));
+    assert_null(route_find(HTTP_GET, "/x", &tail, &allow));
 }
 
 static void test_a_wrong_method_names_the_right_ones(void **state)
@@ -39,7 +41,7 @@ static void test_a_wrong_method_names_the_right_ones(void **state)
     for (uint32_t i = 0; i < route_count(); i++) { /* every path's methods have a text */
         char path[128];
         snprintf(path, sizeof(path), "%s%s", route_at(i)->path,
-                 route_at(i)->path[strlen(route_at(i)->path) - 1] == '/' ? "x" : "");
+                 route_is_prefix(route_at(i)) ? "x" : "");
         assert_null(route_find(HTTP_METHOD_OTHER, path, &tail, &allow));
         assert_non_null(allow);
         assert_string_not_equal(allow, "OPTIONS");
@@ -57,8 +59,8 @@ static const json_t *operation(const json_t *doc, const struct route *r)
         method[i] = (char)tolower((unsigned char)route_method_name(r->method)[i]);
     json_object_foreach(json_object_get(doc, "paths"), path, item)
     {
-        bool same = r->path[len - 1] == '/' ? strncmp(path, r->path, len) == 0 && path[len] == '{'
-                                            : strcmp(path, r->path) == 0;
+        bool same = route_is_prefix(r) ? strncmp(path, r->path, len) == 0 && path[len] == '{'
+                                       : strcmp(path, r->path) == 0;
         if (same && json_object_get(item, method))
             return json_object_get(item, method);
     }
