@@ -85,7 +85,7 @@ export class Answer {
 
   attribute(a, owners) {
     const last = this.el.findLastIndex((e) => e), tokens = a.choices?.find((c) => c.index === 0)?.tokens ?? [];
-    Object.assign(this, { attribution: a, owners, gains: tokens, spans: [], rows: [] });
+    Object.assign(this, { attribution: a, owners, gains: tokens, spans: [], rows: [], mixed: a.adapters?.length > 1 });
     for (const adapter of a.adapters ?? []) {
       for (const r of adapter.rows ?? []) if ((r.choice ?? 0) === 0) this.rows.push({ ...r, adapter });
       for (const s of adapter.spans ?? []) {
@@ -194,7 +194,7 @@ export class Answer {
     const line = make('p');
     line.append(make('q', words), `${where} stands word for word in ${s.count === 1 ? 'one place' : `${s.count} places`}${again ? ', this sentence among them.' : ':'}`);
     box.append(line);
-    if (first && !again) box.append(this.source(first, '', words));
+    if (first && !again) box.append(this.source({ ...first, adapter: s.adapter }, '', words));
     return box;
   }
 
@@ -202,7 +202,7 @@ export class Answer {
     const owner = this.owners.get(r.owner), box = make('div', undefined, { class: 'source' }), about = make('p', undefined, { class: 'about' });
     if (r.text) box.append(quote(r.text, words));
     else box.append(make('p', 'The sentence is not shown: its licence does not consent to display.', { class: 'quiet' }));
-    about.append(make('span', undefined, { class: `dot ${owner?.colour ?? 'rest'}`, 'aria-hidden': 'true' }), `document ${r.docId ?? '?'}, bytes ${r.offset} to ${r.offset + r.bytes}`,
+    about.append(make('span', undefined, { class: `dot ${owner?.colour ?? 'rest'}`, 'aria-hidden': 'true' }), `${this.mixed && r.adapter ? `${r.adapter.name ?? short(r.adapter.id)}, ` : ''}document ${r.docId ?? '?'}, bytes ${r.offset} to ${r.offset + r.bytes}`,
       r.licence ? `, ${r.licence}` : '', ', of ', nameOf(r.owner), `: ${owner ? percent(owner.ppb) : 'nothing'} of this answer`, why ? ` (${why})` : '', '. ', make('code', short(String(r.document ?? '')), { title: `digest ${r.document}` }));
     box.append(about);
     return box;
@@ -212,7 +212,7 @@ export class Answer {
 // What the shades mean, once, below the newest answer.
 export function legend() {
   const p = make('p', 'Shade: how much likelier the adapters made a word ', { class: 'legend quiet' });
-  SHADES_NATS.forEach((nats, i) => p.append(make('span', `${Math.exp(nats).toPrecision(2)}×`, { class: `t g${i + 1}` }), ' '));
-  p.append('. Underlined: stands word for word in a document. Point at a word, or Tab to the answer: ← → each word, ↑ ↓ the next with a source, Esc closes.');
+  SHADES_NATS.forEach((nats, i) => p.append(make('span', `${Math.exp(nats).toPrecision(2)}×`, { class: `t g${i + 1}` }), i + 1 < SHADES_NATS.length ? ' ' : ''));
+  p.append('. Underlined: stands word for word in a document. Point at a word, or Tab to the answer: left and right go word by word, up and down to the next with a source, Esc closes.');
   return p;
 }

@@ -20,7 +20,7 @@ function draw(answer) {
   $('who-empty').hidden = true;
   $('who').hidden = false;
   $('who').className = state;
-  $('state').replaceChildren(make('strong', NAMES[state] ?? state), ' ', sentence(answer));
+  $('state').replaceChildren(make('strong', `${NAMES[state] ?? state}.`), ' ', sentence(answer));
   if (answer.attribution !== answer.drawn || !answer.attribution) {
     if (answer.attribution && stateOf(answer) !== 'pending') drawCredits($('credits'), answer);
     else $('credits').replaceChildren();
