@@ -2,7 +2,10 @@
  * both ends of the search carry how much of the question they share, so that a comparison begins
  * where all between them agree. Where the search ends, one of the two neighbours shares the most
  * that any suffix does. The end of what is shared never moves back from one position to the next;
- * a span is maximal where it moves on. Only then its ranks are looked for. */
+ * a span is maximal where it moves on. Only then its ranks are looked for, outwards from there.
+ *
+ * A search is a chain of misses of the cache, so LANES positions go through theirs side by side:
+ * each step first asks the memory for what all of them need. */
 #include "server/base/check.h"
 #include "server/base/heap.h"
 #include "server/base/mem.h"
@@ -12,6 +15,7 @@
 #include <string.h>
 
 #define UNKNOWN UINT32_MAX
+#define LANES   12u
 
 struct query {
     const struct spans *s;
@@ -36,41 +40,56 @@ static inline __attribute__((always_inline)) uint32_t compare(const struct spans
 }
 
 struct spans_found {
-    uint32_t shared, lo, hi; /* the longest prefix; the ranks of the first token */
-    uint32_t at;             /* the first rank that does not sort before q */
+    uint32_t lo, hi;               /* the ranks still in question */
+    uint32_t shared_lo, shared_hi; /* with q, of the ranks beside them */
+    uint32_t shared;               /* the longest prefix of q that was met */
+    uint32_t mid, pos;
 };
 
-static inline __attribute__((always_inline)) struct spans_found
-search(const struct spans_segment *g, bool wide, const uint32_t *q, uint32_t n)
+/* Where the suffix q of n tokens would stand in g: at lo == hi. */
+static void search_begin(const struct spans_segment *g, const uint32_t *q, struct spans_found *f)
 {
-    struct spans_found f = {.shared = 0};
-    if (q[0] == UNKNOWN)
-        return f;
-    f.lo = g->first[q[0]];
-    f.hi = g->first[q[0] + 1];
-    uint32_t lo = f.lo, hi = f.hi, shared_lo = 1, shared_hi = 1;
-    f.shared = lo < hi ? 1 : 0;
-    while (lo < hi) {
-        uint32_t mid = lo + (hi - lo) / 2;
-        bool below;
-        uint32_t shared = compare(g, wide, q, n, g->sa[mid], MIN(shared_lo, shared_hi), &below);
-        f.shared = MAX(f.shared, shared);
-        if (below) {
-            lo = mid + 1;
-            shared_lo = shared;
-        } else {
-            hi = mid;
-            shared_hi = shared;
-        }
-    }
-    f.at = lo;
-    return f;
+    bool known = q[0] != UNKNOWN;
+    *f = (struct spans_found){.lo = known ? g->first[q[0]] : 0,
+                              .hi = known ? g->first[q[0] + 1] : 0,
+                              .shared_lo = 1,
+                              .shared_hi = 1};
+    f->shared = f->lo < f->hi ? 1 : 0;
 }
 
-static struct spans_found search_segment(const struct spans_segment *g, const uint32_t *q,
-                                         uint32_t n)
+/* The searches of q's suffixes at 0..lanes-1, to their end. */
+static inline __attribute__((always_inline)) void search(const struct spans_segment *g, bool wide,
+                                                         const uint32_t *q, uint32_t n,
+                                                         struct spans_found *lane, uint32_t lanes)
 {
-    return g->wide ? search(g, true, q, n) : search(g, false, q, n);
+    for (bool more = true; more;) {
+        more = false;
+        for (uint32_t i = 0; i < lanes; i++) {
+            struct spans_found *f = &lane[i];
+            f->mid = f->lo + (f->hi - f->lo) / 2;
+            more |= f->lo < f->hi;
+            __builtin_prefetch(&g->sa[f->mid]);
+        }
+        for (uint32_t i = 0; i < lanes; i++) {
+            struct spans_found *f = &lane[i];
+            if (f->lo == f->hi)
+                continue;
+            f->pos = g->sa[f->mid];
+            size_t at = (size_t)f->pos + MIN(f->shared_lo, f->shared_hi);
+            __builtin_prefetch((const char *)g->tok + at * (wide ? 4 : 2));
+        }
+        for (uint32_t i = 0; i < lanes; i++) {
+            struct spans_found *f = &lane[i];
+            bool below;
+            if (f->lo == f->hi)
+                continue;
+            uint32_t shared =
+                compare(g, wide, q + i, n - i, f->pos, MIN(f->shared_lo, f->shared_hi), &below);
+            f->shared = MAX(f->shared, shared);
+            *(below ? &f->lo : &f->hi) = f->mid + below;
+            *(below ? &f->shared_lo : &f->shared_hi) = shared;
+        }
+    }
 }
 
 static uint32_t shared_at(const struct spans_segment *g, const uint32_t *q, uint32_t n,
@@ -81,51 +100,91 @@ static uint32_t shared_at(const struct spans_segment *g, const uint32_t *q, uint
                    : compare(g, false, q, n, g->sa[rank], 0, &below);
 }
 
-/* The longest prefix of q[0..n) that stands in a listed document of the part. */
-static uint32_t longest_in(const struct spans_part *part, const uint32_t *q, uint32_t n)
+/* What the nearest listed ranks beside the place share, where some are not listed. */
+static uint32_t shared_listed(const struct spans_part *part, const uint32_t *q, uint32_t n,
+                              const struct spans_found *f)
 {
-    struct spans_found f = search_segment(part->seg, q, n);
-    if (!part->live.bit || f.shared == 0)
-        return f.shared;
-    uint32_t above = spans_live_next(&part->live, f.at, f.hi);
-    uint32_t before = spans_live_before(&part->live, f.at, f.lo);
-    uint32_t a = above < f.hi ? shared_at(part->seg, q, n, above) : 0;
+    if (!part->live.bit || f->shared == 0)
+        return f->shared;
+    uint32_t begin = part->seg->first[q[0]], end = part->seg->first[q[0] + 1];
+    uint32_t above = spans_live_next(&part->live, f->lo, end);
+    uint32_t before = spans_live_before(&part->live, f->lo, begin);
+    uint32_t a = above < end ? shared_at(part->seg, q, n, above) : 0;
     uint32_t b = before != UINT32_MAX ? shared_at(part->seg, q, n, before) : 0;
     return MAX(a, b);
 }
 
-static uint32_t longest(const struct query *q, uint32_t begin)
-{
-    uint32_t best = 0;
-    for (uint32_t i = 0; i < q->s->head.n_segment; i++)
-        best = MAX(best, longest_in(&q->s->part[i], q->tok + begin, q->n - begin));
-    return best;
-}
+struct longest { /* of one position: the longest prefix in any segment, its place in each */
+    uint32_t n, at[SPANS_SEGMENTS_MAX];
+};
 
-/* The ranks whose suffixes begin with q[0..n). */
-static struct spans_range range_of(const struct spans_segment *g, const uint32_t *q, uint32_t n)
+static void find_longest(const struct query *q, uint32_t begin, struct longest *out, uint32_t lanes)
 {
-    struct spans_found f = search_segment(g, q, n);
-    uint32_t lo = f.at, hi = f.hi;
-    if (f.shared < n)
-        return (struct spans_range){0, 0};
-    while (lo < hi) { /* the first rank behind them */
-        uint32_t mid = lo + (hi - lo) / 2;
-        if (shared_at(g, q, n, mid) == n)
-            lo = mid + 1;
+    struct spans_found lane[LANES];
+    const uint32_t *tok = q->tok + begin;
+    uint32_t n = q->n - begin;
+    memset(out, 0, lanes * sizeof(*out));
+    for (uint32_t p = 0; p < q->s->head.n_segment; p++) {
+        const struct spans_part *part = &q->s->part[p];
+        for (uint32_t i = 0; i < lanes; i++)
+            search_begin(part->seg, tok + i, &lane[i]);
+        if (part->seg->wide)
+            search(part->seg, true, tok, n, lane, lanes);
         else
-            hi = mid;
+            search(part->seg, false, tok, n, lane, lanes);
+        for (uint32_t i = 0; i < lanes; i++) {
+            out[i].n = MAX(out[i].n, shared_listed(part, tok + i, n - i, &lane[i]));
+            out[i].at[p] = lane[i].lo;
+        }
     }
-    return (struct spans_range){.first = f.at, .count = lo - f.at};
 }
 
+/* The ranks around `at` whose suffixes begin with q[0..n): outwards in doubling steps, then halves.
+ */
+static struct spans_range range_around(const struct spans_segment *g, const uint32_t *q, uint32_t n,
+                                       uint32_t at)
+{
+    uint32_t lo = g->first[q[0]], hi = g->first[q[0] + 1], first = at, end = at;
+    for (uint32_t step = 1; lo < first; step *= 2) { /* below lo none, from first on all */
+        uint32_t probe = first - MIN(step, first - lo);
+        if (shared_at(g, q, n, probe) == n) {
+            first = probe;
+            continue;
+        }
+        for (lo = probe + 1; lo < first;) {
+            probe = lo + (first - lo) / 2;
+            if (shared_at(g, q, n, probe) == n)
+                first = probe;
+            else
+                lo = probe + 1;
+        }
+    }
+    for (uint32_t step = 1; end < hi; step *= 2) { /* before end all, from hi on none */
+        uint32_t probe = end + MIN(step, hi - end) - 1;
+        if (shared_at(g, q, n, probe) == n) {
+            end = probe + 1;
+            continue;
+        }
+        for (hi = probe; end < hi;) {
+            probe = end + (hi - end) / 2;
+            if (shared_at(g, q, n, probe) == n)
+                end = probe + 1;
+            else
+                hi = probe;
+        }
+    }
+    return (struct spans_range){.first = first, .count = end - first};
+}
+
+/* in[].first is the hit's place in each segment; its ranks take that over. */
 static void fill_ranges(const struct query *q, struct spans_hit *hit)
 {
     uint64_t count = 0;
     for (uint32_t i = 0; i < q->s->head.n_segment; i++) {
         const struct spans_part *part = &q->s->part[i];
-        struct spans_range r = range_of(part->seg, q->tok + hit->begin, hit->n_tok);
-        hit->in[i] = r;
+        struct spans_range r =
+            range_around(part->seg, q->tok + hit->begin, hit->n_tok, hit->in[i].first);
+        hit->in[i] = r.count ? r : (struct spans_range){0, 0};
         count +=
             part->live.bit ? spans_live_count(&part->live, r.first, r.first + r.count) : r.count;
     }
@@ -179,9 +238,11 @@ static void keep_hit(struct keep *k, const struct spans_hit *hit)
 static uint32_t first_touching(const struct query *q, uint32_t n_prompt)
 {
     uint32_t lo = 0, hi = MIN(n_prompt, q->n);
+    struct longest l;
     while (lo < hi) {
         uint32_t mid = lo + (hi - lo) / 2;
-        if (mid + longest(q, mid) > n_prompt)
+        find_longest(q, mid, &l, 1);
+        if (mid + l.n > n_prompt)
             hi = mid;
         else
             lo = mid + 1;
@@ -191,13 +252,23 @@ static uint32_t first_touching(const struct query *q, uint32_t n_prompt)
 
 static void collect(const struct query *q, uint32_t n_prompt, struct keep *k)
 {
+    struct longest l[LANES];
+    uint32_t begin = first_touching(q, n_prompt), done = begin;
     uint32_t reached = n_prompt; /* a span that ends here or before is not one of the answer */
-    for (uint32_t i = first_touching(q, n_prompt); i < q->n && reached < q->n; i++) {
-        uint32_t n = longest(q, i);
+    for (uint32_t i = begin; i < q->n && reached < q->n; i++) {
+        if (i == done) {
+            uint32_t lanes = MIN(LANES, q->n - i);
+            find_longest(q, i, l, lanes);
+            done = i + lanes;
+            begin = i;
+        }
+        uint32_t n = l[i - begin].n;
         if (i + n <= reached)
             continue;
         reached = i + n;
         struct spans_hit hit = {.begin = i, .n_tok = n, .info_q8 = info_of(q, i, n)};
+        for (uint32_t p = 0; p < q->s->head.n_segment; p++)
+            hit.in[p].first = l[i - begin].at[p];
         if (n >= SPANS_TOKENS_MIN && hit.info_q8 >= SPANS_INFO_MIN)
             keep_hit(k, &hit);
     }
