@@ -16,6 +16,7 @@ bool site_find(struct site_file *out, const char *path)
         {"/", "text/html; charset=utf-8", page_index_html, page_index_html_bytes},
         {"/page.css", "text/css; charset=utf-8", page_page_css, page_page_css_bytes},
         {"/page.js", JS, page_page_js, page_page_js_bytes},
+        {"/dom.js", JS, page_dom_js, page_dom_js_bytes},
         {"/chart.js", JS, page_chart_js, page_chart_js_bytes},
         {"/wallet.js", JS, page_wallet_js, page_wallet_js_bytes},
         {"/money.js", JS, page_money_js, page_money_js_bytes},

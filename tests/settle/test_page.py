@@ -285,3 +285,24 @@ def test_hostile_names_stay_text(page):
     assert b.js("document.querySelectorAll('#wallets img').length") == 1, "the icon that is no image is not shown"
     assert b.js("document.querySelectorAll('#chain img, #chain script, #wallets button img[src=x]').length") == 0
     assert b.js("window.injected") is None and not b.console, b.console
+
+
+def test_it_is_live_and_says_when_it_is_not(page):
+    b = page.b
+    show(page, page.w.names["p0"])
+    rows = b.js("[...document.querySelectorAll('#epochs tbody tr')].map((e) => e.textContent)")
+    b.js("""(() => { const real = window.fetch; window.news = 1; window.asked = []; window.fetch = async (...a) => { window.asked.push(a[0]);
+            if (window.news === 0) throw new TypeError('gone');
+            const reply = await real(...a);
+            if (a[0] !== '/v1/epochs') return reply;
+            const list = await reply.json(), newest = list.epochs[0];
+            list.epochs[0] = { ...newest, state: 'vetoed' };
+            list.epochs.unshift({ ...newest, epoch: newest.epoch + 1, state: 'planned' });
+            return new Response(JSON.stringify(list)); }; })()""")
+    b.wait("document.querySelector('#epochs tbody tr').textContent.includes('planned')")
+    live = b.js("[...document.querySelectorAll('#epochs tbody tr')].map((e) => e.textContent)")
+    assert live[2:] == rows[1:] and "vetoed: pays nothing" in live[1] and live[0].startswith(str(page.epoch + 1)), (rows, live)
+    b.wait(f"window.asked.includes('/v1/rewards/{page.w.names['p0']}')")
+    b.js("window.news = 0")
+    assert "does not answer" in b.wait("document.querySelector('#stale').textContent")
+    assert not b.console, b.console

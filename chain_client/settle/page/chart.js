@@ -1,13 +1,8 @@
 // What an account earned in each epoch as stacked bars, one colour an adapter: the same numbers as the table below it, which is
 // where a screen reader is sent.
-const SVG = 'http://www.w3.org/2000/svg';
-const COLOURS = 6, WIDTH = 600, HEIGHT = 140;
+import { make, shape } from './dom.js';
 
-function shape(tag, attributes) {
-  const e = document.createElementNS(SVG, tag);
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  return e;
-}
+const COLOURS = 6, WIDTH = 600, HEIGHT = 140;
 
 const sourceOf = (s) => s.adapter ?? s.source;
 
@@ -32,7 +27,7 @@ function stack(e, colour) {
 }
 
 function key(colour, short, name, text) {
-  const li = document.createElement('li'), box = shape('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' });
+  const li = make('li'), box = shape('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' });
   box.append(shape('rect', { width: 1, height: 1, class: colour }));
   li.append(box, `${/^0x/.test(name) ? 'adapter ' + short(name) : name}${text}`);
   return li;
@@ -55,9 +50,7 @@ export function drawEarnings(figure, newestFirst, amountText, short) {
       svg.append(shape('rect', { x: (i * step + (step - width) / 2).toFixed(2), y: (y -= h).toFixed(2), width: width.toFixed(2), height: h.toFixed(2), class: c }));
     }
   });
-  const caption = document.createElement('figcaption'), list = document.createElement('ul');
-  caption.textContent = `Epochs ${first} to ${last}; the highest bar is ${amountText(most)}.`;
-  list.className = 'key';
+  const caption = make('figcaption', `Epochs ${first} to ${last}; the highest bar is ${amountText(most)}.`), list = make('ul', undefined, { class: 'key' });
   for (const [name, sum] of ranked.slice(0, COLOURS)) list.append(key(colour.get(name), short, name, `: ${amountText(sum)}`));
   if (svg.querySelector('.rest')) list.append(key('rest', short, 'everything else', ''));
   figure.append(svg, caption, list);

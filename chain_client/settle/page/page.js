@@ -3,27 +3,13 @@
 import * as money from './money.js';
 import * as wallets from './wallet.js';
 import { drawEarnings } from './chart.js';
+import { $, code, facts, follow, make, say, short } from './dom.js';
 
-const WAIT_S = 180, WAITING_MAX = 4;
-const $ = (id) => document.getElementById(id);
+const WAIT_S = 180, WAITING_MAX = 4, LOOK_MS = 2000, LOOK_MS_MAX = 10000;
 const page = { d: null, account: null, rewards: null, history: [], wallet: null, from: null, busy: false, all: [] };
 
 // ---- small pieces ----
 
-function make(tag, text, attributes = {}) {
-  const e = document.createElement(tag);
-  if (text !== undefined) e.textContent = text;
-  for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v);
-  return e;
-}
-
-function say(text, kind = '') {
-  $('said').textContent = text;
-  $('said').className = kind;
-}
-
-const short = (hex) => `${hex.slice(0, 8)}…${hex.slice(-6)}`;
-const code = (hex) => make('code', hex);
 const shown = (v) => money.amountText(v, page.d.coin_symbol);
 
 // Gas is paid in the chain's own coin, also where the vault holds a token.
@@ -59,8 +45,8 @@ function time(seconds) {
   return make('time', at.toISOString().replace('T', ' ').slice(0, 16) + ' UTC', { datetime: at.toISOString() });
 }
 
-// A row under `table`'s headings; cells are nodes or text.
-function row(table, cells) {
+// A row for `table`'s headings; cells are nodes or text.
+function rowOf(table, cells) {
   const heads = [...$(table).querySelectorAll('thead th')], tr = make('tr');
   cells.forEach((cell, i) => {
     const td = make('td', undefined, { 'data-label': heads[i].textContent }), span = make('span');
@@ -68,16 +54,10 @@ function row(table, cells) {
     td.append(span);
     tr.append(td);
   });
-  $(table).tBodies[0].append(tr);
+  return tr;
 }
 
-function facts(list, pairs) {
-  $(list).replaceChildren(...pairs.flatMap(([name, value]) => {
-    const dd = make('dd');
-    dd.append(value);
-    return [make('dt', name), dd];
-  }));
-}
+const row = (table, cells) => $(table).tBodies[0].append(rowOf(table, cells));
 
 // The worker's answer; null for "no such thing". Its own sentence where it has one.
 async function ask(path) {
@@ -106,22 +86,48 @@ function stateOf(e) {
   return span;
 }
 
-function epochRow(e) {
+function epochCells(e) {
   const scored = e.required ? `${e.required - e.missing} of ${e.required}` : 'none required';
-  row('epochs', [String(e.epoch), stateOf(e), `${e.batch_paid_before + 1} to ${e.batch_paid}`, e.total ? amount(e.total) : '–', scored, transaction(e.tx, e.state)]);
+  return [String(e.epoch), stateOf(e), `${e.batch_paid_before + 1} to ${e.batch_paid}`, e.total ? amount(e.total) : '–', scored, transaction(e.tx, e.state)];
 }
 
-function batchRow(b) {
-  row('batches', [String(b.batch), String(b.state), time(b.closed_at), String(b.inferences ?? ''), b.fee_sum ? amount(b.fee_sum) : '–', transaction(b.tx, b.state)]);
+function batchCells(b) {
+  return [String(b.batch), String(b.state), time(b.closed_at), String(b.inferences ?? ''), b.fee_sum ? amount(b.fee_sum) : '–', transaction(b.tx, b.state)];
+}
+
+const lists = { epochs: { number: 'epoch', cells: epochCells }, batches: { number: 'batch', cells: batchCells } };
+
+// The item's row in its place, newest first; true where it is new or says something new.
+function put(key, item) {
+  const body = $(key).tBodies[0], number = Number(item[lists[key].number]), said = JSON.stringify(item);
+  const rows = [...body.rows], old = rows.find((tr) => tr.number === number);
+  if (old?.said === said) return false;
+  const tr = Object.assign(rowOf(key, lists[key].cells(item)), { number, said });
+  if (old) old.replaceWith(tr);
+  else body.insertBefore(tr, rows.find((r) => r.number < number) ?? null);
+  rows.find((r) => r.number === undefined)?.remove(); // "none yet"
+  return true;
 }
 
 // A list that grows downwards: key is both the answer's field and the table's id.
-async function more(key, number, put) {
-  const last = $(key).dataset.last, list = (await ask(`/v1/${key}` + (last ? `?before=${last}` : '')))?.[key] ?? [];
-  list.forEach(put);
-  if (list.length) $(key).dataset.last = list.at(-1)[number];
+async function more(key) {
+  const last = [...$(key).tBodies[0].rows].at(-1)?.number, list = (await ask(`/v1/${key}` + (last ? `?before=${last}` : '')))?.[key] ?? [];
+  list.forEach((item) => put(key, item));
   $(`${key}-more`).hidden = list.length < 100;
-  if (!last && !list.length) row(key, ['none yet']);
+  if (!$(key).tBodies[0].rows.length) row(key, ['none yet']);
+}
+
+// What has happened since: the newest of both lists, and the account where they have news.
+async function refresh() {
+  if (waiting) return true;
+  try {
+    const news = await Promise.all(Object.keys(lists).map(async (key) => ((await ask(`/v1/${key}`))?.[key] ?? []).map((item) => put(key, item)).includes(true)));
+    $('stale').textContent = '';
+    if (news.includes(true) && page.account) act(() => show(page.account, true));
+  } catch (e) {
+    $('stale').textContent = `Not up to date. ${e.message}`;
+  }
+  return true;
 }
 
 // ---- an account ----
@@ -179,12 +185,14 @@ async function moreHistory(before = '') {
   drawEarnings($('chart'), page.history, shown, short);
 }
 
-async function show(account) {
+// again: the account that is shown already, for its news; nothing is said.
+async function show(account, again = false) {
   if (!money.isAddress(account)) throw new Error('That is not an address: 0x and 40 hexadecimal digits are expected.');
-  say('Asking the worker …');
+  if (!again) say('Asking the worker …');
   const r = await ask(`/v1/rewards/${account}`);
+  if (again && (account !== page.account || JSON.stringify(r) === JSON.stringify(page.rewards))) return;
   Object.assign(page, { account, rewards: r, history: [], due: 0n });
-  $('account').value = account;
+  if (!again) $('account').value = account;
   $('rewards').hidden = !r;
   for (const id of ['history', 'sources']) $(id).tBodies[0].replaceChildren();
   $('notes').replaceChildren();
@@ -197,7 +205,7 @@ async function show(account) {
     await moreSources();
     await moreHistory();
   }
-  say(r ? '' : 'This account has earned nothing so far.');
+  if (!again) say(r ? '' : 'This account has earned nothing so far.');
 }
 
 // ---- the wallet ----
@@ -301,7 +309,8 @@ async function start() {
   at.append(code(page.d.vault));
   $('chain').replaceChildren(`${page.d.chain_name ?? 'Chain ' + page.d.chain_id}, vault `, at);
   wallets.discover(showWallets);
-  await Promise.all([more('epochs', 'epoch', epochRow), more('batches', 'batch', batchRow)]);
+  await Promise.all(Object.keys(lists).map(more));
+  follow(refresh, LOOK_MS, LOOK_MS_MAX);
   const linked = decodeURIComponent(location.hash.slice(1));
   if (linked && linked !== 'main') await show(linked);
 }
@@ -312,8 +321,8 @@ $('ask').addEventListener('submit', (event) => {
 });
 $('check').onclick = () => act(async () => say(await checkProof(), 'good'));
 $('claim').onclick = () => act(claim);
-$('epochs-more').onclick = () => act(() => more('epochs', 'epoch', epochRow));
-$('batches-more').onclick = () => act(() => more('batches', 'batch', batchRow));
+$('epochs-more').onclick = () => act(() => more('epochs'));
+$('batches-more').onclick = () => act(() => more('batches'));
 window.addEventListener('hashchange', () => {
   const linked = decodeURIComponent(location.hash.slice(1));
   if (linked && linked !== 'main' && linked !== page.account) act(() => show(linked));

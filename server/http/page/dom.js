@@ -19,9 +19,9 @@ export function shape(tag, attributes) {
 export const short = (hex) => (hex.length > 16 ? `${hex.slice(0, 8)}…${hex.slice(-6)}` : hex);
 export const code = (hex) => make('code', hex);
 
-// A definition list; values are nodes or text.
-export function facts(list, pairs) {
-  list.replaceChildren(...pairs.flatMap(([name, value]) => {
+// The definition list of this id; values are nodes or text.
+export function facts(id, pairs) {
+  $(id).replaceChildren(...pairs.flatMap(([name, value]) => {
     const dd = make('dd');
     dd.append(value);
     return [make('dt', name), dd];

@@ -24,7 +24,7 @@ function draw(answer) {
   if (answer.attribution !== answer.drawn || !answer.attribution) {
     if (answer.attribution && stateOf(answer) !== 'pending') drawCredits($('credits'), answer);
     else $('credits').replaceChildren();
-    facts($('record'), recordFacts(answer));
+    facts('record', recordFacts(answer));
     answer.drawn = answer.attribution;
   }
   drawWay($('way'), answer, page.settings.settle_url);
