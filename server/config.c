@@ -66,6 +66,8 @@ static const struct option_row keys[] = {
         "largest adapter file"),
     NUM(publisher_bytes_max, 1 << 12, 1ull << 44, 16 * GIB, "bytes",
         "published files of one API key"),
+    NUM(datanet_bytes_max, 1 << 12, 1ull << 50, 16 * GIB, "bytes",
+        "texts of datanets that publishers brought"),
     BOOL(allow_runtime_loading, 1, "serve /v1/load_lora_adapter (admin keys, adapter_roots only)"),
     TEXT(data_dir, NULL, "DIR",
          "lane key, records, published adapters; default: STATE_DIRECTORY, else the user's state "

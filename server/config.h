@@ -20,7 +20,8 @@ struct config {
     uint64_t step_stretch_max, share_wait_ms_max;
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
         adapters_host_bytes_max, adapters_device_bytes_max, device, device_bytes;
-    uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max;
+    uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max,
+        datanet_bytes_max;
     uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max,
         score_stuck_s;
     uint64_t spool_bytes_max, spool_keep_bytes, spool_keep_s, group_max, chain_id, lane;

@@ -1,7 +1,7 @@
-/* Start order: model -> backend -> book -> catalog, publisher, adapters -> store -> engine ->
- * recorder -> http. Each part gets what it needs and nothing else; a failure undoes what stands.
- * Stop order: readiness off and drain (http), engine, recorder (flushes), http's last replies, then
- * memory. */
+/* Start order: model -> backend -> book -> catalog, publisher, adapters -> datanets -> store ->
+ * engine -> recorder -> http. Each part gets what it needs and nothing else; a failure undoes what
+ * stands. Stop order: readiness off and drain (http), engine, recorder (flushes), http's last
+ * replies, then memory. */
 #include "server/start.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -32,6 +32,7 @@ struct server {
     struct backend *backend;
     struct catalog *catalog;
     struct publisher *publisher;
+    struct datanet_store *datanets;
     struct registry_from registry_from; /* no book without a chain */
     struct store *store;
     struct engine *engine;
@@ -244,6 +245,27 @@ static enum status load_named_adapters(struct server *s, struct errtext *err)
     return STATUS_OK;
 }
 
+/* What lies in the folder of an adapter that the operator named: its datanet's list and texts, and
+ * what it was trained on. A damaged one keeps no adapter from being served. */
+static bool note_datanet(void *arg, struct adapter_entry *e)
+{
+    struct server *s = arg;
+    struct errtext why = ERRTEXT_INIT;
+    if (datanet_store_add_dir(s->datanets, e->dir, publisher_roots(s->publisher), e->id, &why))
+        log_warn("datanets", "'%s': %s", e->name, why.text);
+    return true;
+}
+
+static enum status make_datanets(struct server *s, struct errtext *err)
+{
+    char dir[PATH_MAX];
+    snprintf(dir, sizeof(dir), "%s/datanets", s->config->data_dir);
+    enum status st = datanet_store_open(&s->datanets, dir, s->config->datanet_bytes_max, err);
+    if (!st)
+        catalog_each(s->catalog, note_datanet, s);
+    return st;
+}
+
 static enum status make_adapters(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
@@ -396,7 +418,8 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .catalog = s->catalog,
                              .publisher = s->publisher,
                              .recorder = s->recorder,
-                             .book = s->registry_from.book};
+                             .book = s->registry_from.book,
+                             .datanets = s->datanets};
     enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
     if (st)
         return st;
@@ -415,6 +438,7 @@ static void destroy(struct server *s)
         engine_destroy(s->engine);
     recorder_destroy(s->recorder);
     store_destroy(s->store);
+    datanet_store_close(s->datanets);
     publisher_destroy(s->publisher);
     catalog_destroy(s->catalog);
     registry_end(&s->registry_from);
@@ -451,6 +475,8 @@ enum status server_start(struct server **out, const struct config *c, struct err
         st = registry_begin(&s->registry_from, c, s->registry, s->model->id, &s->base_tariff, err);
     if (!st)
         st = make_adapters(s, err);
+    if (!st)
+        st = make_datanets(s, err);
     if (!st)
         st = make_engine(s, err);
     if (!st)

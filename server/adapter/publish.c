@@ -274,7 +274,7 @@ static void write_report(const struct publisher *p, const struct publish_upload 
         buf_puts(out, ",\"manifest fields\",\"publisher signature\",\"owner signature\"");
     if (p->opt.book && e->has_manifest)
         buf_puts(out, ",\"document licences\"");
-    buf_puts(out, "],\"warning\":");
+    buf_printf(out, "],\"training\":%s,\"warning\":", u->training ? "true" : "false");
     buf_put_json_string(out, a->warning, strlen(a->warning));
     buf_putc(out, ',');
     book_put_json(p->opt.book, a->id, clock_wall_ms() / 1000, PUBLISH_REGISTRY_WAIT_MS, out);
@@ -362,6 +362,17 @@ static enum status keep_and_register(struct publisher *p, const struct publish_u
     return st;
 }
 
+/* Rows of other documents than those that are paid would pay nobody. */
+static enum status check_training(const struct publish_upload *u, const struct manifest *m,
+                                  struct errtext *err)
+{
+    return !u->training_root || !m || !m->documents ||
+                   memcmp(u->training_root, m->documents->document_root, 32) == 0
+               ? STATUS_OK
+               : err_param(err, STATUS_INVALID, "training",
+                           "training.documentRoot: another than that of manifest.documents");
+}
+
 static enum status upload_locked(struct publisher *p, const struct publish_upload *u,
                                  struct buf *report, struct errtext *err)
 {
@@ -389,8 +400,10 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         st = take_chat(p, u->chat_template, true, e, err);
     if (!st)
         st = check_predecessor(p, u, e, err);
+    if (!st && m && m->documents)
+        st = publisher_check_licences(p, m->datanet_id, m->documents, err);
     if (!st)
-        st = publish_check_licences(p, m, err);
+        st = check_training(u, m, err);
     if (!st)
         st = publish_check_terms(p, a.id, m, err);
     if (!st)
@@ -403,6 +416,8 @@ static enum status upload_locked(struct publisher *p, const struct publish_uploa
         publish_note_near(p, &a);
     if (!st)
         write_report(p, u, &a, e, report);
+    if (!st && u->id)
+        memcpy(u->id, a.id, 32);
     drop_manifest(m);
     catalog_release(e);
     peft_fini(&a);

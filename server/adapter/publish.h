@@ -71,10 +71,19 @@ struct publish_upload {
     size_t tensor_bytes;
     const json_t *manifest;
     const char *chat_template; /* the adapter's own, or NULL */
+    const char *training; /* what it was trained on, checked (server/datanet/store.h), or NULL */
+    size_t training_bytes;
+    const uint8_t *training_root; /* the document root that it names, with training */
+    uint8_t *id;                  /* [32], the content's, set on success */
     bool replace, dry_run;
 };
 MUST_CHECK enum status publisher_upload(struct publisher *p, const struct publish_upload *u,
                                         struct buf *report, struct errtext *err);
+/* On a bound lane every document carries its owner's signature for this datanet, this Registry. */
+MUST_CHECK enum status publisher_check_licences(const struct publisher *p,
+                                                const uint8_t datanet_id[32],
+                                                const struct documents *documents,
+                                                struct errtext *err);
 /* The name of a published adapter is gone: forget it on disk too, and the files once no other name
  * points to them. Does nothing for an operator's directory. */
 void publisher_forget(struct publisher *p, const struct adapter_entry *e);

@@ -28,7 +28,8 @@ static enum status load_checked_dir(struct publisher *p, const char *name, const
     struct adapter_entry *e = catalog_entry_new();
     publish_fill_entry(p, e, name, dir, &f.a);
     publish_set_chat(p, e, f.chat);
-    st = publish_check_licences(p, f.manifest, err);
+    if (f.manifest && f.manifest->documents)
+        st = publisher_check_licences(p, f.manifest->datanet_id, f.manifest->documents, err);
     if (st)
         err_prefix(err, "adapter '%s'", name);
     if (!st)

@@ -28,9 +28,6 @@ void publish_fill_entry(const struct publisher *p, struct adapter_entry *e, cons
  * as it was read. m NULL: none were brought. */
 MUST_CHECK enum status publish_check_terms(const struct publisher *p, const uint8_t id[32],
                                            const struct manifest *m, struct errtext *err);
-/* On a bound lane every document carries its owner's signature for this datanet and Registry. */
-MUST_CHECK enum status publish_check_licences(const struct publisher *p, const struct manifest *m,
-                                              struct errtext *err);
 /* publish_near.c: what this adapter does is known from now on; is it, within cosine 0.95, what a
  * registered adapter of somebody else does, which it does not name as parent? DENIED. m: whose
  * owner speaks for an adapter that is not registered, or NULL. */

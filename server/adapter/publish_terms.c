@@ -42,16 +42,16 @@ enum status publish_check_terms(const struct publisher *p, const uint8_t id[32],
     return st;
 }
 
-enum status publish_check_licences(const struct publisher *p, const struct manifest *m,
-                                   struct errtext *err)
+enum status publisher_check_licences(const struct publisher *p, const uint8_t datanet_id[32],
+                                     const struct documents *documents, struct errtext *err)
 {
     struct documents_licensed l = {
         .chain_id = p->opt.chain_id, .ask = p->opt.ask_1271, .ask_arg = p->opt.ask_1271_arg};
-    if (!p->opt.book || !m || !m->documents)
+    if (!p->opt.book)
         return STATUS_OK;
-    memcpy(l.datanet_id, m->datanet_id, 32);
+    memcpy(l.datanet_id, datanet_id, 32);
     memcpy(l.registry, p->opt.registry, 20);
-    return documents_check_licences(m->documents, &l, err);
+    return documents_check_licences(documents, &l, err);
 }
 
 enum status publish_keep_owners(const struct publisher *p, const struct documents *documents,

@@ -59,7 +59,7 @@ typedef enum status datanet_list_check(void *arg, const struct datanet *d, struc
 struct datanet_list {      /* one that comes in */
     const json_t *datanet; /* an object as datanet.json; "file" in it is not heeded */
     const char *publisher;
-    bool admin; /* may replace another's list, and bring copies */
+    bool admin; /* may replace another's list */
     datanet_list_check *check;
     void *arg;
 };

@@ -100,7 +100,7 @@ static enum status put_locked(struct datanet_store *s, struct store_list *h,
     uint32_t place = s->count;
     struct store_list *old = store_find_list(s, h->head.root, &place);
     enum status st = old ? check_publisher(old, l, err) : STATUS_OK;
-    if (!st && !l->admin)
+    if (!st)
         st = check_copies(s, h, err);
     if (!st)
         st = store_check_room(s, h, old, err);

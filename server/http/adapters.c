@@ -5,6 +5,7 @@
 #include "server/base/clock.h"
 #include "server/base/hex.h"
 #include "server/base/json.h"
+#include "server/base/log.h"
 #include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
@@ -265,6 +266,17 @@ static const char *need_text(struct json_reader *in, const char *key)
     return in->st ? NULL : text;
 }
 
+/* What lies beside the adapter: its datanet's list and texts, and what it was trained on. */
+static void note_datanet(struct exchange *x, const char *name)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct adapter_entry *e = catalog_find(x->server->deps.catalog, name);
+    if (e && datanet_store_add_dir(x->server->deps.datanets, e->dir,
+                                   publisher_roots(x->server->deps.publisher), e->id, &err))
+        log_warn("datanets", "'%s': %s", name, err.text);
+    catalog_release(e);
+}
+
 void handle_lora_load(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
@@ -280,6 +292,8 @@ void handle_lora_load(struct exchange *x)
     if (!st)
         st = publisher_load_dir(x->server->deps.publisher, name, path, false, replace, &err);
     audit_action(x, "load adapter", name, st, &err);
+    if (!st)
+        note_datanet(x, name);
     if (!st)
         put_success(x, name, "added successfully");
     else

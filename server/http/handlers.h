@@ -18,7 +18,6 @@ void handle_openapi(struct exchange *x);
 void handle_receipt(struct exchange *x);
 void handle_attribution(struct exchange *x);
 void handle_lane_range(struct exchange *x);
-void handle_datanet_owners(struct exchange *x);
 /* page.c */
 void handle_page(struct exchange *x);
 /* models.c */
@@ -34,6 +33,12 @@ void handle_adapter_get(struct exchange *x);
 void handle_adapter_delete(struct exchange *x);
 void handle_lora_load(struct exchange *x);
 void handle_lora_unload(struct exchange *x);
+/* datanets.c */
+void handle_datanets_list(struct exchange *x);
+void handle_datanet_get(struct exchange *x);
+void handle_datanet_publish(struct exchange *x);
+void handle_datanet_put(struct exchange *x);
+void handle_datanet_delete(struct exchange *x);
 /* upload.c */
 void handle_upload(struct exchange *x);
 void handle_publish(struct exchange *x);

@@ -124,49 +124,6 @@ static bool read_seq(const char *text, uint64_t *out)
     return *text >= '0' && *text <= '9' && !*end && !errno;
 }
 
-/* "<id>/<version>/owners" */
-static bool read_version(const char *tail, uint8_t id[32], uint64_t *version)
-{
-    char hex[67], *end = NULL;
-    size_t len = strcspn(tail, "/");
-    snprintf(hex, sizeof(hex), "%.*s", (int)MIN(len, sizeof(hex) - 1), tail);
-    if (len >= sizeof(hex) || !hex_decode(id, 32, hex) || tail[len] != '/' || tail[len + 1] < '1' ||
-        tail[len + 1] > '9')
-        return false;
-    errno = 0;
-    *version = strtoull(tail + len + 1, &end, 10);
-    return !errno && strcmp(end, "/owners") == 0;
-}
-
-/* Public: whoever settles or audits needs the list, and its root is on the chain. */
-void handle_datanet_owners(struct exchange *x)
-{
-    uint8_t id[32];
-    uint64_t version = 0;
-    struct errtext err = ERRTEXT_INIT;
-    struct buf list;
-    struct book *book = x->server->deps.book;
-    enum status st = STATUS_OK;
-    if (!read_version(x->tail, id, &version))
-        st = err_param(&err, STATUS_NOT_FOUND, "id",
-                       "expected /v1/datanets/ID/VERSION/owners, ID 64 hex digits");
-    else if (!book)
-        st = err_set(&err, STATUS_NOT_FOUND, "this server's lane is bound to no chain");
-    buf_init(&list, OWNERS_JSON_MAX + 256);
-    if (!st)
-        st = book_owners_json(book, id, version, &list, &err);
-    if (!st)
-        buf_put(&x->out, list.data, list.len);
-    if (!st && x->out.failed)
-        st = err_set(&err, STATUS_TOO_LARGE, "the owners' list has %zu bytes, more than a reply",
-                     list.len);
-    buf_fini(&list);
-    if (st)
-        exchange_fail(x, st, &err);
-    else
-        exchange_json(x, 200);
-}
-
 void handle_lane_range(struct exchange *x)
 {
     uint64_t first = 0, last = 0;

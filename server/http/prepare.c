@@ -5,6 +5,7 @@
 #include "server/base/clock.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
+#include "server/datanet/documents.h"
 #include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/reply.h"
@@ -27,6 +28,8 @@ uint64_t prepare_body_max(const struct exchange *x)
         return IGNORED_BODY_BYTES_MAX;
     if (x->route->body == ROUTE_BODY_UPLOAD)
         return upload_bytes_max(x);
+    if (x->route->body == ROUTE_BODY_TEXT)
+        return DOCUMENT_BYTES_MAX;
     return x->server->opt.body_bytes_max;
 }
 
@@ -236,4 +239,6 @@ void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
     buf_init(&x->body, (size_t)prepare_body_max(x));
     if (x->route->body == ROUTE_BODY_UPLOAD)
         upload_stage(x);
+    else if (x->route->body == ROUTE_BODY_TEXT)
+        upload_stage_text(x);
 }

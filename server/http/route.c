@@ -16,6 +16,7 @@
 #define NONE    ROUTE_BODY_NONE
 #define JSON    ROUTE_BODY_JSON
 #define UPLOAD  ROUTE_BODY_UPLOAD
+#define TEXT    ROUTE_BODY_TEXT
 
 static const struct route table[] = {
     {HTTP_POST, "/v1/chat/completions", handle_chat, INFER, JSON, false},
@@ -34,7 +35,11 @@ static const struct route table[] = {
     {HTTP_GET, "/v1/attribution/", handle_attribution, INFER | ADMIN, NONE, true},
     {HTTP_GET, "/v1/receipts/", handle_receipt, INFER | ADMIN, NONE, true},
     {HTTP_GET, "/v1/lane/range", handle_lane_range, WORKER, NONE, true},
-    {HTTP_GET, "/v1/datanets/", handle_datanet_owners, NOBODY, NONE, true},
+    {HTTP_GET, "/v1/datanets", handle_datanets_list, NOBODY, NONE, true},
+    {HTTP_POST, "/v1/datanets", handle_datanet_publish, PUBLISH, JSON, true},
+    {HTTP_GET, "/v1/datanets/", handle_datanet_get, NOBODY, NONE, true},
+    {HTTP_PUT, "/v1/datanets/", handle_datanet_put, PUBLISH, TEXT, true},
+    {HTTP_DELETE, "/v1/datanets/", handle_datanet_delete, PUBLISH, NONE, true},
     {HTTP_POST, "/tokenize", handle_tokenize, INFER, JSON, false},
     {HTTP_POST, "/detokenize", handle_detokenize, INFER, JSON, false},
     {HTTP_GET, "/tokenizer_info", handle_tokenizer_info, INFER, NONE, false},
@@ -92,11 +97,13 @@ static const char *allow_text(unsigned methods)
     static const struct {
         unsigned methods;
         const char *text;
-    } known[] = {{1u << HTTP_GET, "GET, HEAD, OPTIONS"},
-                 {1u << HTTP_POST, "POST, OPTIONS"},
-                 {1u << HTTP_PUT, "PUT, OPTIONS"},
-                 {1u << HTTP_GET | 1u << HTTP_POST, "GET, HEAD, POST, OPTIONS"},
-                 {1u << HTTP_GET | 1u << HTTP_DELETE, "GET, HEAD, DELETE, OPTIONS"}};
+    } known[] = {
+        {1u << HTTP_GET, "GET, HEAD, OPTIONS"},
+        {1u << HTTP_POST, "POST, OPTIONS"},
+        {1u << HTTP_PUT, "PUT, OPTIONS"},
+        {1u << HTTP_GET | 1u << HTTP_POST, "GET, HEAD, POST, OPTIONS"},
+        {1u << HTTP_GET | 1u << HTTP_DELETE, "GET, HEAD, DELETE, OPTIONS"},
+        {1u << HTTP_GET | 1u << HTTP_PUT | 1u << HTTP_DELETE, "GET, HEAD, PUT, DELETE, OPTIONS"}};
     for (size_t i = 0; i < ARRAY_COUNT(known); i++) {
         if (known[i].methods == methods)
             return known[i].text;

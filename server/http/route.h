@@ -16,9 +16,10 @@ enum http_method {
 };
 
 enum route_body {
-    ROUTE_BODY_NONE,  /* a body is read and ignored, up to 64 KiB */
-    ROUTE_BODY_JSON,  /* kept, up to http_options.body_bytes_max */
-    ROUTE_BODY_UPLOAD /* streamed to a staging file, bounded by the publisher's quota */
+    ROUTE_BODY_NONE,   /* a body is read and ignored, up to 64 KiB */
+    ROUTE_BODY_JSON,   /* kept, up to http_options.body_bytes_max */
+    ROUTE_BODY_UPLOAD, /* streamed to a staging file, bounded by the publisher's quota */
+    ROUTE_BODY_TEXT    /* the same of a document: up to DOCUMENT_BYTES_MAX */
 };
 
 #define ROUTE_ROLE_NONE 0u /* no key needed */

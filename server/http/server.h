@@ -8,6 +8,7 @@
 #include "server/adapter/publish.h"
 #include "server/base/hostport.h"
 #include "server/base/logfile.h"
+#include "server/datanet/store.h"
 #include "server/engine/engine.h"
 #include "server/model/model.h"
 #include "server/record/recorder.h"
@@ -68,6 +69,7 @@ struct http_deps {
     struct publisher *publisher;
     struct recorder *recorder;
     struct book *book; /* NULL: a lane without a chain */
+    struct datanet_store *datanets;
 };
 
 struct http_server;

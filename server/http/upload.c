@@ -4,6 +4,8 @@
 #include "server/base/file.h"
 #include "server/base/json.h"
 #include "server/base/mem.h"
+#include "server/datanet/store.h"
+#include "server/datanet/training.h"
 #include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
@@ -17,8 +19,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *const part_name[UPLOAD_PART_COUNT] = {"adapter_config.json",
-                                                         "adapter_model.safetensors"};
+static const char *const part_name[UPLOAD_PART_COUNT] = {
+    "adapter_config.json", "adapter_model.safetensors", TRAINING_FILE};
 
 void uploads_init(struct uploads *u)
 {
@@ -32,7 +34,7 @@ static void slot_clear(struct upload_slot *s)
         if (s->used && s->fd[p] >= 0)
             close(s->fd[p]);
     }
-    *s = (struct upload_slot){.fd = {-1, -1}};
+    *s = (struct upload_slot){.fd = {-1, -1, -1}};
 }
 
 void uploads_fini(struct uploads *u)
@@ -57,21 +59,24 @@ static uint64_t staged(struct uploads *u, uint64_t fair_key, uint32_t *slots)
         const struct upload_slot *s = &u->slot[i];
         if (!s->used || s->fair_key != fair_key)
             continue;
-        bytes += s->bytes[UPLOAD_CONFIG] + s->bytes[UPLOAD_TENSORS];
+        for (int p = 0; p < UPLOAD_PART_COUNT; p++)
+            bytes += s->bytes[p];
         (*slots)++;
     }
     return bytes;
 }
 
-static bool tail_is_config(const char *tail)
+static bool tail_is(const char *tail, enum upload_part part)
 {
-    size_t len = strlen(tail), end = strlen(part_name[UPLOAD_CONFIG]);
-    return len > end && strcmp(tail + len - end, part_name[UPLOAD_CONFIG]) == 0;
+    size_t len = strlen(tail), end = strlen(part_name[part]);
+    return len > end && strcmp(tail + len - end, part_name[part]) == 0;
 }
 
 uint64_t upload_bytes_max(const struct exchange *x)
 {
-    return tail_is_config(x->tail) ? UPLOAD_CONFIG_BYTES_MAX : quota(x);
+    if (tail_is(x->tail, UPLOAD_CONFIG))
+        return UPLOAD_CONFIG_BYTES_MAX;
+    return tail_is(x->tail, UPLOAD_TRAINING) ? MIN(quota(x), TRAINING_BYTES_MAX) : quota(x);
 }
 
 /* "NAME/adapter_config.json": NAME may itself hold slashes. */
@@ -90,32 +95,54 @@ static bool split_tail(const char *tail, struct upload *up)
     return false;
 }
 
+static enum status open_staging(const struct exchange *x, struct upload *up, struct errtext *err)
+{
+    const char *dir = x->server->opt.upload_dir ? x->server->opt.upload_dir : "/var/tmp";
+    up->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    return up->fd >= 0 ? STATUS_OK
+                       : err_set(err, STATUS_IO, "uploads cannot be staged: %s", strerror(errno));
+}
+
+static void take_staging(struct exchange *x, struct upload *up, enum status st,
+                         const struct errtext *err)
+{
+    if (st) {
+        mem_free(up);
+        exchange_fail(x, st, err);
+    } else {
+        x->upload = up;
+    }
+}
+
+void upload_stage_text(struct exchange *x)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct upload *up = mem_try_alloc(sizeof(*up));
+    enum status st = up ? open_staging(x, up, &err)
+                        : err_set(&err, STATUS_NO_MEMORY, "there is no memory for this text now");
+    take_staging(x, up, st, &err);
+}
+
 void upload_stage(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
-    const char *dir = x->server->opt.upload_dir ? x->server->opt.upload_dir : "/var/tmp";
     struct upload *up = mem_try_alloc(sizeof(*up));
     enum status st = STATUS_OK;
     if (!up) {
         st = err_set(&err, STATUS_NO_MEMORY, "there is no memory for this upload now");
     } else if (!split_tail(x->tail, up)) {
         st = err_param(&err, STATUS_NOT_FOUND, "name",
-                       "upload to /v1/uploads/NAME/%s or /v1/uploads/NAME/%s",
-                       part_name[UPLOAD_CONFIG], part_name[UPLOAD_TENSORS]);
+                       "upload to /v1/uploads/NAME/%s, /v1/uploads/NAME/%s or "
+                       "/v1/uploads/NAME/%s",
+                       part_name[UPLOAD_CONFIG], part_name[UPLOAD_TENSORS],
+                       part_name[UPLOAD_TRAINING]);
     } else if (!auth_allows_adapter(x->key, up->name)) {
         st = err_param(&err, STATUS_DENIED, "name", "this API key may not publish as '%.128s'",
                        up->name);
     } else {
-        up->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-        if (up->fd < 0)
-            st = err_set(&err, STATUS_IO, "uploads cannot be staged: %s", strerror(errno));
+        st = open_staging(x, up, &err);
     }
-    if (st) {
-        mem_free(up);
-        exchange_fail(x, st, &err);
-        return;
-    }
-    x->upload = up;
+    take_staging(x, up, st, &err);
 }
 
 void uploads_detach(struct exchange *x)
@@ -195,7 +222,7 @@ static enum status store(struct exchange *x, struct errtext *err)
         s = new_slot(u, now_ns);
         if (!s)
             return err_set(err, STATUS_FULL, "too many uploads wait to be published; retry later");
-        *s = (struct upload_slot){.used = true, .fair_key = x->fair_key, .fd = {-1, -1}};
+        *s = (struct upload_slot){.used = true, .fair_key = x->fair_key, .fd = {-1, -1, -1}};
         snprintf(s->name, sizeof(s->name), "%s", up->name);
     }
     if (s->fd[up->part] >= 0)
@@ -270,23 +297,57 @@ static enum status read_part(const struct upload_slot *s, enum upload_part part,
     return file_read_fd(s->fd[part], part_name[part], (size_t)s->bytes[part], data, len, err);
 }
 
+struct others {
+    const uint8_t *id;
+    const char *publisher;
+    bool found;
+};
+
+static bool visit_others(void *arg, struct adapter_entry *e)
+{
+    struct others *o = arg;
+    o->found = memcmp(e->id, o->id, 32) == 0 && strcmp(e->publisher, o->publisher) != 0;
+    return !o->found;
+}
+
+/* What an adapter was trained on is its publisher's to say, while nobody else has it too. */
+static enum status keep_training(struct exchange *x, const struct publish_upload *p,
+                                 const uint8_t id[32], struct errtext *err)
+{
+    struct others o = {.id = id, .publisher = p->key_name};
+    catalog_each(x->server->deps.catalog, visit_others, &o);
+    return datanet_store_put_training(x->server->deps.datanets, id, p->training, p->training_bytes,
+                                      !o.found, err);
+}
+
 static enum status publish(struct exchange *x, struct upload_slot *s, struct publish_upload *p,
                            struct errtext *err)
 {
-    char *config = NULL, *tensors = NULL;
-    size_t config_bytes = 0, tensor_bytes = 0;
-    enum status st = read_part(s, UPLOAD_CONFIG, &config, &config_bytes, err);
-    if (!st)
-        st = read_part(s, UPLOAD_TENSORS, &tensors, &tensor_bytes, err);
-    if (!st) {
-        p->config_json = config;
-        p->config_bytes = config_bytes;
-        p->tensors = tensors;
-        p->tensor_bytes = tensor_bytes;
-        st = publisher_upload(x->server->deps.publisher, p, &x->out, err);
+    char *part[UPLOAD_PART_COUNT] = {NULL};
+    size_t bytes[UPLOAD_PART_COUNT] = {0};
+    uint8_t id[32] = {0}, root[32];
+    enum status st = STATUS_OK;
+    for (int i = 0; !st && i < UPLOAD_PART_COUNT; i++) {
+        if (s->fd[i] >= 0)
+            st = read_part(s, (enum upload_part)i, &part[i], &bytes[i], err);
     }
-    mem_free(config);
-    mem_free(tensors);
+    p->config_json = part[UPLOAD_CONFIG];
+    p->config_bytes = bytes[UPLOAD_CONFIG];
+    p->tensors = part[UPLOAD_TENSORS];
+    p->tensor_bytes = bytes[UPLOAD_TENSORS];
+    p->training = part[UPLOAD_TRAINING];
+    p->training_bytes = bytes[UPLOAD_TRAINING];
+    p->id = id;
+    if (!st && p->training)
+        st = datanet_store_check_training(x->server->deps.datanets, p->training, p->training_bytes,
+                                          root, err);
+    p->training_root = p->training ? root : NULL;
+    if (!st)
+        st = publisher_upload(x->server->deps.publisher, p, &x->out, err);
+    if (!st && p->training && !p->dry_run)
+        st = keep_training(x, p, id, err);
+    for (int i = 0; i < UPLOAD_PART_COUNT; i++)
+        mem_free(part[i]);
     return st;
 }
 

@@ -1,7 +1,8 @@
-/* Publishing over HTTP: two bounded bodies are staged, then one call checks and registers them.
+/* Publishing over HTTP: bounded bodies are staged, then one call checks and registers them.
  *
  *   PUT  /v1/uploads/NAME/adapter_config.json
  *   PUT  /v1/uploads/NAME/adapter_model.safetensors
+ *   PUT  /v1/uploads/NAME/training.json                  where there is one
  *   POST /v1/adapters {"name": NAME, "manifest": {...}, "replace": false, "dry_run": false}
  *
  * Staged bytes live in unnamed files (O_TMPFILE): nothing is left after a crash, no path is ever
@@ -20,7 +21,7 @@
 #define UPLOAD_CONFIG_BYTES_MAX PEFT_CONFIG_BYTES_MAX
 #define UPLOAD_TTL_NS           (3600ull * 1000000000)
 
-enum upload_part { UPLOAD_CONFIG, UPLOAD_TENSORS, UPLOAD_PART_COUNT };
+enum upload_part { UPLOAD_CONFIG, UPLOAD_TENSORS, UPLOAD_TRAINING, UPLOAD_PART_COUNT };
 
 /* One body on its way in. Owned by its exchange until it is stored. */
 struct upload {
@@ -48,6 +49,8 @@ void uploads_init(struct uploads *u);
 void uploads_fini(struct uploads *u);
 /* From the headers: open the staging file, or leave a refusal in x. */
 void upload_stage(struct exchange *x);
+/* The same for one text, which its handler takes out of x->upload. */
+void upload_stage_text(struct exchange *x);
 void upload_write(struct exchange *x, const char *data, size_t len);
 /* Most bytes this body may have. */
 uint64_t upload_bytes_max(const struct exchange *x);

@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define DOUBLE_RUNNING_MAX 2048
@@ -345,6 +346,21 @@ enum status publisher_upload(struct publisher *p, const struct publish_upload *u
     return u->dry_run ? STATUS_OK : double_register(p, u->name, 0x77, u->replace, err);
 }
 
+const struct file_roots *publisher_roots(const struct publisher *p)
+{
+    (void)p;
+    return NULL;
+}
+
+enum status publisher_check_licences(const struct publisher *p, const uint8_t datanet_id[32],
+                                     const struct documents *documents, struct errtext *err)
+{
+    (void)datanet_id;
+    (void)documents;
+    return p->status ? err_param(err, p->status, "documents", "a licence is not signed")
+                     : STATUS_OK;
+}
+
 void publisher_forget(struct publisher *p, const struct adapter_entry *e)
 {
     (void)e;
@@ -359,6 +375,8 @@ struct world {
     struct recorder recorder;
     struct publisher publisher;
     struct catalog *catalog;
+    struct datanet_store *datanets;
+    char datanets_dir[32];
     struct http_options opt;
     struct http_server *server;
 };
@@ -407,6 +425,10 @@ __attribute__((unused)) static void world_init(struct world *w)
     if (double_register(&w->publisher, "alpha", 0xA1, false, &err) ||
         double_register(&w->publisher, "org/beta", 0xB2, false, &err))
         PANIC("%s", err.text);
+    snprintf(w->datanets_dir, sizeof(w->datanets_dir), "/tmp/rs-datanets-XXXXXX");
+    if (!mkdtemp(w->datanets_dir) ||
+        datanet_store_open(&w->datanets, w->datanets_dir, 1u << 20, &err))
+        PANIC("%s", err.text);
     double_start(&w->engine, &w->model);
     double_say(&w->engine, " The lighthouse keeper counts nine ships." DOUBLE_EOS);
     w->opt = (struct http_options){.listen = {.host = "127.0.0.1"},
@@ -433,7 +455,8 @@ __attribute__((unused)) static void world_serve(struct world *w)
                              .engine = &w->engine,
                              .catalog = w->catalog,
                              .publisher = &w->publisher,
-                             .recorder = &w->recorder};
+                             .recorder = &w->recorder,
+                             .datanets = w->datanets};
     int fd = -1;
     if (http_bind(&fd, &w->opt, &err) || http_start(&w->server, &w->opt, &deps, fd, &err))
         PANIC("%s", err.text);
@@ -444,6 +467,11 @@ __attribute__((unused)) static void world_fini(struct world *w)
     if (w->server)
         http_stop(w->server);
     double_stop(&w->engine);
+    datanet_store_close(w->datanets);
+    char command[64];
+    snprintf(command, sizeof(command), "rm -rf %s", w->datanets_dir);
+    if (system(command) != 0)
+        PANIC("%s", command);
     catalog_destroy(w->catalog);
     tokenizer_free(w->model.tokenizer);
     chat_template_free(w->model.chat);
