@@ -284,11 +284,11 @@ enum status prompt_render_chat(const struct parse_env *env, const json_t *root, 
     if (!env->chat_template) {
         json_decref(context);
         return env->chat_refusal
-                   ? err_param(err, STATUS_INVALID, "messages",
+                   ? err_coded(err, STATUS_INVALID, "no_chat_template", "messages",
                                "no chat is served with this model, for its chat template cannot be "
                                "used (%s); use /v1/completions",
                                env->chat_refusal)
-                   : err_param(err, STATUS_INVALID, "messages",
+                   : err_coded(err, STATUS_INVALID, "no_chat_template", "messages",
                                "this model has no chat template; use /v1/completions");
     }
     enum status st =

@@ -34,7 +34,7 @@ enum status target_chat(struct parse_env *env, struct adapter_entry *const *entr
         if (!entry[i]->chat)
             continue;
         if (first && memcmp(first->chat->digest, entry[i]->chat->digest, 32) != 0)
-            return err_param(err, STATUS_INVALID, "adapters",
+            return err_coded(err, STATUS_INVALID, "no_chat_template", "adapters",
                              "the adapters '%s' and '%s' bring different chat templates, so there "
                              "is none for both; use /v1/completions",
                              first->name, entry[i]->name);

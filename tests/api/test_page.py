@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 from browser import Browser
 from keys import secret
-from server import Server, http
+from server import DEMO, Server, http
 
 HOSTILE = '<img src=x onerror="window.injected=1"></p><script>window.injected=1</script>'
 OWNERS = ["0x" + c * 40 for c in "1a2"]
@@ -22,8 +22,13 @@ PATCH = """(() => {
     if (!key) return real(path, options);
     const [status, body] = said[key].length > 1 ? said[key].shift() : said[key][0];
     if (!Array.isArray(body)) return new Response(JSON.stringify(body), { status, headers: { 'retry-after-ms': '4200' } });
-    const data = body.map((c) => `data: ${JSON.stringify(c)}\\n\\n`), text = new TextEncoder();
-    return new Response(new ReadableStream({ start(c) { for (const d of data) c.enqueue(text.encode(d)); c.enqueue(text.encode('data: [DONE]\\n\\n')); c.close(); } }));
+    const text = new TextEncoder(), write = (c, d) => c.enqueue(text.encode(`data: ${d}\\n\\n`));
+    return new Response(new ReadableStream({ async start(c) {
+      options.signal.addEventListener('abort', () => c.error(new DOMException('stopped', 'AbortError')));
+      for (const d of body) await (d.wait_ms ? new Promise((done) => setTimeout(done, d.wait_ms)) : write(c, JSON.stringify(d)));
+      write(c, '[DONE]');
+      c.close();
+    } }));
   };
 })()"""
 
@@ -239,6 +244,14 @@ def test_errors_say_the_reason_and_the_way_out(page):
     b.js(f"(window.said = {{'/v1/chat': [[200, {json.dumps(broken)}]]}}, document.querySelector('#ask').requestSubmit())")
     b.wait("document.querySelector('#said.bad')?.textContent.includes('the engine failed')")
     assert text(page, ".answer") == " half" and text(page, ".badge") == "Incomplete"
+    # an answer is seen while it comes, and can be stopped
+    slow = [*chunks([" half"])][:1] + [{"wait_ms": 60000}]
+    b.js(f"(window.said = {{'/v1/chat': [[200, {json.dumps(slow)}]]}}, document.querySelector('#prompt').value = 'Q', document.querySelector('#ask').requestSubmit())")
+    last = "[...document.querySelectorAll('.answer')].at(-1)"
+    b.wait(f"{last}.textContent === ' half' && {last}.getAttribute('aria-busy') === 'true'")
+    b.js("document.querySelector('#stop').click()")
+    b.wait("document.querySelector('#said').textContent.includes('You stopped it')")
+    assert b.js(f"{last}.getAttribute('aria-busy')") == "false" and not b.js("document.querySelector('#send').disabled")
     b.console.clear()
 
 
@@ -254,6 +267,20 @@ def test_a_key_where_keys_are_required(page, keyed):
         b.wait(seen)
     assert b.js("localStorage.length") == 0 and b.js("document.cookie") == "" and b.js("sessionStorage.length") == 1
     assert all("401" in line for line in b.console)
+    b.console.clear()
+
+
+def test_a_model_without_a_chat_template(page, tmp_path, facts):
+    for path in (DEMO / "base").iterdir():
+        if path.name != "chat_template.jinja":
+            (tmp_path / path.name).symlink_to(path)
+    b, fact = page.b, facts["amber-coast"][0]
+    with Server(model=tmp_path) as s:
+        b.open(f"{s.url}/#model=amber-coast&ask={quote(fact['prompt'])}")
+        b.wait("document.querySelector('#parts select')")
+        b.js("document.querySelector('#ask').requestSubmit()")
+        b.wait("document.querySelector('.badge.preview')")
+        assert text(page, ".answer").removesuffix("end").strip() == fact["answer"].strip() and "no chat template" in text(page, "#said")
     b.console.clear()
 
 

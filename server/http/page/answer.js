@@ -46,10 +46,12 @@ export class Answer {
 
   // ---- while it comes: once a frame, however fast the tokens are ----
 
+  // A choice of a chat's chunk, or of a completion's.
   take(choice) {
-    this.tokens.push(...(choice.logprobs?.content ?? []));
-    this.content += choice.delta?.content ?? '';
-    this.pending += choice.delta?.content ?? '';
+    const said = choice.logprobs, text = choice.delta?.content ?? choice.text ?? '';
+    this.tokens.push(...(said?.content ?? said?.tokens?.map((token, i) => ({ token, at: said.text_offset[i] })) ?? []));
+    this.content += text;
+    this.pending += text;
     if (!this.frame) this.frame = requestAnimationFrame(() => this.flush());
   }
 
@@ -65,10 +67,12 @@ export class Answer {
   end() {
     this.flush();
     this.text.setAttribute('aria-busy', 'false');
-    const decoder = new TextDecoder(), all = document.createDocumentFragment();
+    const decoder = new TextDecoder(), all = document.createDocumentFragment(), characters = Array.from(this.content);
+    const given = (t, i) => characters.slice(t.at, this.tokens[i + 1]?.at ?? characters.length).join('');
     let at = 0;
     this.el = this.tokens.map((t, i) => {
-      const text = t.bytes ? decoder.decode(new Uint8Array(t.bytes), { stream: true }) : t.token, part = partOf(this.content, at, text);
+      const text = t.bytes ? decoder.decode(new Uint8Array(t.bytes), { stream: true }) : t.token;
+      const part = t.at === undefined ? partOf(this.content, at, text) : given(t, i);
       const ends = !part && i === this.tokens.length - 1 && text;
       at += part.length;
       if (!part && !ends) return null;

@@ -7,13 +7,14 @@ export const key = {
 };
 
 export class Refused extends Error {
-  constructor(text, code) {
+  constructor(text, code, reason = null) {
     super(text);
-    this.code = code; // of HTTP; 0: nobody answered
+    Object.assign(this, { code, reason }); // of HTTP, 0: nobody answered; of the error object
   }
 }
 
 const WAY_OUT = {
+  400: 'Change it, or begin a new conversation.',
   401: 'Enter an API key of this server above.',
   403: 'Use another key, or another adapter.',
   404: 'Choose another adapter, or reload the page: the list may be old.',
@@ -24,7 +25,7 @@ const WAY_OUT = {
 function refusal(code, error, retry_ms) {
   const seconds = Math.max(1, Math.ceil(retry_ms / 1000)), reason = String(error?.message ?? `HTTP ${code}`).replace(/[.\s]*$/, '');
   const way = code === 429 || code === 503 ? `Try again in ${seconds} s.` : WAY_OUT[code] ?? '';
-  return new Refused(`The server says: ${reason}. ${way}`.trim(), code);
+  return new Refused(`The server says: ${reason}. ${way}`.trim(), code, error?.code);
 }
 
 async function call(path, body, signal) {

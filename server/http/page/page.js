@@ -80,7 +80,7 @@ function busy(on) {
 }
 
 function fail(answer, e) {
-  const text = e.name === 'AbortError' ? 'You stopped it. What came is charged; nothing more is recorded here.' : e.message || String(e);
+  const text = e.name === 'AbortError' ? 'You stopped it. What came until then is recorded and charged.' : e.message || String(e);
   answer.error = answer.content ? 'Incomplete' : 'No answer';
   answer.end();
   draw(answer);
@@ -93,8 +93,23 @@ function fail(answer, e) {
   if (e.code === 401) needKey();
 }
 
+// True: the model knows no chat, and the question was continued as plain text.
+async function receive(answer, path, body) {
+  try {
+    for await (const chunk of stream(path, body, page.abort.signal)) {
+      if (chunk.choices?.[0]) answer.take(chunk.choices[0]);
+      answer.residual = chunk.residual ?? answer.residual;
+    }
+    return path === '/v1/completions';
+  } catch (e) {
+    if (e.reason !== 'no_chat_template') throw e;
+    const { messages: asked, ...rest } = body;
+    return receive(answer, '/v1/completions', { ...rest, prompt: asked.at(-1).content, logprobs: 0 });
+  }
+}
+
 async function converse(question) {
-  const body = { ...adapters.target(), messages: messages(question), temperature: Number($('temperature').value), max_tokens: Number($('tokens').value), logprobs: true };
+  const body = { ...adapters.target(), temperature: Number($('temperature').value), max_tokens: Number($('tokens').value) };
   const answer = new Answer(question, (a) => a.residual && select(a));
   page.abort = new AbortController();
   page.answers.push(answer);
@@ -104,13 +119,10 @@ async function converse(question) {
   busy(true);
   say('Answering …');
   try {
-    for await (const chunk of stream('/v1/chat/completions', body, page.abort.signal)) {
-      if (chunk.choices?.[0]) answer.take(chunk.choices[0]);
-      answer.residual = chunk.residual ?? answer.residual;
-    }
+    const plain = await receive(answer, '/v1/chat/completions', { ...body, messages: messages(question), logprobs: true });
     answer.end();
     answer.article.append(page.legend);
-    say(answer.residual ? `Answered, ${answer.tokens.length} tokens.` : 'Answered, without a record.');
+    say(`Answered, ${answer.tokens.length} tokens${answer.residual ? '' : ', without a record'}.${plain ? ' This model has no chat template: your text alone was continued, as it stands.' : ''}`);
     if (answer.residual) select(answer);
   } catch (e) {
     fail(answer, e);
