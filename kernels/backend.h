@@ -71,11 +71,13 @@ struct backend_ops {
     enum status (*mem_read)(struct backend *b, void *host, const void *from, size_t bytes);
     enum status (*mem_zero)(struct backend *b, void *p, size_t bytes);
     /* Results for a host that works on while the device does; NULL where ops return when they are
-     * done. begin puts the copy behind the ops given so far: of what sample and score find (the
-     * args' outputs stay alone), of device memory. read_end waits for it and fills host. Under way
-     * at once: for two passes the samples of all sequences, one score and one read. */
+     * done. begin puts the copy behind the ops given so far: of what sample, score and sketch find
+     * (the args' outputs stay alone; of sketch the rows from the first segment's begin to the last
+     * one's end), of device memory. read_end waits for it and fills host. Under way at once: for
+     * two passes the samples of all sequences, one score, one sketch and one read. */
     enum status (*sample_begin)(struct backend *b, const struct sample_args *a, uint32_t *ticket);
     enum status (*score_begin)(struct backend *b, const struct score_args *a, uint32_t *ticket);
+    enum status (*sketch_begin)(struct backend *b, const struct sketch_args *a, uint32_t *ticket);
     enum status (*read_begin)(struct backend *b, const void *from, size_t bytes, uint32_t *ticket);
     enum status (*read_end)(struct backend *b, uint32_t ticket, void *host);
     /* Bytes of lora_step.s for these limits: the backend's own form. */

@@ -36,17 +36,33 @@ struct score_args {
     uint32_t n_row;
 };
 
-/* sketch: a row's direction in 64 bytes.
+/* What a sketch projects on; in the backend's memory. */
+struct sketch_basis {
+    const uint16_t *w; /* [SKETCH_DIM, d_model] bf16, row-major, 16-byte aligned */
+    const float *bias; /* [SKETCH_DIM] */
+};
+
+/* Rows row .. row + n_row - 1 of x. */
+struct sketch_seg {
+    uint32_t row, n_row;
+    const struct sketch_basis *basis; /* host memory, read during the call */
+};
+
+/* sketch: a row's direction in a basis, in 64 bytes.
  *
- * Formula   out[t, j] = round_even(127 * z_j / |z|), z = P x[t]; |z| = 0 gives zeros
- * Shapes    out [n_row, 64] i8, in host memory on every backend; x [n_row, d_model] act;
- *           P [64, d_model] of +-1 as bits (set: +1), row-major, little-endian bits in bytes, rows
- *           padded to whole bytes */
+ * Formula   z_j = sum_k w[j,k] * x[t,k] - bias[j]
+ *           out[t, j] = round_even(127 * z_j / |z|); |z| = 0, or not finite, gives zeros
+ * Order     products and sums in f32, an element's in one fixed order; bias, |z| (j ascending) and
+ *           the division in f64
+ * Shapes    out [rows of x, 64] i8, in host memory on every backend: row t is that of x's row t;
+ *           rows outside the segments are undefined from the first segment's begin to the last
+ *           one's end, and not written elsewhere; x [.., d_model] act
+ * Before    segments are sorted by row, disjoint, not empty */
 struct sketch_args {
     int8_t *out;
     const void *x;
-    const uint8_t *sign_bits; /* [64, (d_model+7)/8] */
-    uint32_t n_row, d_model;
+    const struct sketch_seg *seg;
+    uint32_t n_seg, d_model;
 };
 
 /* One row's sampling. Effects, in the order of vLLM:

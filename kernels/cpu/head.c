@@ -152,46 +152,66 @@ enum status ISA(score)(struct backend *b, const struct score_args *a)
 
 /* ---- sketch ---- */
 
-typedef double vd8 __attribute__((vector_size(64)));
-typedef int64_t vl8 __attribute__((vector_size(64)));
+#define SKETCH_TILE                                                                                \
+    8 /* outputs at a time: loads of x are shared, sums do not wait for each other */
 
-/* z = sum_i (+-)x_i in f64, bit i of the row set: plus. Eight sums, one per bit of a byte. */
-static double signed_sum(const float *x, const uint8_t *bits, uint32_t n)
+/* z[j] of the tile's rows of w: lane l sums k = l mod VW, then the tree of vf_sum. */
+static void sketch_dots(double z[SKETCH_TILE], const float *x, const uint16_t *w, uint32_t d)
 {
-    const vl8 pick = {1, 2, 4, 8, 16, 32, 64, 128};
-    const vl8 top = (vl8){0} + INT64_MIN;
-    vd8 acc = {0};
-    for (uint32_t i = 0; i < n; i += 8) {
-        vd8 v = {0};
-        for (uint32_t j = 0; j < 8 && i + j < n; j++)
-            v[j] = (double)x[i + j];
-        vl8 minus = ((pick & (int64_t)bits[i / 8]) == 0) & top;
-        acc += (vd8)((vl8)v ^ minus);
+    vf acc[SKETCH_TILE] = {{0}};
+    uint32_t k = 0;
+    for (; k + VW <= d; k += VW) {
+        vf v = vf_load(x + k);
+        for (uint32_t j = 0; j < SKETCH_TILE; j++)
+            acc[j] = vf_fma(v, vf_load_bf16(w + (size_t)j * d + k), acc[j]);
     }
-    return ((acc[0] + acc[1]) + (acc[2] + acc[3])) + ((acc[4] + acc[5]) + (acc[6] + acc[7]));
+    if (k < d) {
+        vf v = vf_load_n(x + k, d - k, 0);
+        for (uint32_t j = 0; j < SKETCH_TILE; j++)
+            acc[j] = vf_fma(v, vf_load_bf16_n(w + (size_t)j * d + k, d - k), acc[j]);
+    }
+    for (uint32_t j = 0; j < SKETCH_TILE; j++)
+        z[j] = (double)vf_sum(acc[j]);
 }
 
+static void sketch_row(int8_t *out, const float *x, const struct sketch_basis *basis, uint32_t d)
+{
+    double z[SKETCH_DIM], norm2 = 0;
+    for (uint32_t j = 0; j < SKETCH_DIM; j += SKETCH_TILE)
+        sketch_dots(z + j, x, basis->w + (size_t)j * d, d);
+    for (uint32_t j = 0; j < SKETCH_DIM; j++) {
+        z[j] -= (double)basis->bias[j];
+        norm2 += z[j] * z[j];
+    }
+    double scale = norm2 > 0 && isfinite(norm2) ? 127.0 / sqrt(norm2) : 0;
+    for (uint32_t j = 0; j < SKETCH_DIM; j++)
+        out[j] = scale > 0 ? (int8_t)nearbyint(z[j] * scale) : 0;
+}
+
+/* A worker takes its part of the rows of all segments together. */
 static void sketch_work(void *arg, uint32_t worker, uint32_t n_worker)
 {
     const struct sketch_args *a = *(const struct sketch_args **)arg;
-    size_t row_bytes = (a->d_model + 7) / 8;
-    uint64_t lo, hi;
-    pool_share(a->n_row, worker, n_worker, &lo, &hi);
-    for (uint64_t t = lo; t < hi; t++) {
-        double z[SKETCH_DIM], norm2 = 0;
-        for (uint32_t j = 0; j < SKETCH_DIM; j++) {
-            z[j] = signed_sum((const float *)a->x + t * a->d_model, a->sign_bits + j * row_bytes,
-                              a->d_model);
-            norm2 += z[j] * z[j];
+    uint64_t lo, hi, rows = 0, at = 0;
+    for (uint32_t s = 0; s < a->n_seg; s++)
+        rows += a->seg[s].n_row;
+    pool_share(rows, worker, n_worker, &lo, &hi);
+    for (uint32_t s = 0; s < a->n_seg && at < hi; at += a->seg[s++].n_row) {
+        const struct sketch_seg *seg = &a->seg[s];
+        uint64_t from = MAX(lo, at), to = MIN(hi, at + seg->n_row);
+        for (uint64_t i = from; i < to; i++) {
+            size_t t = seg->row + (size_t)(i - at);
+            sketch_row(a->out + t * SKETCH_DIM, (const float *)a->x + t * a->d_model, seg->basis,
+                       a->d_model);
         }
-        double scale = norm2 > 0 ? 127.0 / sqrt(norm2) : 0;
-        for (uint32_t j = 0; j < SKETCH_DIM; j++)
-            a->out[t * SKETCH_DIM + j] = (int8_t)nearbyint(z[j] * scale);
     }
 }
 
 enum status ISA(sketch)(struct backend *b, const struct sketch_args *a)
 {
-    cpu_run(cpu_of(b), sketch_work, &a, a->n_row < 2);
+    uint32_t rows = 0;
+    for (uint32_t s = 0; s < a->n_seg; s++)
+        rows += a->seg[s].n_row;
+    cpu_run(cpu_of(b), sketch_work, &a, rows < 4);
     return STATUS_OK;
 }

@@ -154,6 +154,7 @@ static const struct backend_ops cuda_ops = {
     .sample = cuda_sample,
     .sample_begin = cuda_sample_begin,
     .score_begin = cuda_score_begin,
+    .sketch_begin = cuda_sketch_begin,
     .read_begin = cuda_read_begin,
     .read_end = cuda_read_end,
     .top_logprobs = cuda_top_logprobs,

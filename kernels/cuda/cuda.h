@@ -135,6 +135,7 @@ enum status cuda_logits(struct backend *b, const struct logits_args *a);
 enum status cuda_score(struct backend *b, const struct score_args *a);
 enum status cuda_score_begin(struct backend *b, const struct score_args *a, uint32_t *ticket);
 enum status cuda_sketch(struct backend *b, const struct sketch_args *a);
+enum status cuda_sketch_begin(struct backend *b, const struct sketch_args *a, uint32_t *ticket);
 enum status cuda_sample(struct backend *b, const struct sample_args *a);
 enum status cuda_sample_begin(struct backend *b, const struct sample_args *a, uint32_t *ticket);
 enum status cuda_top_logprobs(struct backend *b, const struct top_logprobs_args *a);

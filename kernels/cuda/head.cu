@@ -6,13 +6,13 @@
  *           it; score_rows, a warp a row, adds the tiles up with the functions that sample uses on
  *           stored logits. So a score has the bits of the log-probability that decoding reported
  *           wherever the logits have (gemm.h: always, if the backend is deterministic).
- * sketch    z = P x in f64, as the specification: block a row, warp eight rows of P, a lane eight
- *           columns at a time; then one thread an output.
+ * sketch    z = W x - b: block a row of x, warp eight rows of W, a lane eight columns at a time in
+ *           f32, lanes added by the warp's tree; |z| and the rounding in f64, one thread an output.
+ *           Which basis a row has goes up with the call: one launch for any number of them.
  *
  * Bound     score: the GEMM's, W read once for each SCORE_ROWS_MAX rows; 4 V bytes a row written
- * and read in L2. sketch: P once from L2 a row, d_model 4096: 32 KB; 64 d_model f64 additions a
- * row, 2 us an SM.
- * Registers score_tiles 48, score_rows 26, sketch 85; no spills. Not yet run on a GPU. */
+ * and read in L2. sketch: W once from L2 a row, d_model 4096: 512 KB.
+ * Registers score_tiles 48, score_rows 26, sketch 80; no spills. Not yet run on a GPU. */
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/sample.cuh"
 #include "kernels/cuda/tables.h"
@@ -23,7 +23,7 @@
 #define SCORE_THREADS  (SCORE_TILES * LANES)
 #define SKETCH_WARPS   8
 #define SKETCH_THREADS (SKETCH_WARPS * LANES)
-#define SKETCH_ROWS    (SKETCH_DIM / SKETCH_WARPS) /* of P, for a warp */
+#define SKETCH_ROWS    (SKETCH_DIM / SKETCH_WARPS) /* of W, for a warp */
 
 /* ---- score ---- */
 
@@ -135,25 +135,25 @@ enum status cuda_score(struct backend *b, const struct score_args *a)
 struct sketch_job {
     int8_t *out;
     const bf16_t *x;
-    const uint8_t *sign_bits;
+    const struct sketch_basis *basis; /* [rows]; w NULL: no sketch of this row */
     uint32_t d_model;
 };
 
 /* Columns 8 g .. 8 g + 7 of a row; zeros behind its end. */
-DEVICE void read_eight(double v[8], const bf16_t *x, uint32_t g, uint32_t n)
+DEVICE void read_eight(float v[8], const bf16_t *x, uint32_t g, uint32_t n)
 {
     if (((uintptr_t)x & 15u) == 0 && 8 * g + 8 <= n) {
         uint4 u = ldg_16(x + 8 * g);
         uint32_t word[4] = {u.x, u.y, u.z, u.w};
         UNROLL
         for (uint32_t i = 0; i < 4; i++) {
-            v[2 * i] = (double)bf16x2_lo(word[i]);
-            v[2 * i + 1] = (double)bf16x2_hi(word[i]);
+            v[2 * i] = bf16x2_lo(word[i]);
+            v[2 * i + 1] = bf16x2_hi(word[i]);
         }
     } else {
         UNROLL
         for (uint32_t i = 0; i < 8; i++)
-            v[i] = 8 * g + i < n ? (double)bf16_to_f32(x[8 * g + i]) : 0;
+            v[i] = 8 * g + i < n ? bf16_to_f32(x[8 * g + i]) : 0;
     }
 }
 
@@ -161,27 +161,31 @@ DEVICE void read_eight(double v[8], const bf16_t *x, uint32_t g, uint32_t n)
 static KERNEL(SKETCH_THREADS, 2) void sketch(struct sketch_job j)
 {
     SMEM(smem);
-    double *z = (double *)smem, sum[SKETCH_ROWS] = {0}, norm2 = 0;
-    uint32_t row_bytes = (j.d_model + 7) / 8;
+    double *z = (double *)smem, norm2 = 0;
+    float sum[SKETCH_ROWS] = {0};
+    const struct sketch_basis basis = j.basis[blockIdx.x];
     const bf16_t *x = j.x + (size_t)blockIdx.x * j.d_model;
-    const uint8_t *bits = j.sign_bits + (size_t)warp_id() * SKETCH_ROWS * row_bytes;
+    if (!basis.w)
+        return;
     NO_UNROLL
-    for (uint32_t g = lane_id(); g < row_bytes; g += LANES) {
-        double v[8];
+    for (uint32_t g = lane_id(); 8 * g < j.d_model; g += LANES) {
+        float v[8], w[8];
         read_eight(v, x, g, j.d_model);
         UNROLL
         for (uint32_t k = 0; k < SKETCH_ROWS; k++) {
-            uint32_t byte = bits[(size_t)k * row_bytes + g];
+            read_eight(w, basis.w + (size_t)(warp_id() * SKETCH_ROWS + k) * j.d_model, g,
+                       j.d_model);
             UNROLL
             for (uint32_t i = 0; i < 8; i++)
-                sum[k] += byte >> i & 1 ? v[i] : -v[i];
+                sum[k] = fmaf(v[i], w[i], sum[k]);
         }
     }
     UNROLL
     for (uint32_t k = 0; k < SKETCH_ROWS; k++) {
-        double whole = warp_sum_f64(sum[k]);
+        float whole = warp_sum(sum[k]);
+        uint32_t row = warp_id() * SKETCH_ROWS + k;
         if (lane_id() == 0)
-            z[warp_id() * SKETCH_ROWS + k] = whole;
+            z[row] = (double)whole - (double)basis.bias[row];
     }
     block_sync();
     if (threadIdx.x >= SKETCH_DIM)
@@ -189,25 +193,69 @@ static KERNEL(SKETCH_THREADS, 2) void sketch(struct sketch_job j)
     NO_UNROLL
     for (uint32_t k = 0; k < SKETCH_DIM; k++)
         norm2 = fma(z[k], z[k], norm2);
-    double scale = norm2 > 0 ? 127.0 / sqrt(norm2) : 0;
+    double scale = norm2 > 0 && isfinite(norm2) ? 127.0 / sqrt(norm2) : 0;
     j.out[(size_t)blockIdx.x * SKETCH_DIM + threadIdx.x] =
-        (int8_t)nearbyint(z[threadIdx.x] * scale);
+        scale > 0 ? (int8_t)nearbyint(z[threadIdx.x] * scale) : (int8_t)0;
+}
+
+/* Rows first .. first + n - 1 of x into h->out; a: where the segment stands that is looked at. */
+static enum status sketch_pass(struct cuda_backend *c, const struct sketch_args *a, uint32_t first,
+                               uint32_t n, uint32_t *seg)
+{
+    char *pinned;
+    enum status st = head_upload_begin(c, &pinned);
+    if (st)
+        return st;
+    struct sketch_basis *basis = (struct sketch_basis *)(void *)pinned;
+    for (uint32_t t = 0; t < n; t++) {
+        while (*seg < a->n_seg && a->seg[*seg].row + a->seg[*seg].n_row <= first + t)
+            ++*seg;
+        bool in = *seg < a->n_seg && a->seg[*seg].row <= first + t;
+        basis[t] = in ? *a->seg[*seg].basis : (struct sketch_basis){NULL, NULL};
+    }
+    st = head_upload_end(c, n * sizeof(*basis));
+    if (st)
+        return st;
+    struct sketch_job j = {(int8_t *)c->head->out,
+                           (const bf16_t *)a->x + (size_t)first * a->d_model,
+                           (const struct sketch_basis *)(const void *)c->head->upload, a->d_model};
+    LAUNCH(sketch, n, SKETCH_THREADS, SKETCH_DIM * sizeof(double), c->stream, j);
+    return gpu_launched("sketch");
+}
+
+/* The rows that one pass takes. */
+static uint32_t sketch_rows(const struct cuda_head *h)
+{
+    size_t up = h->upload_bytes / sizeof(struct sketch_basis), out = h->result_bytes / SKETCH_DIM;
+    return (uint32_t)MIN(up, out);
+}
+
+static uint32_t sketch_end(const struct sketch_args *a)
+{
+    return a->seg[a->n_seg - 1].row + a->seg[a->n_seg - 1].n_row;
+}
+
+enum status cuda_sketch_begin(struct backend *b, const struct sketch_args *a, uint32_t *ticket)
+{
+    struct cuda_backend *c = cuda_of(b);
+    CHECK(c->head && a->n_seg > 0);
+    uint32_t first = a->seg[0].row, n = sketch_end(a) - first, seg = 0;
+    CHECK(n <= sketch_rows(c->head));
+    enum status st = sketch_pass(c, a, first, n, &seg);
+    return st ? st : cuda_read_begin(b, c->head->out, (size_t)n * SKETCH_DIM, ticket);
 }
 
 enum status cuda_sketch(struct backend *b, const struct sketch_args *a)
 {
     struct cuda_backend *c = cuda_of(b);
     enum status st = STATUS_OK;
-    CHECK(a->n_row == 0 || c->head);
-    for (uint32_t t0 = 0, n; t0 < a->n_row && !st; t0 += n) {
-        n = MIN(a->n_row - t0, (uint32_t)(c->head->result_bytes / SKETCH_DIM));
-        struct sketch_job j = {(int8_t *)c->head->out,
-                               (const bf16_t *)a->x + (size_t)t0 * a->d_model, a->sign_bits,
-                               a->d_model};
-        LAUNCH(sketch, n, SKETCH_THREADS, SKETCH_DIM * sizeof(double), c->stream, j);
-        st = gpu_launched("sketch");
+    CHECK(a->n_seg == 0 || c->head);
+    uint32_t end = a->n_seg > 0 ? sketch_end(a) : 0, seg = 0;
+    for (uint32_t t = end ? a->seg[0].row : 0, n; t < end && !st; t += n) {
+        n = MIN(end - t, sketch_rows(c->head));
+        st = sketch_pass(c, a, t, n, &seg);
         if (!st)
-            st = head_result(c, a->out + (size_t)t0 * SKETCH_DIM, (size_t)n * SKETCH_DIM);
+            st = head_result(c, a->out + (size_t)t * SKETCH_DIM, (size_t)n * SKETCH_DIM);
     }
     return st;
 }
@@ -310,6 +358,7 @@ enum status cuda_head_prepare(struct cuda_backend *c, struct errtext *err)
     h->upload_bytes = (size_t)h->sample_rows * 1024 + h->score_rows * sizeof(int32_t) +
                       SAMPLE_BIAS_MAX * sizeof(struct sample_bias) +
                       (size_t)h->history_stride * sizeof(int32_t);
+    h->upload_bytes = MAX(h->upload_bytes, lim->rows_max * sizeof(struct sketch_basis));
     h->result_bytes =
         MAX(lim->logits_rows_max * sizeof(struct sample_out), (size_t)lim->rows_max * SKETCH_DIM);
     h->seen = (struct head_seen *)mem_array(lim->seqs_max, sizeof(*h->seen));

@@ -32,7 +32,7 @@ enum status cuda_results_prepare(struct cuda_backend *c, struct errtext *err)
     const struct backend_limits *lim = &c->limits;
     uint32_t calls = lim->seqs_max / MAX(lim->logits_rows_max, 1) + 1;
     struct cuda_results *r = c->results = mem_alloc(sizeof(*r));
-    r->count = 2 * (calls + 2) + 1;
+    r->count = 2 * (calls + 3) + 1;
     r->bytes_max = bytes_of(lim);
     r->result = mem_array(r->count, sizeof(r->result[0]));
     for (uint32_t i = 0; i < r->count; i++) {

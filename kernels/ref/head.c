@@ -1,5 +1,6 @@
 /* logits, score and sketch. score walks the vocabulary in SCORE_TILE tiles with the same running
  * log-sum-exp as sample, so their log-probabilities are equal bit for bit. */
+#include "kernels/bf16.h"
 #include "kernels/ref/ref.h"
 #include "server/base/check.h"
 
@@ -57,23 +58,29 @@ enum status ref_score(struct backend *b, const struct score_args *a)
     return STATUS_OK;
 }
 
+static void sketch_row(int8_t *out, const float *x, const struct sketch_basis *basis, uint32_t d)
+{
+    double z[SKETCH_DIM], norm2 = 0;
+    for (uint32_t j = 0; j < SKETCH_DIM; j++) {
+        double sum = 0;
+        for (uint32_t k = 0; k < d; k++)
+            sum += (double)bf16_to_f32(basis->w[(size_t)j * d + k]) * (double)x[k];
+        z[j] = sum - (double)basis->bias[j];
+        norm2 += z[j] * z[j];
+    }
+    double scale = norm2 > 0 && isfinite(norm2) ? 127.0 / sqrt(norm2) : 0;
+    for (uint32_t j = 0; j < SKETCH_DIM; j++)
+        out[j] = scale > 0 ? (int8_t)nearbyint(z[j] * scale) : 0;
+}
+
 enum status ref_sketch(struct backend *b, const struct sketch_args *a)
 {
     (void)b;
-    size_t row_bytes = (a->d_model + 7) / 8;
-    for (uint32_t t = 0; t < a->n_row; t++) {
-        const float *x = (const float *)a->x + (size_t)t * a->d_model;
-        double z[SKETCH_DIM], norm2 = 0;
-        for (uint32_t j = 0; j < SKETCH_DIM; j++) {
-            const uint8_t *bits = a->sign_bits + j * row_bytes;
-            z[j] = 0;
-            for (uint32_t i = 0; i < a->d_model; i++)
-                z[j] += (bits[i / 8] >> (i % 8)) & 1 ? (double)x[i] : -(double)x[i];
-            norm2 += z[j] * z[j];
-        }
-        double scale = norm2 > 0 ? 127.0 / sqrt(norm2) : 0;
-        for (uint32_t j = 0; j < SKETCH_DIM; j++)
-            a->out[(size_t)t * SKETCH_DIM + j] = (int8_t)nearbyint(z[j] * scale);
+    for (uint32_t s = 0; s < a->n_seg; s++) {
+        const struct sketch_seg *seg = &a->seg[s];
+        for (size_t t = seg->row; t < (size_t)seg->row + seg->n_row; t++)
+            sketch_row(a->out + t * SKETCH_DIM, (const float *)a->x + t * a->d_model, seg->basis,
+                       a->d_model);
     }
     return STATUS_OK;
 }

@@ -103,6 +103,19 @@ static enum status score_begin(struct backend *b, const struct score_args *a, ui
     return st;
 }
 
+static enum status sketch_begin(struct backend *b, const struct sketch_args *a, uint32_t *ticket)
+{
+    const struct sketch_seg *last = &a->seg[a->n_seg - 1];
+    struct sketch_args seen = *a;
+    size_t first = (size_t)a->seg[0].row * SKETCH_DIM;
+    size_t end = (size_t)(last->row + last->n_row) * SKETCH_DIM;
+    seen.out = mem_array(end, 1);
+    enum status st = late->inner->sketch(b, &seen);
+    *ticket = put(seen.out + first, end - first);
+    mem_free(seen.out);
+    return st;
+}
+
 static enum status read_begin(struct backend *b, const void *from, size_t bytes, uint32_t *ticket)
 {
     (void)b;
@@ -129,6 +142,7 @@ void late_backend_wrap(struct backend *b)
     late->ops.embed = embed;
     late->ops.sample_begin = sample_begin;
     late->ops.score_begin = score_begin;
+    late->ops.sketch_begin = sketch_begin;
     late->ops.read_begin = read_begin;
     late->ops.read_end = read_end;
     memset(late->latest, 0xff, sizeof(late->latest));

@@ -167,6 +167,54 @@ static void test_score_hand(void **state)
     fx_close(&f);
 }
 
+/* ---- sketches ---- */
+
+#define BASES       3
+#define SKETCH_ROWS 24
+
+static void bases_make(struct sketch_basis *basis, uint32_t d)
+{
+    for (uint32_t i = 0; i < BASES; i++) {
+        basis[i].w = (uint16_t *)(void *)fx_tensor((size_t)SKETCH_DIM * d, DTYPE_BF16, 1, 0);
+        basis[i].bias = fx_floats(SKETCH_DIM, 1);
+    }
+}
+
+static void bases_free(struct sketch_basis *basis)
+{
+    for (uint32_t i = 0; i < BASES; i++) {
+        mem_free((void *)(uintptr_t)basis[i].w);
+        mem_free((void *)(uintptr_t)basis[i].bias);
+    }
+}
+
+/* A sum of d products in f32, and 1 of 127: a component may round the other way. */
+static uint32_t count_differences(const int8_t *got, const int8_t *want, size_t n)
+{
+    uint32_t differ = 0;
+    for (size_t i = 0; i < n; i++) {
+        assert_true(abs(got[i] - want[i]) <= 1);
+        differ += got[i] != want[i];
+    }
+    return differ;
+}
+
+/* Each row alone: the bits do not know the company. */
+static void check_alone(struct backend *b, const struct sketch_args *all, const int8_t *got)
+{
+    for (uint32_t s = 0; s < all->n_seg; s++) {
+        const struct sketch_seg *seg = &all->seg[s];
+        for (uint32_t t = seg->row; t < seg->row + seg->n_row; t++) {
+            int8_t alone[SKETCH_DIM];
+            struct sketch_seg one = {0, 1, seg->basis};
+            struct sketch_args a = {alone, (const float *)all->x + (size_t)t * all->d_model, &one,
+                                    1, all->d_model};
+            assert_int_equal(b->ops->sketch(b, &a), STATUS_OK);
+            assert_memory_equal(alone, got + (size_t)t * SKETCH_DIM, SKETCH_DIM);
+        }
+    }
+}
+
 static void test_sketch(void **state)
 {
     static const uint32_t dims[] = {1, 7, 8, 9, 64, 100, 896};
@@ -175,32 +223,63 @@ static void test_sketch(void **state)
     (void)state;
     fx_open(&f);
     for (size_t s = 0; s < ARRAY_COUNT(dims); s++) {
-        uint32_t d = dims[s], n = 9;
-        size_t bytes = (size_t)SKETCH_DIM * ((d + 7) / 8);
-        uint8_t *bits = mem_array(bytes, 1);
-        float *x = fx_floats((size_t)n * d, 1);
-        int8_t want[9 * SKETCH_DIM], got[9 * SKETCH_DIM];
-        for (size_t i = 0; i < bytes; i++)
-            bits[i] = (uint8_t)fx_u32();
-        memset(x + 3 * d, 0, d * sizeof(float));
-        struct sketch_args a = {want, x, bits, n, d};
-        f.ref->ops->sketch(f.ref, &a);
+        uint32_t d = dims[s];
+        struct sketch_basis basis[BASES];
+        int8_t want[SKETCH_ROWS * SKETCH_DIM], got[SKETCH_ROWS * SKETCH_DIM];
+        bases_make(basis, d);
+        float *x = fx_floats((size_t)SKETCH_ROWS * d, 1);
+        /* rows 0, 1, 5 and 21 to 23 have none */
+        struct sketch_seg seg[] = {{2, 3, &basis[0]}, {6, 11, &basis[2]}, {17, 4, &basis[1]}};
+        struct sketch_args a = {want, x, seg, ARRAY_COUNT(seg), d};
+        memset(want, 77, sizeof(want));
+        assert_int_equal(f.ref->ops->sketch(f.ref, &a), STATUS_OK);
+        check_alone(f.ref, &a, want);
         for (uint32_t i = 0; i < f.n_cpu; i++) {
             a.out = got;
             memset(got, 77, sizeof(got));
-            f.cpu[i]->ops->sketch(f.cpu[i], &a);
-            for (uint32_t j = 0; j < sizeof(got); j++) {
-                assert_true(abs(got[j] - want[j]) <= 1);
-                differ += got[j] != want[j];
-            }
+            assert_int_equal(f.cpu[i]->ops->sketch(f.cpu[i], &a), STATUS_OK);
+            differ += count_differences(got, want, sizeof(got));
             total += sizeof(got);
-            for (uint32_t j = 0; j < SKETCH_DIM; j++)
-                assert_int_equal(got[3 * SKETCH_DIM + j], 0);
+            check_alone(f.cpu[i], &a, got);
+            assert_int_equal(got[0], 77);
+            assert_int_equal(got[5 * SKETCH_DIM], 77);
+            assert_int_equal(got[sizeof(got) - 1], 77);
         }
-        mem_free(bits);
+        bases_free(basis);
         mem_free(x);
     }
-    assert_true(differ * 10000 < total); /* f64 sums: only a tie could differ */
+    assert_true(differ * 1000 < total);
+    fx_close(&f);
+}
+
+/* The unit vectors as basis: the formula by hand, the bias, and what has no direction. */
+static void test_sketch_hand(void **state)
+{
+    struct fx_backends f;
+    uint16_t w[SKETCH_DIM * SKETCH_DIM] = {0};
+    float x[4 * SKETCH_DIM] = {0}, bias[SKETCH_DIM] = {0};
+    (void)state;
+    fx_open(&f);
+    for (uint32_t j = 0; j < SKETCH_DIM; j++)
+        w[j * SKETCH_DIM + j] = bf16_from_f32(1);
+    bias[9] = 4;
+    x[3] = 3, x[9] = 8;                /* z: 3 and 4 of 5 */
+    x[SKETCH_DIM + 9] = 4;             /* z: zeros */
+    x[2 * SKETCH_DIM + 9] = INFINITY;  /* no direction */
+    x[3 * SKETCH_DIM + 3] = -INFINITY; /* nor here */
+    x[3 * SKETCH_DIM + 9] = NAN;
+    struct sketch_basis basis = {w, bias};
+    struct sketch_seg seg = {0, 4, &basis};
+    for (uint32_t i = 0; i <= f.n_cpu; i++) {
+        struct backend *b = i < f.n_cpu ? f.cpu[i] : f.ref;
+        int8_t out[4 * SKETCH_DIM], want[4 * SKETCH_DIM] = {0};
+        struct sketch_args a = {out, x, &seg, 1, SKETCH_DIM};
+        want[3] = 76, want[9] = 102; /* 76.2 and 101.6 */
+        assert_int_equal(b->ops->sketch(b, &a), STATUS_OK);
+        assert_memory_equal(out, want, sizeof(want));
+        a.n_seg = 0;
+        assert_int_equal(b->ops->sketch(b, &a), STATUS_OK);
+    }
     fx_close(&f);
 }
 
@@ -210,6 +289,7 @@ int main(void)
         cmocka_unit_test(test_scores),
         cmocka_unit_test(test_score_hand),
         cmocka_unit_test(test_sketch),
+        cmocka_unit_test(test_sketch_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
