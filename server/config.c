@@ -78,6 +78,11 @@ static const struct option_row keys[] = {
     NUM(score_queue_max, 1, 65536, 1024, "rows", "scoring sequences inside the engine"),
     NUM(score_bytes_max, 1 << 16, 1ull << 44, 1 * GIB, "bytes",
         "jobs waiting to be scored; past it requests get 503"),
+    NUM(basis_bytes_max, 0, 1ull << 40, 64ull << 20, "bytes",
+        "bases of attribution indexes, where the ops compute; an adapter whose basis has no room "
+        "is attributed without events"),
+    NUM(keys_bytes_max, 0, 1ull << 40, 64ull << 20, "bytes",
+        "keys kept while answers decode, 64 a token; past it scoring computes them again"),
     NUM(score_age_s_max, 1, 1u << 30, 86400, "s",
         "a job that waits longer here ends as 'inputs lost'"),
     NUM(score_stuck_s, 1, 1u << 30, 600, "s",

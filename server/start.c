@@ -350,6 +350,8 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                  .prefix_cache = c->prefix_cache,
                                  .score_rows_max = (uint32_t)MIN(c->score_rows_max, rows),
                                  .score_queue_max = (uint32_t)c->score_queue_max,
+                                 .basis_bytes_max = c->basis_bytes_max,
+                                 .keys_bytes_max = c->keys_bytes_max,
                                  .adapter_wait_ms_max = (uint32_t)c->adapter_wait_ms_max,
                                  .step_stretch_max = (uint32_t)c->step_stretch_max,
                                  .share_wait_ms_max = (uint32_t)c->share_wait_ms_max,

@@ -5,6 +5,8 @@
 #include "server/base/check.h"
 #include "server/engine/steps.h"
 
+#include <string.h>
+
 /* The sequence whose rows these were, NULL: gone. */
 static struct seq *seq_of(struct engine *e, const struct flight *f, uint32_t slot)
 {
@@ -83,8 +85,10 @@ static enum finish_reason why_finished(struct engine *e, struct seq *s, int32_t 
     return n_out >= p->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
 
-static void take_token(struct engine *e, struct seq *s, const struct sample_out *out)
+/* row: of the wanted ones, the samples first. */
+static void take_token(struct engine *e, struct seq *s, uint32_t row)
 {
+    const struct sample_out *out = &e->head.out[row];
     struct engine_job *j = s->job;
     struct request_seq *rs = &j->r->seq[s->idx];
     uint32_t n_out = s->n_known - s->n_prompt;
@@ -93,6 +97,8 @@ static void take_token(struct engine *e, struct seq *s, const struct sample_out 
     rs->out_logprob[n_out] = out->logprob;
     if (rs->out_top)
         rs->out_top[n_out] = *out;
+    if (rs->out_key)
+        memcpy(rs->out_key + (size_t)n_out * SKETCH_DIM, keys_row(e, row), SKETCH_DIM);
     n_out++;
     s->n_known++;
     j->dirty = true;
@@ -110,12 +116,11 @@ static void take_token(struct engine *e, struct seq *s, const struct sample_out 
 
 void deliver_step(struct engine *e, const struct flight *f)
 {
-    const struct head *h = &e->head;
+    uint32_t scored = f->n_sample + f->n_prompt;
     struct seq *s;
-    for (uint32_t i = 0; i < f->n_score; i++) {
-        const struct batch_out *scored = &f->out[f->n_sample + f->n_prompt + i];
-        if ((s = seq_of(e, f, scored->slot)))
-            score_deliver(e, s, scored->pos, h->logprob[i]);
+    for (uint32_t i = scored; i < scored + f->n_score; i++) {
+        if ((s = seq_of(e, f, f->out[i].slot)))
+            score_deliver(e, s, f, i);
     }
     for (uint32_t i = 0; i < e->slot_count; i++) {
         if (f->seq[i].rows > 0 && (s = seq_of(e, f, i)))
@@ -123,7 +128,7 @@ void deliver_step(struct engine *e, const struct flight *f)
     }
     for (uint32_t i = 0; i < f->n_sample; i++) {
         if ((s = seq_of(e, f, f->out[i].slot)))
-            take_token(e, s, &h->out[i]);
+            take_token(e, s, i);
     }
     for (uint32_t i = e->job_live_count; i-- > 0;) {
         struct engine_job *j = &e->job[e->job_live[i]];

@@ -7,6 +7,7 @@
 
 #include "kernels/backend.h"
 #include "server/adapter/store.h"
+#include "server/engine/basis.h"
 #include "server/engine/request.h"
 #include "server/model/model.h"
 
@@ -28,6 +29,8 @@ struct engine_options {
     uint32_t share_wait_ms_max;   /* a key below its share of the slots gets one by then */
     uint64_t adapters_device_bytes; /* the store's pool on the device, for the plan */
     uint64_t adapters_host_bytes;   /* the store's page-locked memory, for the plan */
+    uint64_t basis_bytes_max;       /* bases of indexes, in the backend's memory */
+    uint64_t keys_bytes_max;        /* keys kept beside requests, in the host's */
     uint64_t (*clock_ns)(void);     /* injectable; NULL: clock_mono_ns */
     /* A device is lost for the process: called once, on the engine thread, when every request has
      * been told. NULL: the engine panics. Must not block. */
@@ -72,16 +75,33 @@ MUST_CHECK enum status engine_submit(struct engine *e, struct request *r, struct
 MUST_CHECK enum status engine_unload_adapter(struct engine *e, const uint8_t id[32],
                                              uint32_t wait_ms, struct errtext *err);
 
+/* The basis of an index, in use from the next step on: w bf16 [SKETCH_DIM, d_model], bias
+ * [SKETCH_DIM]. One reference. Errors: FULL past basis_bytes_max, NO_MEMORY. Thread: any. */
+MUST_CHECK enum status engine_basis_create(struct engine *e, struct engine_basis **out,
+                                           const uint16_t *w, const float *bias,
+                                           struct errtext *err);
+
 /* Teacher-forced scoring (signal S0): log-probabilities of each output token of each choice, given
  * prompt and the tokens before it, under `comp` (base when comp.n == 0). Low-priority prefill:
- * yields to every user row; same bits as decoding. */
+ * yields to every user row; same bits as decoding. n_prompt 1 scores every token but the first.
+ *
+ * Keys and hidden states are those of the rows that predict the outputs: entry t of token
+ * n_prompt + t; a key equals, bit for bit, that of decoding. Hidden states make a device wait.
+ * share_pages: the rows before the outputs may come from the prefix cache, and what is computed
+ * goes there, under composition and salt; the same bits either way. Only with a salt of those who
+ * may see what the cache reveals. */
 struct score_job {
     struct composition comp;
     struct adapter_entry *entry[LORA_PARTS_MAX]; /* references held by the job's owner until done */
     const int32_t *ids;                          /* prompt + output of one sequence */
     uint32_t n_ids, n_prompt;
-    float *logprob;                                  /* [n_ids - n_prompt], engine writes */
-    enum status status;                              /* engine */
+    uint8_t cache_salt[16]; /* of share_pages */
+    bool share_pages;
+    struct engine_basis *basis; /* of key; a reference held by the job's owner until done */
+    float *logprob;             /* [n_ids - n_prompt], engine writes; so do the next two */
+    int8_t *key;                /* [n_ids - n_prompt][SKETCH_DIM], or NULL */
+    float *hidden;              /* [n_ids - n_prompt][d_model], or NULL */
+    enum status status;         /* engine */
     void (*on_done)(struct score_job *j, void *arg); /* engine thread, must not block */
     void *on_done_arg;
 };
@@ -96,6 +116,7 @@ struct engine_stats {
     uint32_t running_seqs, waiting_requests, swapped;
     uint32_t kv_pages, kv_pages_used;
     uint64_t prompt_tokens, generation_tokens, score_tokens, steps, preemptions;
+    uint64_t score_shared_tokens;      /* that scoring found in the prefix cache */
     uint64_t share_preemptions;        /* of these, so that another key got its share */
     uint64_t steps_beside, steps_over; /* with prompts beside decodes; longer than the stretch */
     uint64_t decode_step_ns;           /* what a step of as many decodes alone takes; 0: unknown */

@@ -19,8 +19,9 @@ struct flight {             /* a step that the backend has and whose results are
     uint32_t n_sample, n_prompt, n_score; /* the parts of out, in this order */
     uint32_t *ticket;                     /* of samples, tile by tile; [seqs_max] */
     uint32_t n_ticket;
-    uint32_t norm2_ticket, score_ticket; /* has_norm2, has_score */
-    bool has_norm2, has_score;
+    uint32_t norm2_ticket, score_ticket, key_ticket; /* has_norm2, has_score, has_key */
+    uint32_t key_first;                              /* wanted row of the first key */
+    bool has_norm2, has_score, has_key;
     uint32_t decodes, others; /* its rows, as pace.h counts them */
     uint64_t given_ns;
 };

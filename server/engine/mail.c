@@ -22,6 +22,7 @@ static void check_contract(const struct engine *e, const struct request *r)
     CHECK(p->stop_count <= REQUEST_STOPS_MAX && p->stop_id_count <= REQUEST_STOP_IDS_MAX);
     CHECK(p->bias_count <= REQUEST_BIAS_MAX);
     CHECK(p->top_count == 0 || r->seq[0].out_top);
+    CHECK(!r->basis == !r->seq[0].out_key);
     for (uint32_t i = 0; i < r->prompt_count; i++) {
         const struct request_prompt *q = &r->prompt[i];
         CHECK(q->n_ids > 0 && (uint64_t)q->n_ids + p->max_tokens <= e->opt.context_max);
@@ -79,6 +80,7 @@ enum status engine_submit_score(struct engine *e, struct score_job *j)
     CHECK(pages_for(j->n_ids) <= e->kv.page_count);
     CHECK(j->comp.n <= e->opt.adapters_per_batch_max);
     CHECK(j->on_done);
+    CHECK(!j->key || j->basis);
     if (e->opt.score_rows_max == 0)
         return STATUS_UNSUPPORTED;
     if (atomic_load_explicit(&e->draining, memory_order_acquire))
@@ -91,6 +93,12 @@ enum status engine_submit_score(struct engine *e, struct score_job *j)
     else
         atomic_fetch_sub_explicit(&e->score_backlog, n_ids, memory_order_relaxed);
     return st;
+}
+
+enum status engine_basis_create(struct engine *e, struct engine_basis **out, const uint16_t *w,
+                                const float *bias, struct errtext *err)
+{
+    return basis_create(e->basis_pool, out, w, bias, err);
 }
 
 /* ---- unload: a message with an answer ---- */

@@ -4,9 +4,24 @@
 #include "server/engine/request.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/engine/basis.h"
+
+static void drop_keys(struct request *r)
+{
+    for (uint32_t i = 0; i < r->seq_count; i++) {
+        mem_free(r->seq[i].out_key);
+        r->seq[i].out_key = NULL;
+    }
+    if (r->basis)
+        basis_keys_give(r->basis, r->key_bytes);
+    engine_basis_release(r->basis);
+    r->basis = NULL;
+}
 
 static void request_free(struct request *r)
 {
+    if (r->seq)
+        drop_keys(r);
     for (uint32_t i = 0; r->prompt && i < r->prompt_count; i++) {
         mem_free(r->prompt[i].ids);
         mem_free(r->prompt[i].logprob);
@@ -77,6 +92,25 @@ struct request *request_create(uint32_t prompt_count, uint32_t n, uint32_t max_t
         return NULL;
     }
     return r;
+}
+
+bool request_want_keys(struct request *r, struct engine_basis *basis)
+{
+    CHECK(!r->basis);
+    size_t row = SKETCH_DIM * sizeof(*r->seq[0].out_key);
+    uint64_t bytes = (uint64_t)r->seq_count * r->params.max_tokens * row;
+    if (bytes == 0 || !basis_keys_take(basis, bytes))
+        return false;
+    r->basis = engine_basis_ref(basis);
+    r->key_bytes = bytes;
+    bool ok = true;
+    for (uint32_t i = 0; i < r->seq_count && ok; i++) {
+        r->seq[i].out_key = mem_try_array(r->params.max_tokens, row);
+        ok = r->seq[i].out_key != NULL;
+    }
+    if (!ok)
+        drop_keys(r);
+    return ok;
 }
 
 void request_release(struct request *r)

@@ -20,6 +20,8 @@
 
 #include <stdatomic.h>
 
+struct engine_basis; /* engine/basis.h */
+
 #define REQUEST_PROMPTS_MAX    128
 #define REQUEST_SEQS_MAX       128 /* prompts x n */
 #define REQUEST_STOPS_MAX      16
@@ -73,6 +75,9 @@ struct request_seq {
     int32_t *out_id;            /* [max_tokens] */
     float *out_logprob;         /* [max_tokens] raw log-probability of the chosen id */
     struct sample_out *out_top; /* [max_tokens] if top_count > 0 or logprobs, else NULL */
+    /* [max_tokens][SKETCH_DIM] of the head's input that predicted the token, or NULL:
+     * request_want_keys */
+    int8_t *out_key;
     _Atomic uint32_t finish; /* enum finish_reason, release after everything else of the sequence */
     /* How many tokens there will be, once a token has ended the sequence, else 0. Release after the
      * three below and before the n_out that reaches it: who has read n_out knows whether its last
@@ -108,6 +113,8 @@ struct request {
     uint32_t prompt_count;
     struct request_seq *seq; /* [prompt_count * n], prompt-major */
     uint32_t seq_count;
+    struct engine_basis *basis;          /* of out_key (a reference), or NULL */
+    uint64_t key_bytes;                  /* of all out_key */
     uint8_t payer[20];                   /* the API key's account, or 0 */
     bool is_once;                        /* it has an Idempotency-Key: */
     uint8_t once_key[16], once_body[16]; /* digests of it and its owner; of the body */
@@ -139,6 +146,10 @@ struct request {
  */
 struct request *request_create(uint32_t prompt_count, uint32_t n, uint32_t max_tokens,
                                bool with_top);
+/* Keys of every output token are kept, before submit and when max_tokens is set. Takes a reference
+ * of its own. false: keys_bytes_max or memory does not allow it, and nothing has changed; a scoring
+ * row finds the same keys later. */
+bool request_want_keys(struct request *r, struct engine_basis *basis);
 void request_release(struct request *r); /* frees at zero, references included */
 /* Set done and wake. Chain end only. */
 void request_finish(struct request *r);

@@ -95,16 +95,10 @@ static enum status run_forward(struct engine *e)
     return st ? st : forward_run(e->forward, &f);
 }
 
-static const void *hidden_row(const struct engine *e, uint32_t row)
-{
-    size_t row_bytes = e->model->config.d_model * dtype_bytes(e->backend->act);
-    return (const char *)e->head.hidden + row * row_bytes;
-}
-
 static enum status run_logits(struct engine *e, uint32_t first_out, uint32_t n_row)
 {
     struct logits_args a = {.out = e->head.logits,
-                            .x = hidden_row(e, first_out),
+                            .x = run_hidden_row(e, first_out),
                             .w = resident_model(e->resident)->lm_head,
                             .n_row = n_row};
     return e->backend->ops->logits(e->backend, &a);
@@ -235,7 +229,7 @@ static enum status run_score(struct engine *e, struct flight *f)
         h->target[i] = e->seq[o->slot].prompt[o->pos + 1];
     }
     struct score_args a = {.logprob = h->logprob,
-                           .x = hidden_row(e, first),
+                           .x = run_hidden_row(e, first),
                            .w = resident_model(e->resident)->lm_head,
                            .target = h->target,
                            .scratch = h->score_scratch,
@@ -296,6 +290,10 @@ enum status run_launch(struct engine *e, struct flight *f)
     if (!st)
         st = run_score(e, f);
     if (!st)
+        st = keys_run(e, f);
+    if (!st)
+        st = keys_read_hidden(e, f);
+    if (!st)
         take_off(e);
     return st;
 }
@@ -311,5 +309,7 @@ enum status run_collect(struct engine *e, const struct flight *f)
         st = ops->read_end(e->backend, f->norm2_ticket, h->norm2_host);
     if (!st && f->has_score)
         st = ops->read_end(e->backend, f->score_ticket, h->logprob);
+    if (!st && f->has_key)
+        st = ops->read_end(e->backend, f->key_ticket, h->key + (size_t)f->key_first * SKETCH_DIM);
     return st;
 }

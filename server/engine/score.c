@@ -1,10 +1,13 @@
 /* Scoring (signal S0): a few queued jobs at a time, each a sequence of its own whose rows fill what
  * users leave of a step. It gives way everywhere: rows come last, pages are taken from it first,
  * and its adapters are unpinned when a request finds the budget full; then it starts over later,
- * with the same results, since bits depend on tokens and composition only. Scoring neither reads
- * nor feeds the prefix cache: its prompts belong to requests whose salt it does not know. */
+ * with the same results, since bits depend on tokens and composition only. A job that knows its
+ * request's salt reads and feeds the prefix cache: the base rows of answers that begin alike, and
+ * requests to the base, compute that beginning once. */
 #include "server/base/check.h"
 #include "server/engine/steps.h"
+
+#include <string.h>
 
 static void run_done(struct engine *e, struct score_run *run, enum status st)
 {
@@ -50,8 +53,13 @@ static void start_run(struct engine *e, struct score_run *run)
                        .n_tok = j->n_ids - 1,
                        .n_known = j->n_ids - 1};
     uint32_t slot = e->opt.seqs_max + (uint32_t)(run - e->score);
+    if (e->opt.prefix_cache && j->share_pages)
+        kv_key_root(init.key, j->comp.id, j->cache_salt);
     run->state = SCORE_RUNNING;
     run->seq = seq_start(e, slot, &init);
+    if (e->opt.prefix_cache && j->share_pages)
+        seq_attach_cached(e, run->seq);
+    e->count.score_shared_tokens += run->seq->n_kv;
 }
 
 static void try_run(struct engine *e, struct score_run *run)
@@ -93,18 +101,23 @@ void score_admit(struct engine *e)
     }
 }
 
-void score_deliver(struct engine *e, struct seq *s, uint32_t pos, float logprob)
+void score_deliver(struct engine *e, struct seq *s, const struct flight *f, uint32_t row)
 {
-    struct score_job *j = s->score->job;
+    const struct score_job *j = s->score->job;
+    uint32_t pos = f->out[row].pos, at = pos + 1 - j->n_prompt;
     CHECK(pos + 1 >= j->n_prompt);
     CHECK(pos + 1 < j->n_ids);
-    j->logprob[pos + 1 - j->n_prompt] = logprob;
+    j->logprob[at] = e->head.logprob[row - f->n_sample - f->n_prompt];
+    if (j->key)
+        memcpy(j->key + (size_t)at * SKETCH_DIM, keys_row(e, row), SKETCH_DIM);
 }
 
 void score_advance(struct engine *e, struct seq *s, const struct flight_seq *done)
 {
     struct score_run *run = s->score;
     e->count.score_tokens += done->rows;
+    if (run->job->share_pages)
+        seq_key_pages(e, s, done->first + done->rows);
     if (done->first + done->rows < s->n_tok)
         return;
     uint64_t hold_pass = e->score_hold_pass;

@@ -156,11 +156,13 @@ static void copy_page_tokens(const struct seq *s, uint32_t page, int32_t out[KV_
     }
 }
 
-/* Take the longest cached chain; at least the last token is left to compute. */
+/* Take the longest cached chain; at least the last token is left to compute, of scoring each that
+ * predicts an output. */
 void seq_attach_cached(struct engine *e, struct seq *s)
 {
     uint32_t *pages = seq_pages(e, s);
-    uint32_t pages_max = (s->n_tok - 1) / KV_PAGE_TOK;
+    uint32_t wanted = s->score ? s->score->job->n_prompt : s->n_tok;
+    uint32_t pages_max = (wanted - 1) / KV_PAGE_TOK;
     CHECK(s->page_count == 0);
     while (s->page_count < pages_max) {
         uint8_t key[KV_KEY_BYTES];
@@ -212,10 +214,9 @@ bool seq_reserve(struct engine *e, struct seq *s, uint32_t n_pos)
     return true;
 }
 
-/* Scoring has no salt and stays out. */
 void seq_key_pages(struct engine *e, struct seq *s, uint32_t n_pos)
 {
-    if (!e->opt.prefix_cache || s->score)
+    if (!e->opt.prefix_cache)
         return;
     CHECK(n_pos <= s->n_known && n_pos <= s->n_kv);
     while ((s->n_keyed + 1) * KV_PAGE_TOK <= n_pos) {

@@ -87,6 +87,7 @@ static void set_sizes(struct engine *e, const struct engine_options *opt,
     while (e->pin_buckets < opt->adapters_per_batch_max)
         e->pin_buckets *= 2;
     e->kv.page_count = (uint32_t)(opt->kv_bytes / page_bytes(deps->model));
+    e->basis_places = (uint32_t)MIN(opt->basis_bytes_max / basis_place_bytes(c->d_model), 1u << 20);
     e->head.tile = MIN(opt->seqs_max, HEAD_TILE_MAX);
     e->overlaps = e->backend->ops->sample_begin != NULL;
     e->batch.rows_max = opt->rows_max;
@@ -149,6 +150,8 @@ static void plan_head(struct engine *e)
                    e->opt.rows_max);
     if (e->overlaps)
         PLAN(h->norm2_host, rows * 2, "telemetry read back", "%u rows x 2 x f64", e->opt.rows_max);
+    PLAN(h->key, rows * SKETCH_DIM, "keys of a step", "%u rows x %d", e->opt.rows_max, SKETCH_DIM);
+    PLAN(h->key_seg, e->slot_count, "rows of bases", "%u slots", e->slot_count);
     PLAN(h->row, h->tile, "sampling rows", "%u", h->tile);
     PLAN(h->bias, (uint64_t)h->tile * BIAS_ROW_MAX, "sampling biases", "%u rows x %d", h->tile,
          BIAS_ROW_MAX);
@@ -252,6 +255,27 @@ static void plan_workspace(struct engine *e, const struct backend_limits *lim)
                     "at most %u, in what device_bytes leaves to the driver", w.passes_max);
 }
 
+/* Requests take theirs of the host's as they come. */
+static void plan_bases(struct engine *e)
+{
+    uint64_t place = basis_place_bytes(e->model->config.d_model);
+    if (e->basis_places == 0)
+        return;
+    memplan_add(&e->plan,
+                &(struct memplan_block){.at = &e->basis_memory,
+                                        .bytes = e->basis_places * place,
+                                        .place = MEMPLAN_DEVICE,
+                                        .what = "bases of indexes",
+                                        .key = "basis_bytes_max"},
+                "%u of %.1f KiB", e->basis_places, (double)place / 1024.0);
+    plan_bytes(e,
+               &(struct memplan_block){.bytes = e->opt.keys_bytes_max,
+                                       .place = MEMPLAN_HOST,
+                                       .what = "keys of answers",
+                                       .key = "keys_bytes_max"},
+               "64 bytes a token of max_tokens, as requests come");
+}
+
 /* Everything but the KV cache. */
 static void plan_compute(struct engine *e, const struct forward_options *fo)
 {
@@ -269,6 +293,7 @@ static void plan_compute(struct engine *e, const struct forward_options *fo)
                                        .what = "adapters in memory",
                                        .key = "adapters_host_bytes_max"},
                "page-locked, in the device's form");
+    plan_bases(e);
     memplan_add(&e->plan,
                 &(struct memplan_block){.bytes = forward_bytes(e->backend, c, fo),
                                         .place = MEMPLAN_DEVICE,
@@ -361,6 +386,12 @@ static void init_state(struct engine *e)
     e->slot_free_count = e->opt.seqs_max;
     for (uint32_t i = 0; i < e->pin_buckets; i++)
         e->pin_bucket[i] = PIN_NONE;
+    e->basis_pool =
+        basis_pool_create(&(struct basis_pool_options){.memory = e->basis_memory,
+                                                       .places = e->basis_places,
+                                                       .d_model = e->model->config.d_model,
+                                                       .is_device = e->backend->is_device,
+                                                       .keys_bytes_max = e->opt.keys_bytes_max});
     pace_init(&e->pace, e->opt.step_stretch_max);
     mailbox_init(&e->mail, e->jobs_max);
     mailbox_init(&e->score_mail, MAX(e->opt.score_queue_max, 1));
@@ -414,6 +445,7 @@ void engine_destroy(struct engine *e)
     CHECK(e->pin_count == 0);
     if (e->flying) /* nobody waits for what it finds */
         (void)run_collect(e, e->flying);
+    basis_pool_release(e->basis_pool);
     mailbox_fini(&e->mail);
     mailbox_fini(&e->score_mail);
     mailbox_fini(&e->unload_mail);

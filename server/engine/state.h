@@ -54,10 +54,13 @@ struct head {      /* what follows the hidden states */
     int32_t *target;               /* [rows_max] */
     uint32_t *top_count;           /* [tile] */
     float *logprob;                /* [rows_max] */
-    float *score_scratch;          /* [score_rows_max, SCORE_TILE]; the backend's memory */
-    void *sample_scratch;          /* the backend's memory */
-    double *norm2;                 /* [rows_max][2]; the backend's memory */
-    double *norm2_host; /* the same, read back where steps overlap and this one needs it */
+    int8_t *key;                   /* [rows_max][SKETCH_DIM], by wanted row */
+    struct sketch_seg *key_seg;    /* [slot_count] of the step */
+    uint32_t key_seg_count;
+    float *score_scratch; /* [score_rows_max, SCORE_TILE]; the backend's memory */
+    void *sample_scratch; /* the backend's memory */
+    double *norm2;        /* [rows_max][2]; the backend's memory */
+    double *norm2_host;   /* the same, read back where steps overlap and this one needs it */
 };
 
 struct engine {
@@ -69,6 +72,9 @@ struct engine {
     uint32_t passes_max; /* that the backend records */
     void *weights;       /* the base on a device */
     struct resident *resident;
+    void *basis_memory; /* the backend's, of basis_pool */
+    uint32_t basis_places;
+    struct basis_pool *basis_pool;
     struct forward *forward;
     struct buf text; /* what a token adds to a text, while stop strings are looked for */
 

@@ -81,12 +81,27 @@ enum status run_launch(struct engine *e, struct flight *f);
 /* What the flight found into e->head, waiting for the device. */
 enum status run_collect(struct engine *e, const struct flight *f);
 
+static inline const void *run_hidden_row(const struct engine *e, uint32_t row)
+{
+    size_t row_bytes = e->model->config.d_model * dtype_bytes(e->backend->act);
+    return (const char *)e->head.hidden + row * row_bytes;
+}
+
+/* keys.c: of the wanted rows, after the forward pass */
+enum status keys_run(struct engine *e, struct flight *f);
+enum status keys_read_hidden(struct engine *e, const struct flight *f);
+static inline const int8_t *keys_row(const struct engine *e, uint32_t row)
+{
+    return e->head.key + (size_t)row * SKETCH_DIM;
+}
+
 /* deliver.c */
 void deliver_step(struct engine *e, const struct flight *f);
 
 /* score.c */
 void score_admit(struct engine *e);
-void score_deliver(struct engine *e, struct seq *s, uint32_t pos, float logprob);
+/* row: of the wanted ones. */
+void score_deliver(struct engine *e, struct seq *s, const struct flight *f, uint32_t row);
 /* The rows of a flight are back. */
 void score_advance(struct engine *e, struct seq *s, const struct flight_seq *done);
 void score_yield(struct engine *e);

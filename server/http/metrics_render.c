@@ -249,6 +249,8 @@ static void put_engine(struct page *p, const struct engine_stats *e)
     plain(p, "residual_passes_unrecorded", "gauge",
           "Shapes of a pass launched kernel by kernel: a recording failed.", e->passes_unrecorded);
     plain(p, "residual_score_tokens_total", "counter", "Tokens scored.", (double)e->score_tokens);
+    plain(p, "residual_score_shared_tokens_total", "counter",
+          "Tokens that scoring found in the prefix cache.", (double)e->score_shared_tokens);
     plain(p, "residual_score_queue", "gauge", "Scoring jobs queued.", e->score_queued);
 }
 

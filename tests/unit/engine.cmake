@@ -4,7 +4,7 @@ if(NOT RS_FUZZ)
   add_library(rs_engine_world STATIC unit/engine_world.c unit/engine_world_store.c unit/late_backend.c)
   target_link_libraries(rs_engine_world PUBLIC rs_engine rs_kernels rs_base PkgConfig::CMOCKA
     PkgConfig::SODIUM m)
-  foreach(name kv sched batch stop request engine engine_life engine_share engine_sim)
+  foreach(name kv sched batch stop request engine engine_keys engine_life engine_share engine_sim)
     rs_unit_test(${name} rs_engine_world)
   endforeach()
   add_executable(bench_engine bench/bench_engine.c)

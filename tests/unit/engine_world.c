@@ -31,6 +31,8 @@ const struct world_options world_default = {.backend = "ref",
                                             .adapters_per_batch_max = 8,
                                             .adapter_wait_ms_max = 10000,
                                             .score_rows_max = 16,
+                                            .basis_places = 4,
+                                            .keys_bytes_max = 1 << 20,
                                             .step_stretch_max = 300,
                                             .share_wait_ms_max = 1000,
                                             .prefix_cache = true,
@@ -314,6 +316,9 @@ void world_open(struct world *w, const struct world_options *opt)
                                 .prefix_cache = opt->prefix_cache,
                                 .score_rows_max = opt->score_rows_max,
                                 .score_queue_max = 64,
+                                .basis_bytes_max =
+                                    opt->basis_places * basis_place_bytes(w->model.config.d_model),
+                                .keys_bytes_max = opt->keys_bytes_max,
                                 .adapter_wait_ms_max = opt->adapter_wait_ms_max,
                                 .step_stretch_max = opt->step_stretch_max,
                                 .share_wait_ms_max = opt->share_wait_ms_max,
@@ -399,6 +404,23 @@ struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
     if (adapter != WORLD_BASE)
         world_mix(w, r, adapter, COMPOSITION_WEIGHT_ONE);
     return r;
+}
+
+struct engine_basis *world_basis(struct world *w, uint64_t seed)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct engine_basis *basis;
+    uint32_t d = w->model.config.d_model;
+    uint16_t *m = mem_array((size_t)SKETCH_DIM * d, sizeof(*m));
+    float bias[SKETCH_DIM];
+    for (uint32_t i = 0; i < SKETCH_DIM * d; i++)
+        m[i] = bf16_from_f32(random_normal(&seed));
+    for (uint32_t j = 0; j < SKETCH_DIM; j++)
+        bias[j] = random_normal(&seed);
+    if (engine_basis_create(w->engine, &basis, m, bias, &err))
+        fail_msg("basis: %s", err.text);
+    mem_free(m);
+    return basis;
 }
 
 void world_submit(struct world *w, struct request *r)

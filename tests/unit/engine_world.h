@@ -27,6 +27,7 @@ struct world_options {
     uint32_t n_vocab, context_max, rows_max, seqs_max, waiting_max, kv_pages;
     uint32_t adapter_count, store_slots, adapters_per_batch_max, adapter_wait_ms_max;
     uint32_t score_rows_max, step_stretch_max, share_wait_ms_max;
+    uint64_t basis_places, keys_bytes_max;
     bool prefix_cache;
     uint32_t load_polls; /* polls that a cold load takes */
     uint64_t seed;       /* of the weights */
@@ -84,6 +85,8 @@ struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
 void world_mix(struct world *w, struct request *r, uint32_t adapter, int32_t weight_q16);
 /* What the tokenizer of these worlds says for an id. */
 void world_token_text(int32_t id, char text[5]);
+/* A basis of random directions. */
+struct engine_basis *world_basis(struct world *w, uint64_t seed);
 void world_submit(struct world *w, struct request *r);
 /* Step until nothing is in the engine; panics after too many steps. */
 void world_run(struct world *w);

@@ -66,6 +66,8 @@ static const struct {
     N(score_rows_max, 128, 0, 8192),
     N(score_queue_max, 1024, 1, 65536),
     N(score_bytes_max, 1ull << 30, 1 << 16, 1ull << 44),
+    N(basis_bytes_max, 64ull << 20, 0, 1ull << 40),
+    N(keys_bytes_max, 64ull << 20, 0, 1ull << 40),
     N(score_age_s_max, 86400, 1, 1u << 30),
     N(score_stuck_s, 600, 1, 1u << 30),
     N(spool_keep_bytes, 1ull << 30, 0, 1ull << 50),
