@@ -2,7 +2,6 @@
  * value follows as the next word or after "=". "--" ends the options, "-" alone is an operand. An
  * unknown option is refused with the verb's own list, so that a typing error never runs. */
 #include "chain_client/cli/cli.h"
-#include "server/base/check.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -17,7 +16,7 @@ static const struct {
     [OPT_HELP] = {"help", NULL, "print this and exit"},
     [OPT_MODEL] = {"model", "DIR", "folder of the base model; only its config.json is read"},
     [OPT_SERVER] = {"server", "URL", "the serving server, such as http://127.0.0.1:8080"},
-    [OPT_NAME] = {"name", "NAME", "what clients will call the adapter"},
+    [OPT_NAME] = {"name", "NAME", "what clients will call the adapter, or the datanet's name"},
     [OPT_API_KEY_FILE] = {"api-key-file", "FILE", "API key of the server, mode 600"},
     [OPT_PUBLISHER_KEY_FILE] = {"publisher-key-file", "FILE",
                                 "Ed25519 key that signs the manifest, mode 600 "
@@ -58,6 +57,18 @@ static const struct {
     [OPT_PRICE_IN] = {"price-in", "N",
                       "base units per 1000 prompt tokens; --price-out goes with it"},
     [OPT_PRICE_OUT] = {"price-out", "N", "base units per 1000 output tokens"},
+    [OPT_OWNER] = {"owner", "0xADDRESS",
+                   "whose it is: of a datanet, or who is paid for a document"},
+    [OPT_LICENCE] = {"licence", "SPDX", "of the documents, such as CC-BY-4.0 or CC0-1.0"},
+    [OPT_TERMS] = {"terms", "URI", "where more is said about their use"},
+    [OPT_DISPLAY] = {"display", NULL,
+                     "their text may be shown beside the answers that it explains"},
+    [OPT_KIND] = {"kind", "text|markdown|rows|chats",
+                  "what the files hold; default: by their names"},
+    [OPT_ENTRY] = {"entry", "FILE", "a signed entry: add reads it, sign writes it"},
+    [OPT_MARKS] = {"marks", "none|bos|eos|both",
+                   "special tokens around a row in training; default: eos, and bos if the "
+                   "tokenizer adds one"},
     [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
     [OPT_TO_BATCH] = {"to-batch", "N", "pay what the batches up to this one earned"},
     [OPT_ALL] = {"all", NULL, "pay what every final batch earned"},
@@ -147,12 +158,11 @@ static enum status check_complete(const struct cli *c, struct errtext *err)
     return STATUS_OK;
 }
 
-enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc,
-                       const char *const *argv, struct errtext *err)
+enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc, const char **argv,
+                       struct errtext *err)
 {
     bool open = true; /* no "--" yet */
-    *c = (struct cli){.verb = verb};
-    CHECK(verb->operands_max <= CLI_OPERANDS_MAX);
+    *c = (struct cli){.verb = verb, .operand = argv};
     for (int i = 0; i < argc; i++) {
         if (open && strcmp(argv[i], "--") == 0) {
             open = false;
@@ -166,7 +176,7 @@ enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc,
             return err_set(err, STATUS_INVALID, "'%s' is one word too many; see residual %s --help",
                            argv[i], verb->words);
         } else {
-            c->operand[c->operand_count++] = argv[i];
+            argv[c->operand_count++] = argv[i];
         }
     }
     return cli_has(c, OPT_HELP) ? STATUS_OK : check_complete(c, err);

@@ -54,29 +54,36 @@ enum cli_option {
     OPT_YES,
     OPT_PRICE_IN,
     OPT_PRICE_OUT,
+    OPT_OWNER,
+    OPT_LICENCE,
+    OPT_TERMS,
+    OPT_DISPLAY,
+    OPT_KIND,
+    OPT_ENTRY,
+    OPT_MARKS,
     OPT_JSON, /* these two go with every verb */
     OPT_HELP,
     OPT_COUNT
 };
-#define CLI_BIT(o) (1u << (o))
+#define CLI_BIT(o) (1ull << (o))
 
 struct cli;
 struct cli_verb {
     const char *words; /* "adapter check" */
     const char *operand;
     uint32_t operands_min, operands_max;
-    uint32_t options, required; /* CLI_BIT of each; --json and --help always go */
+    uint64_t options, required; /* CLI_BIT of each; --json and --help always go */
     int (*run)(struct cli *c);
     const char *line; /* what it does, for the list */
     const char *more; /* for --help of the verb, or NULL */
 };
 
-#define CLI_OPERANDS_MAX 2
+#define CLI_OPERANDS_ANY UINT32_MAX
 
 struct cli {
     const struct cli_verb *verb;
     const char *value[OPT_COUNT]; /* NULL: not given; flags: "" */
-    const char *operand[CLI_OPERANDS_MAX];
+    const char *const *operand;
     uint32_t operand_count;
     char *deployment, *rpc_url; /* place.h: what a worker said, or NULL */
 };
@@ -89,9 +96,10 @@ static inline bool cli_has(const struct cli *c, enum cli_option o)
 /* args_verb - the verb that the first words name; *used words belong to it. NULL if none does. */
 const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc,
                                  const char *const *argv, int *used);
-/* The words after the verb. INVALID, naming the option, its verb and what is expected. */
+/* The words after the verb; operands are moved to the front of argv, where c->operand is. INVALID,
+ * naming the option, its verb and what is expected. */
 MUST_CHECK enum status args_parse(struct cli *c, const struct cli_verb *verb, int argc,
-                                  const char *const *argv, struct errtext *err);
+                                  const char **argv, struct errtext *err);
 void args_print_verb(const struct cli_verb *v);
 void args_print_all(const struct cli_verb *table, size_t count);
 /* A whole number of an option between least and most, `standard` if it was not given. */
@@ -134,6 +142,12 @@ int verb_receipt_verify(struct cli *c);
 int verb_adapter_price(struct cli *c);
 int verb_datanet_consent(struct cli *c);
 int verb_datanet_sign(struct cli *c);
+int verb_datanet_new(struct cli *c);
+int verb_datanet_add(struct cli *c);
+int verb_datanet_check(struct cli *c);
+int verb_datanet_build(struct cli *c);
+int verb_datanet_withdraw(struct cli *c);
+int verb_datanet_show(struct cli *c);
 int verb_lane_tariff(struct cli *c);
 int verb_lane_show(struct cli *c);
 int verb_vault_fund(struct cli *c);

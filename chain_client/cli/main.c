@@ -59,14 +59,46 @@ static const struct cli_verb verbs[] = {
      "Prints the signature that the adapter's publish.json holds as datanetConsent. An adapter "
      "that "
      "names\na datanet of another owner cannot be registered without it."},
-    {"datanet sign", "DIR", 1, 1,
-     CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID), B(OWNER_KEY_FILE),
-     verb_datanet_sign, "sign the licences of your documents in DIR/datanet.json",
-     "Every document of the list that belongs to the key's account gets its owner's signature: it "
-     "may\nbe in this datanet, under the licence that the list names. A server bound to a chain "
-     "takes a list\nwhen every document is signed. The datanet's id comes from publish.json's "
-     "owner "
-     "and the list's\nname, or is --datanet-id."},
+    {"datanet new", "DIR", 1, 1, CHAIN | B(NAME) | B(OWNER), B(NAME) | B(OWNER), verb_datanet_new,
+     "make the folder of a datanet: a list of documents that people contribute",
+     "--owner is whose the datanet is: who registers its versions. With --deployment the list has "
+     "the\nid that the datanet will have on that chain, which contributors sign for."},
+    {"datanet add", "DIR FILE...", 2, CLI_OPERANDS_ANY,
+     B(OWNER) | B(LICENCE) | B(TERMS) | B(DISPLAY) | B(KIND) | B(ENTRY), 0, verb_datanet_add,
+     "add documents of one owner, under one licence",
+     "Each file is a document: plain text, Markdown, or JSON lines of rows ({text} or {prompt,\n"
+     "completion}) or chats ({messages}). --owner and --licence say whose they are and how they "
+     "may "
+     "be\nused; or --entry, one document's signed entry from its owner (datanet sign FILE)."},
+    {"datanet sign", "DIR|FILE", 1, 1,
+     CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID) | B(LICENCE) | B(TERMS) |
+         B(DISPLAY) | B(KIND) | B(ENTRY),
+     B(OWNER_KEY_FILE), verb_datanet_sign,
+     "sign your documents of a datanet's folder, or one text for somebody's datanet",
+     "Every document of DIR/datanet.json that belongs to the key's account gets its owner's "
+     "signature:\nit may be in this datanet, under the licence, terms and consent to display that "
+     "the list names.\nOf a FILE (--datanet-id, --licence) it prints the signed entry, or writes "
+     "it "
+     "to --entry: the\npublisher adds both with datanet add. A server bound to a chain takes a "
+     "list "
+     "when every document is\nsigned. The datanet's id comes from its owner and the list's name, "
+     "or "
+     "is --datanet-id."},
+    {"datanet check", "DIR", 1, 1, CHAIN, 0, verb_datanet_check,
+     "verify texts, digests, rows, licences, signatures; find copies",
+     "Everything that a server asks for, and all that is wrong at once, each with the way out. "
+     "With\n"
+     "--deployment the owners' signatures too. Exit code 1: there are findings."},
+    {"datanet build", "DIR", 1, 1, B(MODEL) | B(MARKS), B(MODEL), verb_datanet_build,
+     "leave copies out and write the rows to train on (training.json)",
+     "--model is the base: rows are cut for its tokenizer. A document that says what an earlier "
+     "one\n"
+     "says is marked copyOf: it earns nothing of its own. Built again, the files are the same."},
+    {"datanet withdraw", "DIR DOC_ID...", 2, CLI_OPERANDS_ANY, 0, 0, verb_datanet_withdraw,
+     "the next version, without these documents",
+     "Their texts are deleted. The version before stays in versions/, and what it earned is paid."},
+    {"datanet show", "DIR", 1, 1, 0, 0, verb_datanet_show, "a datanet's roots, rows and documents",
+     NULL},
     {"claim", NULL, 0, 0, REWARDS | B(ACCOUNT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
      B(KEY_FILE), verb_claim, "pay out what an account has earned",
      "Takes the newest active epoch, proves the account's amount from --archive or --settle, "
@@ -159,7 +191,7 @@ int main(int argc, char **argv)
 {
     struct cli c = {0};
     struct errtext err = ERRTEXT_INIT;
-    const char *const *words = (const char *const *)argv + 1;
+    const char **words = (const char **)argv + 1;
     int used = 0;
     signal(SIGPIPE, SIG_IGN);
     if (argc < 2)

@@ -10,6 +10,7 @@
 #include "server/base/mem.h"
 
 #include <inttypes.h>
+#include <sodium.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -74,6 +75,11 @@ static enum status put_datanet(struct registry_job *j, const struct sign_source 
 {
     struct buf data;
     struct abi_tuple t;
+    if (sodium_is_zero(s->tokenizer_digest, 32))
+        return err_set(err, STATUS_INVALID,
+                       "%s: tokenizerDigest is missing: residual datanet build DIR --model BASE "
+                       "writes it and the rows",
+                       s->datanet_path);
     buf_init(&data, CALL_BYTES_MAX);
     if (is_new) {
         abi_put_selector(&data, "registerDatanet(bytes32,bytes32,bytes32,uint32,uint32,bytes32)");

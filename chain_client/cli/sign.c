@@ -84,11 +84,21 @@ static void beside(char out[PATH_MAX], const char *path, const char *name)
     snprintf(out, PATH_MAX, "%.*s%s", n, path, name);
 }
 
+void sign_datanet_salt(uint8_t salt[32], const char *name)
+{
+    struct keccak k;
+    keccak_init(&k);
+    keccak_update(&k, DATANET_SALT, sizeof(DATANET_SALT) - 1);
+    keccak_update(&k, name, strlen(name));
+    keccak_final(&k, salt);
+}
+
 static enum status read_datanet(struct sign_source *s, const char *path, struct errtext *err)
 {
     enum status st = json_doc_load(&s->datanet, path, TEXT_BYTES_MAX, 0, err);
     struct json_reader r = {.obj = s->datanet, .where = path, .st = st, .err = err};
-    json_need_hex(&r, "tokenizerDigest", s->tokenizer_digest, 32);
+    if (json_has(&r, "tokenizerDigest"))
+        json_need_hex(&r, "tokenizerDigest", s->tokenizer_digest, 32);
     s->datanet_version = (uint64_t)json_need_int(&r, "version", (struct json_range){1, INT64_MAX});
     if (json_has(&r, "salt")) {
         json_need_hex(&r, "salt", s->salt, 32);
@@ -97,14 +107,9 @@ static enum status read_datanet(struct sign_source *s, const char *path, struct 
     const char *name = json_need_string(&r, "name");
     if (!*name)
         json_fail(&r, STATUS_INVALID, "name", "found \"\", expected a text (or give a salt)");
-    if (r.st)
-        return r.st;
-    struct keccak k;
-    keccak_init(&k);
-    keccak_update(&k, DATANET_SALT, sizeof(DATANET_SALT) - 1);
-    keccak_update(&k, name, strlen(name));
-    keccak_final(&k, s->salt);
-    return STATUS_OK;
+    if (!r.st)
+        sign_datanet_salt(s->salt, name);
+    return r.st;
 }
 
 static enum status find_datanet(struct sign_source *s, const char *path, struct errtext *err)
@@ -160,6 +165,30 @@ enum status sign_source_load(struct sign_source *s, const char *path, struct err
     return st;
 }
 
+enum status sign_source_load_list(struct sign_source *s, const char *dir, struct errtext *err)
+{
+    char path[PATH_MAX];
+    memset(s, 0, sizeof(*s));
+    snprintf(s->datanet_path, sizeof(s->datanet_path), "%s/datanet.json", dir);
+    snprintf(path, sizeof(path), "%s/publish.json", dir);
+    enum status st = read_datanet(s, s->datanet_path, err);
+    bool has_owner = !st && json_field(s->datanet, "owner");
+    if (!st && !has_owner)
+        st = json_doc_load(&s->publish, path, TEXT_BYTES_MAX, 0, err);
+    if (!st) {
+        struct json_reader r = {.obj = has_owner ? s->datanet : s->publish,
+                                .where = has_owner ? s->datanet_path : path,
+                                .err = err};
+        addr_need(s->m.owner, &r, "owner");
+        st = r.st ? r.st : manifest_parse_datanet(&s->m, s->datanet, err);
+        if (st && !r.st)
+            err_prefix(err, "%s", s->datanet_path);
+    }
+    if (st)
+        sign_source_fini(s);
+    return st;
+}
+
 void sign_source_fini(struct sign_source *s)
 {
     json_decref(s->publish);
@@ -195,7 +224,7 @@ enum status sign_as_publish(struct manifest_publish *p, struct reward_entry *ent
     return manifest_publish_check(p, err);
 }
 
-static json_t *hex_json(const uint8_t *data, size_t n)
+json_t *sign_hex_json(const uint8_t *data, size_t n)
 {
     char text[2 + 2 * SECP_SIGNATURE_BYTES + 1] = "0x";
     CHECK(n <= SECP_SIGNATURE_BYTES);
@@ -250,7 +279,7 @@ static enum status sign_document(json_t *doc, const struct manifest *m,
     manifest_licence_digest(digest, &l, m->chain_id, m->registry);
     enum status st = secp_sign(keys->secp, signature, keys->owner, digest, err);
     if (!st)
-        json_object_set_new(doc, "ownerSignature", hex_json(signature, sizeof(signature)));
+        json_object_set_new(doc, "ownerSignature", sign_hex_json(signature, sizeof(signature)));
     return st;
 }
 
@@ -291,7 +320,7 @@ static json_t *parents_json(const struct manifest *m)
     json_t *list = json_array();
     for (uint32_t i = 0; i < m->parent_count; i++)
         json_array_append_new(list, json_pack("{s:o, s:i}", "adapterId",
-                                              hex_json(m->parent[i].adapter_id, 32), "bps",
+                                              sign_hex_json(m->parent[i].adapter_id, 32), "bps",
                                               m->parent[i].bps));
     return list;
 }
@@ -299,12 +328,13 @@ static json_t *parents_json(const struct manifest *m)
 static json_t *facts_json(const struct manifest *m)
 {
     return json_pack("{s:I, s:o, s:o, s:o, s:I, s:o, s:{s:o, s:o}, s:o, s:o, s:I, s:o}", "version",
-                     (json_int_t)m->version, "adapterId", hex_json(m->adapter_id, 32), "modelId",
-                     hex_json(m->model_id, 32), "datanetId", hex_json(m->datanet_id, 32),
-                     "datanetVersion", (json_int_t)m->datanet_version, "owner",
-                     address_json(m->owner), "prices", "in", amount_json(m->tariff.in), "out",
-                     amount_json(m->tariff.out), "split", split_json(m), "parents", parents_json(m),
-                     "chainId", (json_int_t)m->chain_id, "registry", address_json(m->registry));
+                     (json_int_t)m->version, "adapterId", sign_hex_json(m->adapter_id, 32),
+                     "modelId", sign_hex_json(m->model_id, 32), "datanetId",
+                     sign_hex_json(m->datanet_id, 32), "datanetVersion",
+                     (json_int_t)m->datanet_version, "owner", address_json(m->owner), "prices",
+                     "in", amount_json(m->tariff.in), "out", amount_json(m->tariff.out), "split",
+                     split_json(m), "parents", parents_json(m), "chainId", (json_int_t)m->chain_id,
+                     "registry", address_json(m->registry));
 }
 
 enum status sign_manifest(json_t **out, const struct sign_source *s, const struct sign_keys *keys,
@@ -321,10 +351,11 @@ enum status sign_manifest(json_t **out, const struct sign_source *s, const struc
         st = put_documents(root, s, keys, err);
     if (!st) {
         crypto_sign_detached(publisher, NULL, digest, sizeof(digest), keys->publisher->secret);
-        json_object_set_new(root, "publisherKey", hex_json(keys->publisher->public, 32));
-        json_object_set_new(root, "publisherSignature", hex_json(publisher, sizeof(publisher)));
+        json_object_set_new(root, "publisherKey", sign_hex_json(keys->publisher->public, 32));
+        json_object_set_new(root, "publisherSignature",
+                            sign_hex_json(publisher, sizeof(publisher)));
         json_object_set_new(root, "ownerSignature",
-                            hex_json(owner_signature, SECP_SIGNATURE_BYTES));
+                            sign_hex_json(owner_signature, SECP_SIGNATURE_BYTES));
         *out = root;
     } else {
         json_decref(root);

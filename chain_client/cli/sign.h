@@ -37,7 +37,14 @@ struct sign_source {
  */
 MUST_CHECK enum status sign_source_load(struct sign_source *s, const char *path,
                                         struct errtext *err);
+/* The datanet.json of a folder alone; its "owner", or that of the publish.json beside it. */
+MUST_CHECK enum status sign_source_load_list(struct sign_source *s, const char *dir,
+                                             struct errtext *err);
 void sign_source_fini(struct sign_source *s);
+/* Of the id of an owner's datanet with this name. */
+void sign_datanet_salt(uint8_t salt[32], const char *name);
+/* "0x…" of at most SECP_SIGNATURE_BYTES. */
+json_t *sign_hex_json(const uint8_t *data, size_t n);
 
 /* As the Registry takes it. entry has room for REWARD_ENTRIES_MAX; INVALID for more entries. */
 MUST_CHECK enum status sign_as_publish(struct manifest_publish *p, struct reward_entry *entry,

@@ -1,7 +1,10 @@
-/* residual datanet sign DIR: an owner of documents agrees that they are in this datanet, under the
- * licence that the list names. The list goes from owner to owner; a server bound to a chain takes
- * it when every document is signed. residual datanet consent: the datanet's owner agrees to an
- * adapter of somebody else. */
+/* residual datanet sign: an owner of documents agrees that they are in this datanet, under the
+ * licence, the terms and the consent to display that stand there. Either he signs in the list,
+ * which goes from owner to owner, or he signs one text and sends the publisher the signed entry. A
+ * server bound to a chain takes a list when every document is signed. residual datanet consent: the
+ * datanet's owner agrees to an adapter of somebody else. */
+#include "chain_client/cli/contribution.h"
+#include "chain_client/cli/datanet_dir.h"
 #include "chain_client/cli/place.h"
 #include "chain_client/cli/registry.h"
 #include "chain_client/eth/addr.h"
@@ -11,6 +14,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 struct datanet_sign {
     const struct cli *c;
@@ -23,13 +27,9 @@ struct datanet_sign {
 
 static enum status load_list(struct datanet_sign *s, struct errtext *err)
 {
-    char path[PATH_MAX];
     const char *given = s->c->value[OPT_DATANET_ID];
     struct manifest *m = &s->source.m;
-    snprintf(path, sizeof(path), "%s/publish.json", s->c->operand[0]);
-    enum status st = sign_source_load(&s->source, path, err);
-    if (!st && !s->source.datanet)
-        st = err_set(err, STATUS_NOT_FOUND, "%s: there is no datanet.json beside it", path);
+    enum status st = sign_source_load_list(&s->source, s->c->operand[0], err);
     if (st)
         return st;
     m->chain_id = s->d.chain_id;
@@ -48,14 +48,10 @@ static void count_mine(struct datanet_sign *s)
 
 static enum status write_list(struct datanet_sign *s, struct errtext *err)
 {
-    char hex[67] = "0x";
-    hex_encode(hex + 2, s->source.m.datanet_id, 32);
-    json_object_set_new(s->source.datanet, "datanetId", json_string(hex));
-    char *text = json_dumps(s->source.datanet, JSON_INDENT(2));
-    enum status st = text ? file_write_atomic(s->source.datanet_path, text, strlen(text), 0644, err)
-                          : err_set(err, STATUS_NO_MEMORY, "no memory for the list");
-    mem_free(text);
-    return st;
+    struct datanet_dir d = {.dir = s->c->operand[0], .json = s->source.datanet};
+    datanet_dir_path(d.path, &d, "datanet.json");
+    json_object_set_new(s->source.datanet, "datanetId", sign_hex_json(s->source.m.datanet_id, 32));
+    return datanet_dir_save(&d, err);
 }
 
 static enum status sign(struct datanet_sign *s, struct errtext *err)
@@ -143,21 +139,99 @@ int verb_datanet_consent(struct cli *c)
     return code;
 }
 
+/* ---- sign ---- */
+
+static int print_entry(const struct cli *c, const json_t *entry)
+{
+    struct buf out;
+    struct errtext err = ERRTEXT_INIT;
+    const char *path = c->value[OPT_ENTRY];
+    char *text = json_dumps(entry, JSON_INDENT(2));
+    buf_init(&out, 1u << 20);
+    buf_puts(&out, text ? text : "");
+    if (path)
+        buf_putc(&out, '\n');
+    enum status st =
+        text && !out.failed ? STATUS_OK : err_set(&err, STATUS_NO_MEMORY, "no memory to print it");
+    if (!st && path)
+        st = file_write_atomic(path, out.data, out.len, 0644, &err);
+    if (!st && path) {
+        buf_clear(&out);
+        if (cli_has(c, OPT_JSON))
+            buf_puts(&out, "{\"ok\":true}");
+        else
+            buf_printf(&out, "%s is signed: pass it on to the datanet's publisher, with %s", path,
+                       c->operand[0]);
+    }
+    int code = st ? cli_fail(c, st, &err, NULL) : cli_print(&out, CLI_FINE);
+    buf_fini(&out);
+    mem_free(text);
+    return code;
+}
+
+/* One text of the key's owner, for a datanet of which he knows the id alone. */
+static enum status sign_file(struct datanet_sign *s, json_t **entry, struct errtext *err)
+{
+    struct contribution_claim claim;
+    struct contribution text;
+    struct contribution_place place = {.d = &s->d};
+    struct sign_keys keys = {.secp = s->secp, .owner = &s->owner};
+    const char *id = s->c->value[OPT_DATANET_ID];
+    if (!id || !hex_decode(place.datanet_id, 32, id))
+        return err_set(err, STATUS_INVALID,
+                       "--datanet-id 0xID of 64 hex digits is %s: the datanet that the document "
+                       "goes to; its publisher has it from residual datanet sign or new",
+                       id ? "expected" : "missing");
+    enum status st = contribution_claim_options(&claim, s->c, s->owner.address, err);
+    if (!st)
+        st = contribution_read(&text, &claim, s->c->operand[0], err);
+    if (st)
+        return st;
+    st = contribution_sign(entry, &claim, &text, &place, &keys, err);
+    contribution_fini(&text);
+    return st;
+}
+
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* What only goes with a file. */
+static enum status check_options(const struct cli *c, bool folder, struct errtext *err)
+{
+    bool claims = cli_has(c, OPT_LICENCE) || cli_has(c, OPT_TERMS) || cli_has(c, OPT_DISPLAY) ||
+                  cli_has(c, OPT_KIND) || cli_has(c, OPT_ENTRY);
+    return folder && claims
+               ? err_set(err, STATUS_INVALID,
+                         "--licence, --terms, --display, --kind and --entry go with a FILE; of a "
+                         "folder the list says them")
+               : STATUS_OK;
+}
+
 int verb_datanet_sign(struct cli *c)
 {
     struct datanet_sign s = {.c = c};
     struct errtext err = ERRTEXT_INIT;
-    enum status st = place_deployment(&s.d, c, &err);
+    json_t *entry = NULL;
+    bool folder = is_folder(c->operand[0]);
+    enum status st = check_options(c, folder, &err);
+    if (!st)
+        st = place_deployment(&s.d, c, &err);
     if (!st)
         st = secp_create(&s.secp, &err);
     if (!st)
         st = keystore_load(s.secp, &s.owner, c->value[OPT_OWNER_KEY_FILE],
                            c->value[OPT_OWNER_PASSPHRASE_FILE], &err);
-    if (!st)
+    if (!st && !folder)
+        st = sign_file(&s, &entry, &err);
+    if (!st && folder)
         st = load_list(&s, &err);
-    if (!st)
+    if (!st && folder)
         st = sign(&s, &err);
-    int code = st ? cli_fail(c, st, &err, NULL) : print_signed(&s);
+    int code = st ? cli_fail(c, st, &err, NULL) : folder ? print_signed(&s) : print_entry(c, entry);
+    json_decref(entry);
     sign_source_fini(&s.source);
     secp_key_fini(&s.owner);
     secp_destroy(s.secp);

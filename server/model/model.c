@@ -435,13 +435,7 @@ void model_free(struct model *m)
     mem_free(m->store->block);
     shard_set_fini(&m->store->shards);
     mem_free(m->store);
-    tokenizer_free(m->tokenizer);
-    chat_template_free(m->chat);
-    chat_template_free(m->chat_tools);
-    mem_free(m->chat_text);
-    mem_free(m->tokenizer_info);
-    mem_free(m->chat_refusal);
-    model_special_free(m->special, m->special_count);
+    model_text_drop(m);
     mem_free(m->layer);
     mem_free(m);
 }

@@ -250,3 +250,14 @@ enum status model_text_load(struct model *m, struct model_text *text, const char
     token_config_fini(&config);
     return st;
 }
+
+void model_text_drop(struct model *m)
+{
+    tokenizer_free(m->tokenizer);
+    chat_template_free(m->chat);
+    chat_template_free(m->chat_tools);
+    mem_free(m->chat_text);
+    mem_free(m->tokenizer_info);
+    mem_free(m->chat_refusal);
+    model_special_free(m->special, m->special_count);
+}

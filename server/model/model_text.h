@@ -16,5 +16,7 @@ struct model_text {
 MUST_CHECK enum status model_text_load(struct model *m, struct model_text *text, const char *dir,
                                        bool strict, struct errtext *err);
 void model_text_fini(struct model_text *text);
+/* Free what model_text_load filled of m: for one who reads the text side alone. */
+void model_text_drop(struct model *m);
 
 #endif

@@ -14,4 +14,10 @@ const char *unicode_version(void);
 MUST_CHECK enum status unicode_nfc(struct buf *out, const char *text, size_t len,
                                    struct errtext *err);
 
+/* Its words alone, one blank between, at the end of out: compatible forms and case folded;
+ * letters, digits, marks and symbols kept, everything else a blank. What two texts share that say
+ * the same in the same words. Errors as unicode_nfc. */
+MUST_CHECK enum status unicode_words(struct buf *out, const char *text, size_t len,
+                                     struct errtext *err);
+
 #endif

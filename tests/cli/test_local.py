@@ -12,7 +12,7 @@ import subprocess
 import pytest
 from conftest import CONTRACTS, DEMO, binary, free_port, residual, secret
 
-VERBS = ["adapter check", "adapter publish", "adapter list", "adapter show", "adapter delete", "adapter price", "datanet sign", "datanet consent", "lane tariff", "claim", "rewards", "audit epoch", "audit batch",
+VERBS = ["adapter check", "adapter publish", "adapter list", "adapter show", "adapter delete", "adapter price", "datanet new", "datanet add", "datanet sign", "datanet check", "datanet build", "datanet withdraw", "datanet show", "datanet consent", "lane tariff", "claim", "rewards", "audit epoch", "audit batch",
          "receipt verify", "lane show", "wallet new", "key new", "key address", "key hash"]
 
 

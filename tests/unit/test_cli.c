@@ -53,8 +53,10 @@ static void test_verbs_are_found_by_whole_words(void **state)
 
 static enum status parse(struct cli *c, struct errtext *err, int argc, const char *const *argv)
 {
+    static const char *words[8];
+    memcpy(words, argv, (size_t)argc * sizeof(*words));
     err_clear(err);
-    return args_parse(c, &table[0], argc, argv, err);
+    return args_parse(c, &table[0], argc, words, err);
 }
 
 static void test_options(void **state)
@@ -333,7 +335,8 @@ static void test_bad_sources_are_named(void **state)
     refused("{", NULL, "line 1");
     refused("{\"datanet\": \"../x\"}", NULL, "beside");
     refused("{\"datanet\": 3}", NULL, "datanet");
-    refused(NULL, "{\"version\": 1, \"name\": \"x\"}", "tokenizerDigest");
+    refused(NULL, "{\"version\": 1, \"name\": \"x\"}", "documents");
+    refused(NULL, "{\"version\": 1, \"name\": \"x\", \"tokenizerDigest\": 7}", "tokenizerDigest");
     refused("{\"version\": 1}", NULL, "owner");
 }
 

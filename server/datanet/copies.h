@@ -1,0 +1,24 @@
+/* Admission: which documents of a datanet say what an earlier one says (SPEC 6). Blocks on disk:
+ * every text is read once. */
+#ifndef RS_DATANET_COPIES_H
+#define RS_DATANET_COPIES_H
+
+#include "server/datanet/datanet.h"
+
+#define COPY_EXACT_PPM 1000000 /* the same words */
+
+struct copy_found {
+    uint32_t place, of; /* of: the earliest that says it, no copy itself */
+    uint32_t ppm;       /* how alike */
+};
+struct copies {
+    struct copy_found *item; /* in the order of the documents: since, docId */
+    uint32_t count;
+};
+/* Among the documents that are no copies yet. Errors as datanet_text, naming the document;
+ * NO_MEMORY. */
+MUST_CHECK enum status copies_find(struct copies *out, const struct datanet *d,
+                                   struct errtext *err);
+void copies_fini(struct copies *c);
+
+#endif
