@@ -149,7 +149,9 @@ static enum status take_address(struct server *s, struct errtext *err)
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
                                  .allow_runtime_loading = c->allow_runtime_loading,
                                  .page = c->page,
+                                 .chain_id = c->chain_id,
                                  .settle_url = c->settle_url};
+    memcpy(opt->registry, s->registry, 20);
     snprintf(opt->model_name, sizeof(opt->model_name), "%s", c->model_name);
     enum status st = hostport_parse(&opt->listen, "listen", c->listen, err);
     if (!st)

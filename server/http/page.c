@@ -1,11 +1,13 @@
 /* The page's files, and the facts it begins with. Their sizes are constants of other objects: the
  * table is filled when it is asked. */
 #include "server/http/page.h"
+#include "chain_client/eth/addr.h"
 #include "server/base/check.h"
 #include "server/http/handlers.h"
 #include "server/http/keyring.h"
 #include "server/http/state.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -63,6 +65,7 @@ static void not_here(struct exchange *x)
 static void put_settings(struct exchange *x)
 {
     const struct http_options *o = &x->server->opt;
+    char registry[ADDR_TEXT_BYTES];
     buf_puts(&x->out, "{\"model\":");
     buf_put_json_string(&x->out, o->model_name, strlen(o->model_name));
     buf_printf(&x->out, ",\"key_needed\":%s,\"settle_url\":", x->keys->count ? "true" : "false");
@@ -70,6 +73,10 @@ static void put_settings(struct exchange *x)
         buf_put_json_string(&x->out, o->settle_url, strlen(o->settle_url));
     else
         buf_puts(&x->out, "null");
+    if (o->chain_id) {
+        addr_format(registry, o->registry);
+        buf_printf(&x->out, ",\"chain_id\":%" PRIu64 ",\"registry\":\"%s\"", o->chain_id, registry);
+    }
     buf_putc(&x->out, '}');
     exchange_json(x, 200);
 }
@@ -90,6 +97,9 @@ void handle_page(struct exchange *x)
         {"shares.js", JS, page_shares_js, page_shares_js_bytes},
         {"chain.js", JS, page_chain_js, page_chain_js_bytes},
         {"adapters.js", JS, page_adapters_js, page_adapters_js_bytes},
+        {"sign.html", HTML, page_sign_html, page_sign_html_bytes},
+        {"sign.js", JS, page_sign_js, page_sign_js_bytes},
+        {"blake2b.js", JS, page_blake2b_js, page_blake2b_js_bytes},
     };
     x->policy = x->server->page_policy;
     if (x->server->opt.page && strcmp(x->tail, "settings") == 0) {

@@ -55,6 +55,8 @@ struct http_options {
     uint32_t adapters_per_batch_max;
     bool allow_runtime_loading; /* vLLM's load/unload routes (admin role) */
     bool page;                  /* serve the page for people at / */
+    uint64_t chain_id;          /* of licences; 0: the lane is bound to no chain */
+    uint8_t registry[20];       /* with chain_id */
     const char *settle_url;     /* the worker as browsers reach it, or NULL: see page.h */
     uint32_t context_max;       /* the engine's; 0: the model's pos_max */
     const char *upload_dir; /* where bodies of uploads are staged (unnamed files); NULL: /var/tmp */
