@@ -201,7 +201,7 @@ def test_the_way_to_the_chain_is_live(page):
     assert b.js(steps)[3:] == ["done Batch 5: final on the chain", f"done Epoch 2: can be claimed. The worker's page: {w.url}/"]
     assert w.asked[-1] == "/v1/records/7/42"
     asked = len(w.asked)
-    assert b.js("new Promise((done) => setTimeout(done, 600))") is None and len(w.asked) == asked, "what is over is not asked again"
+    assert b.js("new Promise((done) => setTimeout(done, 2500))") is None and len(w.asked) == asked, "what is over is not asked again"
     assert not b.console, b.console
 
 

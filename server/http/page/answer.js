@@ -98,7 +98,7 @@ export class Answer {
       }
     }
     this.el.forEach((e, i) => e && this.paint(e, i));
-    if (this.current < 0) this.point(this.next(-1, 1, true));
+    if (this.current < 0) this.point(this.el[this.next(-1, 1, true)] ? this.next(-1, 1, true) : this.next(-1, 1));
     if (this.looked !== undefined && !this.card.hidden) this.look(this.looked);
   }
 
@@ -205,7 +205,7 @@ export class Answer {
   source(r, why, words) {
     const owner = this.owners.get(r.owner), box = make('div', undefined, { class: 'source' }), about = make('p', undefined, { class: 'about' });
     if (r.text) box.append(quote(r.text, words));
-    else box.append(make('p', 'The sentence is not shown: its licence does not consent to display.', { class: 'quiet' }));
+    else box.append(make('p', `The sentence is not shown: ${r.display ? 'its text is no longer held here' : 'its licence does not consent to display'}.`, { class: 'quiet' }));
     about.append(make('span', undefined, { class: `dot ${owner?.colour ?? 'rest'}`, 'aria-hidden': 'true' }), `${this.mixed && r.adapter ? `${r.adapter.name ?? short(r.adapter.id)}, ` : ''}document ${r.docId ?? '?'}, bytes ${r.offset} to ${r.offset + r.bytes}`,
       r.licence ? `, ${r.licence}` : '', ', of ', nameOf(r.owner), `: ${owner ? percent(owner.ppb) : 'nothing'} of this answer`, why ? ` (${why})` : '', '. ', make('code', short(String(r.document ?? '')), { title: `digest ${r.document}` }));
     box.append(about);

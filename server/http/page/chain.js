@@ -59,7 +59,7 @@ function settled(answer, settle) {
   const epoch = at?.epoch ? `Epoch ${at.epoch}: ${EPOCHS[at.epoch_state] ?? at.epoch_state}` : 'Paid by an epoch', over = ['active', 'vetoed'].includes(at?.epoch_state);
   const line = make('span', `${epoch}. The worker's page: `);
   line.append(link);
-  return [step(batch, final ? 'done' : at?.batch ? 'now' : 'open'), step(line, over ? 'done' : at?.epoch ? 'now' : 'open')];
+  return [step(batch, final ? 'done' : at?.taken_in ? 'now' : 'open'), step(line, over ? 'done' : final ? 'now' : 'open')];
 }
 
 export function drawWay(list, answer, settle) {
