@@ -84,16 +84,9 @@ enum status datanet_dir_put_text(const struct datanet_dir *d, const char *name, 
     return failed ? err_set(err, STATUS_IO, "%s: %s", path, strerror(errno)) : STATUS_OK;
 }
 
-/* One flush for all texts, before the list that names them. */
 enum status datanet_dir_save(const struct datanet_dir *d, struct errtext *err)
 {
-    int fd = open(d->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool failed = fd < 0 || syncfs(fd);
-    if (failed)
-        (void)err_set(err, STATUS_IO, "%s: %s", d->dir, strerror(errno));
-    if (fd >= 0)
-        close(fd);
-    return failed ? STATUS_IO : write_json(d->path, d->json, err);
+    return write_json(d->path, d->json, err);
 }
 
 /* This version's list and the rows of it: an adapter that was trained on it goes on naming them. */

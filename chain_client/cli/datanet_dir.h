@@ -29,7 +29,8 @@ MUST_CHECK enum status datanet_dir_load(struct datanet_dir *d, const char *dir,
                                         struct errtext *err);
 void datanet_dir_fini(struct datanet_dir *d);
 MUST_CHECK enum status datanet_dir_save(const struct datanet_dir *d, struct errtext *err);
-/* A text of the list; on the disk for sure once the list is saved after it. */
+/* A text of the list. It is not flushed to the disk one by one, ten thousand would take minutes:
+ * who adds it has it still, and check finds one that a power cut took. */
 MUST_CHECK enum status datanet_dir_put_text(const struct datanet_dir *d, const char *name,
                                             const void *data, size_t len, struct errtext *err);
 /* Before a change: a version that is on a chain stays as it is (versions/), the change is of the

@@ -418,7 +418,7 @@ def make_datanet(world, name, docs, tok_digest, publisher):
         file = "documents/%04d.txt" % d["id"]
         (root / file).write_bytes(data)
         owner = world.accounts[d["owner"]]["address"]
-        rows.append({"docId": d["id"], "owner": owner, "licence": d["licence"], "bytes": len(data),
+        rows.append({"docId": d["id"], "owner": owner, "licence": d["licence"], "display": True, "bytes": len(data),
                      "digest": blake(data), "file": file})
         for f in d["facts"]:
             facts.append({

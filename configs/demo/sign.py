@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Copies the demo's adapters and has every owner of their documents sign for one deployment (residual datanet sign): what a server that is
-bound to a chain asks for. Signatures name the Registry, so they cannot be committed. The keys are the demo's public ones.
+"""Makes the demo's datanets for one deployment as people make them: every text goes in by `residual datanet add` with its owner, licence and consent, every
+owner signs (`sign`), the publisher checks and builds. The roots and the rows are those that are committed, every time: the signatures alone name the
+deployment's Registry, which is why they cannot be committed. The keys are the demo's public ones.
 
     sign.py --out DIR --deployment FILE --cli build/release/bin/residual [NAME...]"""
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +21,13 @@ def people():
     return {p["address"].lower(): p for p in listed["contributors"] + listed["others"]}
 
 
+def datanet(cli, *words):
+    done = subprocess.run([str(cli), "datanet", *map(str, words), "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"residual datanet {' '.join(map(str, words))}\n{done.stdout}{done.stderr}")
+    return json.loads(done.stdout)
+
+
 def sign_folder(folder, deployment, cli):
     """Every owner of a document in folder/datanet.json signs it there."""
     keys = people()
@@ -28,8 +37,22 @@ def sign_folder(folder, deployment, cli):
             path = Path(secret) / owner
             with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
                 f.write(keys[owner]["privateKey"].removeprefix("0x"))
-            subprocess.run([str(cli), "datanet", "sign", str(folder), "--owner-key-file", str(path), "--deployment", str(deployment), "--json"],
-                           check=True, stdout=subprocess.DEVNULL)
+            datanet(cli, "sign", folder, "--owner-key-file", path, "--deployment", deployment)
+
+
+def make_datanet(source, folder, deployment, cli):
+    """The datanet of the adapter at source, made anew in folder from its texts and what their owners say of them."""
+    listed = json.loads((source / "datanet.json").read_text())
+    owner = json.loads((source / "publish.json").read_text())["owner"]
+    datanet(cli, "new", folder, "--name", listed["name"], "--owner", owner, "--deployment", deployment)
+    said = lambda d: (d["owner"], d["licence"], d.get("display", False))
+    for (who, licence, display), documents in itertools.groupby(listed["documents"], said):
+        datanet(cli, "add", folder, *(source / d["file"] for d in documents), "--owner", who, "--licence", licence, *(["--display"] if display else []))
+    sign_folder(folder, deployment, cli)
+    datanet(cli, "check", folder, "--deployment", deployment)
+    datanet(cli, "build", folder, "--model", DEMO / "base")
+    if (folder / "training.json").read_bytes() != (source / "training.json").read_bytes():
+        raise SystemExit(f"{folder}: other roots or rows than {source}/training.json")
 
 
 def sign_all(out, deployment, cli, names=()):
@@ -37,8 +60,8 @@ def sign_all(out, deployment, cli, names=()):
         if names and source.name not in names:
             continue
         folder = Path(out) / source.name
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-        sign_folder(folder, deployment, cli)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("documents", "datanet.json", "training.json"))
+        make_datanet(source, folder, deployment, cli)
     return Path(out)
 
 
