@@ -26,7 +26,7 @@ bool site_find(struct site_file *out, const char *path);
  * coin_symbol. Whoever reads it compares chain id, genesis and code with a node of its own. */
 void site_put_deployment(struct buf *out, const struct deployment *d, const struct settings *set);
 
-/* page/, and dom.js of server/http/page/, embedded by server/http/embed.cmake */
+/* page/, and dom.js, wallet.js of server/http/page/, embedded by server/http/embed.cmake */
 extern const char page_index_html[], page_page_css[], page_page_js[], page_chart_js[],
     page_wallet_js[], page_money_js[], page_keccak_js[], page_dom_js[];
 extern const size_t page_index_html_bytes, page_page_css_bytes, page_page_js_bytes,

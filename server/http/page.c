@@ -100,6 +100,7 @@ void handle_page(struct exchange *x)
         {"sign.html", HTML, page_sign_html, page_sign_html_bytes},
         {"sign.js", JS, page_sign_js, page_sign_js_bytes},
         {"blake2b.js", JS, page_blake2b_js, page_blake2b_js_bytes},
+        {"wallet.js", JS, page_wallet_js, page_wallet_js_bytes},
     };
     x->policy = x->server->page_policy;
     if (x->server->opt.page && strcmp(x->tail, "settings") == 0) {

@@ -2,8 +2,9 @@
 // nowhere; what comes out is the entry that `residual datanet sign FILE` would make.
 import { blake2b256 } from './blake2b.js';
 import { $, make, say } from './dom.js';
+import { connect, discover, onChain } from './wallet.js';
 
-const BYTES_MAX = 64 * 2 ** 20, WALLETS_MAX = 16;
+const BYTES_MAX = 64 * 2 ** 20;
 const CONTROL = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]/; // as a server refuses them
 const TYPES = {
   EIP712Domain: [{ name: 'name', type: 'string' }, { name: 'version', type: 'string' }, { name: 'chainId', type: 'uint256' },
@@ -12,7 +13,7 @@ const TYPES = {
     { name: 'terms', type: 'string' }, { name: 'display', type: 'bool' }, { name: 'registry', type: 'address' }],
 };
 const hex = (bytes) => '0x' + [...bytes].map((b) => b.toString(16).padStart(2, '0')).join('');
-const wallets = new Map(); // id -> {name, provider}
+let wallets = []; // {name, provider}
 let file = null; // {name, text} of the chosen one
 
 // ---- the text ----
@@ -57,34 +58,17 @@ async function take(picked) {
 
 // ---- the wallet ----
 
-function listWallets() {
-  const all = [...wallets];
-  if (!all.length && window.ethereum?.request) all.push(['', { name: 'Browser wallet', provider: window.ethereum }]);
-  $('wallet').replaceChildren(...all.map(([id, w]) => make('option', w.name, { value: id })));
+function listWallets(all) {
+  const was = wallets[$('wallet').value]?.provider;
+  wallets = all;
+  $('wallet').replaceChildren(...all.map((w, i) => make('option', w.name, { value: i, ...(w.provider === was ? { selected: '' } : {}) })));
   $('wallets').hidden = all.length < 2;
 }
 
-function discover() {
-  window.addEventListener('eip6963:announceProvider', ({ detail }) => {
-    if (typeof detail?.provider?.request !== 'function' || typeof detail.info?.uuid !== 'string' || wallets.size >= WALLETS_MAX) return;
-    wallets.set(detail.info.uuid, { name: String(detail.info.name).slice(0, 60) || 'Wallet', provider: detail.provider });
-    listWallets();
-  });
-  window.dispatchEvent(new Event('eip6963:requestProvider'));
-  listWallets();
-}
-
-function provider() {
-  const p = wallets.get($('wallet').value)?.provider ?? window.ethereum;
-  if (!p?.request) throw new Error('There is no wallet in this browser. Without one: residual datanet sign FILE.');
-  return p;
-}
-
-async function onChain(wallet, chain) {
-  const is = async () => BigInt(await wallet.request({ method: 'eth_chainId' })) === BigInt(chain);
-  if (await is()) return;
-  await wallet.request({ method: 'wallet_switchEthereumChain', params: [{ chainId: '0x' + chain.toString(16) }] });
-  if (!(await is())) throw new Error(`The wallet stayed on another network. Choose chain ${chain} there and sign again.`);
+function chosenWallet() {
+  const w = wallets[$('wallet').value];
+  if (!w) throw new Error('There is no wallet in this browser. Without one: residual datanet sign FILE.');
+  return w;
 }
 
 // 27 and 28 are the only forms that a record knows; some wallets say 0 and 1.
@@ -106,14 +90,12 @@ function claim(bytes) {
 }
 
 async function sign() {
-  const bytes = normal(chosen()), c = claim(bytes), wallet = provider();
-  const [owner] = await wallet.request({ method: 'eth_requestAccounts' });
-  if (!owner) throw new Error('The wallet named no account.');
-  await onChain(wallet, c.chainId);
+  const bytes = normal(chosen()), c = claim(bytes), wallet = chosenWallet(), owner = await connect(wallet);
+  await onChain(wallet, { chain_id: c.chainId });
   const typed = { types: TYPES, primaryType: 'DocumentLicence',
     domain: { name: 'residual', version: '1', chainId: c.chainId, verifyingContract: c.registry },
     message: { datanetId: c.datanetId, digest: c.digest, licence: c.licence, terms: c.terms, display: c.display, registry: c.registry } };
-  const signature = await wallet.request({ method: 'eth_signTypedData_v4', params: [owner, JSON.stringify(typed)] });
+  const signature = await wallet.provider.request({ method: 'eth_signTypedData_v4', params: [owner, JSON.stringify(typed)] });
   const { terms, display, ...rest } = c;
   return { bytes, entry: { ...rest, owner, ...(terms ? { terms } : {}), ...(display ? { display } : {}), ownerSignature: canonical(signature) } };
 }
@@ -152,5 +134,5 @@ async function begin() {
 $('file').addEventListener('change', () => take($('file').files[0]).catch((e) => say(e.message, 'bad')));
 $('text').addEventListener('change', describe);
 $('sign').addEventListener('submit', submit);
-discover();
+discover(listWallets);
 begin().catch(() => say('The server does not answer: enter chain and Registry yourself.', 'bad'));

@@ -30,7 +30,7 @@ export async function connect(wallet) {
 const chainHex = (d) => '0x' + d.chain_id.toString(16);
 
 async function addChain(provider, d) {
-  if (!d.public_rpc_url) throw new Error(`The wallet does not know chain ${d.chain_id}. Add it there by hand; this worker names no public node for it.`);
+  if (!d.public_rpc_url) throw new Error(`The wallet does not know chain ${d.chain_id}. Add it there by hand; no public node is named for it here.`);
   const symbol = /^0x0+$/.test(d.token) ? d.coin_symbol : 'ETH'; // of the chain, not of a token
   await provider.request({ method: 'wallet_addEthereumChain', params: [{
     chainId: chainHex(d), chainName: d.chain_name ?? `Chain ${d.chain_id}`, rpcUrls: [d.public_rpc_url],
