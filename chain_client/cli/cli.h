@@ -142,6 +142,7 @@ int verb_receipt_verify(struct cli *c);
 int verb_adapter_price(struct cli *c);
 int verb_datanet_consent(struct cli *c);
 int verb_datanet_sign(struct cli *c);
+int verb_datanet_publish(struct cli *c);
 int verb_datanet_new(struct cli *c);
 int verb_datanet_add(struct cli *c);
 int verb_datanet_check(struct cli *c);

@@ -94,6 +94,14 @@ static const struct cli_verb verbs[] = {
      "--model is the base: rows are cut for its tokenizer. A document that says what an earlier "
      "one\n"
      "says is marked copyOf: it earns nothing of its own. Built again, the files are the same."},
+    {"datanet publish", "DIR", 1, 1,
+     REMOTE | CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID) | B(WAIT_S),
+     B(SERVER), verb_datanet_publish,
+     "register a version on chain (--rpc) and bring its list and texts to a server",
+     "With --rpc the version in DIR is registered first, by --owner-key-file: the datanet, or its "
+     "next\nversion. Then the list and the texts that the server lacks are sent. Repeating the "
+     "command goes on\nwhere it stopped. A version that is on the chain stays as it is: the next "
+     "change is of the next one."},
     {"datanet withdraw", "DIR DOC_ID...", 2, CLI_OPERANDS_ANY, 0, 0, verb_datanet_withdraw,
      "the next version, without these documents",
      "Their texts are deleted. The version before stays in versions/, and what it earned is paid."},

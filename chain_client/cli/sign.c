@@ -112,6 +112,13 @@ static enum status read_datanet(struct sign_source *s, const char *path, struct 
     return r.st;
 }
 
+static void take_roots(struct sign_source *s)
+{
+    s->m.datanet_version = s->datanet_version;
+    memcpy(s->document_root, s->m.documents->document_root, 32);
+    memcpy(s->owner_root, s->m.documents->owner_root, 32);
+}
+
 static enum status find_datanet(struct sign_source *s, const char *path, struct errtext *err)
 {
     char file[PATH_MAX];
@@ -155,8 +162,7 @@ enum status sign_source_load(struct sign_source *s, const char *path, struct err
         st = r.st;
         s->m.datanet_version = s->datanet_version;
         if (!st && s->datanet) {
-            memcpy(s->document_root, s->m.documents->document_root, 32);
-            memcpy(s->owner_root, s->m.documents->owner_root, 32);
+            take_roots(s);
             memcpy(s->m.datanet_id, s->document_root, 32);
         }
     }
@@ -186,6 +192,8 @@ enum status sign_source_load_list(struct sign_source *s, const char *dir, struct
     }
     if (st)
         sign_source_fini(s);
+    else
+        take_roots(s);
     return st;
 }
 

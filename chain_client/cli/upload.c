@@ -5,6 +5,7 @@
 #include "server/adapter/peft/folder.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/datanet/training.h"
 #include "server/model/foreign.h"
 
 #include <stdio.h>
@@ -56,6 +57,26 @@ enum status upload_files(struct http *h, const char *name, const char *dir, stru
             return st;
     }
     return STATUS_OK;
+}
+
+enum status upload_training(struct http *h, const char *name, const char *dir, bool *sent,
+                            struct errtext *err)
+{
+    char url[512];
+    int fd;
+    *sent = false;
+    snprintf(url, sizeof(url), "/v1/uploads/%s/" TRAINING_FILE, name);
+    enum status st = peft_folder_open(dir, NULL, TRAINING_FILE, &fd, err);
+    if (st == STATUS_NOT_FOUND) {
+        err_clear(err);
+        return STATUS_OK;
+    }
+    if (st)
+        return st;
+    st = upload_part(h, url, fd, err);
+    close(fd);
+    *sent = !st;
+    return st;
 }
 
 enum status upload_publish(struct http *h, const struct upload_call *u, json_t **report,

@@ -7,6 +7,9 @@
 /* INVALID unless name may stand in a URL and in the catalog. */
 MUST_CHECK enum status upload_check_name(const char *name, struct errtext *err);
 /* PUT both files of dir; links are followed as the server follows them (peft/folder.h). */
+/* The folder's training.json, if it has one (*sent). */
+MUST_CHECK enum status upload_training(struct http *h, const char *name, const char *dir,
+                                       bool *sent, struct errtext *err);
 MUST_CHECK enum status upload_files(struct http *h, const char *name, const char *dir,
                                     struct errtext *err);
 struct upload_call {

@@ -1,6 +1,7 @@
 /* residual adapter publish: facts -> signatures -> registration -> upload. With a chain the id is
  * computed here, and nothing leaves this machine before the registration is in a block: who saw the
  * files could otherwise register them first. */
+#include "chain_client/cli/datanet_send.h"
 #include "chain_client/cli/facts.h"
 #include "chain_client/cli/place.h"
 #include "chain_client/cli/registry.h"
@@ -9,6 +10,7 @@
 #include "chain_client/eth/keystore.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/datanet/training.h"
 
 #include <limits.h>
 #include <stdio.h>
@@ -27,7 +29,8 @@ struct publish {
     struct sign_source source;
     bool has_source;
     uint8_t adapter_id[32], model_id[32];
-    bool has_id, files_are_up;
+    bool has_id, files_are_up, has_rows;
+    struct datanet *datanet; /* where there are rows of it */
     uint32_t tx_count;
     json_t *manifest, *report;
     const char *hint;
@@ -76,6 +79,34 @@ static enum status load_source(struct publish *p, struct errtext *err)
         st = err_set(err, STATUS_INVALID,
                      "a signed manifest is sent as it is: leave --rpc out, or give the unsigned "
                      "one");
+    return st;
+}
+
+/* training.json against the datanet beside the manifest, before anything is registered. */
+static enum status check_rows(struct publish *p, struct errtext *err)
+{
+    char dir[PATH_MAX], *text = NULL;
+    size_t len;
+    struct training *t = NULL;
+    snprintf(dir, sizeof(dir), "%s/" TRAINING_FILE, p->c->operand[0]);
+    if (!p->source.datanet || !file_exists(dir))
+        return STATUS_OK;
+    enum status st = file_read(dir, TRAINING_BYTES_MAX, &text, &len, err);
+    snprintf(dir, sizeof(dir), "%s", p->source.datanet_path);
+    char *slash = strrchr(dir, '/');
+    if (!st && (!slash || strcmp(slash, "/" DATANET_FILE) != 0))
+        st = err_set(err, STATUS_INVALID, "%s: beside a " TRAINING_FILE " it is called %s", dir,
+                     DATANET_FILE);
+    if (!st)
+        *slash = '\0';
+    if (!st)
+        st = datanet_open(&p->datanet, dir, NULL, err);
+    if (!st)
+        st = training_parse(&t, text, len, p->datanet, err);
+    if (st)
+        err_prefix(err, "%s", p->c->operand[0]);
+    training_free(t);
+    mem_free(text);
     return st;
 }
 
@@ -236,6 +267,20 @@ static enum status sign_and_register(struct publish *p, struct errtext *err)
     return st;
 }
 
+/* Its rows are of documents that the server has to have. */
+static enum status upload_rows(struct publish *p, struct errtext *err)
+{
+    uint32_t texts;
+    struct datanet_parcel parcel = {.datanet = p->datanet,
+                                    .list = p->source.datanet,
+                                    .documents = json_object_get(p->manifest, "documents"),
+                                    .id = p->bound ? p->source.m.datanet_id : NULL};
+    enum status st = p->datanet ? datanet_send(p->http, &parcel, &texts, err) : STATUS_OK;
+    return st ? st
+              : upload_training(p->http, p->c->value[OPT_NAME], p->c->operand[0], &p->has_rows,
+                                err);
+}
+
 static enum status upload(struct publish *p, struct errtext *err)
 {
     struct upload_call u = {.name = p->c->value[OPT_NAME],
@@ -244,6 +289,8 @@ static enum status upload(struct publish *p, struct errtext *err)
                             .replace = cli_has(p->c, OPT_REPLACE)};
     enum status st =
         p->files_are_up ? STATUS_OK : upload_files(p->http, u.name, p->c->operand[0], err);
+    if (!st && p->manifest)
+        st = upload_rows(p, err);
     if (!st)
         st = upload_publish(p->http, &u, &p->report, err);
     p->hint = st ? http_hint(st) : NULL;
@@ -305,6 +352,8 @@ static int print_done(struct publish *p)
             buf_printf(&out, "\nregistered on chain %llu (%u transactions)",
                        (unsigned long long)p->d.chain_id, p->tx_count);
         put_terms(&out, p->report);
+        if (p->manifest && !p->has_rows)
+            buf_puts(&out, "\nno training manifest: its data pool follows the registered split");
         if (!p->manifest)
             buf_puts(&out, "\nwithout a manifest: no owner, prices or split");
         if (warning && *warning)
@@ -328,6 +377,8 @@ int verb_adapter_publish(struct cli *c)
                  "warning: the split has no share for data: whoever owns the documents that the "
                  "adapter learned from is paid nothing; role \"data\" in `split` would pay them");
     if (!st)
+        st = check_rows(p, &err);
+    if (!st)
         st = load_keys(p, &err);
     if (!st)
         st = open_chain(p, &err);
@@ -342,6 +393,7 @@ int verb_adapter_publish(struct cli *c)
     int code = st ? cli_fail(c, st, &err, p->hint) : print_done(p);
     json_decref(p->manifest);
     json_decref(p->report);
+    datanet_release(p->datanet);
     sign_source_fini(&p->source);
     sign_publisher_fini(&p->publisher);
     secp_key_fini(&p->owner);

@@ -43,6 +43,9 @@ def test_publish_registers_first_then_uploads(world):
     assert "0x" + datanet == manifest["datanetId"] and all("file" not in d for d in manifest["documents"])
     mine = [d for d in manifest["documents"] if d["owner"] == manifest["owner"]]
     assert all(len(d["ownerSignature"]) == 132 for d in mine)
+    root = json.loads((folder / "training.json").read_text())["documentRoot"]
+    held = world.get(f"/v1/datanets/{root}")
+    assert done.json["report"]["training"] and held["missing"] == 0 and held["datanet"] == manifest["datanetId"], held
     listed = residual("adapter", "list", *server(world), "--json").json
     assert [a["name"] for a in listed["data"]] == ["coast"] and listed["data"][0]["published"]
     assert "coast" in residual("adapter", "list", *server(world)).out
@@ -75,6 +78,7 @@ def test_an_update_needs_a_rising_version(world):
     datanet = json.loads((folder / "datanet.json").read_text())
     datanet["documents"].pop()
     (folder / "datanet.json").write_text(json.dumps(datanet))
+    (folder / "training.json").unlink()
     refused = world.publish(folder, "vale", key, *world.on_chain())
     assert refused.code == 5 and "datanet.json" in refused.err, refused
 
@@ -89,6 +93,9 @@ def test_a_killed_registration_goes_on(world):
     (folder / "datanet.json").write_text(json.dumps({k: v for k, v in net.items() if k != "file"}))
     shutil.copytree(lender / "documents", folder / "documents", dirs_exist_ok=True)
     named = ["--datanet-id", net["datanetId"]]
+    other = world.publish(folder, "reach", key, *world.on_chain(), *named)
+    assert other.code == 2 and "training.json" in other.err, other  # of rows that this datanet has not
+    (folder / "training.json").unlink()
     alone = world.publish(folder, "reach", key, *world.on_chain(), *named)
     assert alone.code == 5 and "residual datanet consent" in alone.err, alone
     id = residual("adapter", "check", folder, "--model", DEMO / "base", "--json").json["id"]
@@ -105,6 +112,8 @@ def test_a_killed_registration_goes_on(world):
     assert residual("adapter", "show", "reach", *server(world)).code == 4  # nothing was uploaded
     done = world.publish(folder, "reach", key, *world.on_chain(), *named, "--json")
     assert done.code == 0 and done.json["transactions"] == 1, done  # the old commitment served
+    assert not done.json["report"]["training"]
+    assert "no training manifest" in world.publish(folder, "reach", key, *world.on_chain(), *named).out
 
 
 def test_bad_publishing_is_refused_before_anything_happens(world):
@@ -454,3 +463,45 @@ def test_a_day_pays_a_part(world, epoch):
     chain.rpc("evm_mine")
     more = residual("claim", "--account", account, *sender, "--json")
     assert (more.code, more.json["paid"]) == (0, "1000") and int(more.json["left"]) > 0, more
+
+
+def test_a_datanet_is_published_version_by_version(world):
+    folder, chain = world.folder / "net", ["--deployment", world.chain.file]
+    owner, key = world.chain.address["operator"], world.chain.keys["operator"]
+    texts = [world.folder / f"mine-{i}.txt" for i in range(3)]
+    for i, t in enumerate(texts):
+        t.write_text(f"The weaver of Dorun has {i + 3} looms. Number {i} is red.\n")
+
+    def good(*words):
+        done = residual(*words)
+        assert done.code == 0, done
+        return done
+
+    good("datanet", "new", folder, "--name", "looms", "--owner", owner, *chain)
+    good("datanet", "add", folder, *texts[:2], "--owner", owner, "--licence", "CC0-1.0", "--display")
+    publish = ["datanet", "publish", folder, *server(world), *chain, "--rpc", world.chain.url, "--owner-key-file", key]
+    for why, refused in (("datanet sign", residual(*publish)), ("datanet build", (good("datanet", "sign", folder, "--owner-key-file", key, *chain), residual(*publish))[1])):
+        assert refused.code in (2, 5) and why in refused.err, refused
+    good("datanet", "build", folder, "--model", DEMO / "base")
+    first = good(*publish, "--json").json
+    assert first["transactions"] == 1 and first["texts_sent"] == 2 and first["version"] == 1, first
+    again = good(*publish, "--json").json
+    assert again["transactions"] == 0 and again["texts_sent"] == 0, again
+    good("datanet", "add", folder, texts[2], "--owner", owner, "--licence", "CC0-1.0")
+    good("datanet", "sign", folder, "--owner-key-file", key, *chain)
+    good("datanet", "build", folder, "--model", DEMO / "base")
+    second = good(*publish, "--json").json
+    assert second["version"] == 2 and second["transactions"] == 1 and second["texts_sent"] == 1 and second["datanet"] == first["datanet"], second
+    good("datanet", "withdraw", folder, 1)
+    good("datanet", "build", folder, "--model", DEMO / "base")
+    early = residual(*publish)  # the change before is not active yet
+    assert early.code == 0 or "wait for it" in early.err, early
+    third = wait_for(lambda: (done := residual(*publish)).code == 0 and done.out, 20, what="the notice to pass")
+    assert "version 3: 2 documents" in third and "0 texts sent; the server has them all" in third, third
+    held = {d["version"]: d["documents"] for d in world.get("/v1/datanets")["data"] if d.get("datanet") == first["datanet"]}
+    assert held == {1: 2, 2: 3, 3: 2}
+    shown = world.get(f"/v1/datanets/{first['datanet']}/2")
+    assert {d["docId"]: d["display"] for d in shown["data"]} == {1: True, 2: True, 3: False} and {d["since"] for d in shown["data"]} == {1, 2}
+    registered = world.chain.call(world.chain.at["registry"], "datanetVersion(bytes32,uint64)", first["datanet"], "2")
+    assert "0x" + registered[3] == shown["document_root"] and "0x" + registered[4] == shown["owner_root"]
+    assert residual(*publish[:3], "--server", world.server.url).code == 5  # no key

@@ -1,0 +1,204 @@
+/* residual datanet publish DIR: registers this version on the chain (--rpc) and brings list and
+ * texts to a server. Each step looks first, so a repeat goes on where the last one stopped; what is
+ * on the chain is noted in datanet.json, and the next change is of the next version. */
+#include "chain_client/cli/datanet_dir.h"
+#include "chain_client/cli/datanet_send.h"
+#include "chain_client/cli/place.h"
+#include "chain_client/cli/registry.h"
+#include "chain_client/eth/addr.h"
+#include "chain_client/eth/keystore.h"
+#include "server/base/mem.h"
+#include "server/datanet/training.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+struct datanet_publish {
+    const struct cli *c;
+    struct node node;
+    struct deployment d;
+    bool on_chain, bound; /* --rpc, --deployment */
+    struct secp *secp;
+    struct secp_key owner;
+    struct sign_source source;
+    struct datanet *datanet;
+    uint32_t tx_count, texts;
+    const char *hint;
+};
+
+static enum status open_folder(struct datanet_publish *p, struct errtext *err)
+{
+    const char *dir = p->c->operand[0];
+    enum status st = datanet_open(&p->datanet, dir, NULL, err);
+    if (!st)
+        st = sign_source_load_list(&p->source, dir, err);
+    return st;
+}
+
+static enum status open_place(struct datanet_publish *p, struct errtext *err)
+{
+    struct manifest *m = &p->source.m;
+    const char *given = p->c->value[OPT_DATANET_ID];
+    p->on_chain = cli_has(p->c, OPT_RPC);
+    p->bound = cli_has(p->c, OPT_DEPLOYMENT);
+    if (p->on_chain && !p->bound)
+        return err_set(err, STATUS_INVALID, "--rpc needs --deployment FILE too");
+    enum status st = STATUS_OK;
+    if (p->on_chain) {
+        st = node_open(&p->node, p->c, err);
+        p->d = p->node.d;
+        p->hint = st ? node_hint(st) : NULL;
+    } else if (p->bound) {
+        st = place_deployment(&p->d, p->c, err);
+    }
+    if (st || !p->bound)
+        return st;
+    m->chain_id = p->d.chain_id;
+    memcpy(m->registry, p->d.registry, 20);
+    registry_datanet_id(m->datanet_id, &p->d, m->owner, p->source.salt);
+    return !given || hex_decode(m->datanet_id, 32, given)
+               ? STATUS_OK
+               : err_set(err, STATUS_INVALID, "--datanet-id: expected 64 hex digits");
+}
+
+/* A server bound to a chain takes signed documents alone: better known before anything is sent. */
+static enum status check_signed(const struct datanet_publish *p, struct errtext *err)
+{
+    uint32_t missing = 0;
+    for (uint32_t i = 0; i < datanet_head(p->datanet)->n; i++)
+        missing += !datanet_facts(p->datanet, i)->signature;
+    return !p->bound || !missing
+               ? STATUS_OK
+               : err_set(err, STATUS_DENIED,
+                         "%s: %u documents lack their owner's signature: each owner runs "
+                         "residual datanet sign %s",
+                         p->source.datanet_path, missing, p->c->operand[0]);
+}
+
+static enum status load_owner(struct datanet_publish *p, struct errtext *err)
+{
+    char have[ADDR_TEXT_BYTES], want[ADDR_TEXT_BYTES];
+    const struct cli *c = p->c;
+    if (!cli_has(c, OPT_OWNER_KEY_FILE))
+        return err_set(err, STATUS_INVALID,
+                       "--rpc needs --owner-key-file FILE: the datanet's owner registers it");
+    enum status st = secp_create(&p->secp, err);
+    if (!st)
+        st = keystore_load(p->secp, &p->owner, c->value[OPT_OWNER_KEY_FILE],
+                           c->value[OPT_OWNER_PASSPHRASE_FILE], err);
+    if (st || memcmp(p->owner.address, p->source.m.owner, 20) == 0)
+        return st;
+    addr_format(have, p->owner.address);
+    addr_format(want, p->source.m.owner);
+    return err_set(err, STATUS_DENIED, "--owner-key-file is of %s; the datanet's owner is %s", have,
+                   want);
+}
+
+/* datanet.json says which version is on the chain, and under which id. */
+static enum status note_published(const struct datanet_publish *p, struct errtext *err)
+{
+    struct datanet_dir dir;
+    char id[67] = "0x";
+    enum status st = datanet_dir_load(&dir, p->c->operand[0], err);
+    if (st)
+        return st;
+    hex_encode(id + 2, p->source.m.datanet_id, 32);
+    json_object_set_new(dir.json, "datanetId", json_string(id));
+    json_object_set_new(dir.json, "published", json_integer((json_int_t)dir.version));
+    st = datanet_dir_save(&dir, err);
+    datanet_dir_fini(&dir);
+    return st;
+}
+
+static enum status register_version(struct datanet_publish *p, struct errtext *err)
+{
+    static const uint8_t none[32];
+    if (!p->on_chain)
+        return STATUS_OK;
+    if (memcmp(p->source.tokenizer_digest, none, 32) == 0)
+        return err_set(err, STATUS_INVALID,
+                       "%s has no tokenizerDigest: residual datanet build %s --model BASE first",
+                       p->source.datanet_path, p->c->operand[0]);
+    enum status st = load_owner(p, err);
+    struct registry_job j = {.node = &p->node, .cli = p->c, .secp = p->secp, .owner = &p->owner};
+    if (!st)
+        st = registry_datanet(&j, &p->source, err);
+    p->tx_count = j.tx_count;
+    if (!st)
+        st = note_published(p, err);
+    p->hint = st == STATUS_IO || st == STATUS_TIMEOUT
+                  ? "Nothing was uploaded. Run the command again: it goes on where it stopped."
+                  : NULL;
+    return st;
+}
+
+static enum status bring(struct datanet_publish *p, struct errtext *err)
+{
+    struct http *http = NULL;
+    struct datanet_parcel parcel = {.datanet = p->datanet,
+                                    .list = p->source.datanet,
+                                    .id = p->bound ? p->source.m.datanet_id : NULL};
+    enum status st =
+        http_open(&http, p->c->value[OPT_SERVER], p->c->value[OPT_API_KEY_FILE], "server", err);
+    if (!st)
+        st = datanet_send(http, &parcel, &p->texts, err);
+    p->hint = st ? http_hint(st) : NULL;
+    http_close(http);
+    return st;
+}
+
+static int print_published(const struct datanet_publish *p)
+{
+    struct buf out;
+    const struct datanet_head *h = datanet_head(p->datanet);
+    buf_init(&out, 4096);
+    if (cli_has(p->c, OPT_JSON)) {
+        buf_puts(&out, "{\"ok\":true,");
+        cli_put_json_hex(&out, "document_root", h->document_root, 32);
+        buf_putc(&out, ',');
+        if (p->bound) {
+            cli_put_json_hex(&out, "datanet", p->source.m.datanet_id, 32);
+            buf_putc(&out, ',');
+        }
+        buf_printf(&out,
+                   "\"version\":%" PRIu64 ",\"documents\":%u,\"texts_sent\":%u,\"registered\":%s,"
+                   "\"transactions\":%u}",
+                   h->version, h->n, p->texts, p->on_chain ? "true" : "false", p->tx_count);
+    } else {
+        buf_printf(&out, "published %s version %" PRIu64 ": %u documents, root ", h->name,
+                   h->version, h->n);
+        cli_put_hex(&out, h->document_root, 32);
+        if (p->on_chain) {
+            buf_puts(&out, "\ndatanet ");
+            cli_put_hex(&out, p->source.m.datanet_id, 32);
+            buf_printf(&out, " on chain %" PRIu64 " (%u transactions)", p->d.chain_id, p->tx_count);
+        }
+        buf_printf(&out, "\n%u texts sent; the server has them all", p->texts);
+    }
+    int code = cli_print(&out, CLI_FINE);
+    buf_fini(&out);
+    return code;
+}
+
+int verb_datanet_publish(struct cli *c)
+{
+    struct datanet_publish p = {.c = c};
+    struct errtext err = ERRTEXT_INIT;
+    enum status st = open_folder(&p, &err);
+    if (!st)
+        st = open_place(&p, &err);
+    if (!st)
+        st = check_signed(&p, &err);
+    if (!st)
+        st = register_version(&p, &err);
+    if (!st)
+        st = bring(&p, &err);
+    int code = st ? cli_fail(c, st, &err, p.hint) : print_published(&p);
+    datanet_release(p.datanet);
+    sign_source_fini(&p.source);
+    secp_key_fini(&p.owner);
+    secp_destroy(p.secp);
+    node_close(&p.node);
+    return code;
+}
