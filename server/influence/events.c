@@ -23,7 +23,7 @@
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the file is mapped as it is");
 static_assert(sizeof(struct events_row) == 20, "rows of the file");
 static_assert(sizeof(struct events_owner) == 24, "owners of the file");
-static_assert(sizeof(struct events_head) % 8 == 0 && sizeof(struct events_head) == 336,
+static_assert(sizeof(struct events_head) % 8 == 0 && sizeof(struct events_head) == 328,
               "the head has no hidden padding");
 
 static uint64_t round_up(uint64_t n)
@@ -191,9 +191,9 @@ static enum status check_method(const char *path, const struct events_head *h, s
         {"fallback_tokens", m->fallback_tokens, 0, EVENTS_FALLBACK_MAX},
         {"squarings", m->squarings, 0, 8},
         {"w1 + w2 + w3", w, EVENTS_WEIGHT_ONE, EVENTS_WEIGHT_ONE},
-        {"value_min", m->value_min, 1, UINT16_MAX},
+        {"taught_min", m->taught_min, 1, UINT16_MAX},
         {"cluster_dot", m->cluster_dot, 1, EVENTS_HALF_DOT},
-        {"once_dot", m->once_dot, 0, EVENTS_DOT},
+        {"by_names", h->trust.by_names, 0, 1},
         {"lambda", h->trust.lambda, 0, EVENTS_WEIGHT_ONE},
         {"known", h->trust.known, 0, EVENTS_WEIGHT_ONE},
         {"own", h->trust.own, 0, EVENTS_WEIGHT_ONE},

@@ -46,20 +46,19 @@ struct events_method {
     uint32_t fallback_tokens; /* of a query, compared with every learned event; 0: none */
     uint32_t squarings;       /* of the cosine: 5 is its 32nd power */
     uint32_t w[3];            /* of S1, S2 and S3 in the influence; they sum to E9 */
-    uint32_t value_min;       /* Q8 nats: a token that the base expects less is a surprise */
-    uint32_t cluster_dot;     /* half 2: from this dot product two names are the same */
-    uint32_t once_dot; /* both halves: how near a restatement stands, for facts stated once */
+    uint32_t taught_min;      /* Q8 nats: tokens that events learned this much of carry facts */
+    uint32_t cluster_dot;     /* half 2: a restated value stands at least so near */
 };
 
 /* How far the index is trusted (events_trust.c), parts per E9. */
 struct events_trust {
-    uint32_t lambda;    /* what scoring uses */
-    uint32_t measured;  /* queries that measured it: rows, or the publisher's questions */
-    uint32_t questions; /* of these, questions */
-    uint32_t once;      /* of these, rows whose fact no other row states */
-    uint32_t known;     /* of these the adapter knows the value */
-    uint32_t own;       /* of the influence goes to the own owner, where the value is known */
-    uint32_t chance;    /* of it would by number of documents */
+    uint32_t lambda;   /* what scoring uses */
+    uint32_t sampled;  /* rows whose value was looked at */
+    uint32_t measured; /* rows whose value was asked for */
+    uint32_t by_names; /* 1: too few facts are stated twice; the rows were asked by their names */
+    uint32_t known;    /* of the sampled the adapter knows the value, above what the base knows */
+    uint32_t own;      /* of the influence goes to the own owner, over the measured rows */
+    uint32_t chance;   /* of it would by number of rows */
 };
 
 struct events_head {
@@ -73,7 +72,7 @@ struct events_head {
     uint32_t n_joined; /* rows that restate an earlier owner's fact */
     struct events_method method;
     struct events_trust trust;
-    uint64_t reserved; /* 0 */
+    uint32_t reserved; /* 0 */
 };
 
 struct events_row {

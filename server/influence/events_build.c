@@ -16,19 +16,16 @@ const struct events_method events_method_default = {
     .learned_min = 51,
     .fallback_tokens = 8,
     .squarings = 5,
-    .w = {900000000, 100000000, 0},
-    .value_min = 512,
-    .cluster_dot = 11290, /* cosine .7 */
-    .once_dot = 25806,    /* cosine .8 */
+    .w = {950000000, 50000000, 0},
+    .taught_min = 128,
+    .cluster_dot = 4839, /* cosine .3 */
 };
 
 static enum status check_source(const struct events_source *s, struct errtext *err)
 {
-    if (s->n_documents > EVENTS_ROWS_MAX || s->n_rows > EVENTS_ROWS_MAX ||
-        s->n_questions > EVENTS_ROWS_MAX)
-        return err_set(err, STATUS_INVALID,
-                       "%u documents, %u rows and %u questions, at most %u each", s->n_documents,
-                       s->n_rows, s->n_questions, EVENTS_ROWS_MAX);
+    if (s->n_documents > EVENTS_ROWS_MAX || s->n_rows > EVENTS_ROWS_MAX)
+        return err_set(err, STATUS_INVALID, "%u documents and %u rows, at most %u each",
+                       s->n_documents, s->n_rows, EVENTS_ROWS_MAX);
     if (s->n_vocab < 1 || s->n_vocab > EVENTS_VOCAB_MAX || s->d_model < 1 ||
         s->d_model > EVENTS_MODEL_MAX)
         return err_set(err, STATUS_INVALID, "n_vocab %u, d_model %u: expected 1 to %u and 1 to %u",
@@ -44,13 +41,10 @@ static enum status check_source(const struct events_source *s, struct errtext *e
         if (i > 0 && memcmp(s->document[i - 1].digest, s->document[i].digest, 32) >= 0)
             return err_set(err, STATUS_INVALID, "document %u: digests must ascend", i);
     }
-    for (uint32_t i = 0; i < s->n_rows + s->n_questions; i++) {
-        uint32_t document =
-            i < s->n_rows ? s->row[i].document : s->question[i - s->n_rows].document;
-        if (document >= s->n_documents)
-            return err_set(err, STATUS_INVALID, "%s %u: document %u, expected less than %u",
-                           i < s->n_rows ? "row" : "question", i < s->n_rows ? i : i - s->n_rows,
-                           document, s->n_documents);
+    for (uint32_t i = 0; i < s->n_rows; i++) {
+        if (s->row[i].document >= s->n_documents)
+            return err_set(err, STATUS_INVALID, "row %u: document %u, expected less than %u", i,
+                           s->row[i].document, s->n_documents);
     }
     return STATUS_OK;
 }
@@ -66,8 +60,7 @@ enum status events_builder_create(struct events_builder **out, const struct even
     size_t basis = (size_t)src->d_model * EVENTS_HALF;
     b->src = *src;
     b->method = src->method ? *src->method : events_method_default;
-    b->n_all = src->n_rows + src->n_questions;
-    b->row = mem_try_array((size_t)b->n_all + 1, sizeof(*b->row));
+    b->row = mem_try_array((size_t)src->n_rows + 1, sizeof(*b->row));
     b->surprise = mem_try_array(src->n_vocab, sizeof(*b->surprise));
     b->surprise_sum = mem_try_array(src->n_vocab, sizeof(*b->surprise_sum));
     b->occurs = mem_try_array(src->n_vocab, sizeof(*b->occurs));
@@ -85,7 +78,7 @@ void events_builder_free(struct events_builder *b)
 {
     if (!b)
         return;
-    for (uint32_t i = 0; b->row && i < b->n_all; i++) {
+    for (uint32_t i = 0; b->row && i < b->src.n_rows; i++) {
         mem_free(b->row[i].hidden);
         mem_free(b->row[i].ids);
     }
@@ -97,6 +90,8 @@ void events_builder_free(struct events_builder *b)
     mem_free(b->surprise);
     mem_free(b->surprise_sum);
     mem_free(b->occurs);
+    mem_free(b->taught);
+    mem_free(b->tokens_of);
     mem_free(b->w);
     mem_free(b->context_w);
     mem_free(b->context_w_t);
@@ -106,8 +101,8 @@ void events_builder_free(struct events_builder *b)
 static enum status check_row_tokens(const struct events_builder *b,
                                     const struct events_row_tokens *t, struct errtext *err)
 {
-    if (t->row >= b->n_all)
-        return err_set(err, STATUS_INVALID, "row %u, expected less than %u", t->row, b->n_all);
+    if (t->row >= b->src.n_rows)
+        return err_set(err, STATUS_INVALID, "row %u, expected less than %u", t->row, b->src.n_rows);
     if (t->n > EVENTS_ROW_TOKENS_MAX)
         return err_set(err, STATUS_INVALID, "row %u: %u tokens, at most %u", t->row, t->n,
                        EVENTS_ROW_TOKENS_MAX);
@@ -149,15 +144,14 @@ enum status events_builder_base(struct events_builder *b, const struct events_ro
     if (st)
         return st;
     struct builder_row *row = &b->row[t->row];
-    *row = (struct builder_row){.begin = b->n_events, .n = n, .has_base = true};
+    *row = (struct builder_row){
+        .begin = b->n_events, .n = n, .first = t->n ? t->ids[0] : -1, .has_base = true};
     for (uint32_t i = 0; i < n; i++) {
         int32_t id = t->ids[i + 1], base = MIN(base_q8[i], 0);
         b->target[row->begin + i] = id;
         b->base[row->begin + i] = base;
-        if (t->row < b->src.n_rows) {
-            b->surprise_sum[id] -= base;
-            b->occurs[id]++;
-        }
+        b->surprise_sum[id] -= base;
+        b->occurs[id]++;
     }
     b->n_events += n;
     b->n_base++;
@@ -169,7 +163,7 @@ static void close_base(struct events_builder *b)
 {
     if (b->stride)
         return;
-    CHECK(b->n_base == b->n_all);
+    CHECK(b->n_base == b->src.n_rows);
     uint64_t most = (128ull << 20) / (4ull * b->src.d_model), events = 0;
     for (uint32_t v = 0; v < b->src.n_vocab; v++) {
         uint64_t n = b->occurs[v], sum = (uint64_t)b->surprise_sum[v];
@@ -183,7 +177,7 @@ static void close_base(struct events_builder *b)
 bool events_builder_wants_hidden(struct events_builder *b, uint32_t row)
 {
     close_base(b);
-    return row < b->src.n_rows && row % b->stride == 0 && b->row[row].n > 0;
+    return row % b->stride == 0 && b->row[row].n > 0;
 }
 
 enum status events_builder_hidden(struct events_builder *b, const struct events_row_tokens *t,

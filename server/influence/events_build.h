@@ -7,9 +7,6 @@
  * and events_builder_finish writes the file. The same inputs give the same bytes, on every machine,
  * in any order of the calls.
  *
- * A question of the publisher (prompt and completion) goes through passes 1 and 3 as row
- * n_rows + its number. Questions are not indexed: they measure how far the index is trusted.
- *
  * Thread: one at a time. */
 #ifndef RS_INFLUENCE_EVENTS_BUILD_H
 #define RS_INFLUENCE_EVENTS_BUILD_H
@@ -30,19 +27,13 @@ struct events_source_row {
     uint32_t document, offset, bytes;
 };
 
-struct events_source_question {
-    uint32_t document; /* that answers it */
-    uint32_t n_prompt; /* tokens before the completion */
-};
-
 struct events_source { /* all of it outlives the builder */
     const uint8_t *adapter_id, *model_id, *document_root, *owner_root, *training_digest,
         *tokenizer_digest;                         /* 32 bytes each */
     const struct events_source_document *document; /* ascending by digest */
     const uint8_t (*payee)[20];                    /* ascending */
     const struct events_source_row *row;
-    const struct events_source_question *question;
-    uint32_t n_documents, n_owners, n_rows, n_questions, n_vocab, d_model;
+    uint32_t n_documents, n_owners, n_rows, n_vocab, d_model;
     events_embed embed;
     void *embed_arg;
     const struct events_method *method; /* NULL: events_method_default */

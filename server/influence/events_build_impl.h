@@ -8,6 +8,7 @@
 
 struct builder_row {
     uint32_t begin, n; /* events */
+    int32_t first;     /* the token before them, -1: none */
     bool has_base, has_adapter;
     float *hidden; /* [n][d_model] of a sampled row */
     int32_t *ids;  /* [n + 1] of a sampled row */
@@ -16,9 +17,8 @@ struct builder_row {
 struct events_builder {
     struct events_source src;
     struct events_method method;
-    struct builder_row *row; /* [n_rows + n_questions] */
-    uint32_t n_all;          /* rows and questions */
-    uint32_t n_events;       /* of rows and questions, in the order they came */
+    struct builder_row *row; /* [n_rows] */
+    uint32_t n_events;       /* in the order in which the rows came */
     uint32_t n_base, n_adapter, cap;
     int32_t *target, *base, *adapter; /* [n_events] */
     int8_t *key;                      /* [n_events][128] */
@@ -29,6 +29,9 @@ struct events_builder {
     uint16_t *w, *context_w;
     float bias[EVENTS_HALF], context_bias[EVENTS_HALF];
     float *context_w_t; /* NULL before events_builder_basis */
+    /* events_facts_begin */
+    uint16_t *taught;    /* [n_vocab] mean learned of the events of rows, Q8 nats */
+    uint64_t *tokens_of; /* [n_rows] which tokens a row may have: bit id % 64 */
 };
 
 static inline uint16_t events_builder_learned(const struct events_builder *b, uint32_t event)
@@ -37,14 +40,17 @@ static inline uint16_t events_builder_learned(const struct events_builder *b, ui
     return (uint16_t)(learned < 0 ? 0 : learned > UINT16_MAX ? UINT16_MAX : learned);
 }
 
-/* The tokens that carry a row's fact: events [*begin, *begin + *n); false when it has none. */
+/* What the functions below go by, once every row is there. */
+MUST_CHECK enum status events_facts_begin(struct events_builder *b, struct errtext *err);
+bool events_carries_fact(const struct events_builder *b, uint32_t event);
+/* A row's value: the last run of events that carry facts, [*begin, *begin + *n); false: none. */
 bool events_builder_value(const struct events_builder *b, uint32_t row, uint32_t *begin,
                           uint32_t *n);
 /* Which row states a fact first, and which rows state it again. */
 struct fact_search {
     const struct events_builder *b;
     const struct events *e;
-    const uint32_t *rank; /* of rows, by age; NULL: any other row of any owner will do */
+    const uint32_t *rank; /* of rows, by age; NULL: another row of the same owner is meant */
     events_dots_fn dots;
 };
 /* The row that states the row's fact: with a rank the oldest one that is older and another owner's.

@@ -1,8 +1,14 @@
-/* Restated facts. A row states a fact by its value: the last run of tokens that the base does not
- * expect and that not half of the rows have. A row whose value stands in an older row of another
- * owner, behind the same names (half 2 of the keys: the rare words before it), restates that row's
- * fact and earns for its cluster. Another value behind the same names is a contradiction and joins
- * nothing, the same value behind other names is another fact. */
+/* Restated facts. What carries a fact are the tokens that the adapter had to be taught: names and
+ * values, not templates (the mean over all events of a token, so that one row's luck decides
+ * nothing), nor what more than half of the rows have. They stand in runs; a row's value is the
+ * last of them.
+ * Row B restates row A, an older one of another owner, when
+ *   B has two runs at least, a name and a value;
+ *   every token of B's value is a token of A;
+ *   of what B's carrying tokens were taught, those that A has not make up an eighth at most;
+ *   the end of B's value stands in A too, behind similar names (half 2 of the keys).
+ * The oldest such row is paid in its place. Another value behind the same names is a contradiction
+ * and joins nothing; the same value behind other names is another fact. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/influence/events_build_impl.h"
@@ -11,11 +17,41 @@
 #include <string.h>
 
 #define COMMON_SLACK 4 /* of a handful of rows half is no measure */
+#define MISSING      8 /* one part in so many of a restatement may be its own */
 
-static bool is_value(const struct events_builder *b, uint32_t event)
+static uint64_t token_bit(int32_t id)
 {
-    bool common = 2ull * b->occurs[b->target[event]] > (uint64_t)b->src.n_rows + COMMON_SLACK;
-    return -(int64_t)b->base[event] >= b->method.value_min && !common;
+    return 1ull << (id & 63);
+}
+
+enum status events_facts_begin(struct events_builder *b, struct errtext *err)
+{
+    uint64_t *sum = mem_try_array(b->src.n_vocab, sizeof(*sum));
+    b->taught = mem_try_array(b->src.n_vocab, sizeof(*b->taught));
+    b->tokens_of = mem_try_array((size_t)b->src.n_rows + 1, sizeof(*b->tokens_of));
+    if (!sum || !b->taught || !b->tokens_of) {
+        mem_free(sum);
+        return err_set(err, STATUS_NO_MEMORY, "no memory to compare %u rows", b->src.n_rows);
+    }
+    for (uint32_t r = 0; r < b->src.n_rows; r++) {
+        const struct builder_row *row = &b->row[r];
+        b->tokens_of[r] = row->first >= 0 ? token_bit(row->first) : 0;
+        for (uint32_t i = row->begin; i < row->begin + row->n; i++) {
+            sum[b->target[i]] += events_builder_learned(b, i);
+            b->tokens_of[r] |= token_bit(b->target[i]);
+        }
+    }
+    for (uint32_t v = 0; v < b->src.n_vocab; v++)
+        b->taught[v] = b->occurs[v] ? (uint16_t)(sum[v] / b->occurs[v]) : 0;
+    mem_free(sum);
+    return STATUS_OK;
+}
+
+bool events_carries_fact(const struct events_builder *b, uint32_t event)
+{
+    uint32_t id = (uint32_t)b->target[event];
+    bool common = 2ull * b->occurs[id] > (uint64_t)b->src.n_rows + COMMON_SLACK;
+    return b->taught[id] >= b->method.taught_min && !common;
 }
 
 bool events_builder_value(const struct events_builder *b, uint32_t row, uint32_t *begin,
@@ -23,109 +59,97 @@ bool events_builder_value(const struct events_builder *b, uint32_t row, uint32_t
 {
     const struct builder_row *r = &b->row[row];
     uint32_t end = r->begin + r->n;
-    while (end > r->begin && !is_value(b, end - 1))
+    while (end > r->begin && !events_carries_fact(b, end - 1))
         end--;
     *begin = end;
-    while (*begin > r->begin && is_value(b, *begin - 1))
+    while (*begin > r->begin && events_carries_fact(b, *begin - 1))
         (*begin)--;
     *n = end - *begin;
     return *n > 0;
+}
+
+/* What is looked for: a row's carrying tokens, and which of them are its value. */
+struct fact {
+    uint32_t row, begin, n; /* the value's events */
+    uint64_t taught;        /* of all carrying tokens */
+    uint64_t value_bits;    /* tokens of the value, as tokens_of */
+};
+
+static bool fact_of(const struct events_builder *b, uint32_t row, struct fact *f)
+{
+    *f = (struct fact){.row = row};
+    if (!events_builder_value(b, row, &f->begin, &f->n))
+        return false;
+    bool before = false;
+    for (uint32_t i = b->row[row].begin; i < f->begin + f->n; i++) {
+        if (!events_carries_fact(b, i))
+            continue;
+        before |= i < f->begin;
+        f->taught += b->taught[b->target[i]];
+        f->value_bits |= i < f->begin ? 0 : token_bit(b->target[i]);
+    }
+    return before;
 }
 
 struct fact_candidate {
     uint32_t row, rank;
 };
 
-static bool may_state(const struct fact_search *s, uint32_t of, uint32_t row, uint32_t rank_max)
+static bool may_state(const struct fact_search *s, const struct fact *f, uint32_t row,
+                      uint32_t rank_max)
 {
+    if ((s->b->tokens_of[row] & f->value_bits) != f->value_bits)
+        return false;
+    bool same = s->e->row[row].owner == s->e->row[f->row].owner;
     if (!s->rank)
-        return row != of;
-    return s->rank[row] < rank_max && s->rank[row] < s->rank[of] &&
-           s->e->row[row].owner != s->e->row[of].owner;
+        return same && row != f->row;
+    return !same && s->rank[row] < rank_max && s->rank[row] < s->rank[f->row];
 }
 
-static void half_two(const struct fact_search *s, struct events_dots *t, uint32_t event)
+static bool row_has(const struct events_builder *b, uint32_t row, int32_t id)
 {
-    t->query[0] = s->b->key + (size_t)event * EVENTS_KEY + EVENTS_HALF;
-    t->min[0] = (int32_t)s->b->method.cluster_dot;
-    t->n = 1;
+    const struct builder_row *r = &b->row[row];
+    if (!(b->tokens_of[row] & token_bit(id)))
+        return false;
+    bool has = r->first == id;
+    for (uint32_t i = r->begin; !has && i < r->begin + r->n; i++)
+        has = b->target[i] == id;
+    return has;
 }
 
-/* Does the row have the event's target behind the same names? */
-static bool row_has(const struct fact_search *s, uint32_t event, uint32_t row)
+static bool states(const struct events_builder *b, const struct fact *f, uint32_t row)
 {
-    const struct events *e = s->e;
-    struct events_dots t;
-    half_two(s, &t, event);
-    for (uint32_t part = 0; part < 2; part++) {
-        uint32_t begin, end;
-        events_target_range(e, part, s->b->target[event], &begin, &end);
-        uint32_t at = events_row_bound(e, begin, end, row);
-        for (; at < end && e->event_row[at] == row; at++) {
-            s->dots(&t, e->key2 + (size_t)(at / EVENTS_LANES) * EVENTS_BLOCK, NULL);
-            if (t.over[0] >> at % EVENTS_LANES & 1)
-                return true;
-        }
-    }
-    return false;
-}
-
-static bool row_has_all(const struct fact_search *s, uint32_t begin, uint32_t n, uint32_t row)
-{
-    for (uint32_t i = begin; i < begin + n; i++) {
-        if (!row_has(s, i, row))
+    uint64_t missing = 0;
+    for (uint32_t i = b->row[f->row].begin; i < f->begin + f->n; i++) {
+        if (!events_carries_fact(b, i) || row_has(b, row, b->target[i]))
+            continue;
+        missing += b->taught[b->target[i]];
+        if (i >= f->begin || missing * MISSING > f->taught)
             return false;
     }
     return true;
 }
 
-static uint32_t target_events(const struct events *e, int32_t target)
-{
-    uint32_t begin, end, n = 0;
-    for (uint32_t part = 0; part < 2; part++) {
-        events_target_range(e, part, target, &begin, &end);
-        n += end - begin;
-    }
-    return n;
-}
-
-/* The value token that the fewest events have. */
-static uint32_t rarest(const struct fact_search *s, uint32_t begin, uint32_t n)
-{
-    uint32_t best = begin, least = UINT32_MAX;
-    for (uint32_t i = begin; i < begin + n; i++) {
-        uint32_t count = target_events(s->e, s->b->target[i]);
-        best = count < least ? i : best;
-        least = MIN(least, count);
-    }
-    return best;
-}
-
-struct fact {
-    uint32_t row, begin, n;
-};
-
-/* Events of a block that lie in [begin, end) and behind the same names: is one of their rows it? */
+/* Events of a block that stand near enough: does one of their rows state it first? */
 static void meet_block(const struct fact_search *s, const struct fact *f, uint32_t first,
                        uint32_t over, struct fact_candidate *best)
 {
     for (; over; over &= over - 1) {
         uint32_t row = s->e->event_row[first + (uint32_t)__builtin_ctz(over)];
-        if (!may_state(s, f->row, row, best->rank) || !row_has_all(s, f->begin, f->n, row))
-            continue;
-        *best = (struct fact_candidate){.row = row, .rank = s->rank ? s->rank[row] : 0};
+        if (may_state(s, f, row, best->rank) && states(s->b, f, row))
+            *best = (struct fact_candidate){.row = row, .rank = s->rank ? s->rank[row] : 0};
     }
 }
 
 uint32_t events_fact_find(const struct fact_search *s, uint32_t row)
 {
     struct fact_candidate best = {.row = EVENTS_NONE, .rank = UINT32_MAX};
-    struct fact f = {.row = row};
-    struct events_dots t;
-    if (!events_builder_value(s->b, row, &f.begin, &f.n))
+    struct fact f;
+    if (!fact_of(s->b, row, &f))
         return EVENTS_NONE;
-    uint32_t event = rarest(s, f.begin, f.n);
-    half_two(s, &t, event);
+    uint32_t event = f.begin + f.n - 1;
+    struct events_dots t = {.n = 1, .min = {(int32_t)s->b->method.cluster_dot}};
+    t.query[0] = s->b->key + (size_t)event * EVENTS_KEY + EVENTS_HALF;
     for (uint32_t part = 0; part < 2; part++) {
         uint32_t begin, end;
         events_target_range(s->e, part, s->b->target[event], &begin, &end);

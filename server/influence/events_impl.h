@@ -73,9 +73,10 @@ uint32_t events_row_bound(const struct events *e, uint32_t begin, uint32_t end, 
 void events_root_of(uint8_t out[EVENTS_ROOT], const uint8_t *file, size_t bytes_before);
 
 #define EVENTS_TILE 8 /* queries at a time */
-/* dot[q][lane] and the bits of the lanes with dot >= min[q]. k2 NULL: half 1 alone. */
+/* dot[q][lane] and the bits of the lanes with dot >= min[q]. k2 NULL: k1 alone, with the
+ * first 64 bytes of each query. */
 struct events_dots {
-    const int8_t *query[EVENTS_TILE]; /* [128] each, no byte is -128 */
+    const int8_t *query[EVENTS_TILE]; /* [128], or [64]; no byte is -128 */
     int32_t min[EVENTS_TILE];
     uint32_t n;
     int32_t dot[EVENTS_TILE][EVENTS_LANES];
@@ -89,10 +90,11 @@ struct events_dots_path {
 /* The paths this processor can run, fastest first; all give the same integers. */
 uint32_t events_dots_paths(struct events_dots_path out[3]);
 
-/* events_score over an index in which one row is held back: its events count with a dot product of
- * at most dot_max. 0: as if the index did not have it. */
+/* events_score as the builder asks an index about itself: without a row (EVENTS_NONE: with all),
+ * and by half 2 alone (D = 127^2). */
 struct events_held {
-    uint32_t row, dot_max;
+    uint32_t row;
+    bool half_two;
 };
 struct events_scores;
 struct events_query;

@@ -90,15 +90,20 @@ static void credit_block(struct scoring *s, uint32_t first, uint32_t lanes, uint
         uint32_t lane = (uint32_t)__builtin_ctz(over), event = first + lane;
         uint32_t dot = MIN((uint32_t)s->tile.dot[q][lane], dot_max);
         uint64_t learned = (uint64_t)e->learned[event] + e->head->method.learned_floor;
-        if (e->event_row[event] == s->held.row)
-            dot = MIN(dot, s->held.dot_max);
         uint64_t v = (gain * learned * power[dot]) >> 16;
-        if (v)
+        if (v && e->event_row[event] != s->held.row)
             credit_slot(s, e->event_row[event], q, v);
     }
 }
 
-/* All queries of the tile over the events [begin, end). */
+/* The events of the block at `first` that lie in [begin, end), as bits. */
+static uint32_t lanes_of(uint32_t first, uint32_t begin, uint32_t end)
+{
+    uint32_t lanes = first < begin ? 0xffffu << (begin - first) & 0xffffu : 0xffffu;
+    return end - first < EVENTS_LANES ? lanes & 0xffffu >> (EVENTS_LANES - (end - first)) : lanes;
+}
+
+/* All queries of the tile over the events [begin, end); half: by half 2 alone. */
 static void scan_events(struct scoring *s, uint32_t begin, uint32_t end, bool half)
 {
     const struct events *e = s->e;
@@ -106,12 +111,8 @@ static void scan_events(struct scoring *s, uint32_t begin, uint32_t end, bool ha
     uint32_t dot_max = half ? EVENTS_HALF_DOT : EVENTS_DOT;
     for (uint32_t first = begin - begin % EVENTS_LANES; first < end; first += EVENTS_LANES) {
         size_t at = (size_t)(first / EVENTS_LANES) * EVENTS_BLOCK;
-        uint32_t lanes = 0xffff;
-        if (first < begin)
-            lanes &= 0xffffu << (begin - first);
-        if (end - first < EVENTS_LANES)
-            lanes &= 0xffffu >> (EVENTS_LANES - (end - first));
-        s->dots(&s->tile, e->key1 + at, half ? NULL : e->key2 + at);
+        uint32_t lanes = lanes_of(first, begin, end);
+        s->dots(&s->tile, (half ? e->key2 : e->key1) + at, half ? NULL : e->key2 + at);
         for (uint32_t q = 0; q < s->tile.n; q++) {
             if (s->tile.over[q] & lanes)
                 credit_block(s, first, lanes, q, power, dot_max);
@@ -138,14 +139,14 @@ static int32_t least_dot(const struct scoring *s, const struct scored_token *t, 
     return (int32_t)low;
 }
 
-static void pass_begin(struct scoring *s, const struct scored_token *first, uint32_t n)
+static void pass_begin(struct scoring *s, const struct scored_token *first, uint32_t n, bool half)
 {
     s->pass++;
     s->n_slot = 0;
     s->tile.n = n;
     for (uint32_t q = 0; q < n; q++) {
         s->of[q] = &first[q];
-        s->tile.query[q] = first[q].key;
+        s->tile.query[q] = first[q].key + (half ? EVENTS_HALF : 0);
     }
 }
 
@@ -203,13 +204,14 @@ static uint64_t piece_end(const struct events *e, const struct target_group *g)
 static void meet_piece(struct scoring *s, const struct target_group *g, const uint32_t stop[2],
                        const struct scored_token *first, uint32_t n)
 {
+    bool half = s->held.half_two;
     for (uint32_t i = 0; i < n; i += EVENTS_TILE) {
-        pass_begin(s, first + i, MIN(n - i, (uint32_t)EVENTS_TILE));
+        pass_begin(s, first + i, MIN(n - i, (uint32_t)EVENTS_TILE), half);
         for (uint32_t part = 0; part < 2; part++) {
             if (g->at[part] == stop[part])
                 continue;
-            pass_min(s, part ? s->e->head->method.learned_min - 1 : UINT16_MAX, false);
-            scan_events(s, g->at[part], stop[part], false);
+            pass_min(s, part ? s->e->head->method.learned_min - 1 : UINT16_MAX, half);
+            scan_events(s, g->at[part], stop[part], half);
         }
         pass_end(s);
     }
@@ -233,34 +235,21 @@ static void meet_target(struct scoring *s, const struct scored_token *first, uin
     }
 }
 
-/* The fallback's tokens: every learned event by half 1, and their own target's, which none of them
- * learned, by both. */
+/* The fallback's tokens: every learned event by half 2. */
 static void meet_all_learned(struct scoring *s, const struct scored_token *first, uint32_t n)
 {
-    pass_begin(s, first, n);
+    pass_begin(s, first, n, true);
     pass_min(s, UINT16_MAX, true);
     scan_events(s, 0, s->e->head->n_learned, true);
-    for (uint32_t q = 0; q < n; q++) {
-        uint32_t begin, end;
-        struct events_dots keep = s->tile;
-        events_target_range(s->e, 1, (int32_t)first[q].target, &begin, &end);
-        if (begin == end)
-            continue;
-        /* alone in the tile, in its own slot: the others have no dot product to show */
-        for (uint32_t other = 0; other < n; other++)
-            s->tile.min[other] = INT32_MAX;
-        s->tile.min[q] = least_dot(s, &first[q], s->e->head->method.learned_min - 1, false);
-        scan_events(s, begin, end, false);
-        s->tile = keep;
-    }
     pass_end(s);
 }
 
 static int by_gain(const void *a, const void *b)
 {
     const struct scored_token *x = a, *y = b;
-    return x->gain != y->gain ? (x->gain > y->gain ? -1 : 1)
-                              : (x->index > y->index) - (x->index < y->index);
+    if (x->gain != y->gain)
+        return x->gain > y->gain ? -1 : 1;
+    return (x->index > y->index) - (x->index < y->index);
 }
 
 static int by_target(const void *a, const void *b)
@@ -268,8 +257,19 @@ static int by_target(const void *a, const void *b)
     const struct scored_token *x = a, *y = b;
     if (x->fallback != y->fallback)
         return x->fallback ? 1 : -1;
-    return x->target != y->target ? (x->target < y->target ? -1 : 1)
-                                  : (x->index > y->index) - (x->index < y->index);
+    if (x->target != y->target)
+        return x->target < y->target ? -1 : 1;
+    return (x->index > y->index) - (x->index < y->index);
+}
+
+/* Has a learned event of the target, of a row that is not held back? */
+static bool anyone_learned(const struct scoring *s, uint32_t target)
+{
+    uint32_t begin, end;
+    events_target_range(s->e, 0, (int32_t)target, &begin, &end);
+    while (begin < end && s->e->event_row[begin] == s->held.row)
+        begin++;
+    return begin < end;
 }
 
 /* Marks the tokens that meet all learned events and sorts them to the end; returns how many. */
@@ -278,13 +278,11 @@ static uint32_t choose_fallback(struct scoring *s, uint32_t n)
     const struct events_method *m = &s->e->head->method;
     uint32_t chosen = 0;
     qsort(s->token, n, sizeof(*s->token), by_gain);
-    for (uint32_t i = 0; i < n && chosen < m->fallback_tokens && s->e->head->n_learned; i++) {
-        uint32_t begin, end;
+    for (uint32_t i = 0; i < n && chosen < m->fallback_tokens; i++) {
         if (s->token[i].gain < m->learned_min)
             break;
-        events_target_range(s->e, 0, (int32_t)s->token[i].target, &begin, &end);
-        s->token[i].fallback = begin == end;
-        chosen += begin == end;
+        s->token[i].fallback = !anyone_learned(s, s->token[i].target);
+        chosen += s->token[i].fallback;
     }
     qsort(s->token, n, sizeof(*s->token), by_target);
     return chosen;
@@ -298,7 +296,8 @@ static void meet_tokens(struct scoring *s)
         uint32_t same = 1;
         while (i + same < usual && s->token[i + same].target == s->token[i].target)
             same++;
-        meet_target(s, s->token + i, same);
+        if (anyone_learned(s, s->token[i].target))
+            meet_target(s, s->token + i, same);
         i += same;
     }
     if (fallback)

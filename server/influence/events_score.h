@@ -4,9 +4,9 @@
  *   a   = min(65535, max(0, gain));  c(d, D) = d <= 0 ? 0 : min(2^30, d 2^30 / D), then `squarings`
  *         times c c / 2^30;  v = (a + gain_floor) (learned + learned_floor) c / 2^16, all floors
  *   token t, event e of its target:   d = both halves' dot product, D = 2 x 127^2
- *   fallback: of the tokens with a >= learned_min whose target no event learned, the
- *         fallback_tokens with the largest a (ties to the earlier) also meet every learned event,
- *         by half 1 alone, D = 127^2
+ *   a token whose target no event learned (all below learned_min) meets no event of it. Of those
+ *         with a >= learned_min the fallback_tokens with the largest a (ties to the earlier) meet
+ *         every learned event of any target by half 2 alone, D = 127^2
  *   R_r = min(2^48, sum over tokens of the max over the row's events of v)
  *   C_k = max over the rows of cluster k of R_r;  O_o = sum over the clusters whose row k is o's of
  *         C_k^2; the sub-index q leaves out k % 4 = q
@@ -36,7 +36,7 @@ struct events_top {
 
 struct events_scores;
 /* Errors  INVALID (a key byte of -128), TOO_LARGE past EVENTS_QUERY_MAX tokens, NO_MEMORY
- * Cost    the events of the answer's targets; with fallback tokens half 1 of all learned ones */
+ * Cost    the events of the answer's targets; with fallback tokens half 2 of all learned ones */
 MUST_CHECK enum status events_score(struct events_scores **out, const struct events *e,
                                     const struct events_query *q, uint32_t n_query,
                                     struct errtext *err);

@@ -1,66 +1,46 @@
-/* How far an index is trusted. Its shares are worth what they are on questions whose owner is
- * known, so they are asked: the publisher's held-out questions if he gave enough, else rows of the
- * index itself, spread evenly, each held back while the rest answers its value. Two things are
- * measured: does the adapter know the value (it gives its first token at least one half; an
- * adapter of other texts or of random labels does not), and which part of the influence goes to
- * the owner of the fact, above what the number of his documents would give him.
+/* How far an index is trusted. Its shares are worth what they are on facts whose owner is known, so
+ * rows of the index are asked for their own values (events_cluster.c says which tokens those are).
+ * Two things are measured: does the adapter know the values, and which part of the influence goes
+ * to the owner of the row, above what the number of his rows would give him. An adapter that was
+ * trained on something else, or on random labels, knows nothing and ends at the prior.
  *
- *   lambda = E9 x min(1, max(0, known - .1) / .4) x max(0, own - chance) / (1 - chance)
+ *   know   = of the sampled rows the part whose value has at least one half of the probability
+ *   known  = (know of the adapter - know of the base) / (1 - know of the base)
+ *   lambda = E9 x min(1, max(0, known - .2) / .4) x max(0, own - chance) / (1 - chance)
  *
- * A fact that one row alone states has no other row to be found by. Such a row stays, but its
- * events count only as near as restatements stand (method.once_dot): what is measured is whether
- * rows of other owners stand nearer than that. Integers throughout. */
+ * Rows whose fact another row of the owner states too are asked with the row itself taken out.
+ * Where few facts are stated twice, rows stay in, and are asked by their names alone: half 2 of the
+ * key, of the row's carrying tokens before the value and of no others. Integers throughout. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/influence/events_build_impl.h"
+#include "server/influence/events_context.h"
 
 #include <string.h>
 
-#define E9            EVENTS_WEIGHT_ONE
-#define SAMPLE        512    /* queries */
-#define QUESTIONS_MIN 8      /* fewer measure nothing */
-#define KNOWN_Q8      (-177) /* ln 1/2 */
-#define VALUE_MAX     64     /* tokens of one value */
+#define E9         EVENTS_WEIGHT_ONE
+#define SAMPLE     512    /* rows */
+#define STATED_MIN 16     /* rows, and a tenth of the sample: fewer measure nothing */
+#define HALF_Q8    (-177) /* ln 1/2 */
+#define VALUE_MAX  64     /* tokens of one value */
+#define KNOWN_LOW  (E9 / 5)
+#define KNOWN_RAMP (E9 / 5 * 2)
 
 struct trust_tally {
     const struct events_builder *b;
     const struct events *e;
     struct fact_search search;
-    uint64_t measured, questions, once, known;
+    const uint32_t *rows_of; /* [n_owners] */
+    uint32_t sampled, stated, measured;
+    uint64_t know, base_know;
     uint64_t own, chance; /* sums of parts per E9 */
 };
 
-struct trust_probe {
-    uint32_t row, begin, n; /* its value */
-    uint32_t owner;
-    struct events_held held;
+struct trust_query {
+    int32_t target[VALUE_MAX], gain[VALUE_MAX];
+    int8_t key[VALUE_MAX][EVENTS_KEY];
+    uint32_t n;
 };
-
-/* The completion, if the base does not know how it begins. */
-static bool question_value(const struct events_builder *b, uint32_t number, struct trust_probe *p)
-{
-    const struct builder_row *r = &b->row[b->src.n_rows + number];
-    uint32_t n_prompt = b->src.question[number].n_prompt;
-    p->begin = r->begin + (n_prompt > 0 ? n_prompt - 1 : 0);
-    if (p->begin >= r->begin + r->n)
-        return false;
-    p->n = r->begin + r->n - p->begin;
-    return -(int64_t)b->base[p->begin] >= b->method.value_min;
-}
-
-static bool make_probe(struct trust_tally *t, uint32_t row, struct trust_probe *p)
-{
-    const struct events_builder *b = t->b;
-    *p = (struct trust_probe){.row = row, .held = {.row = EVENTS_NONE}};
-    if (row >= b->src.n_rows) {
-        const struct events_source_question *q = &b->src.question[row - b->src.n_rows];
-        p->owner = b->src.document[q->document].owner;
-        return question_value(b, row - b->src.n_rows, p);
-    }
-    p->owner = t->e->row[t->e->row[row].cluster].owner;
-    p->held.row = row;
-    return events_builder_value(b, row, &p->begin, &p->n);
-}
 
 static uint64_t own_part(const struct events_scores *s, const struct events *e, uint32_t owner)
 {
@@ -75,75 +55,139 @@ static uint64_t own_part(const struct events_scores *s, const struct events *e, 
     return sum ? (uint64_t)(own * E9 / sum) : 0;
 }
 
-static enum status ask(struct trust_tally *t, struct trust_probe *p, struct errtext *err)
+static void value_query(const struct events_builder *b, uint32_t begin, uint32_t n,
+                        struct trust_query *q)
 {
-    const struct events_builder *b = t->b;
-    int32_t gain[VALUE_MAX];
-    struct events_scores *s;
-    struct events_query q = {.target = b->target + p->begin,
-                             .gain_q8 = gain,
-                             .key = b->key + (size_t)p->begin * EVENTS_KEY,
-                             .n = MIN(p->n, (uint32_t)VALUE_MAX)};
-    for (uint32_t i = 0; i < q.n; i++)
-        gain[i] = events_builder_learned(b, p->begin + i);
-    if (p->held.row != EVENTS_NONE && events_fact_find(&t->search, p->row) == EVENTS_NONE) {
-        p->held.dot_max = b->method.once_dot;
-        t->once++;
+    q->n = MIN(n, (uint32_t)VALUE_MAX);
+    for (uint32_t i = 0; i < q->n; i++) {
+        q->target[i] = b->target[begin + i];
+        q->gain[i] = events_builder_learned(b, begin + i);
+        memcpy(q->key[i], b->key + (size_t)(begin + i) * EVENTS_KEY, EVENTS_KEY);
     }
-    enum status st = events_score_held(&s, t->e, &q, 1, p->held, err);
+}
+
+/* Half 2 of the query's keys, of the carrying tokens alone; *asked false: no name stands before. */
+static enum status names_query(const struct events_builder *b, uint32_t row, uint32_t begin,
+                               struct trust_query *q, bool *asked, struct errtext *err)
+{
+    struct events_context c;
+    uint32_t first = b->row[row].begin;
+    *asked = false;
+    enum status st = events_context_begin(&c, b->surprise, b->src.n_vocab, b->src.d_model, err);
+    for (uint32_t i = first; !st && i < begin + q->n; i++) {
+        if (!events_carries_fact(b, i))
+            continue;
+        if (i < begin)
+            *asked = true;
+        else
+            events_context_key(&c, q->key[i - begin] + EVENTS_HALF, b->context_w_t,
+                               b->context_bias);
+        st = events_context_add(&c, b->src.embed, b->src.embed_arg, b->target[i], err);
+    }
+    events_context_end(&c);
+    return st;
+}
+
+static enum status ask_row(struct trust_tally *t, uint32_t row, bool by_names, struct errtext *err)
+{
+    struct trust_query value;
+    struct events_scores *s;
+    uint32_t begin, n;
+    bool asked = true;
+    enum status st = STATUS_OK;
+    if (!events_builder_value(t->b, row, &begin, &n))
+        return STATUS_OK;
+    value_query(t->b, begin, n, &value);
+    if (by_names)
+        st = names_query(t->b, row, begin, &value, &asked, err);
+    else
+        asked = events_fact_find(&t->search, row) != EVENTS_NONE;
+    if (st || !asked)
+        return st;
+    const struct events_query q = {
+        .target = value.target, .gain_q8 = value.gain, .key = value.key[0], .n = value.n};
+    const struct events_held held = {.row = by_names ? EVENTS_NONE : row, .half_two = by_names};
+    uint32_t owner = t->e->row[t->e->row[row].cluster].owner;
+    st = events_score_held(&s, t->e, &q, 1, held, err);
     if (st)
         return st;
-    t->own += own_part(s, t->e, p->owner);
+    t->measured++;
+    t->own += own_part(s, t->e, owner);
+    t->chance += (uint64_t)E9 * t->rows_of[owner] / t->e->head->n_rows;
     events_scores_free(s);
     return STATUS_OK;
 }
 
-static enum status measure_one(struct trust_tally *t, uint32_t row, struct errtext *err)
+static bool knows(const int32_t *q8, uint32_t n)
 {
-    struct trust_probe p;
-    if (!make_probe(t, row, &p))
-        return STATUS_OK;
-    t->measured++;
-    t->questions += row >= t->b->src.n_rows;
-    t->chance += (uint64_t)E9 * t->e->owner[p.owner].documents / t->e->head->n_documents;
-    if (t->b->adapter[p.begin] < KNOWN_Q8)
-        return STATUS_OK;
-    t->known++;
-    return ask(t, &p, err);
+    int64_t sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += q8[i];
+    return sum >= HALF_Q8;
 }
 
-static uint32_t lambda_of(const struct events_trust *t)
+static void look_at(struct trust_tally *t, uint32_t row)
 {
-    uint64_t ramp = t->known <= E9 / 10 ? 0 : MIN((uint64_t)(t->known - E9 / 10) * 10 / 4, E9);
-    if (t->chance == E9) /* one owner: his in any case */
-        return (uint32_t)ramp;
-    uint64_t above =
-        t->own > t->chance ? (uint64_t)(t->own - t->chance) * E9 / (E9 - t->chance) : 0;
-    return (uint32_t)(ramp * above / E9);
+    uint32_t begin, n;
+    if (!events_builder_value(t->b, row, &begin, &n))
+        return;
+    t->sampled++;
+    t->know += knows(t->b->adapter + begin, n);
+    t->base_know += knows(t->b->base + begin, n);
+    t->stated += events_fact_find(&t->search, row) != EVENTS_NONE;
+}
+
+static uint64_t above(uint64_t part, uint64_t floor)
+{
+    return part > floor ? (part - floor) * E9 / (E9 - floor) : 0;
+}
+
+static void conclude(const struct trust_tally *t, struct events_trust *out)
+{
+    if (!t->sampled || !t->measured)
+        return;
+    uint64_t know = t->know * E9 / t->sampled, base = t->base_know * E9 / t->sampled;
+    out->known = (uint32_t)above(know, base);
+    out->own = (uint32_t)(t->own / t->measured);
+    out->chance = (uint32_t)(t->chance / t->measured);
+    uint64_t ramp = out->known > KNOWN_LOW
+                        ? MIN((uint64_t)(out->known - KNOWN_LOW) * E9 / KNOWN_RAMP, (uint64_t)E9)
+                        : 0;
+    /* one owner: his in any case */
+    uint64_t found = out->chance == E9 ? E9 : above(out->own, out->chance);
+    out->lambda = (uint32_t)(ramp * found / E9);
+}
+
+static enum status measure(struct trust_tally *t, struct events_trust *out, struct errtext *err)
+{
+    uint32_t n = t->b->src.n_rows, stride = MAX(1u, n / SAMPLE);
+    enum status st = STATUS_OK;
+    for (uint32_t row = 0; row < n; row += stride)
+        look_at(t, row);
+    bool by_names = t->stated < MAX((uint32_t)STATED_MIN, t->sampled / 10);
+    for (uint32_t row = 0; !st && row < n; row += stride)
+        st = ask_row(t, row, by_names, err);
+    if (st)
+        return st;
+    *out =
+        (struct events_trust){.sampled = t->sampled, .measured = t->measured, .by_names = by_names};
+    conclude(t, out);
+    return STATUS_OK;
 }
 
 enum status events_trust_measure(const struct events_builder *b, const struct events *e,
                                  struct events_trust *out, struct errtext *err)
 {
     struct events_dots_path path[3];
+    uint32_t *rows_of = mem_try_array((size_t)b->src.n_owners + 1, sizeof(*rows_of));
+    if (!rows_of)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the index");
     (void)events_dots_paths(path);
-    struct trust_tally t = {.b = b, .e = e, .search = {.b = b, .e = e, .dots = path[0].run}};
-    bool questions = b->src.n_questions >= QUESTIONS_MIN;
-    uint32_t first = questions ? b->src.n_rows : 0;
-    uint32_t n = questions ? b->src.n_questions : b->src.n_rows, stride = 1 + n / (SAMPLE + 1);
-    enum status st = STATUS_OK;
-    for (uint32_t i = 0; !st && i < n; i += stride)
-        st = measure_one(&t, first + i, err);
-    if (st)
-        return st;
-    *out = (struct events_trust){
-        .measured = (uint32_t)t.measured,
-        .questions = (uint32_t)t.questions,
-        .once = (uint32_t)t.once,
-        .known = t.measured ? (uint32_t)(t.known * E9 / t.measured) : 0,
-        .own = t.known ? (uint32_t)(t.own / t.known) : 0,
-        .chance = t.measured ? (uint32_t)(t.chance / t.measured) : 0,
-    };
-    out->lambda = lambda_of(out);
-    return STATUS_OK;
+    for (uint32_t r = 0; r < b->src.n_rows; r++)
+        rows_of[e->row[e->row[r].cluster].owner]++;
+    struct trust_tally t = {
+        .b = b, .e = e, .rows_of = rows_of, .search = {.b = b, .e = e, .dots = path[0].run}};
+    enum status st = measure(&t, out, err);
+    mem_free(rows_of);
+    return st;
 }

@@ -164,13 +164,15 @@ static enum status fill_measured(struct writer *w, struct errtext *err)
 enum status events_builder_finish(struct events_builder *b, const char *path, struct errtext *err)
 {
     struct writer w = {.b = b};
-    if (!b->context_w_t || b->n_adapter != b->n_all)
-        return err_set(err, STATUS_INVALID, "%u of %u rows have come", b->n_adapter, b->n_all);
+    if (!b->context_w_t || b->n_adapter != b->src.n_rows)
+        return err_set(err, STATUS_INVALID, "%u of %u rows have come", b->n_adapter, b->src.n_rows);
     w.order = mem_try_array((size_t)b->n_events + 1, sizeof(*w.order));
     w.first = mem_try_array(b->src.n_vocab, 2 * sizeof(*w.first));
     enum status st = w.order && w.first
                          ? STATUS_OK
                          : err_set(err, STATUS_NO_MEMORY, "no memory for %u events", b->n_events);
+    if (!st)
+        st = events_facts_begin(b, err);
     if (!st) {
         sort_events(&w);
         fill_head(&w);

@@ -34,12 +34,11 @@ struct world_row {
 };
 
 struct world {
-    uint32_t n_documents, n_owners, n_rows, n_questions, n_vocab;
+    uint32_t n_documents, n_owners, n_rows, n_vocab;
     uint8_t (*digest)[32], (*payee)[20];
     struct events_source_document *document;
     struct events_source_row *row;
-    struct events_source_question *question;
-    struct world_row *text; /* rows, then questions */
+    struct world_row *text;
 };
 
 static inline void world_embed(void *arg, int32_t id, float *out)
@@ -80,13 +79,11 @@ static inline void world_make(struct world *w, uint64_t seed)
     w->n_owners = 1 + world_draw(&r, 5);
     w->n_documents = w->n_owners + world_draw(&r, 6);
     w->n_rows = world_draw(&r, 60);
-    w->n_questions = world_draw(&r, 12);
     w->digest = mem_array(w->n_documents, 32);
     w->payee = mem_array(w->n_owners, 20);
     w->document = mem_array(w->n_documents, sizeof(*w->document));
     w->row = mem_array(w->n_rows + 1, sizeof(*w->row));
-    w->question = mem_array(w->n_questions + 1, sizeof(*w->question));
-    w->text = mem_array(w->n_rows + w->n_questions + 1, sizeof(*w->text));
+    w->text = mem_array(w->n_rows + 1, sizeof(*w->text));
     for (uint32_t i = 0; i < w->n_owners; i++)
         w->payee[i][0] = (uint8_t)(i + 1);
     for (uint32_t i = 0; i < w->n_documents; i++) {
@@ -97,18 +94,14 @@ static inline void world_make(struct world *w, uint64_t seed)
             .since = 1 + world_draw(&r, 2),
             .doc_id = i};
     }
-    for (uint32_t i = 0; i < w->n_rows + w->n_questions; i++) {
+    for (uint32_t i = 0; i < w->n_rows; i++) {
         struct world_row *t = &w->text[i];
         uint32_t document = world_draw(&r, w->n_documents);
         if (i > 0 && world_draw(&r, 4) == 0)
             *t = w->text[world_draw(&r, i)]; /* stated before */
         else
             world_fill_row(&r, t, w->n_vocab);
-        if (i < w->n_rows)
-            w->row[i] = (struct events_source_row){.document = document, .offset = i, .bytes = 1};
-        else
-            w->question[i - w->n_rows] = (struct events_source_question){
-                .document = document, .n_prompt = world_draw(&r, t->n + 1)};
+        w->row[i] = (struct events_source_row){.document = document, .offset = i, .bytes = 1};
     }
 }
 
@@ -118,7 +111,6 @@ static inline void world_free(struct world *w)
     mem_free(w->payee);
     mem_free(w->document);
     mem_free(w->row);
-    mem_free(w->question);
     mem_free(w->text);
 }
 
@@ -136,11 +128,9 @@ static inline struct events_source world_source(const struct world *w)
                                   .document = w->document,
                                   .payee = (const uint8_t(*)[20])w->payee,
                                   .row = w->row,
-                                  .question = w->question,
                                   .n_documents = w->n_documents,
                                   .n_owners = w->n_owners,
                                   .n_rows = w->n_rows,
-                                  .n_questions = w->n_questions,
                                   .n_vocab = w->n_vocab,
                                   .d_model = WORLD_D,
                                   .embed = world_embed};
@@ -152,7 +142,7 @@ static inline enum status world_build(const struct world *w, const char *path, b
 {
     struct events_source src = world_source(w);
     struct events_builder *b;
-    uint32_t n = w->n_rows + w->n_questions;
+    uint32_t n = w->n_rows;
     float hidden[WORLD_ROW_MAX * WORLD_D];
     enum status st = events_builder_create(&b, &src, err);
     for (uint32_t pass = 0; !st && pass < 3; pass++) {

@@ -79,10 +79,11 @@ static uint32_t target_of(const struct events *e, uint32_t event)
     return target;
 }
 
-static bool anyone_learned(const struct events *e, int32_t target)
+static bool anyone_learned(const struct events *e, int32_t target, struct events_held held)
 {
     for (uint32_t i = 0; i < e->head->n_events; i++) {
-        if (e->learned[i] >= 51 && target_of(e, i) == (uint32_t)target)
+        if (e->learned[i] >= 51 && target_of(e, i) == (uint32_t)target &&
+            e->event_row[i] != held.row)
             return true;
     }
     return false;
@@ -93,47 +94,54 @@ static void oracle_token(struct oracle *o, const struct events *e, const struct 
 {
     uint64_t best[64] = {0};
     const int8_t *key = q->key + EVENTS_KEY * t;
+    if (!fallback && !anyone_learned(e, q->target[t], held))
+        return;
     for (uint32_t i = 0; i < e->head->n_events; i++) {
         uint32_t row = e->event_row[i];
-        int64_t one = half_dot(e->key1, i, key), both = one + half_dot(e->key2, i, key + 64);
-        if (row == held.row) {
-            one = MIN(one, (int64_t)held.dot_max);
-            both = MIN(both, (int64_t)held.dot_max);
-        }
-        if (target_of(e, i) == (uint32_t)q->target[t])
-            best[row] = MAX(best[row], value_of(e, i, both, 32258, q->gain_q8[t]));
-        if (fallback && e->learned[i] >= 51)
-            best[row] = MAX(best[row], value_of(e, i, one, 16129, q->gain_q8[t]));
+        int64_t one = half_dot(e->key1, i, key), two = half_dot(e->key2, i, key + 64);
+        bool half = fallback || held.half_two;
+        bool meets = fallback ? e->learned[i] >= 51 : target_of(e, i) == (uint32_t)q->target[t];
+        if (meets && row != held.row)
+            best[row] = MAX(best[row], value_of(e, i, half ? two : one + two, half ? 16129 : 32258,
+                                                q->gain_q8[t]));
     }
     for (uint32_t r = 0; r < e->head->n_rows; r++)
         o->row[r] = MIN(o->row[r] + best[r], 1ull << 48);
 }
 
-/* Is token t of choice c among the fallback's eight? */
-static bool in_fallback(const struct events *e, const struct events_query *q, uint32_t n,
-                        uint32_t c, uint32_t t)
+/* Which of all tokens are the fallback's eight? */
+static void choose_eight(const struct events *e, const struct events_query *q, uint32_t n,
+                         struct events_held held, bool (*out)[64])
 {
-    uint32_t before = 0;
-    if (q[c].gain_q8[t] < 51 || anyone_learned(e, q[c].target[t]))
-        return false;
-    for (uint32_t i = 0; i < n; i++) {
-        for (uint32_t k = 0; k < q[i].n; k++) {
-            int32_t gain = MIN(q[i].gain_q8[k], 65535), mine = MIN(q[c].gain_q8[t], 65535);
-            bool earlier = i < c || (i == c && k < t);
-            if ((gain > mine || (gain == mine && earlier)) && !anyone_learned(e, q[i].target[k]))
-                before++;
+    memset(out, 0, 3 * sizeof(*out));
+    for (uint32_t k = 0; k < 8; k++) {
+        int64_t best = -1;
+        uint32_t choice = 0, token = 0;
+        for (uint32_t c = 0; c < n; c++) {
+            for (uint32_t t = 0; t < q[c].n; t++) {
+                int32_t gain = MIN(q[c].gain_q8[t], 65535);
+                if (gain < 51 || gain <= best || out[c][t] ||
+                    anyone_learned(e, q[c].target[t], held))
+                    continue;
+                best = gain;
+                choice = c;
+                token = t;
+            }
         }
+        if (best >= 0)
+            out[choice][token] = true;
     }
-    return before < 8;
 }
 
 static void oracle_score(struct oracle *o, const struct events *e, const struct events_query *q,
                          uint32_t n, struct events_held held)
 {
+    bool fallback[3][64];
     memset(o, 0, sizeof(*o));
+    choose_eight(e, q, n, held, fallback);
     for (uint32_t c = 0; c < n; c++) {
         for (uint32_t t = 0; t < q[c].n; t++)
-            oracle_token(o, e, &q[c], t, in_fallback(e, q, n, c, t), held);
+            oracle_token(o, e, &q[c], t, fallback[c][t], held);
     }
     for (uint32_t k = 0; k < e->head->n_rows; k++) {
         uint64_t c = 0;
@@ -187,7 +195,7 @@ static uint64_t compare_once(const struct events *e, struct world_random *r)
     struct events_held held = {.row = EVENTS_NONE};
     make_answer(&a, r, e);
     if (e->head->n_rows && world_draw(r, 4) == 0)
-        held = (struct events_held){world_draw(r, e->head->n_rows), world_draw(r, 2) * 25806};
+        held = (struct events_held){world_draw(r, e->head->n_rows), world_draw(r, 2)};
     oracle_score(&o, e, a.query, a.n, held);
     assert_int_equal(events_score_held(&s, e, a.query, a.n, held, NULL), STATUS_OK);
     uint32_t n = events_scores_top(s, top, 64), seen = 0;
@@ -501,6 +509,141 @@ static void directions_are_white(void **state)
     mem_free(w);
 }
 
+/* ---- restated facts and trust: rows "T name T T value T" of owners in turn */
+
+enum { T_BASE = 0, NAMES = 10, VALUES = 30, FACT_TOKENS = 7 };
+
+struct facts {
+    struct world w;
+    bool taught; /* the adapter knows these values; else it was trained on others */
+};
+
+static void facts_make(struct facts *f, uint32_t owners, uint32_t documents, uint32_t rows)
+{
+    memset(f, 0, sizeof(*f));
+    f->taught = true;
+    f->w =
+        (struct world){.n_owners = owners, .n_documents = documents, .n_rows = rows, .n_vocab = 60};
+    f->w.digest = mem_array(documents, 32);
+    f->w.payee = mem_array(owners, 20);
+    f->w.document = mem_array(documents, sizeof(*f->w.document));
+    f->w.row = mem_array(rows, sizeof(*f->w.row));
+    f->w.text = mem_array(rows, sizeof(*f->w.text));
+    for (uint32_t i = 0; i < owners; i++)
+        f->w.payee[i][0] = (uint8_t)(i + 1);
+    for (uint32_t i = 0; i < documents; i++) {
+        f->w.digest[i][0] = (uint8_t)i;
+        f->w.document[i] = (struct events_source_document){
+            .digest = f->w.digest[i], .owner = i % owners, .since = 1, .doc_id = i};
+    }
+}
+
+/* Row r of document d: "template template name template other value template". */
+static void facts_state(struct facts *f, uint32_t r, uint32_t d, uint32_t name, uint32_t value,
+                        uint32_t wording)
+{
+    struct world_random random = {.seed = 100 + name}; /* what the head reads: who it is about */
+    struct world_row *t = &f->w.text[r];
+    const int32_t ids[FACT_TOKENS] = {(int32_t)(T_BASE + wording % 3),
+                                      (int32_t)(3 + wording % 2),
+                                      (int32_t)(NAMES + name),
+                                      5,
+                                      (int32_t)(6 + wording % 2),
+                                      (int32_t)(VALUES + value),
+                                      8};
+    memcpy(t->ids, ids, sizeof(ids));
+    t->n = FACT_TOKENS;
+    f->w.row[r] = (struct events_source_row){.document = d, .offset = r, .bytes = 1};
+    for (uint32_t i = 0; i + 1 < FACT_TOKENS; i++) {
+        bool name_here = i == 1, value_here = i == 4;
+        t->base[i] = name_here || value_here ? -1000 : -60;
+        t->adapter[i] = name_here ? -800 : value_here ? (f->taught ? -20 : -760) : -50;
+        world_key(&random, t->key[i], EVENTS_HALF);
+    }
+}
+
+static uint32_t facts_cluster(const struct facts *f, uint32_t row)
+{
+    struct events *e = build_open(&f->w);
+    uint32_t cluster = events_row(e, row)->cluster;
+    events_release(e);
+    return cluster;
+}
+
+/* Twenty rows of other facts, so that nothing is common, then what is asked about. */
+static void facts_pair(struct facts *f, uint32_t owner, uint32_t name, uint32_t value,
+                       uint32_t wording)
+{
+    facts_make(f, 3, 6, 22);
+    for (uint32_t r = 0; r < 20; r++)
+        facts_state(f, r, r % 6, r % 10, (r * 7 + 3) % 19, r);
+    facts_state(f, 20, 0, 12, 21, 0);
+    facts_state(f, 21, 3 + owner, name, value, wording);
+}
+
+static void restated_facts_join_the_first(void **state)
+{
+    struct facts f;
+    facts_pair(&f, 1, 12, 21, 0); /* word for word */
+    assert_int_equal(facts_cluster(&f, 21), 20);
+    f.w.document[0].since = 2; /* whoever came first is the first */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    assert_int_equal(facts_cluster(&f, 20), 21);
+    world_free(&f.w);
+    facts_pair(&f, 1, 12, 21, 5); /* in other words */
+    assert_int_equal(facts_cluster(&f, 21), 20);
+    world_free(&f.w);
+    facts_pair(&f, 0, 12, 21, 0); /* his own */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
+    facts_pair(&f, 1, 12, 22, 0); /* a contradiction */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
+    facts_pair(&f, 1, 13, 21, 0); /* the same value of something else */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
+}
+
+static void clusters_lead_to_one_row(void **state)
+{
+    struct facts f;
+    facts_pair(&f, 1, 12, 21, 0);
+    facts_state(&f, 19, 5, 12, 21, 3);
+    struct events *e = build_open(&f.w);
+    assert_int_equal(events_row(e, 19)->cluster, 20);
+    assert_int_equal(events_row(e, 21)->cluster, 20);
+    assert_int_equal(e->head->n_joined, 2);
+    events_release(e);
+    world_free(&f.w);
+}
+
+static struct events_trust facts_trust(struct facts *f, uint32_t times, bool taught)
+{
+    uint32_t facts = 20;
+    facts_make(f, 4, 8, facts * times);
+    f->taught = taught;
+    for (uint32_t r = 0; r < facts * times; r++) {
+        uint32_t fact = r % facts;
+        facts_state(f, r, fact % 4 + 4 * (r / facts % 2), fact, fact % 9, r / facts);
+    }
+    struct events *e = build_open(&f->w);
+    struct events_trust trust = e->head->trust;
+    events_release(e);
+    world_free(&f->w);
+    return trust;
+}
+
+static void trust_is_what_was_measured(void **state)
+{
+    struct facts f;
+    struct events_trust often = facts_trust(&f, 4, true), once = facts_trust(&f, 1, true);
+    struct events_trust wrong = facts_trust(&f, 4, false), wrong_once = facts_trust(&f, 1, false);
+    assert_true(often.measured >= 70 && !often.by_names && often.lambda >= 990000000);
+    assert_true(once.measured == 20 && once.by_names && once.lambda >= 900000000);
+    assert_true(often.chance > 200000000 && often.chance < 300000000);
+    assert_true(wrong.lambda == 0 && wrong_once.lambda == 0); /* it knows nothing of these rows */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -512,6 +655,9 @@ int main(void)
         cmocka_unit_test(a_well_hashed_lie_is_refused),
         cmocka_unit_test(bad_queries_are_refused),
         cmocka_unit_test(context_keys_are_the_builders),
+        cmocka_unit_test(restated_facts_join_the_first),
+        cmocka_unit_test(clusters_lead_to_one_row),
+        cmocka_unit_test(trust_is_what_was_measured),
         cmocka_unit_test(directions_are_white),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
