@@ -9,12 +9,14 @@
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/http/server.h"
+#include "server/influence/indexes.h"
 #include "server/keys.h"
 #include "server/memory.h"
 #include "server/record/lane.h"
 #include "server/registry.h"
 #include "server/spool/ship.h"
 #include "server/text/unicode.h"
+#include "server/values.h"
 
 #include <limits.h>
 #include <signal.h>
@@ -36,6 +38,7 @@ struct server {
     struct registry_from registry_from; /* no book without a chain */
     struct store *store;
     struct engine *engine;
+    struct indexes *indexes; /* NULL: scoring is off */
     struct recorder *recorder;
     struct http_server *http;
     struct http_key *keys;
@@ -74,38 +77,10 @@ static enum status parse_price(u128 *out, const char *text, const char *key, str
                      text);
 }
 
-/* What is known to be wrong without a model is refused before one is loaded. */
-static enum status check_values(const struct config *c, struct errtext *err)
-{
-    if (strcmp(c->dtype, "auto") != 0 && strcmp(c->dtype, "f32") != 0 &&
-        strcmp(c->dtype, "bf16") != 0)
-        return err_param(err, STATUS_INVALID, "dtype",
-                         "dtype: found '%s', expected auto, f32 or bf16", c->dtype);
-    if (c->adapter_roots.count + (c->adapter_dir ? 1 : 0) > PUBLISH_ROOTS_MAX)
-        return err_param(err, STATUS_TOO_LARGE, "adapter_roots",
-                         "adapter_roots: %u folders, at most %d with adapter_dir",
-                         c->adapter_roots.count, PUBLISH_ROOTS_MAX);
-    if (c->adapter_dir && !file_exists(c->adapter_dir))
-        return err_param(err, STATUS_NOT_FOUND, "adapter_dir", "adapter_dir %s: no such folder",
-                         c->adapter_dir);
-    for (uint32_t i = 0; i < c->adapter.count; i++) {
-        const char *item = c->adapter.item[i], *eq = strchr(item, '=');
-        if (!eq || eq == item || (size_t)(eq - item) > CATALOG_NAME_MAX || !eq[1])
-            return err_param(err, STATUS_INVALID, "adapter",
-                             "adapter: found '%s', expected NAME=DIR", item);
-        if (!file_exists(eq + 1))
-            return err_param(err, STATUS_NOT_FOUND, "adapter", "adapter %s: no such folder", item);
-    }
-    struct ship_options ship = {.redis_url = c->redis_url,
-                                .password_file = c->redis_password_file,
-                                .ca_file = c->redis_ca_file};
-    return c->redis_url ? ship_check(&ship, err) : STATUS_OK;
-}
-
 static enum status parse_values(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
-    enum status st = check_values(c, err);
+    enum status st = values_check(c, err);
     if (!st)
         st = parse_address(s->ledger, c->ledger, "ledger", err);
     if (!st)
@@ -375,6 +350,18 @@ static enum status make_engine(struct server *s, struct errtext *err)
     return st ? st : engine_create(&s->engine, &opt, &deps, err);
 }
 
+static enum status make_indexes(struct server *s, struct errtext *err)
+{
+    char dir[PATH_MAX];
+    snprintf(dir, sizeof(dir), "%s/indexes", s->config->data_dir);
+    const struct indexes_options opt = {.dir = dir,
+                                        .bytes_max = s->config->index_bytes_max,
+                                        .roots = publisher_roots(s->publisher)};
+    const struct indexes_deps deps = {
+        .engine = s->engine, .catalog = s->catalog, .model = s->model, .store = s->datanets};
+    return s->config->score_rows_max ? indexes_create(&s->indexes, &opt, &deps, err) : STATUS_OK;
+}
+
 static enum status make_recorder(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
@@ -383,6 +370,7 @@ static enum status make_recorder(struct server *s, struct errtext *err)
                                    .chain_id = c->chain_id,
                                    .base_tariff = s->base_tariff,
                                    .score_bytes_max = c->score_bytes_max,
+                                   .evidence_bytes_max = c->evidence_bytes_max,
                                    .score_age_s_max = (uint32_t)c->score_age_s_max,
                                    .score_rate_ppb =
                                        c->score_rows_max ? (uint32_t)c->score_rate_ppb : 0,
@@ -398,7 +386,8 @@ static enum status make_recorder(struct server *s, struct errtext *err)
     struct recorder_deps deps = {.model = s->model,
                                  .engine = s->engine,
                                  .catalog = s->catalog,
-                                 .book = s->registry_from.book};
+                                 .book = s->registry_from.book,
+                                 .indexes = s->indexes};
     memcpy(opt.ledger, s->ledger, 20);
     if (c->chain_id)
         opt.ledger_used = registry_lane_used(&s->registry_from, c, s->ledger);
@@ -423,7 +412,8 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .publisher = s->publisher,
                              .recorder = s->recorder,
                              .book = s->registry_from.book,
-                             .datanets = s->datanets};
+                             .datanets = s->datanets,
+                             .indexes = s->indexes};
     enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
     if (st)
         return st;
@@ -441,6 +431,7 @@ static void destroy(struct server *s)
     if (s->engine)
         engine_destroy(s->engine);
     recorder_destroy(s->recorder);
+    indexes_destroy(s->indexes);
     store_destroy(s->store);
     datanet_store_close(s->datanets);
     publisher_destroy(s->publisher);
@@ -487,7 +478,9 @@ enum status server_start(struct server **out, const struct config *c, struct err
         st = engine_record(s->engine, ENGINE_RECORD_MS_MAX, err);
     if (!st) {
         engine_start(s->engine);
-        st = make_recorder(s, err);
+        st = make_indexes(s, err);
+        if (!st)
+            st = make_recorder(s, err);
     }
     if (!st)
         st = make_http(s, err);
@@ -497,6 +490,7 @@ enum status server_start(struct server **out, const struct config *c, struct err
     }
     if (s->engine)
         engine_stop(s->engine, 0);
+    indexes_stop(s->indexes);
     if (s->recorder)
         recorder_stop(s->recorder, 0);
     destroy(s);
@@ -556,6 +550,7 @@ void server_stop(struct server *s)
                        : (uint32_t)s->config->lame_duck_s *
                              1000); /* routers notice, late requests are still served */
     engine_stop(s->engine, drain_ms);
+    indexes_stop(s->indexes);
     recorder_stop(s->recorder, 5000);
     http_stop(s->http);
     destroy(s);
@@ -571,7 +566,7 @@ enum status server_print_plan(const struct config *c)
     s->lock_fd = -1;
     s->listen_fd = -1;
     s->access_log = LOGFILE_STDERR;
-    enum status st = check_values(c, &err);
+    enum status st = values_check(c, &err);
     if (!st)
         st = make_backend(s, &err);
     if (!st)

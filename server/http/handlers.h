@@ -17,6 +17,7 @@ void handle_metrics(struct exchange *x);
 void handle_openapi(struct exchange *x);
 void handle_receipt(struct exchange *x);
 void handle_attribution(struct exchange *x);
+void handle_index(struct exchange *x);
 void handle_lane_range(struct exchange *x);
 /* page.c */
 void handle_page(struct exchange *x);

@@ -8,6 +8,7 @@
 #include "server/http/reply.h"
 #include "server/http/request_id.h"
 #include "server/http/state.h"
+#include "server/influence/indexes.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -85,14 +86,14 @@ typedef enum status record_reader(struct recorder *r, const uint8_t id[32],
                                   const struct recorder_viewer *who, struct buf *out,
                                   struct errtext *err);
 
-static void read_record(struct exchange *x, record_reader *read)
+static void read_record(struct exchange *x, const char *tail, record_reader *read)
 {
     uint8_t id[32];
     struct errtext err = ERRTEXT_INIT;
-    if (!request_id_read(x, x->tail, id)) {
+    if (!request_id_read(x, tail, id)) {
         (void)err_param(&err, STATUS_NOT_FOUND, "id",
                         "'%.80s' is neither an answer's id nor an x-request-id that is known here",
-                        x->tail);
+                        tail);
         exchange_fail(x, STATUS_NOT_FOUND, &err);
         return;
     }
@@ -108,12 +109,46 @@ static void read_record(struct exchange *x, record_reader *read)
 
 void handle_receipt(struct exchange *x)
 {
-    read_record(x, recorder_receipt_json);
+    read_record(x, x->tail, recorder_receipt_json);
 }
 
+/* "<id>", or "<id>/inputs" for what its shares are recomputed from. */
 void handle_attribution(struct exchange *x)
 {
-    read_record(x, recorder_attribution_json);
+    static const char suffix[] = "/inputs";
+    char tail[128];
+    size_t n = strlen(x->tail), cut = sizeof(suffix) - 1;
+    bool inputs = n > cut && n < sizeof(tail) && strcmp(x->tail + n - cut, suffix) == 0;
+    snprintf(tail, sizeof(tail), "%.*s", (int)(inputs ? n - cut : sizeof(tail) - 1), x->tail);
+    read_record(x, tail, inputs ? recorder_inputs_json : recorder_attribution_json);
+}
+
+/* An index file that attributions name, as it is. */
+void handle_index(struct exchange *x)
+{
+    uint8_t root[32];
+    struct errtext err = ERRTEXT_INIT;
+    struct indexes *indexes = x->server->deps.indexes;
+    const char *hex = strncmp(x->tail, "0x", 2) == 0 ? x->tail + 2 : x->tail;
+    struct index *index =
+        indexes && hex_decode(root, 32, hex) ? indexes_by_root(indexes, root) : NULL;
+    if (!index) {
+        (void)err_param(&err, STATUS_NOT_FOUND, "root",
+                        "no index of root '%.70s' is open here: an answer of its adapter opens it",
+                        x->tail);
+        exchange_fail(x, STATUS_NOT_FOUND, &err);
+        return;
+    }
+    buf_put(&x->out, events_file(index->events), events_file_bytes(index->events));
+    index_release(index);
+    if (x->out.failed) {
+        (void)err_set(&err, STATUS_TOO_LARGE,
+                      "the index is larger than a reply may be: it lies in data_dir/indexes");
+        exchange_fail(x, STATUS_TOO_LARGE, &err);
+        return;
+    }
+    x->content_type = "application/octet-stream";
+    x->code = 200;
 }
 
 static bool read_seq(const char *text, uint64_t *out)

@@ -8,6 +8,7 @@
 #include "server/base/hex.h"
 #include "server/http/route.h"
 #include "server/http/state.h"
+#include "server/influence/indexes.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -313,6 +314,22 @@ static void put_registry(struct page *p)
           b.unread);
 }
 
+static void put_indexes(struct page *p)
+{
+    struct indexes_stats i;
+    if (!p->s->deps.indexes)
+        return;
+    indexes_get_stats(p->s->deps.indexes, &i);
+    plain(p, "residual_indexes_ready", "gauge", "Attribution indexes in use.", i.ready);
+    plain(p, "residual_indexes_waiting", "gauge", "Indexes that are being made.", i.waiting);
+    plain(p, "residual_indexes_failed", "gauge", "Indexes that cannot be made; the log says why.",
+          i.failed);
+    plain(p, "residual_indexes_built_total", "counter", "Indexes built.", (double)i.built);
+    plain(p, "residual_indexes_rebuilt_total", "counter",
+          "Index files that failed their check and were built again.", (double)i.rebuilt);
+    plain(p, "residual_index_bytes", "gauge", "Bytes of index files.", (double)i.bytes);
+}
+
 static void put_recorder(struct page *p)
 {
     struct recorder_stats r;
@@ -332,6 +349,8 @@ static void put_recorder(struct page *p)
     plain(p, "residual_spool_bytes", "gauge", "Bytes of the spool.", (double)r.spool_bytes);
     plain(p, "residual_spool_bytes_max", "gauge", "Maximum.", (double)r.spool_bytes_max);
     plain(p, "residual_score_job_bytes", "gauge", "Bytes of jobs to score.", (double)r.job_bytes);
+    plain(p, "residual_evidence_bytes", "gauge", "Bytes of kept evidence.",
+          (double)r.evidence_bytes);
     plain(p, "residual_score_jobs", "gauge", "Jobs to score.", (double)r.job_count);
     plain(p, "residual_records_ready", "gauge",
           "0: /readyz says why: no room for records, or scoring that is owed stands still.",
@@ -448,6 +467,7 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     put_store(&p, &e.store);
     put_device_tier(&p, &e.store);
     put_recorder(&p);
+    put_indexes(&p);
     put_registry(&p);
     put_http(&p);
     put_process(&p);

@@ -33,6 +33,7 @@ static const struct route table[] = {
     {HTTP_DELETE, "/v1/adapters/", handle_adapter_delete, PUBLISH, NONE, true},
     {HTTP_PUT, "/v1/uploads/", handle_upload, PUBLISH, UPLOAD, true},
     {HTTP_GET, "/v1/attribution/", handle_attribution, INFER | ADMIN, NONE, true},
+    {HTTP_GET, "/v1/indexes/", handle_index, ADMIN | WORKER, NONE, true},
     {HTTP_GET, "/v1/receipts/", handle_receipt, INFER | ADMIN, NONE, true},
     {HTTP_GET, "/v1/lane/range", handle_lane_range, WORKER, NONE, true},
     {HTTP_GET, "/v1/datanets", handle_datanets_list, NOBODY, NONE, true},

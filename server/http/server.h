@@ -72,6 +72,7 @@ struct http_deps {
     struct recorder *recorder;
     struct book *book; /* NULL: a lane without a chain */
     struct datanet_store *datanets;
+    struct indexes *indexes; /* NULL: scoring is off */
 };
 
 struct http_server;

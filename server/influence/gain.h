@@ -1,40 +1,67 @@
-/* Signal S0 and the shares it gates (SPEC 10), in integers: inputs are Q8 nats, everything after
- * replays bit for bit. Rows of a sequence, per output token: set (the answer's own
- * log-probability), base, and for a mix each adapter alone.
+/* From the quantised inputs of an answer to the influence on its record (SPEC 10). Integers alone:
+ * who has the logged inputs and the index files gets the same, bit for bit, on every machine.
  *
  *   solo_k = sum over tokens of max(0, l_k - l_base)     K = 1: l_k is the set row
  *   gain   = LR(E9, solo), ties to the lower adapter id; all zero: LR(E9, |weight|)
- *   shares = of an adapter with a datanet: LR(E9, document counts); the zero payee, which is the
- *            treasury, when solo_k = 0
+ *   shares = of an adapter with an index: events_score.h and shares.h; the zero payee, which is the
+ *            treasury, when solo_k = 0. Without an index none.
  *
  * Pure. Thread: any. */
 #ifndef RS_INFLUENCE_GAIN_H
 #define RS_INFLUENCE_GAIN_H
 
-#include "chain_client/tail.h"
-#include "server/influence/job.h"
+#include "server/influence/events_score.h"
+#include "server/influence/shares.h"
 
 /* Keccak of this name is the methodHash of records scored this way; it must be registered on chain.
  */
-#define GAIN_METHOD "residual.method.s0-documents.1"
+#define GAIN_METHOD "residual.method.s0-s1-s2.1"
 
-/* Q8 rows of one sequence: row 0 the base; for a mix rows 1..K the adapters alone, in set order. */
-struct gain_seq {
-    const int32_t *row[1 + LORA_PARTS_MAX];
+/* One output sequence: its tokens, and Q8 log-probabilities. row 0 is the base's; for a mix rows
+ * 1..K are the adapters' alone, in set order. */
+struct gain_choice {
+    uint32_t n;
+    const int32_t *target, *set;
+    const int32_t *row[1 + TAIL_ADAPTERS_MAX];
+};
+
+struct gain_adapter { /* one of the set */
+    int32_t weight_q16;
+    const struct events *events; /* NULL: no index, and nothing of the rest counts */
+    const uint32_t *prior_ppb;   /* [owners], shares_prior of its owner table */
+    const uint64_t *spans;       /* [owners] signal S2; NULL: none */
+    const int8_t *const *key;    /* [choice_count], each [n][128] */
+};
+
+struct gain_in {
+    uint32_t adapter_count, choice_count;
+    struct gain_adapter adapter[TAIL_ADAPTERS_MAX];
+    const struct gain_choice *choice;
 };
 
 struct gain_result {
     struct tail_influence influence;
-    uint64_t solo_q8[LORA_PARTS_MAX]; /* telemetry: nats gained, Q8 */
-    uint64_t moved_q8;                /* sum of |set - base|: 0 flags a dead adapter */
+    uint64_t solo_q8[TAIL_ADAPTERS_MAX]; /* telemetry: nats gained, Q8 */
+    uint64_t moved_q8;                   /* sum of |set - base|: 0 flags a dead adapter */
+    /* of adapters with an index that moved the answer */
+    struct shares shares[TAIL_ADAPTERS_MAX];
+    struct events_scores *scores[TAIL_ADAPTERS_MAX];
 };
 
-/* row_count rows per sequence: 1 for one adapter, 1 + K for a mix. */
-uint32_t gain_row_count(const struct job *j);
-void gain_compute(struct gain_result *out, const struct job *j, const struct gain_seq *seq);
-/* inputsDigest: keccak(s_4 ‖ per sequence: set row, base row, adapter rows; i32 big-endian). */
-void gain_inputs_digest(uint8_t out[32], const struct job *j, const struct gain_seq *seq);
-/* indexHash: keccak over the adapters' datanet roots in set order; zero when none has one. */
-void gain_index_hash(uint8_t out[32], const struct job *j);
+/* Rows of a choice beside the set's: 1 for one adapter, 1 + K for a mix. */
+uint32_t gain_row_count(uint32_t adapter_count);
+/* Q8 nats that adapter k gained at token t of a choice, 0 to 65535: what S1 counts. */
+int32_t gain_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t t);
+/* Errors: those of events_score and shares_compute; nothing is to be freed then. */
+MUST_CHECK enum status gain_compute(struct gain_result *out, const struct gain_in *in,
+                                    struct errtext *err);
+void gain_result_fini(struct gain_result *r);
+/* inputsDigest: keccak(s_4 ‖ per choice: set row, base row, of a mix the adapters' rows, i32 each;
+ * per adapter with an index: per choice 128 bytes a token, then its owners with S2: count u32, each
+ * place u32 and weight u64). */
+void gain_inputs_digest(uint8_t out[32], const struct gain_in *in, const uint8_t salt[32]);
+/* indexHash: keccak over the adapters' index roots in set order, zeros for none; zero when none has
+ * one. */
+void gain_index_hash(uint8_t out[32], const struct gain_in *in);
 
 #endif

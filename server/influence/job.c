@@ -3,12 +3,16 @@
 #include "server/influence/job.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/engine/basis.h"
 
 #include <math.h>
 #include <string.h>
 
-#define JOB_VERSION    1
-#define JOB_HEAD_BYTES (1 + 8 + 32 * 3 + 8 + 1)
+#define JOB_VERSION    2
+#define JOB_HEAD_BYTES (1 + 8 + 32 * 3 + 8 + 16 + 1)
+#define ADAPTER_BYTES  (32 + 4 + 1 + 32)
+
+static _Atomic size_t all_key_bytes;
 
 int32_t job_q8(float nats)
 {
@@ -20,14 +24,13 @@ int32_t job_q8(float nats)
 
 uint64_t job_bytes_for(uint32_t prompt_tokens, uint64_t out_tokens)
 {
-    uint64_t adapters = LORA_PARTS_MAX * (32u + 4 + 32 + 1 + TERMS_CONTRIB_MAX * 24u);
-    return JOB_HEAD_BYTES + adapters + REQUEST_SEQS_MAX * 16u + 4ull * prompt_tokens +
-           8 * out_tokens;
+    return JOB_HEAD_BYTES + LORA_PARTS_MAX * ADAPTER_BYTES + REQUEST_SEQS_MAX * 16u +
+           4ull * prompt_tokens + 8 * out_tokens;
 }
 
 /* ---- from a request ---- */
 
-static void copy_adapters(struct job *j, const struct request *r)
+static void copy_adapters(struct job *j, const struct request *r, bool bound)
 {
     j->adapter_count = r->comp.n;
     for (uint32_t i = 0; i < r->comp.n; i++) {
@@ -35,11 +38,30 @@ static void copy_adapters(struct job *j, const struct request *r)
         struct job_adapter *a = &j->adapter[i];
         memcpy(a->id, r->comp.part[i].adapter, 32);
         a->weight_q16 = r->comp.part[i].weight_q16;
-        if (!t || !t->contributors)
+        a->index = bound ? JOB_INDEX_NONE : JOB_INDEX_OWN;
+        if (!bound || !terms_has_datanet(t))
             continue;
-        memcpy(a->datanet_root, t->document_root, 32);
-        a->contributor_count = t->contributors->count;
-        memcpy(a->contributor, t->contributors->item, sizeof(a->contributor));
+        memcpy(a->document_root, t->document_root, 32);
+        a->index = JOB_INDEX_REGISTERED;
+    }
+}
+
+/* Best effort: without them a scoring row does the same work again. */
+static void copy_keys(struct job *j, const struct request *r)
+{
+    if (!r->basis)
+        return;
+    j->basis = engine_basis_ref(r->basis);
+    for (uint32_t i = 0; i < j->seq_count; i++) {
+        size_t bytes = (size_t)j->seq[i].n_out * SKETCH_DIM;
+        if (!r->seq[i].out_key || bytes == 0)
+            continue;
+        if (atomic_fetch_add(&all_key_bytes, bytes) + bytes <= JOB_KEYS_BYTES_MAX)
+            j->seq[i].key = mem_try_array(bytes, 1);
+        if (j->seq[i].key)
+            memcpy(j->seq[i].key, r->seq[i].out_key, bytes);
+        else
+            atomic_fetch_sub(&all_key_bytes, bytes);
     }
 }
 
@@ -86,16 +108,19 @@ static bool copy_seqs(struct job *j, const struct request *r)
     return true;
 }
 
-struct job *job_from_request(const struct request *r)
+struct job *job_from_request(const struct request *r, bool bound)
 {
     struct job *j = mem_try_alloc(sizeof(*j));
     if (!j)
         return NULL;
     memcpy(j->request_id, r->id, 32);
     j->created_ms = r->finish_wall_ms;
-    copy_adapters(j, r);
-    if (copy_prompts(j, r) && copy_seqs(j, r))
+    memcpy(j->cache_salt, r->params.cache_salt, sizeof(j->cache_salt));
+    copy_adapters(j, r, bound);
+    if (copy_prompts(j, r) && copy_seqs(j, r)) {
+        copy_keys(j, r);
         return j;
+    }
     job_free(j);
     return NULL;
 }
@@ -112,7 +137,11 @@ void job_free(struct job *j)
         mem_wipe(j->seq[i].ids, j->seq[i].n_out * sizeof(int32_t));
         mem_free(j->seq[i].ids);
         mem_free(j->seq[i].set_q8);
+        if (j->seq[i].key)
+            atomic_fetch_sub(&all_key_bytes, (size_t)j->seq[i].n_out * SKETCH_DIM);
+        mem_free(j->seq[i].key);
     }
+    engine_basis_release(j->basis);
     mem_free(j->prompt);
     mem_free(j->seq);
     mem_wipe(j, sizeof(*j));
@@ -138,12 +167,8 @@ static void encode_adapter(const struct job_adapter *a, struct buf *out)
 {
     buf_put(out, a->id, 32);
     put_int(out, (uint32_t)a->weight_q16, 4);
-    buf_put(out, a->datanet_root, 32);
-    put_int(out, a->contributor_count, 1);
-    for (uint32_t i = 0; i < a->contributor_count; i++) {
-        buf_put(out, a->contributor[i].payee, 20);
-        put_int(out, a->contributor[i].document_count, 4);
-    }
+    put_int(out, a->index, 1);
+    buf_put(out, a->document_root, 32);
 }
 
 void job_encode(const struct job *j, struct buf *out)
@@ -154,6 +179,7 @@ void job_encode(const struct job *j, struct buf *out)
     buf_put(out, j->request_id, 32);
     buf_put(out, j->salt, 32);
     put_int(out, j->created_ms, 8);
+    buf_put(out, j->cache_salt, sizeof(j->cache_salt));
     put_int(out, j->adapter_count, 1);
     for (uint32_t i = 0; i < j->adapter_count; i++)
         encode_adapter(&j->adapter[i], out);
@@ -214,17 +240,10 @@ static void decode_adapter(struct reader *r, struct job_adapter *a)
 {
     memcpy(a->id, take(r, 32), 32);
     a->weight_q16 = (int32_t)take_int(r, 4);
-    memcpy(a->datanet_root, take(r, 32), 32);
-    r->bad |= a->weight_q16 == 0;
-    a->contributor_count = (uint32_t)take_int(r, 1);
-    if (a->contributor_count > TERMS_CONTRIB_MAX) {
-        a->contributor_count = 0;
-        r->bad = true;
-    }
-    for (uint32_t i = 0; i < a->contributor_count; i++) {
-        memcpy(a->contributor[i].payee, take(r, 20), 20);
-        a->contributor[i].document_count = (uint32_t)take_int(r, 4);
-    }
+    uint64_t index = take_int(r, 1);
+    memcpy(a->document_root, take(r, 32), 32);
+    r->bad |= a->weight_q16 == 0 || index > JOB_INDEX_OWN;
+    a->index = (enum job_index)index;
 }
 
 static void decode_prompts(struct reader *r, struct job *j)
@@ -274,6 +293,7 @@ enum status job_decode(struct job **out, const uint8_t *data, size_t len, struct
     memcpy(j->request_id, take(&r, 32), 32);
     memcpy(j->salt, take(&r, 32), 32);
     j->created_ms = take_int(&r, 8);
+    memcpy(j->cache_salt, take(&r, sizeof(j->cache_salt)), sizeof(j->cache_salt));
     j->adapter_count = (uint32_t)take_int(&r, 1);
     if (j->adapter_count == 0 || j->adapter_count > LORA_PARTS_MAX) {
         j->adapter_count = 0;

@@ -1,12 +1,34 @@
-/* Scoring tasks: one per job, made of rows (base, and for a mix each adapter alone, per sequence)
- * that the engine scores as low-priority prefill. Tasks queue in memory, rows are handed over as
- * the engine takes them. Thread: the recorder's, but for the completion that the engine posts into
- * a mailbox. */
+/* Scoring tasks: one per job, made of rows (base, for a mix each adapter alone, and where keys are
+ * not at hand one for them) that the engine scores as low-priority prefill. Tasks queue in memory,
+ * those whose index is being made apart; rows are handed over as the engine takes them. What is
+ * computed from them is computed by a thread of its own, for no reply may wait for it.
+ * Thread: the recorder's, but for the completion that the engine posts into a mailbox. */
 #ifndef RS_INFLUENCE_SCORE_H
 #define RS_INFLUENCE_SCORE_H
 
 #include "server/engine/engine.h"
+#include "server/influence/evidence.h"
 #include "server/influence/gain.h"
+#include "server/influence/indexes.h"
+#include "server/influence/job.h"
+
+#define SCORE_HITS_MAX 16 /* spans of an answer that are shown */
+
+struct score_hit {
+    uint32_t choice;
+    struct spans_hit hit;
+};
+
+struct score_part { /* one adapter of the answer */
+    enum index_state state;
+    char why[INDEX_WHY_BYTES];
+    struct index *index; /* a reference, or NULL */
+    const int8_t **head; /* [seq_count] half 1 of the keys, [n_out][64]; NULL: of no row */
+    int8_t **key;        /* [seq_count] whole keys */
+    uint64_t *spans;     /* [owners], or NULL */
+    struct score_hit hit[SCORE_HITS_MAX];
+    uint32_t hit_count;
+};
 
 struct score_task {
     struct job *job; /* owned */
@@ -15,18 +37,26 @@ struct score_task {
     uint64_t since_ns;
     uint8_t outcome;           /* enum record_outcome, when finished */
     struct gain_result result; /* when outcome is scored */
-    uint8_t inputs_digest[32];
-    struct score_row *row; /* [row_count] */
+    uint8_t inputs_digest[32], index_hash[32];
+    struct score_part part[LORA_PARTS_MAX]; /* one per adapter */
+    struct score_row *row;                  /* [row_count] */
     uint32_t row_count, submitted, finished;
     int32_t **q8; /* [seq_count * rows per sequence] */
     struct score_task *next;
 };
 
 struct scorer;
-/* rows_max bounds rows inside the engine; wake(arg) is called on the engine thread when rows have
- * finished. */
-struct scorer *scorer_create(struct engine *e, struct catalog *c, uint32_t rows_max,
-                             void (*wake)(void *arg), void *arg);
+struct scorer_options {
+    struct engine *engine;
+    struct catalog *catalog;
+    const struct model *model;
+    struct indexes *indexes;   /* NULL: nothing is indexed */
+    struct evidence *evidence; /* NULL: none is kept */
+    uint32_t rows_max;         /* inside the engine */
+    void (*wake)(void *arg);   /* rows or a task have finished: any thread */
+    void *wake_arg;
+};
+struct scorer *scorer_create(const struct scorer_options *opt);
 /* Waits for rows inside the engine (which must be running or drained), drops the rest. */
 void scorer_destroy(struct scorer *s);
 /* Queue a job; takes ownership. */
@@ -38,5 +68,10 @@ void scorer_expire(struct scorer *s, uint64_t age_ns);
 struct score_task *scorer_poll(struct scorer *s);
 void score_task_free(struct score_task *t);
 uint64_t scorer_queued(const struct scorer *s);
+
+/* ---- score_compute.c ---- */
+
+/* From rows and keys to the result, and the evidence of it. On failure the outcome says so. */
+void score_compute(struct score_task *t, const struct scorer_options *opt);
 
 #endif

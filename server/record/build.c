@@ -227,11 +227,11 @@ enum status build_attribution(struct built_record *out, const struct build_conte
     att->inf_seq = a->job->inf_seq;
     memcpy(att->inf_digest, a->job->inf_digest, 32);
     keccak_256(att->method_hash, GAIN_METHOD, strlen(GAIN_METHOD));
-    gain_index_hash(att->index_hash, a->job);
     att->outcome = a->outcome;
     enum status st = STATUS_OK;
     if (a->scored) {
         memcpy(att->inputs_digest, a->inputs_digest, 32);
+        memcpy(att->index_hash, a->index_hash, 32);
         att->influence.data = influence;
         st = tail_influence_encode(influence, &att->influence.len, &a->scored->influence, err);
     }

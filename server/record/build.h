@@ -5,6 +5,7 @@
 
 #include "chain_client/canon.h"
 #include "server/influence/gain.h"
+#include "server/influence/job.h"
 #include "server/model/model.h"
 #include "server/record/lane.h"
 
@@ -38,7 +39,7 @@ struct build_attribution_args {
     uint64_t seq;
     uint8_t outcome; /* enum record_outcome */
     const struct gain_result *scored;
-    const uint8_t *inputs_digest; /* 32, with scored */
+    const uint8_t *inputs_digest, *index_hash; /* 32 each, with scored */
 };
 MUST_CHECK enum status build_attribution(struct built_record *out, const struct build_context *c,
                                          const struct build_attribution_args *a,

@@ -28,8 +28,7 @@ bool recorder_may_be_required(const struct request *req)
     return build_is_priced(req);
 }
 
-/* Answers that no record requires are scored at score_rate_ppb, drawn by their random id. */
-static bool is_previewed(const struct recorder *r, const struct request *req)
+bool recorder_is_previewed(const struct recorder *r, const struct request *req)
 {
     uint32_t draw = (uint32_t)be_get(req->id, 4);
     return req->comp.n > 0 && r->opt.score_rate_ppb > 0 &&
@@ -146,8 +145,8 @@ static void take_request(struct recorder *r, struct group *g, struct request *re
     *it = (struct group_item){.request = req,
                               .seq = spool_next_seq(r->spool) + g->request_count,
                               .required = !failed && recorder_may_be_required(req)};
-    bool scored = it->required || (!failed && is_previewed(r, req));
-    it->job = scored ? job_from_request(req) : NULL;
+    bool scored = it->required || (!failed && recorder_is_previewed(r, req));
+    it->job = scored ? job_from_request(req, r->lane.bound) : NULL;
     enum status st = it->required && !it->job
                          ? err_set(&err, STATUS_NO_MEMORY, "no memory for a scoring job")
                          : STATUS_OK;
@@ -265,7 +264,8 @@ static bool take_task(struct recorder *r, struct group *g, struct score_task *t)
                                           .seq = spool_next_seq(r->spool),
                                           .outcome = t->outcome,
                                           .scored = t->outcome ? NULL : &t->result,
-                                          .inputs_digest = t->inputs_digest};
+                                          .inputs_digest = t->inputs_digest,
+                                          .index_hash = t->index_hash};
     enum status st = build_attribution(&rec, &r->build, &args, &err);
     if (!st)
         st = append_record(r, args.seq, rec.bytes, rec.len, &err);
@@ -360,6 +360,7 @@ void recorder_publish_stats(struct recorder *r, const struct group *g)
     r->stats.fsyncs += g != NULL;
     r->stats.spool_bytes = spool_bytes(r->spool);
     r->stats.job_bytes = jobstore_bytes(r->jobs);
+    r->stats.evidence_bytes = evidence_bytes(r->evidence);
     r->stats.job_count = jobstore_count(r->jobs);
     r->stats.seq_first = spool_first_seq(r->spool);
     r->stats.seq_final = spool_final_seq(r->spool);

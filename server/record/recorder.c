@@ -83,6 +83,21 @@ enum status recorder_ready(struct recorder *r, struct errtext *err)
     return st;
 }
 
+/* Of an answer that one adapter's index will be asked about the keys are kept as it is decoded. */
+static void want_keys(struct recorder *r, struct request *req)
+{
+    struct index_found found = {0};
+    bool bound = r->lane.bound;
+    if (!r->deps.indexes || req->comp.n != 1 || (bound && !terms_has_datanet(req->terms[0])) ||
+        !(recorder_may_be_required(req) || recorder_is_previewed(r, req)))
+        return;
+    indexes_find(r->deps.indexes, req->comp.part[0].adapter,
+                 bound ? req->terms[0]->document_root : NULL, &found);
+    if (found.index)
+        (void)request_want_keys(req, found.index->basis);
+    index_release(found.index);
+}
+
 enum status recorder_admit(struct recorder *r, struct request *req, struct errtext *err)
 {
     enum status st = recorder_entitle(r, req, err);
@@ -107,6 +122,8 @@ enum status recorder_admit(struct recorder *r, struct request *req, struct errte
         r->job_reserved += job_bytes;
     }
     pthread_mutex_unlock(&r->lock);
+    if (!st)
+        want_keys(r, req);
     return st;
 }
 
@@ -178,13 +195,13 @@ static void *recorder_main(void *arg)
     return NULL;
 }
 
+/* ---- life ---- */
+
 static void wake_recorder(void *arg)
 {
     struct recorder *r = arg;
     mailbox_kick(&r->finished);
 }
-
-/* ---- life ---- */
 
 static enum status open_parts(struct recorder *r, struct errtext *err)
 {
@@ -214,7 +231,22 @@ static enum status open_parts(struct recorder *r, struct errtext *err)
         snprintf(dir, sizeof(dir), "%s/keys", r->lane.dir);
         st = keylog_open(&r->keys, dir, err);
     }
-    return st ? st : recorder_recover(r, err);
+    if (!st) {
+        snprintf(dir, sizeof(dir), "%s/evidence", r->lane.dir);
+        st = evidence_open(&r->evidence, dir, r->lane.jobs_key, r->opt.evidence_bytes_max, err);
+    }
+    if (st)
+        return st;
+    const struct scorer_options scorer = {.engine = r->deps.engine,
+                                          .catalog = r->deps.catalog,
+                                          .model = r->deps.model,
+                                          .indexes = r->deps.indexes,
+                                          .evidence = r->evidence,
+                                          .rows_max = RECORDER_SCORE_ROWS_MAX,
+                                          .wake = wake_recorder,
+                                          .wake_arg = r};
+    r->scorer = scorer_create(&scorer);
+    return recorder_recover(r, err);
 }
 
 static enum status start_shipping(struct recorder *r, struct errtext *err)
@@ -243,8 +275,6 @@ enum status recorder_create(struct recorder **out, const struct recorder_options
     mailbox_init(&r->finished, RECORDER_FLIGHT_MAX);
     r->build = (struct build_context){.lane = &r->lane, .model = deps->model};
     engine_get_id(deps->engine, r->build.engine_id);
-    r->scorer =
-        scorer_create(deps->engine, deps->catalog, RECORDER_SCORE_ROWS_MAX, wake_recorder, r);
     enum status st = open_parts(r, err);
     if (!st)
         st = start_shipping(r, err);
@@ -292,6 +322,7 @@ void recorder_destroy(struct recorder *r)
         score_task_free(t);
     }
     scorer_destroy(r->scorer);
+    evidence_close(r->evidence);
     open_list_fini(&r->open);
     jobstore_close(r->jobs);
     lookup_close(r->lookup);

@@ -29,11 +29,12 @@ struct recorder_options {
     uint64_t ledger_used;      /* the ledger holds the lane's numbers up to this; 0: not known */
     struct tariff base_tariff; /* of an unbound lane */
     uint64_t score_bytes_max;  /* job store */
-    uint32_t score_age_s_max;  /* a job older than this ends with outcome "inputs lost" */
-    uint32_t score_rate_ppb;   /* 1 000 000 000: every answer; 0: none (bench) */
-    bool scoring_off;          /* no job is ever scored */
-    uint32_t score_stuck_s;    /* no score for so long while jobs wait: not ready */
-    uint64_t spool_bytes_max;  /* past 95 % recorder_admit says FULL */
+    uint64_t evidence_bytes_max;
+    uint32_t score_age_s_max; /* a job older than this ends with outcome "inputs lost" */
+    uint32_t score_rate_ppb;  /* 1 000 000 000: every answer; 0: none (bench) */
+    bool scoring_off;         /* no job is ever scored */
+    uint32_t score_stuck_s;   /* no score for so long while jobs wait: not ready */
+    uint64_t spool_bytes_max; /* past 95 % recorder_admit says FULL */
     uint64_t spool_keep_bytes, spool_keep_s; /* settled records are kept so far, see spool_keep */
     uint32_t group_max;    /* records per group fsync: what gathered while the last one ran */
     const char *redis_url; /* NULL: records stay in the local spool */
@@ -44,7 +45,8 @@ struct recorder_deps {
     const struct model *model;
     struct engine *engine;
     struct catalog *catalog;
-    struct book *book; /* NULL: an unbound lane; adapters cost 0 */
+    struct book *book;       /* NULL: an unbound lane; adapters cost 0 */
+    struct indexes *indexes; /* NULL: nothing is indexed, no data pool has shares */
 };
 
 /* Opens or creates the lane, recovers the spool and unfinished jobs, starts the thread (and the
@@ -95,6 +97,10 @@ MUST_CHECK enum status recorder_receipt_json(struct recorder *r, const uint8_t i
 MUST_CHECK enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
                                                  const struct recorder_viewer *who, struct buf *out,
                                                  struct errtext *err);
+/* JSON body of GET /v1/attribution/{id}/inputs: the logged integers that its shares follow from. */
+MUST_CHECK enum status recorder_inputs_json(struct recorder *r, const uint8_t id[32],
+                                            const struct recorder_viewer *who, struct buf *out,
+                                            struct errtext *err);
 /* The `residual` object of SPEC 7 for a finished request: {request_id, lane, seq, record_digest,
  * receipt, salt, adapters, telemetry}. Thread: any, after done. */
 void recorder_residual_json(const struct recorder *r, const struct request *req, struct buf *out);
@@ -103,7 +109,7 @@ struct recorder_stats {
     uint32_t lane;
     bool bound, redis_connected;
     uint64_t seq_first, seq_next, seq_durable, seq_shipped, seq_final;
-    uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count;
+    uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count, evidence_bytes;
     uint64_t inferences, attributions, voids, outcomes_lost, fsyncs, append_failures;
     uint64_t unscored; /* required answers while scoring is off */
 };

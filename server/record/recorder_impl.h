@@ -39,6 +39,7 @@ struct recorder {
     struct lookup *lookup;
     struct keylog *keys;
     struct scorer *scorer;
+    struct evidence *evidence;
     struct open_list open;   /* recorder thread: required, and not yet attributed */
     uint64_t checkpoint_seq; /* the start need not read the records up to it */
     uint64_t tidy_ns;        /* when it is trimmed and checkpointed again */
@@ -78,6 +79,8 @@ struct group {
 /* May this answer be required? Known before its tokens: a fee can only be zero if every price is.
  */
 bool recorder_may_be_required(const struct request *req);
+/* Is it drawn to be scored though no record requires it? At score_rate_ppb, by its random id. */
+bool recorder_is_previewed(const struct recorder *r, const struct request *req);
 /* Who is paid what for this answer: the terms of its parts and the base's tariff, as they are when
  * it begins. BUSY: the Registry is not known well enough to charge by. */
 MUST_CHECK enum status recorder_entitle(const struct recorder *r, struct request *req,

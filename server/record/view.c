@@ -3,6 +3,7 @@
 #include "chain_client/eth/addr.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/record/explained.h"
 #include "server/record/recorder_impl.h"
 
 #include <inttypes.h>
@@ -223,40 +224,54 @@ enum status recorder_receipt_json(struct recorder *r, const uint8_t id[32],
     return st;
 }
 
-static void put_credit(struct recorder *r, const struct tail_credit *credit,
-                       const struct tail_adapter *a, uint64_t solo_q8, struct buf *out)
+/* What of an attribution is shown beside the record: all may be NULL. */
+struct shown {
+    const struct lookup_entry *entry;
+    const struct tail_set *set;
+    const struct explained *evidence;
+};
+
+/* credit NULL: an unsigned preview, whose shares are the evidence's. */
+static void put_credit(struct recorder *r, const struct shown *w, uint32_t k, uint32_t gain,
+                       const struct tail_credit *credit, struct buf *out)
 {
+    const struct tail_adapter *a = &w->set->adapter[k];
     buf_putc(out, '{');
     put_adapter_name(r, out, a->id);
     put_hex(out, "id", a->id, 32);
-    buf_printf(out,
-               ",\"weight\":%.6g,\"gain_ppb\":%" PRIu32 ",\"gain_nats\":%.4f,\"contributors\":[",
-               (double)a->weight / COMPOSITION_WEIGHT_ONE, credit->gain, (double)solo_q8 / 256.0);
-    for (uint32_t i = 0; i < credit->share_count; i++) {
-        char payee[ADDR_TEXT_BYTES];
-        addr_format(payee, credit->share[i].payee);
-        buf_printf(out, "%s{\"payee\":\"%s\",\"ppb\":%" PRIu32 "%s}", i ? "," : "", payee,
-                   credit->share[i].ppb,
-                   addr_is_zero(credit->share[i].payee) ? ",\"treasury\":true" : "");
-    }
-    buf_puts(out, "]}");
+    buf_printf(out, ",\"weight\":%.6g,\"gain_ppb\":%" PRIu32 ",\"gain_nats\":%.4f,",
+               (double)a->weight / COMPOSITION_WEIGHT_ONE, gain,
+               (double)w->entry->solo_q8[k] / 256.0);
+    explained_put_contributors(out, w->evidence, k, credit);
+    explained_put_sources(out, w->evidence, k);
+    buf_putc(out, '}');
 }
 
 static void put_influence(struct recorder *r, const struct tail_influence *inf,
-                          const struct tail_set *set, const struct lookup_entry *e, struct buf *out)
+                          const struct shown *w, struct buf *out)
 {
     buf_puts(out, "\"adapters\":[");
-    for (uint32_t k = 0; k < inf->count && k < set->count; k++) {
+    for (uint32_t k = 0; k < inf->count && k < w->set->count; k++) {
         if (k)
             buf_putc(out, ',');
-        put_credit(r, &inf->adapter[k], &set->adapter[k], e->solo_q8[k], out);
+        put_credit(r, w, k, inf->adapter[k].gain, &inf->adapter[k], out);
     }
     buf_puts(out, "],");
+    explained_put_choices(out, w->evidence);
 }
 
-static enum status put_recorded(struct recorder *r, const struct lookup_entry *e,
-                                const struct tail_set *set, struct buf *out, struct errtext *err)
+/* How far the record has gone: on this disk, with the settlement worker, in a final batch. */
+static const char *record_state(struct recorder *r, uint64_t seq)
 {
+    struct recorder_stats now;
+    recorder_get_stats(r, &now);
+    return seq <= now.seq_final ? "final" : seq <= now.seq_shipped ? "shipped" : "durable";
+}
+
+static enum status put_recorded(struct recorder *r, const struct shown *w, struct buf *out,
+                                struct errtext *err)
+{
+    const struct lookup_entry *e = w->entry;
     union record rec;
     uint8_t digest[32];
     struct buf body;
@@ -271,12 +286,13 @@ static enum status put_recorded(struct recorder *r, const struct lookup_entry *e
                                    rec.attribution.influence.len, err);
     if (!st) {
         canon_digest(digest, &rec, r->lane.domain);
-        buf_printf(out, "\"seq\":%" PRIu64 ",\"outcome\":%u,", e->att_seq, rec.attribution.outcome);
+        buf_printf(out, "\"seq\":%" PRIu64 ",\"outcome\":%u,\"record_state\":\"%s\",", e->att_seq,
+                   rec.attribution.outcome, record_state(r, e->att_seq));
         put_hex(out, "record_digest", digest, 32);
         buf_putc(out, ',');
         put_hex(out, "signature", rec.attribution.signature, 65);
         buf_putc(out, ',');
-        put_influence(r, inf, set, e, out);
+        put_influence(r, inf, w, out);
         put_signer(r, out);
         put_raw(out, &body);
     }
@@ -285,16 +301,35 @@ static enum status put_recorded(struct recorder *r, const struct lookup_entry *e
     return st;
 }
 
-static void put_preview(struct recorder *r, const struct lookup_entry *e,
-                        const struct tail_set *set, struct buf *out)
+static void put_preview(struct recorder *r, const struct shown *w, struct buf *out)
 {
-    struct tail_influence *inf = mem_alloc(sizeof(*inf));
-    inf->count = e->adapter_count;
-    for (uint32_t k = 0; k < inf->count; k++)
-        inf->adapter[k].gain = e->gain[k];
-    put_influence(r, inf, set, e, out);
+    buf_puts(out, "\"adapters\":[");
+    for (uint32_t k = 0; k < w->entry->adapter_count && k < w->set->count; k++) {
+        if (k)
+            buf_putc(out, ',');
+        put_credit(r, w, k, w->entry->gain[k], NULL, out);
+    }
+    buf_puts(out, "],");
+    explained_put_choices(out, w->evidence);
     buf_puts(out, "\"note\":\"unsigned preview: this answer requires no attribution record\"");
-    mem_free(inf);
+}
+
+/* The inference of an id, and what adapters it had. */
+static enum status find_answer(struct recorder *r, const uint8_t id[32],
+                               const struct recorder_viewer *who, struct lookup_entry *e,
+                               struct tail_set *set, struct errtext *err)
+{
+    union record rec;
+    struct buf body;
+    enum status st = find(r, id, who, e, err);
+    if (st)
+        return st;
+    buf_init(&body, SPOOL_BODY_BYTES_MAX);
+    st = read_inference(r, e, &body, &rec, err);
+    if (!st)
+        st = tail_set_decode(set, rec.inference.set.data, rec.inference.set.len, err);
+    buf_fini(&body);
+    return st;
 }
 
 enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
@@ -307,35 +342,62 @@ enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
                                          [LOOKUP_PREVIEW] = "preview",
                                          [LOOKUP_RECORDED] = "recorded"};
     struct lookup_entry e;
-    union record rec;
     struct tail_set set;
-    struct buf body;
+    struct explained evidence;
     char hex[65];
-    enum status st = find(r, id, who, &e, err);
+    enum status st = find_answer(r, id, who, &e, &set, err);
     if (st)
         return st;
-    buf_init(&body, SPOOL_BODY_BYTES_MAX);
-    st = read_inference(r, &e, &body, &rec, err);
-    if (!st)
-        st = tail_set_decode(&set, rec.inference.set.data, rec.inference.set.len, err);
-    if (!st) {
-        hex_encode(hex, id, 32);
-        buf_printf(out,
-                   "{\"object\":\"residual.attribution\",\"request_id\":\"%s\",\"state\":\"%s\","
-                   "\"signed\":%s,\"lane\":%" PRIu32 ",\"inference_seq\":%" PRIu64
-                   ",\"method\":\"%s\",",
-                   hex, states[e.state], e.state == LOOKUP_RECORDED ? "true" : "false", r->lane.id,
-                   e.seq, GAIN_METHOD);
-        if (e.state == LOOKUP_RECORDED)
-            st = put_recorded(r, &e, &set, out, err);
-        else if (e.state == LOOKUP_PREVIEW)
-            put_preview(r, &e, &set, out);
-        else
-            buf_puts(out, "\"adapters\":[]");
-        buf_putc(out, '}');
-    }
-    buf_fini(&body);
+    bool scored = e.state == LOOKUP_RECORDED || e.state == LOOKUP_PREVIEW;
+    bool kept = scored && explained_load(&evidence, r, e.seq, NULL) == STATUS_OK;
+    const struct shown w = {.entry = &e, .set = &set, .evidence = kept ? &evidence : NULL};
+    hex_encode(hex, id, 32);
+    buf_printf(out,
+               "{\"object\":\"residual.attribution\",\"request_id\":\"%s\",\"state\":\"%s\","
+               "\"signed\":%s,\"lane\":%" PRIu32 ",\"inference_seq\":%" PRIu64
+               ",\"method\":\"%s\",",
+               hex, states[e.state], e.state == LOOKUP_RECORDED ? "true" : "false", r->lane.id,
+               e.seq, GAIN_METHOD);
+    if (e.state == LOOKUP_RECORDED)
+        st = put_recorded(r, &w, out, err);
+    else if (e.state == LOOKUP_PREVIEW)
+        put_preview(r, &w, out);
+    else
+        buf_puts(out, "\"adapters\":[]");
+    buf_putc(out, '}');
+    if (kept)
+        explained_fini(&evidence);
     return st;
+}
+
+enum status recorder_inputs_json(struct recorder *r, const uint8_t id[32],
+                                 const struct recorder_viewer *who, struct buf *out,
+                                 struct errtext *err)
+{
+    struct lookup_entry e;
+    struct tail_set set;
+    struct explained evidence;
+    char hex[65];
+    enum status st = find_answer(r, id, who, &e, &set, err);
+    if (!st)
+        st = explained_load(&evidence, r, e.seq, err);
+    if (st)
+        return st;
+    hex_encode(hex, id, 32);
+    buf_printf(out, "{\"object\":\"residual.inputs\",\"request_id\":\"%s\",\"method\":\"%s\",", hex,
+               GAIN_METHOD);
+    put_hex(out, "salt", e.salt, 32);
+    buf_puts(out, ",\"set\":[");
+    for (uint32_t k = 0; k < set.count; k++) {
+        buf_puts(out, k ? ",{" : "{");
+        put_hex(out, "id", set.adapter[k].id, 32);
+        buf_printf(out, ",\"weight\":%" PRId32 "}", set.adapter[k].weight);
+    }
+    buf_puts(out, "],");
+    buf_put(out, evidence.inputs, evidence.inputs_len);
+    buf_putc(out, '}');
+    explained_fini(&evidence);
+    return STATUS_OK;
 }
 
 enum status recorder_read_range(struct recorder *r, uint64_t first, uint64_t last, struct buf *out,

@@ -115,6 +115,7 @@ static inline struct request *make_request(struct adapter_entry *const *entry, u
     }
     r->base_tariff = (struct tariff){10, 20};
     memset(r->payer, 0x5a, 20);
+    memset(r->params.cache_salt, 0x3c, sizeof(r->params.cache_salt));
     r->arrive_wall_ms = clock_wall_ms();
     r->finish_wall_ms = r->arrive_wall_ms + 7;
     return r;

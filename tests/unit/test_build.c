@@ -184,16 +184,20 @@ static void test_attribution(void **state)
     struct built_record inf, att;
     union record ri, ra;
     struct errtext err = ERRTEXT_INIT;
-    uint8_t salt[32] = {1}, inputs[32] = {5}, want[32];
+    uint8_t salt[32] = {1}, inputs[32] = {5}, index[32] = {6}, want[32];
     assert_int_equal(build_inference(&inf, &context, r, 4, salt, &err), STATUS_OK);
-    struct job *j = job_from_request(r);
+    struct job *j = job_from_request(r, true);
     j->inf_seq = 4;
     memcpy(j->inf_digest, inf.digest, 32);
     int32_t base[2] = {-900, -900};
-    struct gain_seq seq = {.row = {base}};
+    struct gain_choice choice = {
+        .n = 2, .target = j->seq[0].ids, .set = j->seq[0].set_q8, .row = {base}};
+    struct gain_in in = {.adapter_count = 1, .choice_count = 1, .choice = &choice};
     struct gain_result g;
-    gain_compute(&g, j, &seq);
-    struct build_attribution_args a = {.job = j, .seq = 6, .scored = &g, .inputs_digest = inputs};
+    in.adapter[0].weight_q16 = j->adapter[0].weight_q16;
+    assert_int_equal(gain_compute(&g, &in, &err), STATUS_OK);
+    struct build_attribution_args a = {
+        .job = j, .seq = 6, .scored = &g, .inputs_digest = inputs, .index_hash = index};
     if (build_attribution(&att, &context, &a, &err))
         fail_msg("%s", err.text);
     decode(&ri, &inf);
@@ -203,6 +207,7 @@ static void test_attribution(void **state)
     keccak_256(want, GAIN_METHOD, strlen(GAIN_METHOD));
     assert_memory_equal(ra.attribution.method_hash, want, 32);
     assert_memory_equal(ra.attribution.inputs_digest, inputs, 32);
+    assert_memory_equal(ra.attribution.index_hash, index, 32);
     /* lost: no tail, same pairing */
     struct build_attribution_args lost = {
         .job = j, .seq = 7, .outcome = RECORD_OUTCOME_INPUTS_LOST};

@@ -1,71 +1,83 @@
-/* Signal S0 and its shares against values worked out by hand. */
+/* Signal S0 and the influence of a record against values worked out by hand; shares of adapters
+ * with an index against what the index and shares_compute say. */
 #include "chain_client/commit.h"
+#include "server/influence/gain.h"
+#include "tests/unit/events_fixture.h"
 #include "tests/unit/influence_fixture.h"
 
-/* A job of `count` adapters and one sequence of 2 tokens, its set row given. */
-static struct job *make_job(uint32_t count, bool datanet, const int32_t set[2])
+static struct events *events;
+static uint32_t prior[8];
+
+/* An index with two owners at least. */
+static int make_world(void **state)
 {
-    struct adapter_entry *e[3];
-    for (uint32_t i = 0; i < 3; i++)
-        e[i] = make_adapter("x", (uint8_t)(i + 1), datanet && i != 1);
-    struct request *r = make_request(e, count, 1, 2);
-    struct job *j = job_from_request(r);
-    assert_non_null(j);
-    memcpy(j->seq[0].set_q8, set, 2 * sizeof(int32_t));
-    for (uint32_t i = 0; i < 3; i++)
-        catalog_release(e[i]);
-    drop_request(r);
-    return j;
+    char path[128];
+    struct world w;
+    uint32_t documents[8];
+    struct errtext err = ERRTEXT_INIT;
+    if (make_dir(state))
+        return -1;
+    snprintf(path, sizeof(path), "%s/index.events", test_dir);
+    for (uint64_t seed = 1;; seed++) {
+        world_make(&w, seed);
+        if (w.n_owners >= 3 && w.n_rows >= 30)
+            break;
+        world_free(&w);
+    }
+    if (world_build(&w, path, false, &err) || events_open(&events, path, NULL, &err)) {
+        fprintf(stderr, "%s\n", err.text);
+        return -1;
+    }
+    world_free(&w);
+    for (uint32_t i = 0; i < events_head(events)->n_owners; i++)
+        documents[i] = events_owner(events, i)->documents;
+    return shares_prior(prior, documents, events_head(events)->n_owners);
+}
+
+static int drop_world(void **state)
+{
+    events_release(events);
+    return drop_dir(state);
+}
+
+static const int32_t targets[2] = {1, 2};
+
+/* One choice of two tokens; weights 1, 2, 3. */
+static struct gain_in make_in(struct gain_choice *c, uint32_t adapters, const int32_t set[2],
+                              const int32_t *const row[4])
+{
+    struct gain_in in = {.adapter_count = adapters, .choice_count = 1, .choice = c};
+    *c = (struct gain_choice){.n = 2, .target = targets, .set = set};
+    for (uint32_t r = 0; r < gain_row_count(adapters); r++)
+        c->row[r] = row[r];
+    for (uint32_t k = 0; k < adapters; k++)
+        in.adapter[k].weight_q16 = 65536 * (int32_t)(k + 1);
+    return in;
+}
+
+static void compute(struct gain_result *g, const struct gain_in *in)
+{
+    struct errtext err = ERRTEXT_INIT;
+    if (gain_compute(g, in, &err))
+        fail_msg("%s", err.text);
 }
 
 static void test_one(void **state)
 {
-    int32_t set[2] = {-256, -512}, base[2] = {-512, -384};
-    struct job *j = make_job(1, true, set);
-    struct gain_seq seq = {.row = {base}};
+    const int32_t set[2] = {-256, -512}, base[2] = {-512, -384}, *row[4] = {base};
+    struct gain_choice c;
+    struct gain_in in = make_in(&c, 1, set, row);
     struct gain_result g;
-    assert_int_equal(gain_row_count(j), 1);
-    gain_compute(&g, j, &seq);
+    assert_int_equal(gain_row_count(1), 1);
+    compute(&g, &in);
     assert_int_equal(g.solo_q8[0], 256); /* the second token lost: counts 0 */
+    assert_int_equal(gain_at(&in, 0, 0, 0), 256);
+    assert_int_equal(gain_at(&in, 0, 0, 1), 0);
     assert_int_equal(g.moved_q8, 256 + 128);
     assert_int_equal(g.influence.count, 1);
     assert_int_equal(g.influence.adapter[0].gain, TAIL_E9);
-    /* 1, 2 and 3 documents of 6 */
-    assert_int_equal(g.influence.adapter[0].share_count, 3);
-    assert_int_equal(g.influence.adapter[0].share[0].ppb, 166666667); /* largest remainder */
-    assert_int_equal(g.influence.adapter[0].share[1].ppb, 333333333);
-    assert_int_equal(g.influence.adapter[0].share[2].ppb, 500000000);
-    assert_int_equal(g.influence.adapter[0].share[2].payee[0], 0x30);
-    job_free(j);
-}
-
-static void test_no_gain(void **state)
-{
-    int32_t set[2] = {-600, -512}, base[2] = {-512, -384};
-    struct job *j = make_job(1, true, set);
-    struct gain_seq seq = {.row = {base}};
-    struct gain_result g;
-    gain_compute(&g, j, &seq);
-    assert_int_equal(g.solo_q8[0], 0);
-    assert_int_equal(g.moved_q8, 88 + 128);
-    assert_int_equal(g.influence.adapter[0].gain, TAIL_E9);
-    assert_int_equal(g.influence.adapter[0].share_count, 1);
-    assert_int_equal(g.influence.adapter[0].share[0].ppb, TAIL_E9);
-    assert_true(sodium_is_zero(g.influence.adapter[0].share[0].payee, 20)); /* TREASURY */
-    job_free(j);
-}
-
-static void test_dead(void **state)
-{
-    int32_t set[2] = {-100, -200};
-    struct job *j = make_job(1, false, set);
-    struct gain_seq seq = {.row = {set}};
-    struct gain_result g;
-    gain_compute(&g, j, &seq);
-    assert_int_equal(g.moved_q8, 0);
-    assert_int_equal(g.influence.adapter[0].gain, TAIL_E9);
-    assert_int_equal(g.influence.adapter[0].share_count, 0); /* no datanet */
-    job_free(j);
+    assert_int_equal(g.influence.adapter[0].share_count, 0); /* no index */
+    (void)state;
 }
 
 /* Mixes use each adapter alone; LR in integers, ties to the lower id. */
@@ -73,117 +85,168 @@ static void test_mix(void **state)
 {
     int32_t set[2] = {-10, -10}, base[2] = {-500, -500};
     int32_t one[2] = {-400, -500}, two[2] = {-300, -500}, three[2] = {-900, -500};
-    struct job *j = make_job(3, true, set);
-    struct gain_seq seq = {.row = {base, one, two, three}};
+    const int32_t *row[4] = {base, one, two, three};
+    struct gain_choice c;
+    struct gain_in in = make_in(&c, 3, set, row);
     struct gain_result g;
-    assert_int_equal(gain_row_count(j), 4);
-    gain_compute(&g, j, &seq);
+    assert_int_equal(gain_row_count(3), 4);
+    compute(&g, &in);
     assert_int_equal(g.solo_q8[0], 100);
     assert_int_equal(g.solo_q8[1], 200);
     assert_int_equal(g.solo_q8[2], 0);
     assert_int_equal(g.influence.adapter[0].gain, 333333333);
     assert_int_equal(g.influence.adapter[1].gain, 666666667);
     assert_int_equal(g.influence.adapter[2].gain, 0);
-    assert_int_equal(g.influence.adapter[0].share_count, 3);
-    assert_int_equal(g.influence.adapter[1].share_count, 0); /* adapter 2 has no datanet */
-    assert_int_equal(g.influence.adapter[2].share_count, 1); /* earned nothing: TREASURY */
     memcpy(two, one, sizeof(two));
     memcpy(three, one, sizeof(three));
-    gain_compute(&g, j, &seq);
+    compute(&g, &in);
     assert_int_equal(g.influence.adapter[0].gain, 333333334); /* tie: the lower id */
     assert_int_equal(g.influence.adapter[1].gain, 333333333);
     assert_int_equal(g.influence.adapter[2].gain, 333333333);
-    job_free(j);
+    (void)state;
 }
 
-/* Nobody helped: by |weight| (1, -2, 3 of 6). */
+/* Nobody helped, or nothing was said: by |weight| (1, -2, 3 of 6). */
 static void test_mix_no_gain(void **state)
 {
-    int32_t set[2] = {-900, -900}, base[2] = {-500, -500};
-    struct job *j = make_job(3, true, set);
-    struct gain_seq seq = {.row = {base, set, set, set}};
+    const int32_t set[2] = {-900, -900}, base[2] = {-500, -500}, *row[4] = {base, set, set, set};
+    struct gain_choice c;
+    struct gain_in in = make_in(&c, 3, set, row);
     struct gain_result g;
-    j->adapter[1].weight_q16 = -j->adapter[1].weight_q16;
-    gain_compute(&g, j, &seq);
-    assert_int_equal(g.influence.adapter[0].gain, 166666667);
-    assert_int_equal(g.influence.adapter[1].gain, 333333333);
-    assert_int_equal(g.influence.adapter[2].gain, 500000000);
-    assert_true(sodium_is_zero(g.influence.adapter[0].share[0].payee, 20));
-    job_free(j);
+    in.adapter[1].weight_q16 = -in.adapter[1].weight_q16;
+    for (c.n = 0; c.n <= 2; c.n += 2) {
+        compute(&g, &in);
+        assert_int_equal(g.influence.adapter[0].gain, 166666667);
+        assert_int_equal(g.influence.adapter[1].gain, 333333333);
+        assert_int_equal(g.influence.adapter[2].gain, 500000000);
+    }
+    (void)state;
 }
 
-static void test_empty_output(void **state)
+/* ---- with an index ---- */
+
+static int8_t key[2][EVENTS_KEY];
+
+static void give_index(struct gain_in *in, uint32_t k, const uint64_t *spans)
 {
-    int32_t set[2] = {0};
-    struct job *j = make_job(2, true, set);
-    struct gain_seq seq = {.row = {NULL, NULL, NULL}};
-    struct gain_result g;
-    j->seq[0].n_out = 0;
-    gain_compute(&g, j, &seq);
-    assert_int_equal(g.influence.adapter[0].gain + g.influence.adapter[1].gain, TAIL_E9);
-    assert_int_equal(g.influence.adapter[0].gain, 333333333);
-    assert_int_equal(g.influence.adapter[0].share_count, 1);
-    assert_int_equal(g.influence.adapter[0].share[0].ppb, TAIL_E9);
-    job_free(j);
+    static const int8_t *const keys[1] = {key[0]};
+    struct world_random r = {.seed = 9};
+    world_key(&r, key[0], EVENTS_KEY);
+    world_key(&r, key[1], EVENTS_KEY);
+    in->adapter[k].events = events;
+    in->adapter[k].prior_ppb = prior;
+    in->adapter[k].key = keys;
+    in->adapter[k].spans = spans;
 }
 
-/* Contributors whose share rounds to nothing are left out; the rest sums to E9. */
-static void test_tiny_share(void **state)
+static void test_shares(void **state)
 {
-    int32_t set[2] = {-1, -1}, base[2] = {-500, -500};
-    struct job *j = make_job(1, true, set);
-    struct gain_seq seq = {.row = {base}};
+    const int32_t set[2] = {-10, -20}, base[2] = {-1500, -900}, *row[4] = {base};
+    const int32_t gain[2] = {1490, 880};
+    struct gain_choice c;
+    struct gain_in in = make_in(&c, 1, set, row);
     struct gain_result g;
-    j->adapter[0].contributor[0].document_count = 0;
-    j->adapter[0].contributor[1].document_count = 1;
-    j->adapter[0].contributor[2].document_count = 4000000000u;
-    gain_compute(&g, j, &seq);
+    struct events_scores *scores;
+    struct shares want;
     uint64_t sum = 0;
-    for (uint32_t i = 0; i < g.influence.adapter[0].share_count; i++) {
-        assert_true(g.influence.adapter[0].share[i].ppb > 0);
-        sum += g.influence.adapter[0].share[i].ppb;
+    give_index(&in, 0, NULL);
+    compute(&g, &in);
+    const struct events_query q = {.target = targets, .gain_q8 = gain, .key = key[0], .n = 2};
+    const struct events_head *h = events_head(events);
+    assert_int_equal(events_score(&scores, events, &q, 1, NULL), STATUS_OK);
+    const struct shares_in s = {.owner_count = h->n_owners,
+                                .prior_ppb = prior,
+                                .events = events_scores_owner(scores, 0),
+                                .w1 = h->method.w[0],
+                                .w2 = h->method.w[1],
+                                .lambda_ppb = h->trust.lambda};
+    assert_int_equal(shares_compute(&want, &s), STATUS_OK);
+    const struct tail_credit *credit = &g.influence.adapter[0];
+    assert_int_equal(credit->share_count, want.count);
+    for (uint32_t i = 0; i < want.count; i++) {
+        assert_int_equal(credit->share[i].ppb, want.item[i].ppb);
+        assert_memory_equal(credit->share[i].payee, events_owner(events, want.item[i].owner)->payee,
+                            20);
+        sum += credit->share[i].ppb;
     }
     assert_int_equal(sum, TAIL_E9);
-    assert_int_equal(g.influence.adapter[0].share_count, 1);
     uint8_t bytes[TAIL_INFLUENCE_BYTES_MAX];
     size_t len;
     assert_int_equal(tail_influence_encode(bytes, &len, &g.influence, NULL), STATUS_OK);
-    job_free(j);
+    events_scores_free(scores);
+    gain_result_fini(&g);
+    (void)state;
+}
+
+/* An adapter that moved nothing pays the treasury, whatever its index says. */
+static void test_treasury(void **state)
+{
+    const int32_t set[2] = {-600, -512}, base[2] = {-512, -384}, *row[4] = {base};
+    struct gain_choice c;
+    struct gain_in in = make_in(&c, 1, set, row);
+    struct gain_result g;
+    give_index(&in, 0, NULL);
+    for (c.n = 0; c.n <= 2; c.n += 2) {
+        compute(&g, &in);
+        assert_int_equal(g.solo_q8[0], 0);
+        assert_int_equal(g.influence.adapter[0].share_count, 1);
+        assert_int_equal(g.influence.adapter[0].share[0].ppb, TAIL_E9);
+        assert_true(sodium_is_zero(g.influence.adapter[0].share[0].payee, 20));
+        gain_result_fini(&g);
+    }
+    assert_int_equal(g.moved_q8, 88 + 128);
+    (void)state;
+}
+
+static void put_int(uint8_t *all, size_t *n, uint64_t v, size_t bytes)
+{
+    be_put(all + *n, v, bytes);
+    *n += bytes;
 }
 
 static void test_digests(void **state)
 {
-    int32_t set[2] = {-256, 1}, base[2] = {-512, 2};
-    struct job *j = make_job(1, true, set);
-    struct gain_seq seq = {.row = {base}};
-    uint8_t found[32], want[32], s4[32], bytes[16], all[48];
-    memset(j->salt, 3, 32);
-    gain_inputs_digest(found, j, &seq);
-    be_put(bytes, (uint32_t)-256, 4);
-    be_put(bytes + 4, 1, 4);
-    be_put(bytes + 8, (uint32_t)-512, 4);
-    be_put(bytes + 12, 2, 4);
-    commit_opening(s4, j->salt, COMMIT_INPUTS);
-    memcpy(all, s4, 32);
-    memcpy(all + 32, bytes, 16);
-    keccak_256(want, all, sizeof(all));
+    const int32_t set[2] = {-256, 1}, base[2] = {-512, 2}, *row[4] = {base};
+    uint8_t found[32], want[32], salt[32], all[512], roots[64] = {0};
+    uint64_t spans[8] = {0, 77};
+    struct gain_choice c;
+    struct gain_in in = make_in(&c, 1, set, row);
+    size_t n = 32;
+    memset(salt, 3, 32);
+    commit_opening(all, salt, COMMIT_INPUTS);
+    put_int(all, &n, (uint32_t)-256, 4);
+    put_int(all, &n, 1, 4);
+    put_int(all, &n, (uint32_t)-512, 4);
+    put_int(all, &n, 2, 4);
+    gain_inputs_digest(found, &in, salt);
+    keccak_256(want, all, n);
     assert_memory_equal(found, want, 32);
-    gain_index_hash(found, j);
-    keccak_256(want, j->adapter[0].datanet_root, 32);
+    gain_index_hash(found, &in);
+    assert_true(sodium_is_zero(found, 32)); /* none has an index */
+    /* with one: its keys, and the owners that have spans */
+    give_index(&in, 0, spans);
+    memcpy(all + n, key, sizeof(key));
+    n += sizeof(key);
+    put_int(all, &n, 1, 4);
+    put_int(all, &n, 1, 4);
+    put_int(all, &n, 77, 8);
+    gain_inputs_digest(found, &in, salt);
+    keccak_256(want, all, n);
     assert_memory_equal(found, want, 32);
-    memset(j->adapter[0].datanet_root, 0, 32);
-    gain_index_hash(found, j);
-    assert_true(sodium_is_zero(found, 32));
-    job_free(j);
+    in.adapter_count = 2;
+    memcpy(roots, events_root(events), 32);
+    gain_index_hash(found, &in);
+    keccak_256(want, roots, 64);
+    assert_memory_equal(found, want, 32);
+    (void)state;
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one),         cmocka_unit_test(test_no_gain),
-        cmocka_unit_test(test_dead),        cmocka_unit_test(test_mix),
-        cmocka_unit_test(test_mix_no_gain), cmocka_unit_test(test_empty_output),
-        cmocka_unit_test(test_tiny_share),  cmocka_unit_test(test_digests),
+        cmocka_unit_test(test_one),         cmocka_unit_test(test_mix),
+        cmocka_unit_test(test_mix_no_gain), cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_treasury),    cmocka_unit_test(test_digests),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, make_world, drop_world);
 }

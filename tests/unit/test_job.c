@@ -7,7 +7,7 @@ static struct job *make_job(uint32_t adapters, uint32_t n, uint32_t n_out)
 {
     struct adapter_entry *e[2] = {make_adapter("a", 1, true), make_adapter("b", 2, false)};
     struct request *r = make_request(e, adapters, n, n_out);
-    struct job *j = job_from_request(r);
+    struct job *j = job_from_request(r, true);
     assert_non_null(j);
     j->inf_seq = 42;
     memset(j->inf_digest, 7, 32);
@@ -45,8 +45,10 @@ static void test_round_trip(void **state)
     assert_memory_equal(a.data, b.data, a.len);
     assert_int_equal(back->inf_seq, 42);
     assert_int_equal(back->adapter_count, 2);
-    assert_int_equal(back->adapter[0].contributor_count, 3);
-    assert_int_equal(back->adapter[0].contributor[2].document_count, 3);
+    assert_int_equal(back->adapter[0].index, JOB_INDEX_REGISTERED);
+    assert_int_equal(back->adapter[0].document_root[31], 0xd1);
+    assert_int_equal(back->adapter[1].index, JOB_INDEX_NONE);
+    assert_int_equal(back->cache_salt[15], 0x3c);
     assert_int_equal(back->adapter[1].weight_q16, 2 * COMPOSITION_WEIGHT_ONE);
     assert_int_equal(back->seq_count, 3);
     assert_int_equal(back->seq[2].ids[3], 223);
@@ -68,7 +70,6 @@ static void test_bound(void **state)
     for (uint32_t i = 0; i < 8; i++) {
         e[i] = make_adapter("x", (uint8_t)(i + 1), true);
         j->adapter[i].weight_q16 = 1;
-        j->adapter[i].contributor_count = TERMS_CONTRIB_MAX;
         catalog_release(e[i]);
     }
     j->adapter_count = 8;

@@ -33,6 +33,14 @@ void engine_get_id(const struct engine *e, uint8_t id[32])
     memset(id, 0xee, 32);
 }
 
+/* Nothing is indexed here. */
+enum status engine_basis_create(struct engine *e, struct engine_basis **out, const uint16_t *w,
+                                const float *bias, struct errtext *err)
+{
+    *out = NULL;
+    return STATUS_UNSUPPORTED;
+}
+
 enum status engine_submit_score(struct engine *e, struct score_job *j)
 {
     enum status st = e->refuse;
@@ -120,6 +128,7 @@ struct rig {
 };
 
 static const struct recorder_options options = {.score_bytes_max = 4u << 20,
+                                                .evidence_bytes_max = 4u << 20,
                                                 .score_age_s_max = 3600,
                                                 .score_stuck_s = 3600,
                                                 .score_rate_ppb = 1000000000,
@@ -375,7 +384,9 @@ static void test_life_of_a_request(void **state)
     assert_true(has(&out, "\"gain_ppb\":1000000000"));
     /* 3 nats gained by each of 6 tokens */
     assert_true(has(&out, "\"gain_nats\":18.0000"));
-    assert_true(has(&out, "\"ppb\":166666667"));
+    assert_true(has(&out, "\"contributors\":[]")); /* no index: the registered split pays */
+    assert_true(has(&out, "\"index\":{\"state\":\"none\",\"reason\":\""));
+    assert_true(has(&out, "\"base_logprob\":"));
     /* another key sees nothing, an admin everything */
     assert_int_equal(recorder_receipt_json(g.recorder, r->id, &stranger, &out, NULL),
                      STATUS_NOT_FOUND);

@@ -86,7 +86,7 @@ def test_two_names_of_one_content_bill_and_pay_alike(world):
         assert int(residual["fee"]) == (usage["prompt_tokens"] * 3000 + usage["completion_tokens"] * 9000) // 1000
         got = wait_for(lambda: (lambda r: r if r["state"] == "recorded" else None)(s.get(f"/v1/attribution/{residual['request_id']}")[1]), what="attribution")
         seen.append((a["price_per_1000_tokens"], a["split"], got["adapters"][0]["contributors"]))
-    assert seen[0] == seen[1] and {c["payee"].lower() for c in seen[0][2]} == set(count_owners(documents))
+    assert seen[0] == seen[1] and {c["payee"].lower() for c in seen[0][2]} <= set(count_owners(documents)) and seen[0][2]
 
 
 def test_owners_are_public(world):

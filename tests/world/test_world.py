@@ -99,17 +99,15 @@ def wait_attribution(server, request_id):
     return wait_for(recorded, what="the attribution record")
 
 
-def test_every_answer_is_recorded_and_shares_are_by_documents(server):
+def test_every_answer_is_recorded_and_pays_who_wrote_the_fact(server):
     name = sorted(adapter_facts())[0]
-    body = ask(server, name, adapter_facts()[name][0]["prompt"])
+    fact = adapter_facts()[name][0]
+    body = ask(server, name, fact["prompt"], stop=[FACTS["stop"]])
     r = body["residual"]
     assert r["recorded"] and r["seq"] > 0 and len(r["receipt"]) == 2 + 130
     att = wait_attribution(server, r["request_id"])
     documents = json.loads((DEMO / "adapters" / name / "datanet.json").read_text())["documents"]
-    count = {}
-    for d in documents:
-        count[d["owner"].lower()] = count.get(d["owner"].lower(), 0) + 1
     shares = {c["payee"].lower(): c["ppb"] for c in att["adapters"][0]["contributors"]}
-    assert sum(shares.values()) == 1_000_000_000 and set(shares) == set(count)
-    for owner, n in count.items():
-        assert abs(shares[owner] - n * 1_000_000_000 / len(documents)) < 1
+    assert sum(shares.values()) == 1_000_000_000 and set(shares) <= {d["owner"].lower() for d in documents}
+    assert shares[fact["contributor"].lower()] >= 980_000_000, shares
+    assert att["adapters"][0]["index"]["state"] == "ready" and att["adapters"][0]["rows"][0]["docId"] in fact["docIds"]

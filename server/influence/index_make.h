@@ -1,0 +1,52 @@
+/* One index: from its files where they are good, else built. Thread: the indexer's. */
+#ifndef RS_INFLUENCE_INDEX_MAKE_H
+#define RS_INFLUENCE_INDEX_MAKE_H
+
+#include "server/base/mailbox.h"
+#include "server/influence/indexes.h"
+
+#define INDEX_ROWS_INSIDE 64 /* rows inside the engine */
+
+struct index_maker {
+    struct indexes_options opt;
+    struct indexes_deps deps;
+    _Atomic bool stop;
+    _Atomic uint64_t built, rebuilt, bytes;
+    struct mailbox done; /* rows that the engine has finished */
+};
+
+/* index_make - adapter_id on the version of document_root (NULL: the manifest's).
+ *
+ * Errors  NOT_FOUND: there is nothing to build from, which is no fault of this server; the text
+ *         says what is missing. CANCELLED: stop. Else it failed. */
+MUST_CHECK enum status index_make(struct index **out, struct index_maker *m,
+                                  const uint8_t adapter_id[32], const uint8_t *document_root,
+                                  struct errtext *err);
+/* Files go, those used longest ago first, until at most bytes_max are left; `keep` stays. */
+void index_trim(struct index_maker *m, const char *keep);
+
+/* index_spans.c: the spans of the datanet's texts, from their file or built. */
+MUST_CHECK enum status index_open_spans(struct spans **out, struct index_maker *m,
+                                        const struct datanet *d, struct errtext *err);
+
+/* events_embed of a model. */
+void index_embed(void *model, int32_t id, float *out);
+
+/* index_rows.c: what goes through the engine. */
+struct index_row_ids { /* the rows' tokens, one after another */
+    int32_t *ids;
+    uint64_t *begin; /* [n + 1] */
+    uint32_t n;
+};
+struct events_builder;
+struct index_build {
+    struct index_maker *maker;
+    struct adapter_entry *entry;
+    const struct index_row_ids *rows;
+    struct events_builder *builder;
+};
+/* All passes over all rows: what the base says, the sample for the basis, what the adapter says
+ * with the keys. */
+MUST_CHECK enum status index_run_rows(const struct index_build *b, struct errtext *err);
+
+#endif

@@ -1,0 +1,306 @@
+/* A table of what was asked for, searched one after another, and a thread that makes the first one
+ * that waits. What takes long is done without the lock. */
+#include "server/influence/indexes.h"
+#include "server/base/check.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+#include "server/base/thread.h"
+#include "server/influence/index_make.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define RETRY_NS 30000000000ull
+
+struct index_slot {
+    uint8_t adapter_id[32], document_root[32];
+    bool any_root;
+    enum index_state state;
+    struct index *index;
+    uint64_t used_ns, settled_ns;
+    char why[INDEX_WHY_BYTES];
+};
+
+struct indexes {
+    struct index_maker maker;
+    pthread_t thread;
+    bool running;
+    _Atomic uint64_t epoch;
+    pthread_mutex_t lock; /* below */
+    pthread_cond_t asked;
+    struct index_slot slot[INDEXES_MAX];
+    uint32_t slot_count;
+    char dir[PATH_MAX - 128];
+};
+
+const char *index_state_name(enum index_state s)
+{
+    static const char *const name[] = {[INDEX_NONE] = "none",
+                                       [INDEX_WAITING] = "building",
+                                       [INDEX_BUILDING] = "building",
+                                       [INDEX_READY] = "ready",
+                                       [INDEX_FAILED] = "failed"};
+    return name[s];
+}
+
+struct index *index_ref(struct index *i)
+{
+    if (i)
+        atomic_fetch_add_explicit(&i->refs, 1, memory_order_relaxed);
+    return i;
+}
+
+void index_release(struct index *i)
+{
+    if (!i || atomic_fetch_sub_explicit(&i->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    engine_basis_release(i->basis);
+    events_release(i->events);
+    spans_release(i->spans);
+    datanet_release(i->datanet);
+    mem_free(i->prior_ppb);
+    mem_free(i);
+}
+
+/* ---- the table; the lock is held ---- */
+
+static bool is_settled(const struct index_slot *s)
+{
+    return s->state != INDEX_WAITING && s->state != INDEX_BUILDING;
+}
+
+static struct index_slot *find_slot(struct indexes *x, const uint8_t adapter_id[32],
+                                    const uint8_t *document_root)
+{
+    for (uint32_t i = 0; i < x->slot_count; i++) {
+        struct index_slot *s = &x->slot[i];
+        if (memcmp(s->adapter_id, adapter_id, 32) == 0 && s->any_root == !document_root &&
+            (!document_root || memcmp(s->document_root, document_root, 32) == 0))
+            return s;
+    }
+    return NULL;
+}
+
+/* A free one, or that which was asked for longest ago; NULL: all are being made. */
+static struct index_slot *take_slot(struct indexes *x)
+{
+    struct index_slot *oldest = NULL;
+    if (x->slot_count < INDEXES_MAX)
+        return &x->slot[x->slot_count++];
+    for (uint32_t i = 0; i < x->slot_count; i++) {
+        struct index_slot *s = &x->slot[i];
+        if (is_settled(s) && (!oldest || s->used_ns < oldest->used_ns))
+            oldest = s;
+    }
+    if (oldest)
+        index_release(oldest->index);
+    return oldest;
+}
+
+static struct index_slot *ask(struct indexes *x, const uint8_t adapter_id[32],
+                              const uint8_t *document_root)
+{
+    struct index_slot *s = take_slot(x);
+    if (!s)
+        return NULL;
+    *s = (struct index_slot){.state = INDEX_WAITING, .any_root = !document_root};
+    memcpy(s->adapter_id, adapter_id, 32);
+    if (document_root)
+        memcpy(s->document_root, document_root, 32);
+    pthread_cond_signal(&x->asked);
+    return s;
+}
+
+void indexes_find(struct indexes *x, const uint8_t adapter_id[32], const uint8_t *document_root,
+                  struct index_found *out)
+{
+    uint64_t now_ns = clock_mono_ns();
+    *out = (struct index_found){.state = INDEX_FAILED};
+    pthread_mutex_lock(&x->lock);
+    struct index_slot *s = find_slot(x, adapter_id, document_root);
+    if (!s)
+        s = ask(x, adapter_id, document_root);
+    else if ((s->state == INDEX_NONE || s->state == INDEX_FAILED) &&
+             now_ns - s->settled_ns > RETRY_NS) {
+        s->state = INDEX_WAITING;
+        pthread_cond_signal(&x->asked);
+    }
+    if (s) {
+        s->used_ns = now_ns;
+        out->state = s->state;
+        out->index = s->state == INDEX_READY ? index_ref(s->index) : NULL;
+        memcpy(out->why, s->why, sizeof(out->why));
+    } else {
+        snprintf(out->why, sizeof(out->why), "%d indexes are being made, the maximum", INDEXES_MAX);
+    }
+    pthread_mutex_unlock(&x->lock);
+}
+
+struct index *indexes_by_root(struct indexes *x, const uint8_t root[32])
+{
+    struct index *found = NULL;
+    pthread_mutex_lock(&x->lock);
+    for (uint32_t i = 0; i < x->slot_count && !found; i++) {
+        struct index *index = x->slot[i].index;
+        if (index && memcmp(events_root(index->events), root, 32) == 0)
+            found = index_ref(index);
+    }
+    pthread_mutex_unlock(&x->lock);
+    return found;
+}
+
+uint64_t indexes_epoch(const struct indexes *x)
+{
+    return atomic_load_explicit(&x->epoch, memory_order_acquire);
+}
+
+void indexes_get_stats(struct indexes *x, struct indexes_stats *out)
+{
+    *out = (struct indexes_stats){.built = atomic_load(&x->maker.built),
+                                  .rebuilt = atomic_load(&x->maker.rebuilt),
+                                  .bytes = atomic_load(&x->maker.bytes)};
+    pthread_mutex_lock(&x->lock);
+    for (uint32_t i = 0; i < x->slot_count; i++) {
+        out->ready += x->slot[i].state == INDEX_READY;
+        out->failed += x->slot[i].state == INDEX_FAILED;
+        out->waiting += !is_settled(&x->slot[i]);
+    }
+    pthread_mutex_unlock(&x->lock);
+}
+
+/* ---- the thread ---- */
+
+/* The engine's bases are bounded: the one that was used longest ago gives way. false:
+ * none is left. */
+static bool drop_oldest(struct indexes *x)
+{
+    struct index_slot *oldest = NULL;
+    pthread_mutex_lock(&x->lock);
+    for (uint32_t i = 0; i < x->slot_count; i++) {
+        struct index_slot *s = &x->slot[i];
+        if (s->state == INDEX_READY && (!oldest || s->used_ns < oldest->used_ns))
+            oldest = s;
+    }
+    struct index *index = oldest ? oldest->index : NULL;
+    if (oldest)
+        *oldest = x->slot[--x->slot_count];
+    pthread_mutex_unlock(&x->lock);
+    index_release(index);
+    return index != NULL;
+}
+
+static void settle(struct indexes *x, const struct index_slot *made, enum status st,
+                   const struct errtext *why)
+{
+    pthread_mutex_lock(&x->lock);
+    struct index_slot *s =
+        find_slot(x, made->adapter_id, made->any_root ? NULL : made->document_root);
+    CHECK(s && s->state == INDEX_BUILDING);
+    s->index = made->index;
+    s->settled_ns = clock_mono_ns();
+    s->state = st == STATUS_OK ? INDEX_READY : st == STATUS_NOT_FOUND ? INDEX_NONE : INDEX_FAILED;
+    snprintf(s->why, sizeof(s->why), "%s", st ? why->text : "");
+    pthread_mutex_unlock(&x->lock);
+    atomic_fetch_add_explicit(&x->epoch, 1, memory_order_release);
+}
+
+static void make(struct indexes *x, struct index_slot *s)
+{
+    char hex[65];
+    struct errtext err = ERRTEXT_INIT;
+    enum status st;
+    hex_encode(hex, s->adapter_id, 32);
+    do {
+        err_clear(&err);
+        st = index_make(&s->index, &x->maker, s->adapter_id, s->any_root ? NULL : s->document_root,
+                        &err);
+    } while (st == STATUS_FULL && drop_oldest(x));
+    if (st && st != STATUS_NOT_FOUND && st != STATUS_CANCELLED)
+        log_error("index", "adapter %.16s: %s; its answers pay by the registered split", hex,
+                  err.text);
+    settle(x, s, st, &err);
+}
+
+/* false: stop. */
+static bool next(struct indexes *x, struct index_slot *out)
+{
+    bool found = false;
+    pthread_mutex_lock(&x->lock);
+    while (!found && !atomic_load(&x->maker.stop)) {
+        struct timespec until = thread_deadline(1000);
+        for (uint32_t i = 0; i < x->slot_count && !found; i++) {
+            struct index_slot *s = &x->slot[i];
+            found = s->state == INDEX_WAITING;
+            if (!found)
+                continue;
+            s->state = INDEX_BUILDING;
+            *out = *s;
+        }
+        if (!found)
+            pthread_cond_timedwait(&x->asked, &x->lock, &until);
+    }
+    pthread_mutex_unlock(&x->lock);
+    return found;
+}
+
+static void *indexer_main(void *arg)
+{
+    struct indexes *x = arg;
+    struct index_slot s;
+    while (next(x, &s))
+        make(x, &s);
+    return NULL;
+}
+
+/* ---- life ---- */
+
+enum status indexes_create(struct indexes **out, const struct indexes_options *opt,
+                           const struct indexes_deps *deps, struct errtext *err)
+{
+    struct indexes *x = mem_alloc(sizeof(*x));
+    *out = NULL;
+    CHECK(pthread_mutex_init(&x->lock, NULL) == 0);
+    thread_cond_init(&x->asked);
+    mailbox_init(&x->maker.done, INDEX_ROWS_INSIDE);
+    snprintf(x->dir, sizeof(x->dir), "%s", opt->dir);
+    x->maker.opt = *opt;
+    x->maker.opt.dir = x->dir;
+    x->maker.deps = *deps;
+    enum status st = file_mkdirs(opt->dir, 0700, err);
+    if (!st) {
+        index_trim(&x->maker, NULL);
+        st = thread_start(&x->thread, "rs-indexer", indexer_main, x, err);
+    }
+    x->running = st == STATUS_OK;
+    if (st)
+        indexes_destroy(x);
+    else
+        *out = x;
+    return st;
+}
+
+void indexes_stop(struct indexes *x)
+{
+    if (!x || !x->running)
+        return;
+    pthread_mutex_lock(&x->lock);
+    atomic_store(&x->maker.stop, true);
+    pthread_cond_signal(&x->asked);
+    pthread_mutex_unlock(&x->lock);
+    pthread_join(x->thread, NULL);
+    x->running = false;
+}
+
+void indexes_destroy(struct indexes *x)
+{
+    if (!x)
+        return;
+    indexes_stop(x);
+    for (uint32_t i = 0; i < x->slot_count; i++)
+        index_release(x->slot[i].index);
+    mailbox_fini(&x->maker.done);
+    pthread_cond_destroy(&x->asked);
+    pthread_mutex_destroy(&x->lock);
+    mem_free(x);
+}
