@@ -218,6 +218,9 @@ static void put_logged_choice(struct buf *out, const struct gain_in *in, uint32_
             buf_putc(out, ',');
         put_ints(out, c->row[r], c->n);
     }
+    buf_puts(out, "],\"in_prompt\":[");
+    for (uint32_t t = 0; t < c->n; t++)
+        buf_printf(out, "%s%u", t ? "," : "", c->in_prompt[t]);
     buf_puts(out, "]}");
 }
 

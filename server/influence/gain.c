@@ -198,6 +198,7 @@ void gain_inputs_digest(uint8_t out[32], const struct gain_in *in, const uint8_t
         hash_row(&k, in->choice[s].set, in->choice[s].n);
         for (uint32_t r = 0; r < gain_row_count(in->adapter_count); r++)
             hash_row(&k, in->choice[s].row[r], in->choice[s].n);
+        commit_bytes(&k, in->choice[s].in_prompt, in->choice[s].n);
     }
     for (uint32_t i = 0; i < in->adapter_count; i++) {
         if (in->adapter[i].events)

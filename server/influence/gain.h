@@ -22,6 +22,7 @@
 struct gain_choice {
     uint32_t n;
     const int32_t *target, *set;
+    const uint8_t *in_prompt; /* [n] 1: the token stands in the prompt, too */
     const int32_t *row[1 + TAIL_ADAPTERS_MAX];
 };
 
@@ -56,7 +57,8 @@ int32_t gain_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t 
 MUST_CHECK enum status gain_compute(struct gain_result *out, const struct gain_in *in,
                                     struct errtext *err);
 void gain_result_fini(struct gain_result *r);
-/* inputsDigest: keccak(s_4 ‖ per choice: set row, base row, of a mix the adapters' rows, i32 each;
+/* inputsDigest: keccak(s_4 ‖ per choice: set row, base row, of a mix the adapters' rows, i32 each,
+ * then in_prompt;
  * per adapter with an index: per choice 128 bytes a token, then its owners with S2: count u32, each
  * place u32 and weight u64). */
 void gain_inputs_digest(uint8_t out[32], const struct gain_in *in, const uint8_t salt[32]);

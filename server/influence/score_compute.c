@@ -12,25 +12,42 @@
 
 struct text_ids { /* prompt and output of one sequence */
     int32_t *ids;
+    uint8_t *in_prompt; /* [n - n_prompt] */
     uint32_t n, n_prompt;
 };
 
-static bool text_init(struct text_ids *t, const struct job *j, uint32_t seq)
+/* Which tokens of the output stand in the prompt; seen [n_vocab / 8 + 1] is all zero, and again
+ * afterwards. */
+static void mark_prompt(struct text_ids *t, uint8_t *seen)
+{
+    for (uint32_t i = 0; i < t->n_prompt; i++)
+        seen[t->ids[i] / 8] |= (uint8_t)(1u << t->ids[i] % 8);
+    for (uint32_t i = t->n_prompt; i < t->n; i++)
+        t->in_prompt[i - t->n_prompt] = seen[t->ids[i] / 8] >> t->ids[i] % 8 & 1;
+    for (uint32_t i = 0; i < t->n_prompt; i++)
+        seen[t->ids[i] / 8] = 0;
+}
+
+static bool text_init(struct text_ids *t, const struct job *j, uint32_t seq, uint8_t *seen)
 {
     const struct job_prompt *p = &j->prompt[j->seq[seq].prompt_idx];
     *t = (struct text_ids){.n = p->n_ids + j->seq[seq].n_out, .n_prompt = p->n_ids};
     t->ids = mem_try_array(t->n, sizeof(*t->ids));
-    if (!t->ids)
+    t->in_prompt = mem_try_array(j->seq[seq].n_out, 1);
+    if (!t->ids || !t->in_prompt)
         return false;
     memcpy(t->ids, p->ids, p->n_ids * sizeof(*t->ids));
     memcpy(t->ids + p->n_ids, j->seq[seq].ids, j->seq[seq].n_out * sizeof(*t->ids));
+    mark_prompt(t, seen);
     return true;
 }
 
 static void text_fini(struct text_ids *t)
 {
-    mem_wipe(t->ids, t->n * sizeof(*t->ids));
+    if (t->ids)
+        mem_wipe(t->ids, t->n * sizeof(*t->ids));
     mem_free(t->ids);
+    mem_free(t->in_prompt);
 }
 
 /* Half 1 as it came, half 2 of the tokens before. */
@@ -116,15 +133,18 @@ static enum status part_signals(struct score_part *p, const struct job *j,
     return st;
 }
 
-static void fill_in(struct gain_in *in, struct gain_choice *choice, const struct score_task *t)
+static void fill_in(struct gain_in *in, struct gain_choice *choice, const struct score_task *t,
+                    const struct text_ids *text)
 {
     const struct job *j = t->job;
     uint32_t kinds = gain_row_count(j->adapter_count);
     *in = (struct gain_in){
         .adapter_count = j->adapter_count, .choice_count = j->seq_count, .choice = choice};
     for (uint32_t i = 0; i < j->seq_count; i++) {
-        choice[i] = (struct gain_choice){
-            .n = j->seq[i].n_out, .target = j->seq[i].ids, .set = j->seq[i].set_q8};
+        choice[i] = (struct gain_choice){.n = j->seq[i].n_out,
+                                         .target = j->seq[i].ids,
+                                         .set = j->seq[i].set_q8,
+                                         .in_prompt = text[i].in_prompt};
         for (uint32_t r = 0; r < kinds; r++)
             choice[i].row[r] = t->q8[i * kinds + r];
     }
@@ -162,15 +182,16 @@ void score_compute(struct score_task *t, const struct scorer_options *opt)
     struct errtext err = ERRTEXT_INIT;
     struct text_ids *text = mem_array(j->seq_count, sizeof(*text));
     struct gain_choice *choice = mem_array(j->seq_count, sizeof(*choice));
+    uint8_t *seen = mem_array(opt->model->config.n_vocab / 8 + 1, 1);
     struct gain_in in;
     enum status st = STATUS_OK;
     for (uint32_t i = 0; !st && i < j->seq_count; i++)
-        st = text_init(&text[i], j, i) ? STATUS_OK : STATUS_NO_MEMORY;
+        st = text_init(&text[i], j, i, seen) ? STATUS_OK : STATUS_NO_MEMORY;
     for (uint32_t k = 0; !st && k < j->adapter_count; k++) {
         if (t->part[k].index)
             st = part_signals(&t->part[k], j, text, opt->model, &err);
     }
-    fill_in(&in, choice, t);
+    fill_in(&in, choice, t, text);
     if (!st)
         st = gain_compute(&t->result, &in, &err);
     if (!st) {
@@ -183,6 +204,7 @@ void score_compute(struct score_task *t, const struct scorer_options *opt)
     }
     for (uint32_t i = 0; i < j->seq_count; i++)
         text_fini(&text[i]);
+    mem_free(seen);
     mem_free(text);
     mem_free(choice);
 }

@@ -190,8 +190,11 @@ static void test_attribution(void **state)
     j->inf_seq = 4;
     memcpy(j->inf_digest, inf.digest, 32);
     int32_t base[2] = {-900, -900};
-    struct gain_choice choice = {
-        .n = 2, .target = j->seq[0].ids, .set = j->seq[0].set_q8, .row = {base}};
+    struct gain_choice choice = {.n = 2,
+                                 .target = j->seq[0].ids,
+                                 .set = j->seq[0].set_q8,
+                                 .in_prompt = (const uint8_t[2]){0, 0},
+                                 .row = {base}};
     struct gain_in in = {.adapter_count = 1, .choice_count = 1, .choice = &choice};
     struct gain_result g;
     in.adapter[0].weight_q16 = j->adapter[0].weight_q16;

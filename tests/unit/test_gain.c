@@ -41,13 +41,14 @@ static int drop_world(void **state)
 }
 
 static const int32_t targets[2] = {1, 2};
+static const uint8_t in_prompt[2] = {1, 0};
 
 /* One choice of two tokens; weights 1, 2, 3. */
 static struct gain_in make_in(struct gain_choice *c, uint32_t adapters, const int32_t set[2],
                               const int32_t *const row[4])
 {
     struct gain_in in = {.adapter_count = adapters, .choice_count = 1, .choice = c};
-    *c = (struct gain_choice){.n = 2, .target = targets, .set = set};
+    *c = (struct gain_choice){.n = 2, .target = targets, .set = set, .in_prompt = in_prompt};
     for (uint32_t r = 0; r < gain_row_count(adapters); r++)
         c->row[r] = row[r];
     for (uint32_t k = 0; k < adapters; k++)
@@ -218,6 +219,7 @@ static void test_digests(void **state)
     put_int(all, &n, 1, 4);
     put_int(all, &n, (uint32_t)-512, 4);
     put_int(all, &n, 2, 4);
+    put_int(all, &n, 0x0100, 2);
     gain_inputs_digest(found, &in, salt);
     keccak_256(want, all, n);
     assert_memory_equal(found, want, 32);
