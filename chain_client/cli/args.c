@@ -69,6 +69,8 @@ static const struct {
     [OPT_MARKS] = {"marks", "none|bos|eos|both",
                    "special tokens around a row in training; default: eos, and bos if the "
                    "tokenizer adds one"},
+    [OPT_CROISSANT] = {"croissant", "FILE", "written: the datanet in Croissant 1.1"},
+    [OPT_SPDX] = {"spdx", "FILE", "written: the datanet in SPDX 3.0.1"},
     [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
     [OPT_TO_BATCH] = {"to-batch", "N", "pay what the batches up to this one earned"},
     [OPT_ALL] = {"all", NULL, "pay what every final batch earned"},

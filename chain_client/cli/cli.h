@@ -61,6 +61,8 @@ enum cli_option {
     OPT_KIND,
     OPT_ENTRY,
     OPT_MARKS,
+    OPT_CROISSANT,
+    OPT_SPDX,
     OPT_JSON, /* these two go with every verb */
     OPT_HELP,
     OPT_COUNT
@@ -143,6 +145,7 @@ int verb_adapter_price(struct cli *c);
 int verb_datanet_consent(struct cli *c);
 int verb_datanet_sign(struct cli *c);
 int verb_datanet_publish(struct cli *c);
+int verb_datanet_export(struct cli *c);
 int verb_datanet_new(struct cli *c);
 int verb_datanet_add(struct cli *c);
 int verb_datanet_check(struct cli *c);

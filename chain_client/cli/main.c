@@ -102,6 +102,10 @@ static const struct cli_verb verbs[] = {
      "next\nversion. Then the list and the texts that the server lacks are sent. Repeating the "
      "command goes on\nwhere it stopped. A version that is on the chain stays as it is: the next "
      "change is of the next one."},
+    {"datanet export", "DIR", 1, 1, B(CROISSANT) | B(SPDX), 0, verb_datanet_export,
+     "write what a datanet is as Croissant 1.1 or SPDX 3.0.1",
+     "Both name each document with its owner, licence, terms and digest. The texts stay where they "
+     "are."},
     {"datanet withdraw", "DIR DOC_ID...", 2, CLI_OPERANDS_ANY, 0, 0, verb_datanet_withdraw,
      "the next version, without these documents",
      "Their texts are deleted. The version before stays in versions/, and what it earned is paid."},

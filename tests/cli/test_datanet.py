@@ -150,3 +150,22 @@ def test_what_is_missing_or_wrong_is_named(place):
     (net / "documents" / "0002.md").unlink()
     run = residual("datanet", "check", net)
     assert run.code == 1 and "document 1: documents/0001.txt: 9 bytes, the list says 42" in run.out and "document 2: " in run.out and "2 findings" in run.out, run
+
+
+def test_an_export_names_owner_licence_and_digest(place):
+    folder = DEMO / "adapters" / "amber-coast"
+    croissant, spdx = place / "c.json", place / "s.json"
+    good("datanet", "export", folder, "--croissant", croissant, "--spdx", spdx)
+    net, c, graph = json.loads((folder / "datanet.json").read_text()), json.loads(croissant.read_text()), json.loads(spdx.read_text())["@graph"]
+    assert c["conformsTo"].endswith("/croissant/1.1") and len(c["distribution"]) == len(net["documents"])
+    rows = {r["documents/id"]: r for r in c["recordSet"][0]["data"]}
+    files = {e["spdxId"]: e for e in graph if e["type"] == "software_File"}
+    licences = {e["spdxId"]: e["simplelicensing_licenseExpression"] for e in graph if e["type"] == "simplelicensing_LicenseExpression"}
+    declared = {e["from"]: licences[e["to"][0]] for e in graph if e.get("relationshipType") == "hasDeclaredLicense"}
+    for d in net["documents"]:
+        name = "urn:residual:document:0x" + d["digest"].removeprefix("0x")
+        assert rows[d["docId"]]["documents/owner"] == d["owner"] and rows[d["docId"]]["documents/licence"] == declared[name] == d["licence"]
+        assert files[name]["originatedBy"] == ["urn:residual:account:" + d["owner"]]
+        f = next(f for f in c["distribution"] if f["name"] == f"document-{d['docId']}")
+        assert f["sha256"] == hashlib.sha256((folder / d["file"]).read_bytes()).hexdigest()
+    assert residual("datanet", "export", folder).code == 2
