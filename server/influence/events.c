@@ -175,7 +175,6 @@ static enum status check_counts(const char *path, const struct events_head *h, s
         {"d_model", h->d_model, 1, EVENTS_MODEL_MAX},
         {"n_lists_learned", h->n_lists_learned, 0, MIN(h->n_learned, h->n_vocab)},
         {"n_lists_rest", h->n_lists_rest, 0, MIN(h->n_events - h->n_learned, h->n_vocab)},
-        {"reserved", h->reserved, 0, 0},
     };
     return check_limits(path, limit, ARRAY_COUNT(limit), err);
 }
@@ -190,6 +189,7 @@ static enum status check_method(const char *path, const struct events_head *h, s
         {"learned_min", m->learned_min, 1, UINT16_MAX},
         {"fallback_tokens", m->fallback_tokens, 0, EVENTS_FALLBACK_MAX},
         {"squarings", m->squarings, 0, 8},
+        {"half1_part", m->half1_part, 0, 256},
         {"w1 + w2 + w3", w, EVENTS_WEIGHT_ONE, EVENTS_WEIGHT_ONE},
         {"taught_min", m->taught_min, 1, UINT16_MAX},
         {"cluster_dot", m->cluster_dot, 1, EVENTS_HALF_DOT},

@@ -45,6 +45,7 @@ struct events_method {
     uint32_t learned_min;     /* an event counts as learned from here */
     uint32_t fallback_tokens; /* of a query, compared with every learned event; 0: none */
     uint32_t squarings;       /* of the cosine: 5 is its 32nd power */
+    uint32_t half1_part;      /* of 256: what an event by half 1 alone counts at least */
     uint32_t w[3];            /* of S1, S2 and S3 in the influence; they sum to E9 */
     uint32_t taught_min;      /* Q8 nats: tokens that events learned this much of carry facts */
     uint32_t cluster_dot;     /* half 2: a restated value stands at least so near */
@@ -72,7 +73,6 @@ struct events_head {
     uint32_t n_joined; /* rows that restate an earlier owner's fact */
     struct events_method method;
     struct events_trust trust;
-    uint32_t reserved; /* 0 */
 };
 
 struct events_row {

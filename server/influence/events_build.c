@@ -16,6 +16,7 @@ const struct events_method events_method_default = {
     .learned_min = 51,
     .fallback_tokens = 8,
     .squarings = 5,
+    .half1_part = 26,
     .w = {950000000, 50000000, 0},
     .taught_min = 128,
     .cluster_dot = 4839, /* cosine .3 */

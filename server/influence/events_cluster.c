@@ -148,8 +148,9 @@ uint32_t events_fact_find(const struct fact_search *s, uint32_t row)
     if (!fact_of(s->b, row, &f))
         return EVENTS_NONE;
     uint32_t event = f.begin + f.n - 1;
-    struct events_dots t = {.n = 1, .min = {(int32_t)s->b->method.cluster_dot}};
-    t.query[0] = s->b->key + (size_t)event * EVENTS_KEY + EVENTS_HALF;
+    int32_t near = (int32_t)s->b->method.cluster_dot;
+    struct events_dots t = {.n = 1, .min = {near}, .min1 = {near}};
+    events_dots_query(&t, 0, s->b->key + (size_t)event * EVENTS_KEY + EVENTS_HALF, false);
     for (uint32_t part = 0; part < 2; part++) {
         uint32_t begin, end;
         events_target_range(s->e, part, s->b->target[event], &begin, &end);

@@ -14,11 +14,21 @@
 
 #define GROUPS (EVENTS_HALF / 4)
 
+void events_dots_query(struct events_dots *t, uint32_t q, const int8_t *query, bool both)
+{
+    t->query[q] = query;
+    t->shift[q][0] = t->shift[q][1] = 0;
+    for (uint32_t i = 0; i < EVENTS_HALF; i++) {
+        t->shift[q][0] -= 128 * query[i];
+        t->shift[q][1] -= both ? 128 * query[EVENTS_HALF + i] : 0;
+    }
+}
+
 static void mark_over(struct events_dots *t, uint32_t q)
 {
     uint32_t over = 0;
     for (uint32_t lane = 0; lane < EVENTS_LANES; lane++)
-        over |= (uint32_t)(t->dot[q][lane] >= t->min[q]) << lane;
+        over |= (uint32_t)(t->dot[q][lane] >= t->min[q] || t->dot1[q][lane] >= t->min1[q]) << lane;
     t->over[q] = (uint16_t)over;
 }
 
@@ -35,8 +45,9 @@ static void add_plain(int32_t dot[EVENTS_LANES], const int8_t *k, const int8_t *
 static void dots_plain(struct events_dots *t, const int8_t *k1, const int8_t *k2)
 {
     for (uint32_t q = 0; q < t->n; q++) {
-        memset(t->dot[q], 0, sizeof(t->dot[q]));
-        add_plain(t->dot[q], k1, t->query[q]);
+        memset(t->dot1[q], 0, sizeof(t->dot1[q]));
+        add_plain(t->dot1[q], k1, t->query[q]);
+        memcpy(t->dot[q], t->dot1[q], sizeof(t->dot[q]));
         if (k2)
             add_plain(t->dot[q], k2, t->query[q] + EVENTS_HALF);
         mark_over(t, q);
@@ -65,31 +76,29 @@ __attribute__((target("avx2"))) static void add_avx2(__m256i sum[2], const int8_
     }
 }
 
+__attribute__((target("avx2"))) static void store_avx2(int32_t dot[EVENTS_LANES],
+                                                       const __m256i sum[2])
+{
+    _mm256_storeu_si256((__m256i *)dot, sum[0]);
+    _mm256_storeu_si256((__m256i *)(dot + 8), sum[1]);
+}
+
 __attribute__((target("avx2"))) static void dots_avx2(struct events_dots *t, const int8_t *k1,
                                                       const int8_t *k2)
 {
     for (uint32_t q = 0; q < t->n; q++) {
         __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
         add_avx2(sum, k1, t->query[q]);
+        store_avx2(t->dot1[q], sum);
         if (k2)
             add_avx2(sum, k2, t->query[q] + EVENTS_HALF);
-        _mm256_storeu_si256((__m256i *)t->dot[q], sum[0]);
-        _mm256_storeu_si256((__m256i *)(t->dot[q] + 8), sum[1]);
+        store_avx2(t->dot[q], sum);
         mark_over(t, q);
     }
 }
 
 #define VNNI    __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define VNNI_IN VNNI __attribute__((always_inline)) static inline
-
-VNNI_IN __m512i query_sum(const int8_t *query, bool both)
-{
-    const __m512i ones = _mm512_set1_epi8(1);
-    __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, _mm512_loadu_si512(query));
-    if (both)
-        sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(query + EVENTS_HALF));
-    return _mm512_set1_epi32(-128 * _mm512_reduce_add_epi32(sum));
-}
 
 VNNI_IN void add_vnni(__m512i *sum, const int8_t *k, const int8_t *const *query, uint32_t half,
                       uint32_t n)
@@ -110,13 +119,19 @@ VNNI_IN void some_vnni(struct events_dots *t, const int8_t *k1, const int8_t *k2
 {
     __m512i sum[4];
     for (uint32_t q = 0; q < n; q++)
-        sum[q] = query_sum(t->query[first + q], k2 != NULL);
+        sum[q] = _mm512_set1_epi32(t->shift[first + q][0]);
     add_vnni(sum, k1, t->query + first, 0, n);
+    for (uint32_t q = 0; q < n; q++) {
+        _mm512_storeu_si512(t->dot1[first + q], sum[q]);
+        t->over[first + q] = _mm512_cmpge_epi32_mask(sum[q], _mm512_set1_epi32(t->min1[first + q]));
+        if (k2)
+            sum[q] = _mm512_add_epi32(sum[q], _mm512_set1_epi32(t->shift[first + q][1]));
+    }
     if (k2)
         add_vnni(sum, k2, t->query + first, EVENTS_HALF, n);
     for (uint32_t q = 0; q < n; q++) {
         _mm512_storeu_si512(t->dot[first + q], sum[q]);
-        t->over[first + q] = _mm512_cmpge_epi32_mask(sum[q], _mm512_set1_epi32(t->min[first + q]));
+        t->over[first + q] |= _mm512_cmpge_epi32_mask(sum[q], _mm512_set1_epi32(t->min[first + q]));
     }
 }
 

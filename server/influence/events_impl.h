@@ -73,15 +73,17 @@ uint32_t events_row_bound(const struct events *e, uint32_t begin, uint32_t end, 
 void events_root_of(uint8_t out[EVENTS_ROOT], const uint8_t *file, size_t bytes_before);
 
 #define EVENTS_TILE 8 /* queries at a time */
-/* dot[q][lane] and the bits of the lanes with dot >= min[q]. k2 NULL: k1 alone, with the
- * first 64 bytes of each query. */
+/* dot1[q][lane] of k1 with a query's first 64 bytes, dot[q][lane] of both halves (k2 NULL: the same
+ * as dot1), and the bits of the lanes with dot >= min[q] or dot1 >= min1[q]. */
 struct events_dots {
     const int8_t *query[EVENTS_TILE]; /* [128], or [64]; no byte is -128 */
-    int32_t min[EVENTS_TILE];
+    int32_t shift[EVENTS_TILE][2];    /* -128 times the sum of a half; set by events_dots_query */
+    int32_t min[EVENTS_TILE], min1[EVENTS_TILE];
     uint32_t n;
-    int32_t dot[EVENTS_TILE][EVENTS_LANES];
+    int32_t dot1[EVENTS_TILE][EVENTS_LANES], dot[EVENTS_TILE][EVENTS_LANES];
     uint16_t over[EVENTS_TILE];
 };
+void events_dots_query(struct events_dots *t, uint32_t q, const int8_t *query, bool both);
 typedef void (*events_dots_fn)(struct events_dots *t, const int8_t *k1, const int8_t *k2);
 struct events_dots_path {
     const char *name;

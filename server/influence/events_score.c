@@ -20,7 +20,7 @@ static_assert(EVENTS_FALLBACK_MAX <= EVENTS_TILE, "the fallback's tokens pass to
 struct scored_token {
     uint32_t target, index; /* index: over all choices */
     uint32_t gain;          /* Q8, 0 to 65535 */
-    bool fallback;
+    bool in_prompt, fallback;
     const int8_t *key;
 };
 
@@ -80,17 +80,26 @@ static void credit_slot(struct scoring *s, uint32_t row, uint32_t q, uint64_t v)
     *best = MAX(*best, v);
 }
 
+/* c of one of the tile's dot products. */
+static uint64_t cosine_of(const struct scoring *s, uint32_t q, uint32_t lane, bool half)
+{
+    int32_t dot1 = MIN(s->tile.dot1[q][lane], EVENTS_HALF_DOT);
+    uint64_t c1 = s->power_half[MAX(dot1, 0)];
+    if (half)
+        return c1;
+    int32_t dot = MIN(s->tile.dot[q][lane], EVENTS_DOT);
+    return MAX(s->e->power[MAX(dot, 0)], (c1 * s->e->head->method.half1_part) >> 8);
+}
+
 /* The events of a block that count for query q: their v, into their rows. */
-static void credit_block(struct scoring *s, uint32_t first, uint32_t lanes, uint32_t q,
-                         const uint32_t *power, uint32_t dot_max)
+static void credit_block(struct scoring *s, uint32_t first, uint32_t lanes, uint32_t q, bool half)
 {
     const struct events *e = s->e;
     uint64_t gain = (uint64_t)s->of[q]->gain + e->head->method.gain_floor;
     for (uint32_t over = s->tile.over[q] & lanes; over; over &= over - 1) {
         uint32_t lane = (uint32_t)__builtin_ctz(over), event = first + lane;
-        uint32_t dot = MIN((uint32_t)s->tile.dot[q][lane], dot_max);
         uint64_t learned = (uint64_t)e->learned[event] + e->head->method.learned_floor;
-        uint64_t v = (gain * learned * power[dot]) >> 16;
+        uint64_t v = (gain * learned * cosine_of(s, q, lane, half)) >> 16;
         if (v && e->event_row[event] != s->held.row)
             credit_slot(s, e->event_row[event], q, v);
     }
@@ -107,36 +116,30 @@ static uint32_t lanes_of(uint32_t first, uint32_t begin, uint32_t end)
 static void scan_events(struct scoring *s, uint32_t begin, uint32_t end, bool half)
 {
     const struct events *e = s->e;
-    const uint32_t *power = half ? s->power_half : e->power;
-    uint32_t dot_max = half ? EVENTS_HALF_DOT : EVENTS_DOT;
     for (uint32_t first = begin - begin % EVENTS_LANES; first < end; first += EVENTS_LANES) {
         size_t at = (size_t)(first / EVENTS_LANES) * EVENTS_BLOCK;
         uint32_t lanes = lanes_of(first, begin, end);
         s->dots(&s->tile, (half ? e->key2 : e->key1) + at, half ? NULL : e->key2 + at);
         for (uint32_t q = 0; q < s->tile.n; q++) {
             if (s->tile.over[q] & lanes)
-                credit_block(s, first, lanes, q, power, dot_max);
+                credit_block(s, first, lanes, q, half);
         }
     }
     s->out->compared += (uint64_t)(end - begin) * s->tile.n;
 }
 
-/* The smallest dot product with which an event that learned `most` can have v > 0. */
-static int32_t least_dot(const struct scoring *s, const struct scored_token *t, uint64_t most,
-                         bool half)
+/* The smallest dot product whose power, of which `part` of 256 counts, gives an event v > 0. */
+static int32_t least_dot(const uint32_t *power, uint32_t dot_max, uint64_t factor, uint64_t part)
 {
-    const struct events_method *m = &s->e->head->method;
-    const uint32_t *power = half ? s->power_half : s->e->power;
-    uint32_t low = 1, high = (half ? EVENTS_HALF_DOT : EVENTS_DOT) + 1;
-    uint64_t factor = ((uint64_t)t->gain + m->gain_floor) * (most + m->learned_floor);
+    uint32_t low = 1, high = dot_max + 1;
     while (low < high) {
         uint32_t mid = low + (high - low) / 2;
-        if ((factor * power[mid]) >> 16)
+        if ((factor * ((power[mid] * part) >> 8)) >> 16)
             high = mid;
         else
             low = mid + 1;
     }
-    return (int32_t)low;
+    return low > dot_max ? INT32_MAX : (int32_t)low;
 }
 
 static void pass_begin(struct scoring *s, const struct scored_token *first, uint32_t n, bool half)
@@ -146,14 +149,20 @@ static void pass_begin(struct scoring *s, const struct scored_token *first, uint
     s->tile.n = n;
     for (uint32_t q = 0; q < n; q++) {
         s->of[q] = &first[q];
-        s->tile.query[q] = first[q].key + (half ? EVENTS_HALF : 0);
+        events_dots_query(&s->tile, q, first[q].key + (half ? EVENTS_HALF : 0), !half);
     }
 }
 
+/* What the tile's queries look at, among events that learned `most` at the most. */
 static void pass_min(struct scoring *s, uint64_t most, bool half)
 {
-    for (uint32_t q = 0; q < s->tile.n; q++)
-        s->tile.min[q] = least_dot(s, s->of[q], most, half);
+    const struct events_method *m = &s->e->head->method;
+    for (uint32_t q = 0; q < s->tile.n; q++) {
+        uint64_t factor = ((uint64_t)s->of[q]->gain + m->gain_floor) * (most + m->learned_floor);
+        s->tile.min1[q] =
+            least_dot(s->power_half, EVENTS_HALF_DOT, factor, half ? 256 : m->half1_part);
+        s->tile.min[q] = half ? INT32_MAX : least_dot(s->e->power, EVENTS_DOT, factor, 256);
+    }
 }
 
 static void flush_one(struct scoring *s, const struct row_slot *slot, uint32_t q)
@@ -288,9 +297,24 @@ static uint32_t choose_fallback(struct scoring *s, uint32_t n)
     return chosen;
 }
 
+/* Drops the tokens that the prompt gave, if one that it did not give gained; returns how many are
+ * left. */
+static uint32_t mute_tokens(struct scoring *s)
+{
+    uint32_t n = s->out->n_tokens, kept = 0;
+    bool gained = false;
+    for (uint32_t i = 0; i < n; i++)
+        gained |= !s->token[i].in_prompt && s->token[i].gain >= s->e->head->method.learned_min;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!gained || !s->token[i].in_prompt)
+            s->token[kept++] = s->token[i];
+    }
+    return kept;
+}
+
 static void meet_tokens(struct scoring *s)
 {
-    uint32_t n = s->out->n_tokens, fallback = choose_fallback(s, n);
+    uint32_t n = mute_tokens(s), fallback = choose_fallback(s, n);
     uint32_t usual = n - fallback;
     for (uint32_t i = 0; i < usual;) {
         uint32_t same = 1;
@@ -340,6 +364,7 @@ static enum status take_tokens(struct scoring *s, const struct events_query *q, 
                 .index = at,
                 .gain = (uint32_t)MIN(MAX(q[i].gain_q8[t], 0), UINT16_MAX),
                 .key = q[i].key + (size_t)t * EVENTS_KEY,
+                .in_prompt = q[i].in_prompt && q[i].in_prompt[t],
             };
     }
     return STATUS_OK;

@@ -3,7 +3,10 @@
  *
  *   a   = min(65535, max(0, gain));  c(d, D) = d <= 0 ? 0 : min(2^30, d 2^30 / D), then `squarings`
  *         times c c / 2^30;  v = (a + gain_floor) (learned + learned_floor) c / 2^16, all floors
- *   token t, event e of its target:   d = both halves' dot product, D = 2 x 127^2
+ *   a token that stands in its prompt is muted, and meets nothing, if any token of the answer that
+ *         does not stand in its prompt has a >= learned_min
+ *   token t, event e of its target, d1 and d2 the halves' dot products:
+ *         c = max(c(d1 + d2, 2 x 127^2), c(d1, 127^2) half1_part / 2^8)
  *   a token whose target no event learned (all below learned_min) meets no event of it. Of those
  *         with a >= learned_min the fallback_tokens with the largest a (ties to the earlier) meet
  *         every learned event of any target by half 2 alone, D = 127^2
@@ -24,7 +27,8 @@
 struct events_query { /* one choice; several count as one answer, in order */
     const int32_t *target;
     const int32_t *gain_q8;
-    const int8_t *key; /* [n][128], -127 to 127 */
+    const int8_t *key;        /* [n][128], -127 to 127 */
+    const uint8_t *in_prompt; /* [n] 1: the target stands in the choice's prompt; NULL: none does */
     uint32_t n;
 };
 

@@ -58,14 +58,18 @@ static int64_t half_dot(const int8_t *blocks, uint32_t event, const int8_t *quer
     return sum;
 }
 
-static uint64_t value_of(const struct events *e, uint32_t event, int64_t d, int64_t of,
-                         int32_t gain)
+static uint64_t power_of(int64_t d, int64_t of)
 {
-    uint64_t c = d <= 0 ? 0 : ((uint64_t)d << 30) / (uint64_t)of, a = gain < 0 ? 0 : (uint64_t)gain;
+    uint64_t c = d <= 0 ? 0 : ((uint64_t)d << 30) / (uint64_t)of;
     c = c > 1u << 30 ? 1u << 30 : c;
     for (uint32_t i = 0; i < 5; i++)
         c = (c * c) >> 30;
-    a = a > 65535 ? 65535 : a;
+    return c;
+}
+
+static uint64_t value_of(const struct events *e, uint32_t event, uint64_t c, int32_t gain)
+{
+    uint64_t a = gain < 0 ? 0 : gain > 65535 ? 65535 : (uint64_t)gain;
     return ((a + 26) * (e->learned[event] + 13ull) * c) >> 16;
 }
 
@@ -101,12 +105,24 @@ static void oracle_token(struct oracle *o, const struct events *e, const struct 
         int64_t one = half_dot(e->key1, i, key), two = half_dot(e->key2, i, key + 64);
         bool half = fallback || held.half_two;
         bool meets = fallback ? e->learned[i] >= 51 : target_of(e, i) == (uint32_t)q->target[t];
+        uint64_t c = half ? power_of(two, 16129) : power_of(one + two, 32258);
+        if (!half)
+            c = MAX(c, power_of(one, 16129) * 26 / 256);
         if (meets && row != held.row)
-            best[row] = MAX(best[row], value_of(e, i, half ? two : one + two, half ? 16129 : 32258,
-                                                q->gain_q8[t]));
+            best[row] = MAX(best[row], value_of(e, i, c, q->gain_q8[t]));
     }
     for (uint32_t r = 0; r < e->head->n_rows; r++)
         o->row[r] = MIN(o->row[r] + best[r], 1ull << 48);
+}
+
+static bool is_muted(const struct events_query *q, uint32_t n, uint32_t c, uint32_t t)
+{
+    bool gained = false;
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t k = 0; k < q[i].n; k++)
+            gained |= q[i].gain_q8[k] >= 51 && !(q[i].in_prompt && q[i].in_prompt[k]);
+    }
+    return gained && q[c].in_prompt && q[c].in_prompt[t];
 }
 
 /* Which of all tokens are the fallback's eight? */
@@ -120,7 +136,7 @@ static void choose_eight(const struct events *e, const struct events_query *q, u
         for (uint32_t c = 0; c < n; c++) {
             for (uint32_t t = 0; t < q[c].n; t++) {
                 int32_t gain = MIN(q[c].gain_q8[t], 65535);
-                if (gain < 51 || gain <= best || out[c][t] ||
+                if (is_muted(q, n, c, t) || gain < 51 || gain <= best || out[c][t] ||
                     anyone_learned(e, q[c].target[t], held))
                     continue;
                 best = gain;
@@ -140,8 +156,10 @@ static void oracle_score(struct oracle *o, const struct events *e, const struct 
     memset(o, 0, sizeof(*o));
     choose_eight(e, q, n, held, fallback);
     for (uint32_t c = 0; c < n; c++) {
-        for (uint32_t t = 0; t < q[c].n; t++)
-            oracle_token(o, e, &q[c], t, fallback[c][t], held);
+        for (uint32_t t = 0; t < q[c].n; t++) {
+            if (!is_muted(q, n, c, t))
+                oracle_token(o, e, &q[c], t, fallback[c][t], held);
+        }
     }
     for (uint32_t k = 0; k < e->head->n_rows; k++) {
         uint64_t c = 0;
@@ -158,6 +176,7 @@ static void oracle_score(struct oracle *o, const struct events *e, const struct 
 struct answer {
     int32_t target[ANSWER_MAX], gain[ANSWER_MAX];
     int8_t key[ANSWER_MAX][EVENTS_KEY];
+    uint8_t in_prompt[ANSWER_MAX];
     struct events_query query[3];
     uint32_t n;
 };
@@ -165,14 +184,20 @@ struct answer {
 static void make_answer(struct answer *a, struct world_random *r, const struct events *e)
 {
     uint32_t at = 0;
+    bool quiet = world_draw(r, 4) == 0; /* hardly a token gains */
     a->n = 1 + world_draw(r, 3);
     for (uint32_t c = 0; c < a->n; c++) {
         uint32_t n = world_draw(r, ANSWER_MAX / 3);
-        a->query[c] = (struct events_query){
-            .target = a->target + at, .gain_q8 = a->gain + at, .key = a->key[at], .n = n};
+        a->query[c] =
+            (struct events_query){.target = a->target + at,
+                                  .gain_q8 = a->gain + at,
+                                  .key = a->key[at],
+                                  .in_prompt = world_draw(r, 2) ? a->in_prompt + at : NULL,
+                                  .n = n};
         for (uint32_t t = at; t < at + n; t++) {
             a->target[t] = (int32_t)world_draw(r, e->head->n_vocab + 2) - 1;
-            a->gain[t] = (int32_t)world_draw(r, 1200) - 200;
+            a->gain[t] = (int32_t)world_draw(r, quiet ? 60 : 1200) - (quiet ? 0 : 200);
+            a->in_prompt[t] = world_draw(r, quiet ? 2 : 6) == 0;
             if (world_draw(r, 50) == 0)
                 a->gain[t] = 100000000;
             world_key(r, a->key[t], EVENTS_HALF);
@@ -248,8 +273,9 @@ static void every_path_gives_the_same_dots(void **state)
                 (int8_t)(edge ? (round & 4 ? 127 : -127) : (int32_t)world_draw(&r, 255) - 127);
         struct events_dots t[3] = {{.n = 1 + round % EVENTS_TILE}};
         for (uint32_t i = 0; i < t[0].n; i++) {
-            t[0].query[i] = q[i];
+            events_dots_query(&t[0], i, q[i], true);
             t[0].min[i] = (int32_t)world_draw(&r, 40000) - 20000;
+            t[0].min1[i] = (int32_t)world_draw(&r, 20000);
         }
         for (uint32_t p = 0; p < n; p++) {
             t[p] = t[0];
@@ -257,14 +283,16 @@ static void every_path_gives_the_same_dots(void **state)
             way[p].run(&t[p], k1, round % 3 ? k2 : NULL);
         }
         for (uint32_t i = 0; i < t[0].n; i++) {
-            int64_t slow = half_dot(k1, round % 16, q[i]);
+            int64_t half = half_dot(k1, round % 16, q[i]), slow = half;
             slow += round % 3 ? half_dot(k2, round % 16, q[i] + 64) : 0;
             for (uint32_t p = 0; p < n; p++) {
                 assert_int_equal(t[p].dot[i][round % 16], slow);
+                assert_int_equal(t[p].dot1[i][round % 16], half);
                 assert_memory_equal(t[p].dot[i], t[0].dot[i], sizeof(t[0].dot[i]));
                 assert_int_equal(t[p].over[i], t[0].over[i]);
             }
-            assert_int_equal(t[0].over[i] >> round % 16 & 1, slow >= t[0].min[i]);
+            assert_int_equal(t[0].over[i] >> round % 16 & 1,
+                             slow >= t[0].min[i] || half >= t[0].min1[i]);
         }
     }
 }
@@ -376,7 +404,7 @@ static void a_well_hashed_lie_is_refused(void **state)
         {offsetof(struct events_head, method.fallback_tokens), 9, "fallback_tokens"},
         {offsetof(struct events_head, method.w), 5, "w1 + w2 + w3"},
         {offsetof(struct events_head, trust.lambda), EVENTS_WEIGHT_ONE + 1, "lambda"},
-        {offsetof(struct events_head, reserved), 1, "reserved"},
+        {offsetof(struct events_head, method.half1_part), 257, "half1_part"},
         {at[EVENTS_SECTION_W], 0x7f80, "basis"},
         {at[EVENTS_SECTION_CONTEXT_BIAS], 0x7fc00000, "context bias"},
         {at[EVENTS_SECTION_DOCUMENTS], UINT32_MAX, "document"},
