@@ -5,6 +5,8 @@
  *           loader      adapter files -> blobs, low priority         adapter/loader.c
  *           http (n)    parse, tokenize, stream                      http/listen.c
  *           recorder    records, jobs, receipts; owns the spool      record/recorder.c
+ *           computing   keys, spans and shares of scored answers     influence/score_compute.c
+ *           indexer     attribution indexes, through the engine      influence/indexes.c
  *           shipper     spool -> Redis Streams                       spool/ship.c
  *           main        waits for signals; SIGHUP reloads keys and log files
  * They talk by messages in bounded mailboxes (base/mailbox.h). Stop order: readiness off, drain,

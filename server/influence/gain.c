@@ -80,8 +80,11 @@ static enum status score_events(struct events_scores **out, const struct gain_in
         gain && query ? STATUS_OK : err_set(err, STATUS_NO_MEMORY, "events: no memory");
     for (uint32_t s = 0, at = 0; !st && s < in->choice_count; s++) {
         const struct gain_choice *c = &in->choice[s];
-        query[s] = (struct events_query){
-            .target = c->target, .gain_q8 = gain + at, .key = in->adapter[k].key[s], .n = c->n};
+        query[s] = (struct events_query){.target = c->target,
+                                         .gain_q8 = gain + at,
+                                         .key = in->adapter[k].key[s],
+                                         .in_prompt = c->in_prompt,
+                                         .n = c->n};
         for (uint32_t t = 0; t < c->n; t++)
             gain[at++] = gain_at(in, s, k, t);
     }
