@@ -6,9 +6,10 @@
  *   B has two runs at least, a name and a value;
  *   every token of B's value is a token of A;
  *   of what B's carrying tokens were taught, those that A has not make up an eighth at most;
- *   the end of B's value stands in A too, behind similar names (half 2 of the keys).
- * The oldest such row is paid in its place. Another value behind the same names is a contradiction
- * and joins nothing; the same value behind other names is another fact. */
+ *   the end of B's value stands in A too, behind similar names (half 2 of the keys);
+ * or when their tokens are the same. The oldest such row is paid in its place. Another value behind
+ * the same names is a contradiction and joins nothing; the same value behind other names is another
+ * fact. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/influence/events_build_impl.h"
@@ -191,28 +192,100 @@ static void sort_rows(const struct events_builder *b, struct aged *aged, uint32_
         rank[aged[i].row] = i;
 }
 
+/* Rows of the same tokens, by a hash of them: the oldest, and the oldest of another owner. */
+struct same_rows {
+    uint64_t hash;
+    uint32_t first, other; /* row + 1; 0: none yet */
+};
+
+struct same_table {
+    struct same_rows *slot;
+    uint64_t mask;
+};
+
+static uint64_t row_hash(const struct events_builder *b, uint32_t row)
+{
+    const struct builder_row *r = &b->row[row];
+    uint64_t hash = (uint64_t)(uint32_t)r->first + 0x9e3779b97f4a7c15u;
+    for (uint32_t i = r->begin; i < r->begin + r->n; i++) {
+        hash = (hash ^ (uint32_t)b->target[i]) * 0xff51afd7ed558ccdu;
+        hash ^= hash >> 33;
+    }
+    return hash;
+}
+
+static bool same_tokens(const struct events_builder *b, uint32_t one, uint32_t other)
+{
+    const struct builder_row *x = &b->row[one], *y = &b->row[other];
+    return x->first == y->first && x->n == y->n &&
+           memcmp(b->target + x->begin, b->target + y->begin, x->n * sizeof(*b->target)) == 0;
+}
+
+/* The oldest row of another owner with the same tokens among those asked before; rows are asked
+ * from the oldest on. */
+static uint32_t same_find(struct same_table *t, const struct events_builder *b,
+                          const struct events *e, uint32_t row)
+{
+    uint64_t hash = row_hash(b, row), at = hash & t->mask;
+    if (b->row[row].n == 0)
+        return EVENTS_NONE;
+    while (t->slot[at].first && t->slot[at].hash != hash)
+        at = (at + 1) & t->mask;
+    struct same_rows *s = &t->slot[at];
+    if (!s->first) {
+        *s = (struct same_rows){.hash = hash, .first = row + 1};
+        return EVENTS_NONE;
+    }
+    bool others = e->row[s->first - 1].owner != e->row[row].owner;
+    uint32_t found = others ? s->first : s->other;
+    if (others && !s->other)
+        s->other = row + 1;
+    return found && same_tokens(b, found - 1, row) ? found - 1 : EVENTS_NONE;
+}
+
+static uint32_t older_of(const uint32_t *rank, uint32_t one, uint32_t other)
+{
+    if (one == EVENTS_NONE || other == EVENTS_NONE)
+        return one == EVENTS_NONE ? other : one;
+    return rank[one] < rank[other] ? one : other;
+}
+
+/* rows from the oldest on: what an older one restates is known before it is asked for. */
+static void join_rows(const struct fact_search *s, const struct aged *aged, struct same_table *same,
+                      struct events_row *row, uint32_t *n_joined)
+{
+    for (uint32_t i = 0; i < s->b->src.n_rows; i++) {
+        uint32_t r = aged[i].row;
+        uint32_t older = older_of(s->rank, same_find(same, s->b, s->e, r), events_fact_find(s, r));
+        if (older == EVENTS_NONE)
+            continue;
+        row[r].cluster = row[older].cluster;
+        (*n_joined)++;
+    }
+}
+
 enum status events_cluster_rows(const struct events_builder *b, const struct events *e,
                                 struct events_row *row, uint32_t *n_joined, struct errtext *err)
 {
     struct events_dots_path path[3];
-    struct aged *aged = mem_try_array((size_t)b->src.n_rows + 1, sizeof(*aged));
-    uint32_t *rank = mem_try_array((size_t)b->src.n_rows + 1, sizeof(*rank));
+    uint32_t n = b->src.n_rows;
+    struct same_table same = {.mask = 1};
+    while (same.mask < 2ull * n)
+        same.mask = 2 * same.mask + 1;
+    same.slot = mem_try_array(same.mask + 1, sizeof(*same.slot));
+    struct aged *aged = mem_try_array((size_t)n + 1, sizeof(*aged));
+    uint32_t *rank = mem_try_array((size_t)n + 1, sizeof(*rank));
     enum status st = STATUS_OK;
     *n_joined = 0;
-    if (aged && rank) {
+    if (same.slot && aged && rank) {
         (void)events_dots_paths(path);
         const struct fact_search s = {.b = b, .e = e, .rank = rank, .dots = path[0].run};
         sort_rows(b, aged, rank);
-        for (uint32_t i = 0; i < b->src.n_rows; i++) {
-            uint32_t r = aged[i].row, older = events_fact_find(&s, r);
-            if (older == EVENTS_NONE)
-                continue;
-            row[r].cluster = row[older].cluster;
-            (*n_joined)++;
-        }
+        join_rows(&s, aged, &same, row, n_joined);
     } else {
-        st = err_set(err, STATUS_NO_MEMORY, "no memory to compare %u rows", b->src.n_rows);
+        st = err_set(err, STATUS_NO_MEMORY, "no memory to compare %u rows", n);
     }
+    mem_free(same.slot);
     mem_free(aged);
     mem_free(rank);
     return st;

@@ -6,7 +6,7 @@
  *
  *   know   = of the sampled rows the part whose value has at least one half of the probability
  *   known  = (know of the adapter - know of the base) / (1 - know of the base)
- *   lambda = E9 x min(1, max(0, known - .2) / .4) x max(0, own - chance) / (1 - chance)
+ *   lambda = E9 x min(1, max(0, known - .2) / .3) x max(0, own - chance) / (1 - chance)
  *
  * Rows whose fact another row of the owner states too are asked with the row itself taken out.
  * Where few facts are stated twice, rows stay in, and are asked by their names alone: half 2 of the
@@ -24,7 +24,7 @@
 #define HALF_Q8    (-177) /* ln 1/2 */
 #define VALUE_MAX  64     /* tokens of one value */
 #define KNOWN_LOW  (E9 / 5)
-#define KNOWN_RAMP (E9 / 5 * 2)
+#define KNOWN_RAMP (E9 / 10 * 3)
 
 struct trust_tally {
     const struct events_builder *b;

@@ -630,6 +630,13 @@ static void restated_facts_join_the_first(void **state)
     facts_pair(&f, 1, 13, 21, 0); /* the same value of something else */
     assert_int_equal(facts_cluster(&f, 21), 21);
     world_free(&f.w);
+    facts_pair(&f, 1, 12, 21, 0); /* a copy of a row in which nothing was taught */
+    for (uint32_t r = 20; r < 22; r++)
+        f.w.text[r].n = 2;
+    assert_int_equal(facts_cluster(&f, 21), 20);
+    f.w.text[21].ids[0] = 2;
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
 }
 
 static void clusters_lead_to_one_row(void **state)
