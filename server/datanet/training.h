@@ -11,7 +11,7 @@
 #include "server/datanet/datanet.h"
 
 #define TRAINING_FILE      "training.json"
-#define TRAINING_ROWS_MAX  (1u << 23)
+#define TRAINING_ROWS_MAX  (1u << 24)
 #define TRAINING_BYTES_MAX ((size_t)512 << 20)
 
 struct training_row {
