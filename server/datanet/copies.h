@@ -5,11 +5,9 @@
 
 #include "server/datanet/datanet.h"
 
-#define COPY_EXACT_PPM 1000000 /* the same words */
-
 struct copy_found {
     uint32_t place, of; /* of: the earliest that says it, no copy itself */
-    uint32_t ppm;       /* how alike */
+    uint32_t ppm;       /* how much of it stands before (near.h); 1 000 000: the same words */
 };
 struct copies {
     struct copy_found *item; /* in the order of the documents: since, docId */

@@ -99,6 +99,23 @@ def test_a_copy_is_found_and_earns_nothing(place):
     good("datanet", "check", net)
 
 
+LONG = ("The lighthouse of Mivu was built by the founder Dotir in the year of the great flood. Its lamp burns whale oil and is seen from nine islands. "
+        "Every spring the keepers climb the stairs, count the broken panes and paint the door green again. Nobody sails past it without a greeting.\n")
+
+
+def test_a_reworded_copy_is_found_and_the_first_one_stays(place):
+    """Whatever the order of digests: who was there first is who is paid, and a copy of a copy is one of the first."""
+    net = made(place)
+    texts = {"first": LONG, "second": LONG.replace("great flood", "long winter").replace("green", "red"), "third": LONG.replace("nine", "ten").replace("spring", "autumn"),
+             "own": LONG[::-1].replace(" ", "q ", 3)}
+    for name, text in texts.items():
+        (place / f"{name}.txt").write_text(text)
+        good("datanet", "add", net, place / f"{name}.txt", "--owner", ALICE if name == "first" else BOB, "--licence", "MIT")
+    built = good("datanet", "build", net, "--model", BASE, "--json").json
+    assert [(c["document"], c["of"]) for c in built["copies"]] == [(2, 1), (3, 1)] and all(250000 <= c["alike_ppm"] < 1000000 for c in built["copies"]), built
+    assert built["documents"] == 2 and built["owners"] == 2
+
+
 def test_the_next_version_is_without_a_withdrawn_document(place):
     net = made(place)
     good("datanet", "add", net, place / "mine.txt", place / "rules.md", "--owner", ALICE, "--licence", "MIT")
