@@ -372,6 +372,43 @@ static void bench_score(const struct bench *be, uint32_t n)
     mem_free(target);
 }
 
+struct sketch_bench {
+    struct backend *b;
+    struct sketch_args a;
+};
+
+static void sketch_run(void *arg, uint32_t round)
+{
+    struct sketch_bench *t = arg;
+    (void)round;
+    t->b->ops->sketch(t->b, &t->a);
+}
+
+/* Keys of n rows under n_basis bases. */
+static void bench_sketch(const struct bench *be, uint32_t d, uint32_t n, uint32_t n_basis)
+{
+    enum { BASES = 8 };
+    struct sketch_bench t = {.b = be->b};
+    struct sketch_basis basis[BASES];
+    struct sketch_seg seg[BASES];
+    float *x = mem_array((size_t)n * d, 4), bias[SKETCH_DIM] = {0};
+    int8_t *out = mem_array(n, SKETCH_DIM);
+    uint16_t *w = mem_array((size_t)n_basis * SKETCH_DIM * d, 2);
+    fill((char *)w, DTYPE_BF16, (size_t)n_basis * SKETCH_DIM * d);
+    fill(x, DTYPE_F32, (size_t)n * d);
+    for (uint32_t i = 0; i < n_basis; i++) {
+        basis[i] = (struct sketch_basis){w + (size_t)i * SKETCH_DIM * d, bias};
+        seg[i] = (struct sketch_seg){i * (n / n_basis), n / n_basis, &basis[i]};
+    }
+    t.a = (struct sketch_args){out, x, seg, n_basis, d};
+    struct timing m = measure(sketch_run, &t);
+    printf("sketch d %4u  rows %3u  bases %u  median %8.1f us  best %8.1f us  %7.2f us a row\n", d,
+           n, n_basis, m.median * 1e6, m.best * 1e6, m.best * 1e6 / n);
+    mem_free(x);
+    mem_free(out);
+    mem_free(w);
+}
+
 static void run_gemms(const struct bench *be)
 {
     static const uint32_t rows[] = {1, 2, 4, 8, 16, 32, 64, 256};
@@ -399,6 +436,9 @@ static void run_all(const struct bench *be)
     bench_score(be, 1);
     bench_score(be, 16);
     bench_score(be, 128);
+    bench_sketch(be, 576, 64, 8);
+    bench_sketch(be, 896, 1, 1);
+    bench_sketch(be, 896, 16, 8);
     bench_sample(be, 16, row, "greedy");
     row.temperature = 1;
     bench_sample(be, 16, row, "temperature 1");

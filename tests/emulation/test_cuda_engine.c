@@ -1,5 +1,6 @@
 /* The whole engine on the CUDA backend: every family against the goldens, and its own bits, which
  * must not depend on company, chunks, preemption, evictions, or on whether a pass is replayed. */
+#include "kernels/bf16.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "tests/emulation/emu_control.h"
@@ -8,6 +9,7 @@
 
 #include <dirent.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 
 static const char cases_dir[] = RS_TEST_DATA "/logits";
@@ -362,21 +364,52 @@ static void test_bits_do_not_depend_on_early_recording(void **state)
 
 /* ---- scores ---- */
 
+#define BASIS_SEED 5
+
 static void count_done(struct score_job *j, void *arg)
 {
     (*(uint32_t *)arg)++;
 }
 
-/* Teacher forcing gives the log-probability that decoding reported, bit for bit. */
-static void test_scores_equal_decoded_logprobs(void **state)
+/* Hidden states, widened from the device's bf16, give these keys. */
+static void check_hidden(struct world *w, const float *hidden, const int8_t *key)
+{
+    uint32_t d = w->model.config.d_model, differ = 0;
+    uint16_t *m = mem_array((size_t)SKETCH_DIM * d, sizeof(*m));
+    float bias[SKETCH_DIM];
+    world_basis_numbers(w, BASIS_SEED, m, bias);
+    for (uint32_t t = 0; t < OUT; t++) {
+        double z[SKETCH_DIM], norm2 = 0;
+        for (uint32_t j = 0; j < SKETCH_DIM; j++) {
+            z[j] = -(double)bias[j];
+            for (uint32_t k = 0; k < d; k++)
+                z[j] += (double)bf16_to_f32(m[j * d + k]) * (double)hidden[t * d + k];
+            norm2 += z[j] * z[j];
+        }
+        for (uint32_t j = 0; j < SKETCH_DIM; j++) {
+            double want = nearbyint(127 * z[j] / sqrt(norm2));
+            assert_true(fabs(want - key[t * SKETCH_DIM + j]) <= 1);
+            differ += want != key[t * SKETCH_DIM + j];
+        }
+    }
+    assert_true(differ * 50 < OUT * SKETCH_DIM);
+    mem_free(m);
+}
+
+/* Teacher forcing gives the log-probability and the key that decoding reported, bit for bit. */
+static void test_scores_and_keys_equal_those_of_decoding(void **state)
 {
     struct world_options opt = cuda_options();
     struct world w;
     float logprob[OUT];
+    int8_t key[OUT * SKETCH_DIM];
     int32_t ids[64];
     uint32_t done = 0;
     world_open(&w, &opt);
+    struct engine_basis *basis = world_basis(&w, BASIS_SEED);
     struct request *r = subject(&w, 1);
+    float *hidden = mem_array((size_t)OUT * w.model.config.d_model, sizeof(*hidden));
+    assert_true(request_want_keys(r, basis));
     world_submit(&w, r);
     world_run(&w);
     memcpy(ids, r->prompt[0].ids, 37 * sizeof(ids[0]));
@@ -386,6 +419,9 @@ static void test_scores_equal_decoded_logprobs(void **state)
                           .n_ids = 37 + OUT,
                           .n_prompt = 37,
                           .logprob = logprob,
+                          .basis = basis,
+                          .key = key,
+                          .hidden = hidden,
                           .on_done = count_done,
                           .on_done_arg = &done};
     j.entry[0] = w.adapter[1].entry;
@@ -394,6 +430,10 @@ static void test_scores_equal_decoded_logprobs(void **state)
     assert_int_equal(done, 1);
     assert_int_equal(j.status, STATUS_OK);
     assert_memory_equal(logprob, r->seq[0].out_logprob, sizeof(logprob));
+    assert_memory_equal(key, r->seq[0].out_key, sizeof(key));
+    check_hidden(&w, hidden, key);
+    mem_free(hidden);
+    engine_basis_release(basis);
     request_release(r);
     world_close(&w);
 }
@@ -574,7 +614,7 @@ int main(void)
         cmocka_unit_test(test_more_segments_at_replay_than_at_recording),
         cmocka_unit_test(test_decoding_finds_its_passes_recorded),
         cmocka_unit_test(test_bits_do_not_depend_on_early_recording),
-        cmocka_unit_test(test_scores_equal_decoded_logprobs),
+        cmocka_unit_test(test_scores_and_keys_equal_those_of_decoding),
         cmocka_unit_test(test_the_plan_is_what_is_taken),
         cmocka_unit_test(test_too_big_is_refused_with_its_line),
 #ifndef RS_ON_DEVICE

@@ -406,17 +406,21 @@ struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
     return r;
 }
 
+void world_basis_numbers(const struct world *w, uint64_t seed, uint16_t *m, float *bias)
+{
+    for (uint32_t i = 0; i < SKETCH_DIM * w->model.config.d_model; i++)
+        m[i] = bf16_from_f32(random_normal(&seed));
+    for (uint32_t j = 0; j < SKETCH_DIM; j++)
+        bias[j] = random_normal(&seed);
+}
+
 struct engine_basis *world_basis(struct world *w, uint64_t seed)
 {
     struct errtext err = ERRTEXT_INIT;
     struct engine_basis *basis;
-    uint32_t d = w->model.config.d_model;
-    uint16_t *m = mem_array((size_t)SKETCH_DIM * d, sizeof(*m));
+    uint16_t *m = mem_array((size_t)SKETCH_DIM * w->model.config.d_model, sizeof(*m));
     float bias[SKETCH_DIM];
-    for (uint32_t i = 0; i < SKETCH_DIM * d; i++)
-        m[i] = bf16_from_f32(random_normal(&seed));
-    for (uint32_t j = 0; j < SKETCH_DIM; j++)
-        bias[j] = random_normal(&seed);
+    world_basis_numbers(w, seed, m, bias);
     if (engine_basis_create(w->engine, &basis, m, bias, &err))
         fail_msg("basis: %s", err.text);
     mem_free(m);

@@ -85,7 +85,8 @@ struct request *world_request(struct world *w, uint64_t seed, uint32_t n_prompt,
 void world_mix(struct world *w, struct request *r, uint32_t adapter, int32_t weight_q16);
 /* What the tokenizer of these worlds says for an id. */
 void world_token_text(int32_t id, char text[5]);
-/* A basis of random directions. */
+/* A basis of random directions: w [SKETCH_DIM, d_model] bf16, bias [SKETCH_DIM]. */
+void world_basis_numbers(const struct world *w, uint64_t seed, uint16_t *m, float *bias);
 struct engine_basis *world_basis(struct world *w, uint64_t seed);
 void world_submit(struct world *w, struct request *r);
 /* Step until nothing is in the engine; panics after too many steps. */
