@@ -158,6 +158,7 @@ bool plan_step(struct engine *e)
     struct sched_limits limits = {.rows_max = e->opt.rows_max,
                                   .score_rows_max = e->opt.score_rows_max,
                                   .score_backlog = score_backlog(e),
+                                  .score_credit = &e->score_credit,
                                   .beside_max = pace_rows(&e->pace, decodes, e->opt.rows_max)};
     sched_share_rows(e->ask, n_ask, &limits, e->scratch);
     for (uint32_t i = 0; i < n_ask; i++)

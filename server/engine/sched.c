@@ -6,11 +6,13 @@
 #include "server/base/check.h"
 #include "server/base/heap.h"
 
-/* Beside user rows scoring takes 1/64 of its backlog each step, at least SCORE_ROWS_MIN: few rows
- * ride along with weights that are read anyway, and a burst drains in a time that does not depend
- * on its size. */
+/* Beside user rows scoring earns 1/64 of its backlog each step, at least SCORE_ROWS_MIN: a burst of
+ * answers drains in a time that does not depend on its size. It takes what it has earned when that
+ * fills SCORE_BURST rows, or all there are: the head's matrix, which scoring reads beside that of
+ * sampling, and each job's keys and values are then read once for many rows. */
 #define SCORE_BACKLOG_STEPS 64
 #define SCORE_ROWS_MIN      4
+#define SCORE_BURST         64
 
 /* ---- idle places ---- */
 
@@ -282,6 +284,19 @@ static uint32_t share(struct sched_ask *ask, uint32_t n_ask, enum sched_kind kin
     return (uint32_t)wanted;
 }
 
+/* Beside users. room: what they leave. */
+static uint32_t score_rows(const struct sched_limits *limits, uint64_t wanted, uint32_t room)
+{
+    uint32_t most = limits->score_rows_max;
+    uint64_t earned = MAX(limits->score_backlog / SCORE_BACKLOG_STEPS, SCORE_ROWS_MIN);
+    uint64_t credit = wanted > 0 ? MIN(*limits->score_credit + earned, most) : 0;
+    uint64_t burst = MIN(wanted, MIN(SCORE_BURST, most)), rows = MIN(MIN(credit, wanted), room);
+    if (rows < burst && credit < most)
+        rows = 0;
+    *limits->score_credit = credit - rows;
+    return (uint32_t)rows;
+}
+
 void sched_share_rows(struct sched_ask *ask, uint32_t n_ask, const struct sched_limits *limits,
                       uint32_t *scratch)
 {
@@ -294,11 +309,9 @@ void sched_share_rows(struct sched_ask *ask, uint32_t n_ask, const struct sched_
     uint32_t beside = decode > 0 ? MIN(limits->beside_max, left) : left;
     uint32_t prefill = share(ask, n_ask, SCHED_PREFILL, beside, scratch);
     uint32_t score = MIN(limits->score_rows_max, left - prefill);
-    if (decode + prefill > 0) {
-        uint64_t some = limits->score_backlog / SCORE_BACKLOG_STEPS;
-        score = (uint32_t)MIN((uint64_t)score, MAX(some, SCORE_ROWS_MIN));
-    }
     if (decode > 0)
         score = MIN(score, beside > 0 ? MAX(beside - prefill, SCORE_ROWS_MIN) : 0);
+    if (decode + prefill > 0)
+        score = score_rows(limits, wanted_rows(ask, n_ask, SCHED_SCORE), score);
     share(ask, n_ask, SCHED_SCORE, score, scratch);
 }

@@ -85,6 +85,7 @@ struct sched_limits {
     uint32_t rows_max;
     uint32_t score_rows_max; /* per step when nothing else runs */
     uint64_t score_backlog;  /* scoring rows still to come, queued ones included */
+    uint64_t *score_credit;  /* rows that scoring has earned and not taken: kept between steps */
     uint32_t beside_max;     /* rows of prefill and scoring beside decodes */
 };
 

@@ -57,8 +57,14 @@ static void start_run(struct engine *e, struct score_run *run)
         kv_key_root(init.key, j->comp.id, j->cache_salt);
     run->state = SCORE_RUNNING;
     run->seq = seq_start(e, slot, &init);
-    if (e->opt.prefix_cache && j->share_pages)
-        seq_attach_cached(e, run->seq);
+}
+
+/* As late as possible: what an older run has computed meanwhile counts. */
+static void attach(struct engine *e, struct score_run *run)
+{
+    if (!e->opt.prefix_cache || !run->job->share_pages || run->seq->page_count > 0)
+        return;
+    seq_attach_cached(e, run->seq);
     e->count.score_shared_tokens += run->seq->n_kv;
 }
 
@@ -98,6 +104,8 @@ void score_admit(struct engine *e)
         }
         if (run->state == SCORE_COLD && e->pass >= e->score_hold_pass)
             try_run(e, run);
+        if (run->state == SCORE_RUNNING)
+            attach(e, run);
     }
 }
 

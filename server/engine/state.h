@@ -16,7 +16,7 @@
 #include "server/engine/resident.h"
 #include "server/engine/running.h"
 
-#define SCORE_RUNS_MAX   4
+#define SCORE_RUNS_MAX   8
 #define UNLOADS_MAX      16
 #define HEAD_TILE_MAX    64 /* rows of logits at a time */
 #define BIAS_ROW_MAX     (REQUEST_BIAS_MAX + MODEL_EOS_MAX + REQUEST_STOP_IDS_MAX)
@@ -103,6 +103,7 @@ struct engine {
     uint32_t *job_free, *job_live; /* stacks of indexes */
     uint32_t job_free_count, job_live_count;
     struct score_run score[SCORE_RUNS_MAX];
+    uint64_t score_credit;    /* sched.h */
     uint64_t score_hold_pass; /* scoring takes nothing before this admission pass */
     struct pin *pin;          /* [adapters_per_batch_max] */
     uint32_t *pin_bucket;     /* [pin_buckets], a power of two */

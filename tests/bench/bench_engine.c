@@ -60,8 +60,11 @@ static double timed_step(struct world *w)
 static void bench_share(enum sched_kind kind, uint32_t rows, uint32_t rows_max, const char *what)
 {
     struct sched_ask *ask = mem_array(count, sizeof(*ask));
-    struct sched_limits limits = {
-        .rows_max = rows_max, .score_rows_max = 128, .beside_max = rows_max};
+    uint64_t credit = 0;
+    struct sched_limits limits = {.rows_max = rows_max,
+                                  .score_rows_max = 128,
+                                  .beside_max = rows_max,
+                                  .score_credit = &credit};
     uint32_t *scratch = mem_array(count, sizeof(*scratch));
     uint64_t rng = 1;
     char line[64];

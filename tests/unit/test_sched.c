@@ -18,7 +18,9 @@ static struct sched_ask ask(enum sched_kind kind, uint32_t rows, uint64_t serial
 static void share_rows(struct sched_ask *a, uint32_t n, struct sched_limits limits)
 {
     uint32_t scratch[16];
+    uint64_t credit = 0;
     limits.beside_max = limits.rows_max;
+    limits.score_credit = limits.score_credit ? limits.score_credit : &credit;
     sched_share_rows(a, n, &limits, scratch);
 }
 
@@ -68,24 +70,50 @@ static void test_sched_prefill_goes_by_rank_and_fills_the_rest(void **state)
 static void test_sched_scoring_yields_to_users_and_is_slow_beside_them(void **state)
 {
     struct sched_ask a[2] = {ask(SCHED_SCORE, 500, 1), ask(SCHED_PREFILL, 100, 2)};
-    struct sched_limits l = {.rows_max = 64, .score_rows_max = 32, .score_backlog = 640};
+    uint64_t credit = 0;
+    struct sched_limits l = {
+        .rows_max = 128, .score_rows_max = 96, .score_backlog = 640, .score_credit = &credit};
     share_rows(a, 2, l);
     assert_int_equal(a[0].rows, 0);
-    a[1] = ask(SCHED_PREFILL, 61, 2);
-    share_rows(a, 2, l);
-    assert_int_equal(a[0].rows, 3);
     a[1] = ask(SCHED_DECODE, 1, 2);
-    a[0] = ask(SCHED_SCORE, 500, 1);
-    share_rows(a, 2, l);
-    assert_int_equal(a[0].rows, 10);
+    credit = 0;
+    for (uint32_t step = 0; step < 30; step++) { /* 10 a step, in bursts of 64 or a little more */
+        share_rows(a, 2, l);
+        assert_int_equal(a[0].rows, step % 7 == 6 ? 70 : 0);
+    }
+    credit = 0;
     l.score_backlog = 64 * 1000;
     share_rows(a, 2, l);
-    assert_int_equal(a[0].rows, 32);
-    l.score_backlog = 1;
-    share_rows(a, 2, l);
-    assert_int_equal(a[0].rows, 4);
+    assert_int_equal(a[0].rows, 96);
     share_rows(a, 1, l);
-    assert_int_equal(a[0].rows, 32);
+    assert_int_equal(a[0].rows, 96);
+}
+
+static void test_sched_scoring_neither_starves_nor_waits_for_more_than_there_is(void **state)
+{
+    struct sched_ask a[2] = {ask(SCHED_SCORE, 9, 1), ask(SCHED_DECODE, 1, 2)};
+    uint64_t credit = 0;
+    struct sched_limits l = {
+        .rows_max = 128, .score_rows_max = 96, .score_backlog = 9, .score_credit = &credit};
+    uint32_t rows[3];
+    for (uint32_t step = 0; step < 3; step++) { /* 4 a step, and no more than 9 to come */
+        share_rows(a, 2, l);
+        rows[step] = a[0].rows;
+    }
+    assert_int_equal(rows[0] + rows[1], 0);
+    assert_int_equal(rows[2], 9);
+    /* prompts leave 3 rows in every step: nothing until the credit is full, then those 3 */
+    a[0] = ask(SCHED_SCORE, 500, 1);
+    a[1] = ask(SCHED_PREFILL, 125, 2);
+    credit = 0;
+    for (uint32_t step = 1; step < 40; step++) {
+        share_rows(a, 2, l);
+        assert_int_equal(a[0].rows, step < 24 ? 0 : 3);
+    }
+    credit = 50; /* and what was earned for nobody is nobody's */
+    a[0] = ask(SCHED_DECODE, 1, 3);
+    share_rows(a, 2, l);
+    assert_int_equal(credit, 0);
 }
 
 static void test_sched_rows_never_pass_the_maximum(void **state)
@@ -302,6 +330,7 @@ int main(void)
         cmocka_unit_test(test_sched_decode_rows_come_first),
         cmocka_unit_test(test_sched_prefill_goes_by_rank_and_fills_the_rest),
         cmocka_unit_test(test_sched_scoring_yields_to_users_and_is_slow_beside_them),
+        cmocka_unit_test(test_sched_scoring_neither_starves_nor_waits_for_more_than_there_is),
         cmocka_unit_test(test_sched_rows_never_pass_the_maximum),
         cmocka_unit_test(test_sched_returning_key_is_lifted_to_the_active_ones),
         cmocka_unit_test(test_sched_forgets_the_key_idle_for_longest),
