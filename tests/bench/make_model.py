@@ -1,4 +1,4 @@
-"""A random-weight model of the Qwen2.5-0.5B shape and N random PEFT adapters (r 16, all linear), bf16, written as
+"""A random-weight model of the Qwen2.5-0.5B shape (or SmolLM2-135M's) and N random PEFT adapters (r 16, all linear), bf16, written as
 safetensors. Prompts are token ids, so a small byte tokenizer serves."""
 import json
 import struct
@@ -13,6 +13,13 @@ SHAPE = {
     "rope_theta": 1000000.0, "tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": None, "max_window_layers": 24,
     "hidden_act": "silu", "torch_dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 1,
 }
+
+SMOL = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0, "tie_word_embeddings": True, "hidden_act": "silu", "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
+}
+RANK = 16
 
 
 def bf16(rng, shape, scale):
@@ -63,7 +70,7 @@ def make_base(folder, c, rng):
         t[p + "input_layernorm.weight"] = t[p + "post_attention_layernorm.weight"] = one
         for name, shape in linear_shapes(c).items():
             t[p + name + ".weight"] = bf16(rng, shape, 1 / np.sqrt(shape[1]))
-        for name in "qkv":
+        for name in "qkv" if c["model_type"] == "qwen2" else "":
             t[p + f"self_attn.{name}_proj.bias"] = bf16(rng, (linear_shapes(c)[f"self_attn.{name}_proj"][0],), 0.02)
     write_safetensors(folder / "model.safetensors", t)
     (folder / "config.json").write_text(json.dumps(c))
@@ -71,7 +78,7 @@ def make_base(folder, c, rng):
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
-def make_adapter(folder, c, rng, rank=16):
+def make_adapter(folder, c, rng, rank=RANK):
     folder.mkdir(parents=True, exist_ok=True)
     t = {}
     for layer in range(c["num_hidden_layers"]):
@@ -85,16 +92,16 @@ def make_adapter(folder, c, rng, rank=16):
         "inference_mode": True, "base_model_name_or_path": "bench-base", "target_modules": sorted({n.split(".")[1] for n in linear_shapes(c)})}))
 
 
-def make(folder, adapters):
+def make(folder, adapters, shape=SHAPE):
     """Make what is missing; returns (base dir, [adapter dirs])."""
     folder, rng = Path(folder), np.random.default_rng(7)
     if not (folder / "base" / "tokenizer_config.json").exists():
-        make_base(folder / "base", SHAPE, rng)
+        make_base(folder / "base", shape, rng)
     dirs = []
     for i in range(adapters):
         dirs.append(folder / "adapters" / f"a{i:03}")
         if not (dirs[-1] / "adapter_config.json").exists():
-            make_adapter(dirs[-1], SHAPE, np.random.default_rng(1000 + i))
+            make_adapter(dirs[-1], shape, np.random.default_rng(1000 + i))
     return folder / "base", dirs
 
 

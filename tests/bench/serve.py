@@ -6,6 +6,7 @@ repeats are printed. With --peer, transformers + peft (mixed adapter_names batch
     tests/bench/serve                         our server
     tests/bench/serve --peer                  and transformers + peft
     tests/bench/serve --churn                 what 20 adapter loads a second do to streams that use none of them
+    tests/bench/serve --closed                what scoring costs 64 users who ask again and again (closed.py)
     tests/bench/serve --url URL --models a,b  any OpenAI-compatible server that takes token-id prompts: base, then adapters
 """
 import argparse
@@ -17,12 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/bench"), str(ROOT / "tests/lib")]
 import churn  # noqa: E402
+import closed  # noqa: E402
 import drive  # noqa: E402
 import make_model  # noqa: E402
 from server import Server  # noqa: E402
 
 KINDS = ("base", "one", "distinct")
-RANK = 16
+RANK = make_model.RANK
 
 
 def step_bytes(c, n_stream, n_distinct, n_ctx):
@@ -155,11 +157,19 @@ def main():
     p.add_argument("--bystanders", type=int, default=4)
     p.add_argument("--resident", type=int, default=8, help="adapters that memory may hold with --churn")
     p.add_argument("--pairs", type=int, default=5)
+    p.add_argument("--closed", action="store_true", help="the closed loop alone: scoring all answers, some, none")
+    p.add_argument("--traffic", choices=("chat", "alone"), default="chat")
+    p.add_argument("--users", type=int, default=64)
+    p.add_argument("--window", type=float, default=60, help="seconds of asking, each round")
+    p.add_argument("--modes", help="with --closed: beside off only these, by comma")
     p.add_argument("--url", help="drive this server instead of ours")
     p.add_argument("--models", help="with --url: base and adapters, by comma")
     p.add_argument("--flags", default="", help="more flags for our server")
     args = p.parse_args()
-    if args.url:
+    if args.closed:
+        args.dir += "-smol"
+        closed.run(args)
+    elif args.url:
         bench(args.url, args.models.split(","), args, None, ours=False)
     else:
         serve(args)
