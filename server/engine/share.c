@@ -95,6 +95,8 @@ static void open_lists(struct engine *e)
     h->is_open = true;
     h->key_count = 0;
     share_count_pages(e);
+    for (uint32_t i = 0; i < e->sched.active_count; i++) /* what an earlier look left there */
+        e->sched.key[e->sched.key[i].active].victims = 0;
     for (uint32_t i = 0; i < e->opt.seqs_max; i++) {
         if (e->seq[i].used && e->seq[i].job->seq[e->seq[i].idx].state == JOB_SEQ_RUN)
             h->victim[n++] = i;
