@@ -1,16 +1,12 @@
-/* The spans of one datanet version: a segment over the tokens of its texts. Of Markdown and text
+/* The spans of one datanet version: segments over the tokens of its texts. Of Markdown and text
  * the tokens are those of the document; of JSON lines those of what each row says, for nobody
  * answers in JSON. */
 #include "server/base/check.h"
-#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/influence/index_make.h"
+#include "server/influence/spans_folder.h"
 
-#include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 struct span_source {
     const struct index_maker *maker;
@@ -92,58 +88,45 @@ static enum status give_document(void *arg, uint32_t i, struct spans_document *o
                  : put_text(s, err);
     if (!st && s->list.n == 0 && !put_offsets(s, 0, 0, (uint32_t)s->text.len))
         st = err_set(err, STATUS_NO_MEMORY, "spans: no memory");
-    *out = (struct spans_document){.digest = list->item[i].digest,
-                                   .owner = documents_owner(list, i),
-                                   .n = (uint32_t)s->list.n,
-                                   .ids = s->list.ids,
-                                   .offset = s->offset};
-    return st;
-}
-
-static enum status build_spans(const struct index_maker *m, const struct datanet *d,
-                               const char *path, struct errtext *err)
-{
-    const struct datanet_head *head = datanet_head(d);
-    struct span_source s = {.maker = m, .datanet = d, .list = {.n_max = TOKENIZE_TEXT_BYTES_MAX}};
-    const struct spans_source src = {.document_root = head->document_root,
-                                     .tokenizer_digest = m->deps.model->tokenizer_digest,
-                                     .n_document = head->n,
-                                     .n_owner = head->owners,
-                                     .n_vocab = m->deps.model->config.n_vocab,
-                                     .document = give_document,
-                                     .arg = &s};
-    buf_init(&s.text, DOCUMENT_BYTES_MAX);
-    buf_init(&s.row, DOCUMENT_BYTES_MAX);
-    enum status st = spans_build(path, &src, err);
-    buf_fini(&s.text);
-    buf_fini(&s.row);
-    mem_free(s.list.ids);
-    mem_free(s.offset);
+    *out =
+        (struct spans_document){.n = (uint32_t)s->list.n, .ids = s->list.ids, .offset = s->offset};
     return st;
 }
 
 enum status index_open_spans(struct spans **out, struct index_maker *m, const struct datanet *d,
                              struct errtext *err)
 {
-    char path[PATH_MAX], root[65], tokenizer[65];
-    const struct spans_expect expect = {.document_root = datanet_head(d)->document_root,
-                                        .tokenizer_digest = m->deps.model->tokenizer_digest};
-    struct errtext why = ERRTEXT_INIT;
-    hex_encode(root, expect.document_root, 32);
-    hex_encode(tokenizer, expect.tokenizer_digest, 32);
-    snprintf(path, sizeof(path), "%s/%.32s-%.32s.spans", m->opt.dir, root, tokenizer);
-    enum status st = spans_open(out, path, &expect, &why);
-    if (st == STATUS_CORRUPT || st == STATUS_INVALID) {
-        log_error("index", "%s; it is built again", why.text);
-        atomic_fetch_add(&m->rebuilt, 1);
-        (void)unlink(path);
+    const struct datanet_head *head = datanet_head(d);
+    struct span_source s = {.maker = m, .datanet = d, .list = {.n_max = TOKENIZE_TEXT_BYTES_MAX}};
+    uint32_t *owner = mem_try_array(MAX(head->n, 1), sizeof(*owner));
+    uint8_t(*digest)[32] = mem_try_array(MAX(head->n, 1), sizeof(*digest));
+    const struct spans_list list = {
+        .n_document = head->n, .n_owner = head->owners, .digest = digest, .owner = owner};
+    struct spans_folder f = {.dir = m->opt.dir,
+                             .document_root = head->document_root,
+                             .tokenizer_digest = m->deps.model->tokenizer_digest,
+                             .list = &list,
+                             .n_vocab = m->deps.model->config.n_vocab,
+                             .document = give_document,
+                             .arg = &s};
+    enum status st = STATUS_NO_MEMORY;
+    if (owner && digest) {
+        for (uint32_t i = 0; i < head->n; i++) {
+            memcpy(digest[i], datanet_document(d, i)->digest, 32);
+            owner[i] = documents_owner(datanet_documents(d), i);
+        }
+        buf_init(&s.text, DOCUMENT_BYTES_MAX);
+        buf_init(&s.row, DOCUMENT_BYTES_MAX);
+        st = spans_folder_open(out, &f, err);
+        buf_fini(&s.text);
+        buf_fini(&s.row);
+    } else {
+        st = err_set(err, st, "spans: no memory for %u documents", head->n);
     }
-    if (st) {
-        st = build_spans(m, d, path, err);
-        if (!st)
-            st = spans_open(out, path, &expect, err);
-    }
-    if (!st)
-        (void)utimensat(AT_FDCWD, path, NULL, 0);
+    atomic_fetch_add(&m->rebuilt, f.corrupt);
+    mem_free(owner);
+    mem_free(digest);
+    mem_free(s.list.ids);
+    mem_free(s.offset);
     return st;
 }

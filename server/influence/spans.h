@@ -7,9 +7,8 @@
  *
  * A hit is a maximal span: a run of tokens that stands somewhere in the documents, that cannot be
  * made longer on either side, that touches the answer, and that says something (SPANS_TOKENS_MIN,
- * SPANS_INFO_MIN). No span crosses two documents. Everything is integer and depends on the
- * documents, the tokenizer and the question alone (of a span that stands more than SPANS_RANKS_MAX
- * times, owners and places also on how the segments are cut).
+ * SPANS_INFO_MIN). No span crosses two documents. Hits and weights are integers and depend on
+ * the documents, the tokenizer and the question alone, not on how segments are cut.
  * Immutable, refcounted. Thread: any; only opening blocks on disk. */
 #ifndef RS_INFLUENCE_SPANS_H
 #define RS_INFLUENCE_SPANS_H
@@ -24,7 +23,7 @@
 #define SPANS_OWNERS_MAX   (1u << 20)
 #define SPANS_TOKENS_MIN   2
 #define SPANS_INFO_MIN     (12 * 256) /* bits, Q8 */
-#define SPANS_RANKS_MAX    4096       /* occurrences of a span that are looked at for its owners */
+#define SPANS_RANKS_MAX    4096       /* a span that stands more often weighs nothing */
 
 struct spans;
 

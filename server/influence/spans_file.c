@@ -253,7 +253,24 @@ static enum status map_file(struct spans_segment *g, const char *path, struct er
     return STATUS_OK;
 }
 
-static void segment_release(struct spans_segment *g)
+enum status spans_map(struct spans_segment **out, const char *path, struct errtext *err)
+{
+    struct spans_segment *g = mem_alloc(sizeof(*g));
+    *out = NULL;
+    atomic_init(&g->refs, 1);
+    enum status st = map_file(g, path, err);
+    if (!st)
+        st = check_header(path, g->h, g->bytes, err);
+    if (st) {
+        spans_unmap(g);
+        return st;
+    }
+    place_sections(g);
+    *out = g;
+    return STATUS_OK;
+}
+
+void spans_unmap(struct spans_segment *g)
 {
     if (!g || atomic_fetch_sub_explicit(&g->refs, 1, memory_order_acq_rel) != 1)
         return;
@@ -267,7 +284,7 @@ void spans_release(struct spans *s)
     if (!s || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1)
         return;
     for (uint32_t i = 0; i < s->head.n_segment; i++) {
-        segment_release(s->part[i].seg);
+        spans_unmap(s->part[i].seg);
         mem_free(s->part[i].document);
         mem_free(s->part[i].live.bit);
         mem_free(s->part[i].live.word);
@@ -291,20 +308,16 @@ const struct spans_head *spans_head(const struct spans *s)
 enum status spans_open(struct spans **out, const char *path, const struct spans_expect *expect,
                        struct errtext *err)
 {
-    struct spans *s = mem_alloc(sizeof(*s));
-    struct spans_segment *g = mem_alloc(sizeof(*g));
+    struct spans_segment *g;
     *out = NULL;
+    enum status st = spans_map(&g, path, err);
+    if (st)
+        return st;
+    struct spans *s = mem_alloc(sizeof(*s));
     atomic_init(&s->refs, 1);
-    atomic_init(&g->refs, 1);
     s->part[0].seg = g;
     s->head.n_segment = 1;
-    enum status st = map_file(g, path, err);
-    if (!st)
-        st = check_header(path, g->h, g->bytes, err);
-    if (!st) {
-        place_sections(g);
-        st = check_segment(path, g, expect, err);
-    }
+    st = check_segment(path, g, expect, err);
     if (!st) {
         (void)madvise((void *)(uintptr_t)g->h, (size_t)g->bytes, MADV_RANDOM);
         s->head = (struct spans_head){.n_segment = 1,

@@ -93,6 +93,12 @@ static inline uint32_t spans_tok(const struct spans_segment *g, uint32_t pos)
 {
     return g->wide ? ((const uint32_t *)g->tok)[pos] : ((const uint16_t *)g->tok)[pos];
 }
+/* Map a file and check its header and length, nothing more; to be unmapped, or opened. */
+MUST_CHECK enum status spans_map(struct spans_segment **out, const char *path, struct errtext *err);
+void spans_unmap(struct spans_segment *g);
+/* The list's index of a digest, or UINT32_MAX. */
+uint32_t spans_listed(const struct spans_list *list, const uint8_t digest[32]);
+bool spans_holds(const struct spans_segment *g, const uint8_t digest[32]);
 /* The segment's document that has the token at pos. */
 uint32_t spans_document_at(const struct spans_segment *g, uint32_t pos);
 /* Where that token begins in the text of its document d. */

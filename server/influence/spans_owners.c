@@ -1,6 +1,6 @@
 /* What is done with a hit: where it stands, and what it says of each owner. A span that stands
- * everywhere has more places than anyone looks at; SPANS_RANKS_MAX of them, spread evenly over its
- * ranks, are enough for both. */
+ * more than SPANS_RANKS_MAX times says nothing of anybody; of its places as many are shown, spread
+ * evenly over its ranks. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/influence/spans_impl.h"
@@ -74,27 +74,30 @@ static struct cursor cursor_of(const struct spans *s, const struct spans_hit *hi
     uint64_t ranks = 0;
     for (uint32_t i = 0; i < s->head.n_segment; i++)
         ranks += hit->in[i].count;
+    bool all = hit->count <= SPANS_RANKS_MAX; /* those listed, however many are not */
     return (struct cursor){
-        .s = s, .hit = hit, .step = (ranks + SPANS_RANKS_MAX - 1) / SPANS_RANKS_MAX};
+        .s = s, .hit = hit, .step = all ? 1 : (ranks + SPANS_RANKS_MAX - 1) / SPANS_RANKS_MAX};
 }
 
 /* The next that is in a listed document. */
 static bool cursor_next(struct cursor *c, uint32_t *part, uint32_t *document, uint32_t *pos)
 {
-    while (c->part < c->s->head.n_segment) {
+    for (; c->part < c->s->head.n_segment; c->before += c->hit->in[c->part++].count) {
         const struct spans_part *p = &c->s->part[c->part];
         const struct spans_range *r = &c->hit->in[c->part];
-        if (c->at >= c->before + r->count) {
-            c->before += r->count;
-            c->part++;
+        if (c->at >= c->before + r->count)
             continue;
-        }
-        *pos = p->seg->sa[r->first + (uint32_t)(c->at - c->before)];
+        uint32_t rank = r->first + (uint32_t)(c->at - c->before), end = r->first + r->count;
+        if (p->live.bit)
+            rank = spans_live_next(&p->live, rank, end);
+        c->at = c->before + (rank - r->first);
+        if (rank == end)
+            continue;
         c->at += c->step;
+        *pos = p->seg->sa[rank];
         *document = spans_document_at(p->seg, *pos);
         *part = c->part;
-        if (!p->document || p->document[*document] != UINT32_MAX)
-            return true;
+        return true;
     }
     return false;
 }
@@ -168,7 +171,7 @@ static void divide_tokens(struct weigh *g, const struct spans_hit *hit, uint32_t
                           uint32_t n_prompt)
 {
     for (uint32_t i = 0; i < n_hit; i++) {
-        uint64_t owners = owners_of(g, &hit[i]);
+        uint64_t owners = hit[i].count <= SPANS_RANKS_MAX ? owners_of(g, &hit[i]) : 0;
         if (owners == 0)
             continue;
         g->w[i] = (uint64_t)hit[i].info_q8 * MAX(bits_q8(g->s->head.n_owner, owners), 1);

@@ -75,8 +75,7 @@ uint32_t spans_live_count(const struct spans_live *live, uint32_t begin, uint32_
     return (uint32_t)count;
 }
 
-/* The list's index of a digest, or NOT_LISTED. */
-static uint32_t find_listed(const struct spans_list *list, const uint8_t digest[32])
+uint32_t spans_listed(const struct spans_list *list, const uint8_t digest[32])
 {
     uint32_t lo = 0, hi = list->n_document;
     while (lo < hi) {
@@ -92,7 +91,7 @@ static uint32_t find_listed(const struct spans_list *list, const uint8_t digest[
     return NOT_LISTED;
 }
 
-static bool holds(const struct spans_segment *g, const uint8_t digest[32])
+bool spans_holds(const struct spans_segment *g, const uint8_t digest[32])
 {
     uint32_t lo = 0, hi = g->h->n_document;
     while (lo < hi) {
@@ -115,7 +114,7 @@ uint32_t spans_missing(struct spans *const *part, uint32_t n_part, const struct 
     for (uint32_t d = 0; d < list->n_document; d++) {
         bool held = false;
         for (uint32_t i = 0; i < n_part && !held; i++)
-            held = holds(part[i]->part[0].seg, list->digest[d]);
+            held = spans_holds(part[i]->part[0].seg, list->digest[d]);
         if (held)
             continue;
         if (missing)
@@ -156,7 +155,7 @@ static enum status map_part(struct spans *s, uint32_t i, const struct spans_list
         return err_set(err, STATUS_NO_MEMORY, "spans: no memory for %u documents",
                        g->h->n_document);
     for (uint32_t d = 0; d < g->h->n_document; d++) {
-        uint32_t at = find_listed(list, g->document[d].digest);
+        uint32_t at = spans_listed(list, g->document[d].digest);
         if (at != NOT_LISTED && taken[at])
             at = NOT_LISTED;
         if (at == NOT_LISTED) {

@@ -4,6 +4,7 @@
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/influence/spans_folder.h"
 #include "server/influence/spans_impl.h"
 
 #include <math.h>
@@ -581,6 +582,108 @@ static void test_corrupt(void **state)
     assert_int_equal(spans_open(&s, path_of(9), NULL, NULL), STATUS_NOT_FOUND);
 }
 
+/* The spans of the documents that the world picks, from a folder; how many were sorted for it. */
+static uint32_t check_folder(struct world *w, uint8_t version, uint32_t corrupt)
+{
+    uint8_t digest[DOCUMENTS_MAX][32], root[32] = {version};
+    static const uint8_t tokenizer[32] = {2};
+    uint32_t owner[DOCUMENTS_MAX];
+    struct errtext err = ERRTEXT_INIT;
+    struct spans *s;
+    for (uint32_t i = 0; i < w->n_pick; i++) {
+        memcpy(digest[i], w->text[w->pick[i]].digest, 32);
+        owner[i] = w->text[w->pick[i]].owner;
+    }
+    const struct spans_list list = {
+        .n_document = w->n_pick, .n_owner = w->n_owner, .digest = digest, .owner = owner};
+    struct spans_folder f = {.dir = dir,
+                             .document_root = root,
+                             .tokenizer_digest = tokenizer,
+                             .list = &list,
+                             .n_vocab = w->n_vocab,
+                             .document = give,
+                             .arg = w};
+    if (spans_folder_open(&s, &f, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(f.corrupt, corrupt);
+    for (uint32_t q = 0; q < 10; q++) {
+        int32_t ids[96];
+        uint32_t n = random_question(w, ids, 96);
+        (void)check_question(w, s, ids, n, below(n + 1));
+    }
+    spans_release(s);
+    return f.built;
+}
+
+static const char *segment_of(uint8_t version)
+{
+    static char path[128];
+    snprintf(path, sizeof(path), "%s/%02x%030x-02%030x.spans", dir, version, 0, 0);
+    return path;
+}
+
+/* A version sorts what no earlier one has; what was left out of it is not found. */
+static void test_folder(void **state)
+{
+    static struct world w;
+    random_state = 9;
+    do
+        random_world(&w, 400, 40);
+    while (w.n < 12);
+    w.n = 12;
+    w.n_pick = 10;
+    for (uint32_t i = 0; i < 10; i++)
+        w.pick[i] = i;
+    assert_int_equal(check_folder(&w, 1, 0), 10);
+    assert_int_equal(check_folder(&w, 1, 0), 0);
+    for (uint32_t i = 0; i < 10; i++) /* 0 and 1 withdrawn, 10 and 11 added */
+        w.pick[i] = i + 2;
+    assert_int_equal(check_folder(&w, 2, 0), 2);
+    assert_int_equal(check_folder(&w, 2, 0), 0);
+    w.n_pick = 9; /* 11 withdrawn: nothing to sort */
+    assert_int_equal(check_folder(&w, 3, 0), 0);
+    assert_int_not_equal(access(segment_of(3), F_OK), 0);
+    w.n_pick = 2; /* of both files more than half is withdrawn, or it has none of these */
+    w.pick[0] = 0;
+    w.pick[1] = 5;
+    assert_int_equal(check_folder(&w, 4, 0), 2);
+    char *data;
+    size_t len;
+    assert_int_equal(file_read(segment_of(1), 1u << 20, &data, &len, NULL), STATUS_OK);
+    data[len / 2] ^= 1;
+    assert_int_equal(file_write_atomic(segment_of(1), data, len, 0644, NULL), STATUS_OK);
+    mem_free(data);
+    w.n_pick = 10;
+    for (uint32_t i = 0; i < 10; i++)
+        w.pick[i] = i + 2;
+    assert_int_equal(check_folder(&w, 2, 1), 10); /* its own two are not enough: all anew */
+    assert_int_not_equal(access(segment_of(1), F_OK), 0);
+    assert_int_equal(check_folder(&w, 2, 0), 0);
+    for (uint8_t v = 2; v <= 4; v += 2)
+        assert_int_equal(unlink(segment_of(v)), 0);
+}
+
+/* What stands everywhere is nobody's. */
+static void test_everywhere(void **state)
+{
+    static struct world w;
+    struct spans_hit hit[2];
+    uint64_t weight[6];
+    uint32_t n;
+    random_state = 10;
+    do
+        random_world(&w, 60000, 6000);
+    while (w.text[0].n < 20 || w.text[0].owner != 0);
+    struct spans *s = build(&w, 0);
+    assert_int_equal(spans_find(s, w.text[0].ids, 20, 4, hit, 2, &n), STATUS_OK);
+    for (uint32_t i = 0; i < 2; i++) {
+        hit[0].count = SPANS_RANKS_MAX + i;
+        assert_int_equal(spans_owner_weights(s, hit, 1, 4, weight), STATUS_OK);
+        assert_true((weight[0] > 0) == (i == 0));
+    }
+    spans_release(s);
+}
+
 static void test_log2(void **state)
 {
     assert_int_equal(spans_log2(1), 0);
@@ -600,6 +703,7 @@ int main(void)
         cmocka_unit_test(test_most),          cmocka_unit_test(test_joined),
         cmocka_unit_test(test_gaps),          cmocka_unit_test(test_join_refused),
         cmocka_unit_test(test_build_refused), cmocka_unit_test(test_corrupt),
+        cmocka_unit_test(test_folder),        cmocka_unit_test(test_everywhere),
         cmocka_unit_test(test_log2),
     };
     snprintf(dir, sizeof(dir), "/tmp/test_spans.XXXXXX");
