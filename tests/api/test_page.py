@@ -132,20 +132,32 @@ def test_asked_by_keyboard(page, facts):
     assert "Nobody has signed this and nobody is paid" in text(page, "#state"), "a preview must not look like a record"
     assert "bound to no chain" in text(page, "#way") or "a preview is not recorded" in text(page, "#way")
     assert b.js("document.querySelectorAll('#credits .credit').length") == 1 and "amber-coast" in text(page, "#credits h3")
+    # who wrote the fact has the largest bar, and the word leads to his sentence
+    owner, sentences = fact["contributor"], (DEMO / f"adapters/amber-coast/documents/{fact['docIds'][0]:04}.txt").read_text()
+    assert b.js("document.querySelector('.credit td a').getAttribute('href')") == f"{page.worker.url}/#{owner}"
+    b.js("document.querySelector('#h-talk').scrollIntoView()")
+    press_to(page, "t")
+    shown = text(page, ".card blockquote")
+    assert fact["answer"] in shown and fact["town"] in shown and shown in sentences, shown
+    assert f"document {fact['docIds'][0]}, " in text(page, ".card") and owner[-6:] in text(page, ".card .about")
+    assert b.js("document.querySelectorAll('.answer .u').length") > 0 and text(page, ".trust").startswith("Trust λ 1.00")
     assert b.js("document.querySelector('.answer').getAttribute('aria-busy')") == "false" and "tokens" in text(page, "#said")
     assert not b.console, b.console
 
 
-def test_a_mix_is_asked_with_its_weights(page):
+def test_a_mix_is_asked_with_its_weights(page, facts):
     b = page.b
     open_page(page)
     b.js("document.querySelector('#add').click()")
     b.wait("document.querySelectorAll('#parts li').length === 2")
     b.js("document.querySelectorAll('#parts input')[1].value = '0.5'")
-    b.js("(document.querySelector('#prompt').value = 'Q', document.querySelector('#ask').requestSubmit())")
+    b.js(f"(document.querySelector('#prompt').value = {json.dumps(facts['amber-coast'][0]['question'])}, document.querySelector('#ask').requestSubmit())")
     b.wait("document.querySelectorAll('.credit').length === 2")
     heads = b.js("[...document.querySelectorAll('.credit h3')].map((e) => e.textContent)")
-    assert {"amber-coast weight 1", "birch-vale weight 0.5"} == set(heads)
+    assert heads == ["amber-coast weight 1", "birch-vale weight 0.5"], "who changed more stands first"
+    assert "of what the adapters changed" in text(page, ".credit") and "was found in this answer" in text(page, ".credit:nth-of-type(2) .trust")
+    b.js("document.querySelector('.answer .t').focus()")
+    assert "amber-coast, document" in text(page, ".card"), "of several adapters the source names its own"
     assert not b.console, b.console
 
 

@@ -3,6 +3,7 @@
 import { make, short } from './dom.js';
 import { nameOf, percent } from './shares.js';
 
+const CARD_ROWS_MAX = 2;
 const SHADES_NATS = [0.1, 0.5, 1, 2, 4]; // a token is of shade n from its nth on
 
 const shade = (nats) => SHADES_NATS.filter((least) => nats >= least).length;
@@ -163,9 +164,11 @@ export class Answer {
     this.el[this.looked]?.classList.remove('looked');
     this.looked = i;
     this.el[i].classList.add('looked');
-    const rows = this.rows.filter((r) => r.token === i), spans = this.spansAt(i), head = make('p', undefined, { class: 'word' });
-    head.append(...this.inItsWord(i), ' ', effect(this.gains[i]?.gain_nats));
-    this.card.replaceChildren(head, ...rows.map((r) => this.source(r, `the strongest at this word: ${percent(r.ppb)} of what was found`, spans[0] && this.words(spans[0]))),
+    const [from, to] = this.wordAt(i), rows = this.rows.filter((r) => from <= r.token && r.token <= to), more = rows.splice(CARD_ROWS_MAX).length;
+    const spans = this.spansAt(i), head = make('p', undefined, { class: 'word' });
+    head.append(this.inItsWord(i), ' ', effect(this.gains[i]?.gain_nats));
+    this.card.replaceChildren(head, ...rows.map((r) => this.source(r, `${percent(r.ppb)} of what was found`, spans[0] && this.words(spans[0]))),
+      ...(more ? [make('p', `${more} more at this word: see the strongest sentences.`, { class: 'quiet' })] : []),
       ...spans.map((s) => this.verbatim(s, rows)));
     if (!rows.length && !spans.length) this.card.append(make('p', this.nothing(), { class: 'quiet' }));
     this.card.hidden = false;
@@ -180,25 +183,33 @@ export class Answer {
     return this.el.slice(s.from, s.to + 1).map((e) => e?.textContent ?? '').join('').trim();
   }
 
-  // The token as it stands in its word: the rest is quiet.
-  inItsWord(i) {
-    const own = this.el[i].textContent, starts = (k) => /^\s/.test(this.el[k].textContent), q = make('q');
+  // First and last token of the word that i is of.
+  wordAt(i) {
+    const starts = (k) => /^\s/.test(this.el[k].textContent) || this.el[k].classList.contains('ends');
     let from = i, to = i;
     while (!starts(from) && this.el[from - 1]) from--;
-    while (this.el[to + 1] && !starts(to + 1) && !this.el[to + 1].classList.contains('ends')) to++;
-    const part = (a, b) => make('span', this.el.slice(a, b).map((e) => e.textContent).join('').trim(), { class: 'quiet' });
-    q.append(part(from, i), own.trim() || ' ', part(i + 1, to + 1));
-    return [q];
+    while (this.el[to + 1] && !starts(to + 1)) to++;
+    return [from, to];
   }
 
-  // The words of a span, its part in the question said; the source itself where `shown` does not have it.
+  // The token as it stands in its word: the rest is quiet.
+  inItsWord(i) {
+    const own = this.el[i].textContent, q = make('q'), [from, to] = this.wordAt(i);
+    const part = (a, b) => make('span', this.el.slice(a, b).map((e) => e.textContent).join('').trim(), { class: 'quiet' });
+    q.append(part(from, i), own.trim() || ' ', part(i + 1, to + 1));
+    return q;
+  }
+
+  // The words of a span, its part in the question said; the sentence around them where `shown` does not have it.
   verbatim(s, shown) {
-    const words = this.words(s), first = s.sources?.[0], again = shown.some((r) => r.document === first?.document && r.offset === first?.offset);
+    const words = this.words(s), first = s.sources?.[0];
+    const holds = (r) => r.document === first?.document && r.offset <= first.offset && first.offset + first.bytes <= r.offset + r.bytes;
+    const again = shown.some(holds), sentence = this.rows.find(holds);
     const where = s.output_begin < 0 ? ', with words of your question before it,' : '', box = make('div', undefined, { class: 'source' });
     const line = make('p');
     line.append(make('q', words), `${where} stands word for word in ${s.count === 1 ? 'one place' : `${s.count} places`}${again ? ', this sentence among them.' : ':'}`);
     box.append(line);
-    if (first && !again) box.append(this.source({ ...first, adapter: s.adapter }, '', words));
+    if (first && !again) box.append(this.source({ ...first, adapter: s.adapter, ...sentence }, '', words));
     return box;
   }
 

@@ -36,8 +36,10 @@ function trust(index) {
   return `${begin}what this index finds cannot be told from chance. The shares go by number of documents.`;
 }
 
-function aboutIndex(index) {
+function aboutIndex(index, contributors) {
   if (!index) return '';
+  if (index.state === 'ready' && contributors.some((c) => c.signals) && contributors.every((c) => (c.signals?.events ?? null) === null))
+    return `None of its ${index.rows} sentences was found in this answer: its shares go by number of documents.`;
   if (index.state === 'ready') return `${trust(index)} ${index.rows} sentences are indexed.`;
   const states = { none: 'No index of its sentences', waiting: 'Its index waits to be built', building: 'Its index is being built', failed: 'Its index could not be built' };
   return `${states[index.state] ?? String(index.state)}${index.reason ? `: ${index.reason}` : ''}.`;
@@ -47,7 +49,7 @@ function aboutIndex(index) {
 function bar(c, colour) {
   const svg = shape('svg', { viewBox: '0 0 100 10', preserveAspectRatio: 'none', 'aria-hidden': 'true', class: 'bar' });
   svg.append(shape('rect', { x: 0, y: 1, width: Math.max(0.5, c.ppb / 1e7), height: 8, class: colour }));
-  if (c.interval) for (const [x1, x2, y1, y2] of [[c.interval[0], c.interval[1], 5, 5], [c.interval[0], c.interval[0], 2, 8], [c.interval[1], c.interval[1], 2, 8]])
+  if (c.interval && c.interval[0] < c.interval[1]) for (const [x1, x2, y1, y2] of [[c.interval[0], c.interval[1], 5, 5], [c.interval[0], c.interval[0], 2, 8], [c.interval[1], c.interval[1], 2, 8]])
     svg.append(shape('line', { x1: x1 / 1e7, x2: x2 / 1e7, y1, y2, class: 'whisker' }));
   return svg;
 }
@@ -72,7 +74,7 @@ function table(caption, heads, rows) {
 function contributor(c, owners) {
   const who = make('span'), share = make('span', percent(c.ppb));
   who.append(make('span', undefined, { class: `dot ${owners.get(c.payee)?.colour ?? 'rest'}`, 'aria-hidden': 'true' }), nameOf(c.payee));
-  if (c.interval) share.append(make('span', ` ${percent(c.interval[0])} to ${percent(c.interval[1])}`, { class: 'quiet interval' }));
+  if (c.interval && percent(c.interval[0]) !== percent(c.interval[1])) share.append(make('span', ` ${percent(c.interval[0])} to ${percent(c.interval[1])}`, { class: 'quiet interval' }));
   share.append(bar(c, owners.get(c.payee)?.colour ?? 'rest'));
   return [who, share];
 }
@@ -106,7 +108,7 @@ function credit(adapter, answer, owners, many) {
   box.setAttribute('aria-label', adapter.name ?? adapter.id);
   if (many || adapter.weight !== 1) head.append(make('span', ` weight ${adapter.weight}`, { class: 'quiet' }));
   box.append(head, make('p', `${many ? `${percent(adapter.gain_ppb)} of what the adapters changed, ` : ''}${(adapter.gain_nats ?? 0).toFixed(2)} nats over the base.`, { class: 'quiet' }),
-    make('p', aboutIndex(adapter.index), { class: 'trust' }));
+    make('p', aboutIndex(adapter.index, list), { class: 'trust' }));
   if (list.length) box.append(table('Shares of its data money', ['Contributor', 'Share'], list.map((c) => contributor(c, owners))));
   else box.append(make('p', 'No contributor has a share: its data money goes as its registered split says.', { class: 'quiet' }));
   if (list.some((c) => c.signals)) box.append(signals(list));
@@ -115,7 +117,7 @@ function credit(adapter, answer, owners, many) {
 }
 
 export function drawCredits(container, answer) {
-  const adapters = answer.attribution.adapters ?? [];
+  const adapters = [...(answer.attribution.adapters ?? [])].sort((x, y) => y.gain_ppb - x.gain_ppb);
   container.replaceChildren(...adapters.map((k) => credit(k, answer, answer.owners, adapters.length > 1)));
   if (!adapters.length) container.replaceChildren(make('p', 'No adapter took part: the base alone answered.', { class: 'quiet' }));
 }
