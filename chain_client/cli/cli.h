@@ -140,6 +140,7 @@ int verb_claim(struct cli *c);
 int verb_rewards(struct cli *c);
 int verb_audit_epoch(struct cli *c);
 int verb_audit_batch(struct cli *c);
+int verb_audit_attribution(struct cli *c);
 int verb_receipt_verify(struct cli *c);
 int verb_adapter_price(struct cli *c);
 int verb_datanet_consent(struct cli *c);

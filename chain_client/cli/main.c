@@ -128,6 +128,13 @@ static const struct cli_verb verbs[] = {
      "Exit code 0: everything agrees. 1: something does not; each finding is printed."},
     {"audit batch", "N", 1, 1, CHAIN | B(ARCHIVE), B(ARCHIVE), verb_audit_batch,
      "recompute one batch", NULL},
+    {"audit attribution", "ID [INDEX_FILE...]", 1, CLI_OPERANDS_ANY, REMOTE, B(SERVER),
+     verb_audit_attribution, "recompute every share of one answer from what the server logged",
+     "Compares gains, shares, inputsDigest, indexHash, influenceHash and the signature of its "
+     "record,\n"
+     "and names each difference (exit code 1). Index files that are not given are asked of the "
+     "server,\n"
+     "which gives them to admin and worker keys."},
     {"receipt verify", "FILE|-", 1, 1, REMOTE | CHAIN, 0, verb_receipt_verify,
      "is this receipt, attribution or `residual` object signed, and by the lane's key?",
      "FILE holds what /v1/receipts or /v1/attribution answered, or a whole completion. A "

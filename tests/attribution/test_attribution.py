@@ -5,13 +5,16 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from demo_figures import E9, ask, attribution, figures, shares_of
 from registry_node import RegistryNode, wait_registered
 from replay import Index, compare
-from server import DEMO, Server, http, signed_demo
+from server import DEMO, Server, binary, http, signed_demo
 
 FULL = os.environ.get("RS_FULL") == "1"
 FACTS = json.loads((DEMO / "facts.json").read_text())
@@ -75,6 +78,83 @@ def test_a_third_party_recomputes_the_record(server):
         shown, inputs = attribution(server, request_id), inputs_of(server, request_id)
         assert shown["state"] == "recorded"
         assert compare(shown, inputs, indexes_of(server, inputs)) == []
+
+
+def audit(server, request_id, *index_files):
+    run = subprocess.run([binary("residual"), "audit", "attribution", request_id, "--server", server.url, "--json", *index_files], capture_output=True, text=True)
+    return run.returncode, json.loads(run.stdout or "{}"), run.stderr
+
+
+def test_the_command_line_recomputes_it_too(server, tmp_path):
+    name = sorted(FACTS["adapters"])[0]
+    for request_id in (ask(server, name, FACTS["adapters"][name][2], FACTS["stop"])[1], mix(server, sorted(FACTS["adapters"])[:2], "Q: Who founded the town of")):
+        attribution(server, request_id)
+        code, said, err = audit(server, request_id)
+        assert code == 0 and said["ok"] and said["checks"] >= 8 and said["differences"] == [], (said, err)
+    inputs = inputs_of(server, request_id)
+    data = {root: http(f"{server.url}/v1/indexes/{root}")[2] for root in indexes_of(server, inputs)}
+    files = []
+    for i, body in enumerate(data.values()):
+        files.append(tmp_path / f"{i}.events")
+        files[-1].write_bytes(body)
+    assert audit(server, request_id, *files)[0] == 0
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    code, _, err = audit(server, request_id, *files)
+    assert code == 1 and "cut" in err, err
+    assert audit(server, "00" * 32)[0] == 4
+
+
+class Liar:
+    """A server between: it answers as the real one, but for one path."""
+
+    def __init__(self, real, change):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                status, _, body = http(real.url + self.path)
+                body = change(self.path, body)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+
+def test_the_command_line_names_what_was_changed(server):
+    name = sorted(FACTS["adapters"])[0]
+    request_id = ask(server, name, FACTS["adapters"][name][4], FACTS["stop"])[1]
+    attribution(server, request_id)
+
+    def base_lower(path, body):
+        if not path.endswith("/inputs"):
+            return body
+        inputs = json.loads(body)
+        inputs["choices"][0]["base"][0] -= 1
+        return json.dumps(inputs).encode()
+
+    def share_moved(path, body):
+        if path != f"/v1/attribution/{request_id}":
+            return body
+        shown = json.loads(body)
+        shown["adapters"][0]["contributors"][0]["ppb"] -= 1
+        return json.dumps(shown).encode()
+
+    for change, what in ((base_lower, "inputsDigest"), (share_moved, "recomputed")):
+        with Liar(server, change) as liar:
+            code, said, err = audit(liar, request_id)
+        assert code == 1 and not said["ok"] and any(what in d for d in said["differences"]), (said, err)
 
 
 def test_a_changed_input_is_noticed(server):

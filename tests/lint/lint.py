@@ -27,7 +27,7 @@ MAY_INCLUDE = {
     "kernels": ["kernels", "server/base"],
     "chain_client": ["chain_client", "server/base"],
     "chain_client/eth": ["chain_client/eth", "server/base"],
-    "chain_client/cli": ["chain_client", "server/base", "server/model", "server/datanet", "server/adapter", "server/text", "server/record", "server/spool",
+    "chain_client/cli": ["chain_client", "server/base", "server/influence", "server/model", "server/datanet", "server/adapter", "server/text", "server/record", "server/spool",
                          "kernels"],
     "chain_client/registry": ["chain_client", "server/base"],
     "chain_client/settle": ["chain_client", "server/base", "server/spool"],
