@@ -32,7 +32,7 @@ enum status publisher_create(struct publisher **out, const struct publish_option
     p->opt = *opt;
     p->catalog = c;
     p->adapters_dir = mem_strdup(opt->adapters_dir);
-    p->near = near_create(opt->adapters_dir, opt->adapters_max);
+    p->near = near_table_create(opt->adapters_dir, opt->adapters_max);
     CHECK(pthread_mutex_init(&p->lock, NULL) == 0);
     CHECK(pthread_mutex_init(&p->near_lock, NULL) == 0);
     for (uint32_t i = 0; i < opt->root_count; i++) {
@@ -56,7 +56,7 @@ void publisher_destroy(struct publisher *p)
     for (uint32_t i = 0; i < p->roots.count; i++)
         mem_free((char *)(uintptr_t)p->roots.root[i]);
     mem_free(p->adapters_dir);
-    near_destroy(p->near);
+    near_table_destroy(p->near);
     pthread_mutex_destroy(&p->lock);
     pthread_mutex_destroy(&p->near_lock);
     mem_free(p);

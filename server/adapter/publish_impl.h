@@ -31,8 +31,8 @@ MUST_CHECK enum status publish_check_terms(const struct publisher *p, const uint
 /* publish_near.c: what this adapter does is known from now on; is it, within cosine 0.95, what a
  * registered adapter of somebody else does, which it does not name as parent? DENIED. m: whose
  * owner speaks for an adapter that is not registered, or NULL. */
-struct near_table *near_create(const char *adapters_dir, uint32_t rows_max);
-void near_destroy(struct near_table *t);
+struct near_table *near_table_create(const char *adapters_dir, uint32_t rows_max);
+void near_table_destroy(struct near_table *t);
 void publish_note_near(struct publisher *p, const struct peft_adapter *a);
 MUST_CHECK enum status publish_check_near(struct publisher *p, const struct peft_adapter *a,
                                           const struct manifest *m, struct errtext *err);

@@ -59,7 +59,7 @@ static uint32_t count_files(const char *dir)
     return count;
 }
 
-struct near_table *near_create(const char *adapters_dir, uint32_t rows_max)
+struct near_table *near_table_create(const char *adapters_dir, uint32_t rows_max)
 {
     char dir[PATH_MAX];
     struct near_table *t = mem_alloc(sizeof(*t));
@@ -70,7 +70,7 @@ struct near_table *near_create(const char *adapters_dir, uint32_t rows_max)
     return t;
 }
 
-void near_destroy(struct near_table *t)
+void near_table_destroy(struct near_table *t)
 {
     if (t)
         mem_free(t->row);

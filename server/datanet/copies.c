@@ -90,3 +90,24 @@ void copies_fini(struct copies *c)
     mem_free(c->item);
     *c = (struct copies){0};
 }
+
+enum status copies_drop_rows(const struct copies *c, struct training *t, const struct datanet *d,
+                             uint32_t *dropped, struct errtext *err)
+{
+    uint32_t n = datanet_head(d)->n, kept = 0;
+    bool *copy = mem_try_array(n, sizeof(*copy));
+    if (!copy)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %u documents", n);
+    for (uint32_t i = 0; i < c->count; i++)
+        copy[c->item[i].place] = true;
+    for (uint32_t i = 0; i < t->n; i++) {
+        if (!copy[t->row[i].document])
+            t->row[kept++] = t->row[i];
+    }
+    *dropped = t->n - kept;
+    t->n = kept;
+    mem_free(copy);
+    return kept ? STATUS_OK
+                : err_set(err, STATUS_INVALID,
+                          "every row of the training manifest is of a copy of an earlier document");
+}

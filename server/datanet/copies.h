@@ -3,7 +3,7 @@
 #ifndef RS_DATANET_COPIES_H
 #define RS_DATANET_COPIES_H
 
-#include "server/datanet/datanet.h"
+#include "server/datanet/training.h"
 
 struct copy_found {
     uint32_t place, of; /* of: the earliest that says it, no copy itself */
@@ -18,5 +18,9 @@ struct copies {
 MUST_CHECK enum status copies_find(struct copies *out, const struct datanet *d,
                                    struct errtext *err);
 void copies_fini(struct copies *c);
+/* The rows of these documents leave t, whose list did not mark them; how many. */
+MUST_CHECK enum status copies_drop_rows(const struct copies *c, struct training *t,
+                                        const struct datanet *d, uint32_t *dropped,
+                                        struct errtext *err);
 
 #endif

@@ -6,8 +6,8 @@
 #include "server/base/clock.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/datanet/copies.h"
 #include "server/datanet/store_training.h"
-#include "server/datanet/training.h"
 #include "server/influence/events_build.h"
 #include "server/influence/shares.h"
 
@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define COPIES_LOGGED_MAX  16
 #define ROW_TOKENS_ALL_MAX (1ull << 30) /* of an index */
 
 struct making {
@@ -234,15 +235,41 @@ static enum status create_builder(struct events_builder **out, const struct maki
     return events_builder_create(out, &src, err);
 }
 
+/* A publisher who did not mark the copies in the list (residual datanet build does) has no say in
+ * whom their rows pay: they are left out here. */
+static enum status leave_copies_out(struct making *k, struct errtext *err)
+{
+    struct copies copies;
+    uint32_t dropped = 0;
+    enum status st = copies_find(&copies, k->datanet, err);
+    if (!st)
+        st = copies_drop_rows(&copies, k->training, k->datanet, &dropped, err);
+    for (uint32_t i = 0; dropped && i < copies.count && i < COPIES_LOGGED_MAX; i++) {
+        const struct copy_found *c = &copies.item[i];
+        log_warn("index",
+                 "adapter %s: document %llu says what document %llu says (%u %% alike), which is "
+                 "earlier: its rows are not indexed",
+                 k->entry->name, (unsigned long long)datanet_facts(k->datanet, c->place)->doc_id,
+                 (unsigned long long)datanet_facts(k->datanet, c->of)->doc_id, c->ppm / 10000);
+    }
+    if (dropped)
+        log_warn("index", "adapter %s: %u rows of %u copies are left out", k->entry->name, dropped,
+                 copies.count);
+    copies_fini(&copies);
+    return st;
+}
+
 static enum status build_events(struct making *k, struct errtext *err)
 {
     struct index_row_ids rows = {0};
     struct index_build build = {.maker = k->maker, .entry = k->entry, .rows = &rows};
     struct index_lists lists;
     uint64_t begin_ns = clock_mono_ns();
-    enum status st = lists_init(&lists, k)
-                         ? read_rows(k, &rows, err)
-                         : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
+    enum status st = leave_copies_out(k, err);
+    if (st)
+        return st;
+    st = lists_init(&lists, k) ? read_rows(k, &rows, err)
+                               : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
     if (!st)
         st = create_builder(&build.builder, k, &lists, err);
     if (!st)

@@ -12,7 +12,7 @@
 #include "server/base/check.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
-#include "server/datanet/training.h"
+#include "server/datanet/copies.h"
 
 static char folder[] = "/tmp/test_training.XXXXXX";
 
@@ -278,6 +278,37 @@ static void test_build(void **state)
     datanet_release(d);
 }
 
+/* A copy that the list does not mark: found by who came first, not by digest or docId alone, and
+ * its rows go. */
+static void test_an_unmarked_copy_has_no_rows(void **state)
+{
+    static const uint8_t tokenizer[32];
+    json_t *list = list_of(), *docs = json_object_get(list, "documents"), *late = NULL;
+    json_array_set_new(docs, 2, late = entry(2, '3', "three — VIER FÜNF!"));
+    json_object_set_new(json_array_get(docs, 1), "since", json_integer(1));
+    json_object_set_new(late, "since", json_integer(2)); /* a lower docId, and later */
+    struct datanet *d = opened(list);
+    struct training *t;
+    struct copies copies;
+    struct errtext err = ERRTEXT_INIT;
+    uint32_t dropped = 0;
+    if (training_build(&t, d, false, true, tokenizer, &err) || copies_find(&copies, d, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(copies.count, 1);
+    assert_int_equal(datanet_facts(d, copies.item[0].place)->doc_id, 2);
+    assert_int_equal(datanet_facts(d, copies.item[0].of)->doc_id, 3);
+    assert_int_equal(copies.item[0].ppm, 1000000);
+    assert_int_equal(t->n, 5);
+    assert_int_equal(copies_drop_rows(&copies, t, d, &dropped, &err), STATUS_OK);
+    assert_int_equal(dropped, 1);
+    assert_int_equal(t->n, 4);
+    for (uint32_t i = 0; i < t->n; i++)
+        assert_int_not_equal(t->row[i].document, copies.item[0].place);
+    copies_fini(&copies);
+    training_free(t);
+    datanet_release(d);
+}
+
 /* Whatever a contributor hands in has one named answer. */
 static void test_texts(void **state)
 {
@@ -316,7 +347,8 @@ static int make_folder(void **state)
 
 static int remove_folder(void **state)
 {
-    static const char *const file[] = {"datanet.json", "training.json", "7.txt", "3.txt", "9.txt"};
+    static const char *const file[] = {"datanet.json", "training.json", "7.txt",
+                                       "3.txt",        "9.txt",         "2.txt"};
     char path[128];
     for (size_t i = 0; i < ARRAY_COUNT(file); i++) {
         snprintf(path, sizeof(path), "%s/%s", folder, file[i]);
@@ -328,9 +360,13 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_open),      cmocka_unit_test(test_a_copy_counts_nowhere),
-        cmocka_unit_test(test_bad_lists), cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_bad_rows),  cmocka_unit_test(test_build),
+        cmocka_unit_test(test_open),
+        cmocka_unit_test(test_a_copy_counts_nowhere),
+        cmocka_unit_test(test_bad_lists),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_bad_rows),
+        cmocka_unit_test(test_build),
+        cmocka_unit_test(test_an_unmarked_copy_has_no_rows),
         cmocka_unit_test(test_texts),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
