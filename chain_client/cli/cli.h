@@ -147,6 +147,7 @@ int verb_datanet_consent(struct cli *c);
 int verb_datanet_sign(struct cli *c);
 int verb_datanet_publish(struct cli *c);
 int verb_datanet_export(struct cli *c);
+int verb_datanet_uses(struct cli *c);
 int verb_datanet_new(struct cli *c);
 int verb_datanet_add(struct cli *c);
 int verb_datanet_check(struct cli *c);

@@ -109,8 +109,16 @@ static const struct cli_verb verbs[] = {
     {"datanet withdraw", "DIR DOC_ID...", 2, CLI_OPERANDS_ANY, 0, 0, verb_datanet_withdraw,
      "the next version, without these documents",
      "Their texts are deleted. The version before stays in versions/, and what it earned is paid."},
-    {"datanet show", "DIR", 1, 1, 0, 0, verb_datanet_show, "a datanet's roots, rows and documents",
-     NULL},
+    {"datanet show", "DIR|ID", 1, 1, REMOTE | CHAIN, 0, verb_datanet_show,
+     "a datanet's roots, rows and documents: here, on a server, on the chain",
+     "DIR is a datanet's folder. With --server, ID is a document root, a datanet's id, or "
+     "ID/VERSION: what\nthe server holds. With --rpc, ID is a datanet's: the versions that are "
+     "registered."},
+    {"datanet uses", "DIR DOC_ID", 2, 2, B(ARCHIVE) | B(SETTLE), 0, verb_datanet_uses,
+     "which adapters used a document, in which epochs",
+     "The published epochs say which version of the datanet each adapter was registered with that "
+     "paid\nanswers named; DIR says which versions have the document. A digest names one that was "
+     "withdrawn."},
     {"claim", NULL, 0, 0, REWARDS | B(ACCOUNT) | B(KEY_FILE) | B(PASSPHRASE_FILE) | B(WAIT_S),
      B(KEY_FILE), verb_claim, "pay out what an account has earned",
      "Takes the newest active epoch, proves the account's amount from --archive or --settle, "

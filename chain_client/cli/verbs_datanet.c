@@ -2,6 +2,7 @@
  * Every text is checked before the list changes, and the list is written once, at the end. */
 #include "chain_client/cli/contribution.h"
 #include "chain_client/cli/datanet_dir.h"
+#include "chain_client/cli/datanet_remote.h"
 #include "chain_client/cli/place.h"
 #include "chain_client/cli/registry.h"
 #include "chain_client/eth/addr.h"
@@ -339,6 +340,8 @@ int verb_datanet_show(struct cli *c)
     struct training *t = NULL;
     struct errtext err = ERRTEXT_INIT;
     struct buf out;
+    if (cli_has(c, OPT_SERVER) || cli_has(c, OPT_RPC))
+        return datanet_remote_show(c);
     buf_init(&out, OUTPUT_BYTES_MAX);
     enum status st = datanet_open(&d, c->operand[0], NULL, &err);
     if (!st)

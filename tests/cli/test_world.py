@@ -221,6 +221,7 @@ def test_the_same_bytes_under_another_name_pay_the_same_people(world, answer):
         document["owner"] = thief
     (folder / "publish.json").write_text(json.dumps(facts))
     (folder / "datanet.json").write_text(json.dumps(net))
+    (folder / "training.json").unlink()
     taken = world.publish(folder, "mine", key, *world.on_chain())
     assert taken.code == 5 and "is registered to" in taken.err, taken
     forged = world.publish(folder, "mine", key)
@@ -505,3 +506,20 @@ def test_a_datanet_is_published_version_by_version(world):
     registered = world.chain.call(world.chain.at["registry"], "datanetVersion(bytes32,uint64)", first["datanet"], "2")
     assert "0x" + registered[3] == shown["document_root"] and "0x" + registered[4] == shown["owner_root"]
     assert residual(*publish[:3], "--server", world.server.url).code == 5  # no key
+    for named in (first["datanet"], f"{first['datanet']}/3", third.split("root ")[1].split()[0]):
+        assert "looms version 3: 2 documents" in good("datanet", "show", named, *server(world)).out, named
+    assert [v["version"] for v in good("datanet", "show", first["datanet"], *chain, "--rpc", world.chain.url, "--json").json["versions"]] == [3, 2, 1]
+    assert residual("datanet", "show", "0x" + "ab" * 32, *server(world)).code == 4
+
+
+def test_uses_of_a_document(world, answer, epoch):
+    folder = world.folder / "published"
+    adapter = residual("adapter", "show", "coast", *server(world), "--json").json["id"].removeprefix("0x")
+    document = json.loads((folder / "datanet.json").read_text())["documents"][0]
+    for place in (["--archive", world.archive], ["--settle", world.settle_url]):
+        for named in (document["docId"], document["digest"]):
+            run = residual("datanet", "uses", folder, named, *place, "--json")
+            assert run.code == 0 and run.json["versions"] == 1 and run.json["epochs"] >= epoch, run
+            assert {(u["adapter"], u["version"]) for u in run.json["uses"]} == {("0x" + adapter, 1)}, run
+    assert residual("datanet", "uses", folder, "0x" + "ab" * 32, "--archive", world.archive).code == 4
+    assert residual("datanet", "uses", folder, 99999, "--archive", world.archive).code == 4

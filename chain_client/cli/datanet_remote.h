@@ -1,0 +1,10 @@
+/* What others have of a datanet; see verb_datanet_remote.c. */
+#ifndef RS_CLI_DATANET_REMOTE_H
+#define RS_CLI_DATANET_REMOTE_H
+
+#include "chain_client/cli/cli.h"
+
+/* Of --server, else of the chain at --rpc: prints it, and returns the exit code. */
+int datanet_remote_show(struct cli *c);
+
+#endif
