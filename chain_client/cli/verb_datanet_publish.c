@@ -7,12 +7,16 @@
 #include "chain_client/cli/registry.h"
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
+#include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/datanet/training.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+
+#define COMPARE_TURN_MS 100
+#define COMPARE_TURNS   50
 
 struct datanet_publish {
     const struct cli *c;
@@ -133,6 +137,46 @@ static enum status register_version(struct datanet_publish *p, struct errtext *e
     return st;
 }
 
+static void put_copies(const struct datanet_publish *p, const json_t *answer)
+{
+    size_t i;
+    const json_t *doc;
+    json_array_foreach(json_object_get(answer, "data"), i, doc)
+    {
+        const json_t *of = json_object_get(doc, "copy_of");
+        if (of)
+            cli_note(p->c,
+                     "warning: document %" JSON_INTEGER_FORMAT ": %" JSON_INTEGER_FORMAT
+                     " %% of it stand in %s of %s, which was here before",
+                     json_integer_value(json_object_get(doc, "docId")),
+                     json_integer_value(json_object_get(of, "ppm")) / 10000,
+                     json_string_value(json_object_get(of, "digest")),
+                     json_string_value(json_object_get(of, "owner")));
+    }
+}
+
+/* Texts that somebody else had here before: the server compares while this waits a while. */
+static void tell_copies(const struct datanet_publish *p, struct http *http)
+{
+    char url[128], hex[65];
+    bool waits = true;
+    hex_encode(hex, datanet_head(p->datanet)->document_root, 32);
+    snprintf(url, sizeof(url), "/v1/datanets/0x%s", hex);
+    for (int i = 0; waits && i < COMPARE_TURNS; i++) {
+        json_t *answer = NULL;
+        waits = http_call(http, "GET", url, NULL, &answer, NULL) == STATUS_OK &&
+                json_integer_value(json_object_get(answer, "comparing")) > 0;
+        if (!waits)
+            put_copies(p, answer);
+        else
+            clock_sleep_ms(COMPARE_TURN_MS);
+        json_decref(answer);
+    }
+    if (waits)
+        cli_note(p->c, "the server still compares the texts with earlier ones: residual datanet "
+                       "show --server tells what it found");
+}
+
 static enum status bring(struct datanet_publish *p, struct errtext *err)
 {
     struct http *http = NULL;
@@ -143,6 +187,8 @@ static enum status bring(struct datanet_publish *p, struct errtext *err)
         http_open(&http, p->c->value[OPT_SERVER], p->c->value[OPT_API_KEY_FILE], "server", err);
     if (!st)
         st = datanet_send(http, &parcel, &p->texts, err);
+    if (!st)
+        tell_copies(p, http);
     p->hint = st ? http_hint(st) : NULL;
     http_close(http);
     return st;

@@ -26,6 +26,8 @@ void store_list_free(struct store_list *h)
     if (!h)
         return;
     datanet_release(h->open);
+    for (uint32_t i = 0; h->text && i < h->head.documents; i++)
+        mem_free(h->text[i].copy);
     mem_free(h->text);
     mem_free(h->dir);
     mem_free(h);
@@ -112,6 +114,10 @@ void store_take_place(struct datanet_store *s, struct store_list *h, uint32_t pl
         s->count++;
     }
     s->list[place] = h;
+    for (uint32_t i = 0; i < h->head.documents; i++) {
+        if (h->text[i].here)
+            store_near_came(s, h, i);
+    }
     s->bytes += h->head.own ? h->head.bytes : 0;
     s->documents += h->head.documents;
 }
@@ -185,15 +191,32 @@ static void read_kept(struct datanet_store *s, const char *name)
 static int by_age(const void *a, const void *b)
 {
     const struct store_list *x = *(struct store_list *const *)a, *y = *(void *const *)b;
-    if (x->head.created_unix != y->head.created_unix)
-        return x->head.created_unix < y->head.created_unix ? -1 : 1;
+    if (x->head.created_ms != y->head.created_ms)
+        return x->head.created_ms < y->head.created_ms ? -1 : 1;
     return memcmp(x->head.root, y->head.root, 32);
+}
+
+/* Under the lock: whoever compares texts begins when all lists stand in their order. */
+static enum status read_all_kept(struct datanet_store *s, struct errtext *err)
+{
+    struct dirent **name;
+    int n = scandir(s->dir, &name, is_root, alphasort);
+    if (n < 0)
+        return err_set(err, STATUS_IO, "%s: %s", s->dir, strerror(errno));
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < n; i++) {
+        read_kept(s, name[i]->d_name);
+        free(name[i]); /* lint: waive banned - scandir's memory */
+    }
+    qsort(s->list, s->count, sizeof(s->list[0]), by_age);
+    pthread_mutex_unlock(&s->lock);
+    free(name); /* lint: waive banned - scandir's memory */
+    return STATUS_OK;
 }
 
 enum status datanet_store_open(struct datanet_store **out, const char *dir, uint64_t bytes_max,
                                struct errtext *err)
 {
-    struct dirent **name;
     *out = NULL;
     enum status st = file_mkdirs(dir, 0700, err);
     if (st)
@@ -204,16 +227,10 @@ enum status datanet_store_open(struct datanet_store **out, const char *dir, uint
     CHECK(pthread_mutex_init(&s->lock, NULL) == 0);
     sweep_aside(dir);
     st = training_shelf_open(&s->training, dir, err);
-    int n = st ? 0 : scandir(dir, &name, is_root, alphasort);
-    if (n < 0)
-        st = err_set(err, STATUS_IO, "%s: %s", dir, strerror(errno));
-    for (int i = 0; i < n; i++) {
-        read_kept(s, name[i]->d_name);
-        free(name[i]); /* lint: waive banned - scandir's memory */
-    }
-    if (!st && n >= 0)
-        free(name); /* lint: waive banned - scandir's memory */
-    qsort(s->list, s->count, sizeof(s->list[0]), by_age);
+    if (!st)
+        st = store_near_start(s, err);
+    if (!st)
+        st = read_all_kept(s, err);
     if (st)
         datanet_store_close(s);
     else
@@ -225,6 +242,7 @@ void datanet_store_close(struct datanet_store *s)
 {
     if (!s)
         return;
+    store_near_stop(s);
     for (uint32_t i = 0; i < s->count; i++)
         store_list_free(s->list[i]);
     training_shelf_close(s->training);
@@ -288,6 +306,18 @@ bool datanet_store_by_id(struct datanet_store *s, const uint8_t id[32], uint64_t
     return found;
 }
 
+bool datanet_store_copy(struct datanet_store *s, const uint8_t root[32], uint32_t place,
+                        struct datanet_copy *out)
+{
+    pthread_mutex_lock(&s->lock);
+    const struct store_list *h = store_find_list(s, root, NULL);
+    bool found = h && place < h->head.documents && h->text[place].copy;
+    if (found)
+        *out = *h->text[place].copy;
+    pthread_mutex_unlock(&s->lock);
+    return found;
+}
+
 void datanet_store_missing(struct datanet_store *s, const uint8_t root[32],
                            datanet_store_digest *visit, void *arg)
 {
@@ -314,7 +344,7 @@ enum status datanet_store_add_dir(struct datanet_store *s, const char *dir,
     enum status st = store_list_open(&h, dir, roots, err);
     if (st)
         return st;
-    h->head.created_unix = (int64_t)(clock_wall_ms() / 1000);
+    h->head.created_ms = (int64_t)clock_wall_ms();
     pthread_mutex_lock(&s->lock);
     uint32_t place = s->count;
     const struct store_list *old = store_find_list(s, h->head.root, &place);

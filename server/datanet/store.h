@@ -38,12 +38,21 @@ MUST_CHECK enum status datanet_store_add_dir(struct datanet_store *s, const char
 
 /* ---- lists ---- */
 
+struct datanet_copy { /* the earlier document, of another owner, that a text stands in */
+    uint8_t root[32], digest[32], owner[20];
+    uint32_t ppm; /* of the text */
+};
+/* Of the document at that place of the list; false: of none, or it was not compared yet. */
+bool datanet_store_copy(struct datanet_store *s, const uint8_t root[32], uint32_t place,
+                        struct datanet_copy *out);
+
 struct datanet_held {         /* what is known of one, a copy */
     uint8_t root[32], id[32]; /* id: zeros where the list names none */
     uint64_t version, bytes;
     uint32_t documents, missing; /* texts */
+    uint32_t waiting, copies;    /* texts to be compared with earlier ones; near copies found */
     bool own;                    /* in the store's folder, not in an operator's */
-    int64_t created_unix;
+    int64_t created_ms;
     char name[DATANET_NAME_BYTES + 1], publisher[64];
 };
 typedef bool datanet_store_visit(void *arg, const struct datanet_held *h); /* false: enough */

@@ -110,7 +110,7 @@ enum status store_disk_hold(const struct store_list *h, bool complete, struct er
 {
     enum status st = complete ? sync_texts(h->dir, err) : STATUS_OK;
     json_t *held = json_pack("{s:s, s:I, s:b}", "publisher", h->head.publisher, "created",
-                             (json_int_t)h->head.created_unix, "complete", (int)complete);
+                             (json_int_t)h->head.created_ms, "complete", (int)complete);
     if (!st)
         st = write_json(h->dir, "held.json", held, err);
     json_decref(held);
@@ -197,7 +197,7 @@ static enum status read_held(struct store_list *h, bool *complete, struct errtex
     enum status st = json_doc_load(&held, path, HELD_BYTES_MAX, 0, err);
     struct json_reader r = {.obj = held, .where = path, .st = st, .err = err};
     snprintf(h->head.publisher, sizeof(h->head.publisher), "%s", json_need_string(&r, "publisher"));
-    h->head.created_unix = json_need_int(&r, "created", (struct json_range){0, INT64_MAX});
+    h->head.created_ms = json_need_int(&r, "created", (struct json_range){0, INT64_MAX});
     *complete = json_read_bool(&r, "complete", false);
     json_decref(held);
     return r.st;

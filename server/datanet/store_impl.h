@@ -10,7 +10,8 @@
 struct store_text {
     uint8_t digest[32], owner[20];
     uint64_t bytes;
-    bool here;
+    bool here, looked;         /* looked: held against those before it */
+    struct datanet_copy *copy; /* of which it is a near copy, or NULL */
 };
 
 struct store_list {
@@ -18,6 +19,7 @@ struct store_list {
     struct store_text *text; /* ascending by digest */
     char *dir;
     struct datanet *open; /* a reference */
+    uint32_t cursor;      /* no text before it is here and waits to be looked at */
 };
 
 #define STORE_ASIDE ".new-" /* folders of lists that come in */
@@ -30,6 +32,7 @@ struct datanet_store {
     struct store_list *list[DATANET_STORE_LISTS_MAX];
     uint32_t count;
     struct training_shelf *training;
+    struct near_watch *near;
 };
 
 void store_list_free(struct store_list *h); /* NULL is fine */
@@ -64,5 +67,12 @@ bool store_disk_link(const char *from, const char *to, const uint8_t digest[32])
 MUST_CHECK enum status store_disk_read(struct store_list **out, const char *root_dir,
                                        const char *name, struct errtext *err);
 void store_disk_remove(const char *dir);
+
+/* ---- store_near.c ---- */
+
+MUST_CHECK enum status store_near_start(struct datanet_store *s, struct errtext *err);
+void store_near_stop(struct datanet_store *s);
+/* A text is here, and not looked at. The lock is held. */
+void store_near_came(struct datanet_store *s, struct store_list *h, uint32_t place);
 
 #endif

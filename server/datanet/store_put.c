@@ -107,7 +107,7 @@ static enum status put_locked(struct datanet_store *s, struct store_list *h,
     if (st)
         return st;
     if (old)
-        h->head.created_unix = old->head.created_unix;
+        h->head.created_ms = old->head.created_ms;
     st = write_list(s, h, l, err);
     if (!st)
         store_take_place(s, h, place);
@@ -141,7 +141,7 @@ static enum status settle(struct datanet_store *s, struct store_list *h,
     mem_free(h->dir);
     h->dir = mem_strdup(dir);
     h->head.own = true;
-    h->head.created_unix = (int64_t)(clock_wall_ms() / 1000);
+    h->head.created_ms = (int64_t)clock_wall_ms();
     snprintf(h->head.publisher, sizeof(h->head.publisher), "%s", l->publisher);
     pthread_mutex_lock(&s->lock);
     enum status st = put_locked(s, h, l, err);
@@ -198,6 +198,7 @@ static enum status came(struct datanet_store *s, const uint8_t root[32], const u
     if (t && !t->here) {
         t->here = true;
         h->head.missing--;
+        store_near_came(s, h, (uint32_t)(t - h->text));
         if (!h->head.missing)
             st = store_disk_hold(h, true, err);
     }

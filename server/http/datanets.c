@@ -109,8 +109,9 @@ static void put_held(struct buf *out, const struct datanet_held *h)
     buf_put_json_string(out, h->name, strlen(h->name));
     buf_printf(out,
                ",\"version\":%" PRIu64 ",\"documents\":%u,\"bytes\":%" PRIu64
-               ",\"missing\":%u,\"created\":%" PRId64,
-               h->version, h->documents, h->bytes, h->missing, h->created_unix);
+               ",\"missing\":%u,\"comparing\":%u,\"copies\":%u,\"created\":%" PRId64,
+               h->version, h->documents, h->bytes, h->missing, h->waiting, h->copies,
+               h->created_ms / 1000);
 }
 
 struct datanet_lines {
@@ -154,7 +155,21 @@ static void put_document(struct buf *out, const struct datanet_document *e,
         buf_put_json_string(out, f->terms, strlen(f->terms));
     else
         buf_puts(out, "null");
-    buf_putc(out, '}');
+}
+
+/* The earlier document, of somebody else, that it says (nearly) the same as. */
+static void put_copy(struct exchange *x, const uint8_t root[32], uint32_t place)
+{
+    char owner[ADDR_TEXT_BYTES];
+    struct datanet_copy c;
+    if (datanet_store_copy(x->server->deps.datanets, root, place, &c)) {
+        addr_format(owner, c.owner);
+        buf_puts(&x->out, ",\"copy_of\":{");
+        put_hex(&x->out, "document_root", c.root);
+        put_hex(&x->out, "digest", c.digest);
+        buf_printf(&x->out, "\"owner\":\"%s\",\"ppm\":%u}", owner, c.ppm);
+    }
+    buf_putc(&x->out, '}');
 }
 
 /* A number of the query, `absent` if there is none. */
@@ -197,6 +212,7 @@ static enum status show(struct exchange *x, const struct datanet_path *p, struct
     for (uint64_t i = first; i <= last; i++) {
         buf_puts(&x->out, i > first ? "," : "");
         put_document(&x->out, datanet_document(d, (uint32_t)i), datanet_facts(d, (uint32_t)i));
+        put_copy(x, h.root, (uint32_t)i);
     }
     buf_puts(&x->out, "]}");
     datanet_release(d);

@@ -235,6 +235,57 @@ static void test_a_copy_of_what_was_here_before_names_it(void **state)
     assert_int_equal(put(list(1, 3, ANNA, 1), "b", other), STATUS_OK); /* her own */
 }
 
+static const char ballad[] =
+    "The miller of Orrun had three wheels, and the first of them was of oak. He sold it to the "
+    "smith of Vask for a bell that never rang, and the smith sold the wheel to the sea.";
+static const char stolen[] =
+    "the MILLER of Orrun had three wheels -- and the first of them was of oak!! He sold it to the "
+    "smith of Vask for a bell that never rang. Some other words follow here, and they are new.";
+
+static bool compared(const uint8_t root[32])
+{
+    struct datanet_held h;
+    for (int i = 0; i < 1000; i++) {
+        if (datanet_store_get(store, root, &h) && !h.missing && !h.waiting)
+            return true;
+        usleep(10000);
+    }
+    return false;
+}
+
+static void put_one(const char *owner, const char *name, const char *t, uint8_t root[32])
+{
+    json_t *l = json_pack("{s:s, s:i, s:[o]}", "name", name, "version", 1, "documents",
+                          document(1, owner, t));
+    assert_int_equal(put(l, name, root), STATUS_OK);
+    assert_int_equal(put_text(root, t), STATUS_OK);
+    assert_true(compared(root));
+}
+
+static void test_a_near_copy_names_the_earlier_one(void **state)
+{
+    uint8_t first[32], copy[32], own[32], other[32];
+    struct datanet_copy c;
+    (void)state;
+    put_one(ANNA, "anna", ballad, first);
+    put_one(BERT, "bert", stolen, copy);
+    put_one(ANNA, "again", stolen + 1, own); /* of her own text */
+    put_one(BERT, "else",
+            "Nobody has written of looms and of the red thread that Dorun spins at "
+            "night, when the weavers of the upper town are asleep and no dog barks.",
+            other);
+    for (int i = 0; i < 2; i++) {
+        assert_true(compared(copy) && compared(own) && compared(other));
+        assert_false(datanet_store_copy(store, first, 0, &c));
+        assert_false(datanet_store_copy(store, other, 0, &c));
+        assert_false(datanet_store_copy(store, own, 0, &c));
+        assert_true(datanet_store_copy(store, copy, 0, &c));
+        assert_memory_equal(c.root, first, 32);
+        assert_true(c.ppm > 500000 && c.ppm < 1000000 && c.owner[0] == 0x11);
+        reopen();
+    }
+}
+
 static void test_a_list_belongs_to_who_brought_it(void **state)
 {
     uint8_t root[32];
@@ -319,6 +370,7 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(test_a_copy_of_what_was_here_before_names_it, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(test_a_near_copy_names_the_earlier_one, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_list_belongs_to_who_brought_it, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lists_without_owner_licence_or_room_are_refused, setup,
                                         teardown),

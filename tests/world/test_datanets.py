@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 from registry_node import document_root
-from server import DEMO, Server, http
+from server import DEMO, Server, http, wait_for
 
 ANNA, BERT = "0x" + "11" * 20, "0x" + "22" * 20
 
@@ -73,6 +73,20 @@ def test_a_datanet_comes_in_by_list_and_texts(server):
     assert status == 403 and ANNA in body["error"]["message"] and digest(texts[1]) in body["error"]["message"], body
     assert http(f"{server.url}/v1/datanets/{root}", method="DELETE")[0] == 200
     assert server.get(f"/v1/datanets/{root}")[0] == 404
+
+
+def test_a_near_copy_is_told(server):
+    text = "The miller of Orrun had three wheels, and the first of them was of oak. He sold it to the smith of Vask for a bell that never rang."
+    roots = []
+    for owner, words in ((ANNA, text), (BERT, text.upper() + " And there the tale ends, says the thief.")):
+        root = server.post("/v1/datanets", datanet([words], owner))[1]["document_root"]
+        assert put(server, root, words)[0] == 201
+        roots.append(root)
+    shown = wait_for(lambda: (a := server.get(f"/v1/datanets/{roots[1]}")[1])["comparing"] == 0 and a, what="the comparison")
+    assert shown["copies"] == 1, shown
+    of = shown["data"][0]["copy_of"]
+    assert of["document_root"] == roots[0] and of["digest"] == digest(text) and of["owner"] == ANNA and of["ppm"] > 500_000, of
+    assert server.get(f"/v1/datanets/{roots[0]}")[1]["copies"] == 0
 
 
 def test_bad_lists_and_texts_have_answers(server):
