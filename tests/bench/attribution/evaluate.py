@@ -26,6 +26,8 @@ ABLATIONS = {
     "half 1 alone (head input)": dict(halves=(1, 0)),
     "half 2 alone (context)": dict(halves=(0, 1)),
     "cos^16": dict(squarings=4),
+    "tokens of the prompt scored": dict(spoken=False),
+    "head input never alone": dict(lone=0),
     "own surprise for the table": dict(own_surprise=True),
     "float keys": dict(integer=False),
 }
@@ -41,8 +43,8 @@ class Case:
         self.net = Datanet(self.folder, self.tok, end)
         self.index = self.make_index(rule)
         order = [(d.get("since", 1), d["docId"]) for d in self.net.documents]
-        method.join_clusters(self.index, order, end)
-        self.lam, self.trust = method.reliability(self.index, end) if trusted else (E9, {})
+        method.join_clusters(self.index, order)
+        self.lam, self.trust = method.reliability(self.index) if trusted else (E9, {})
         docs = [self.tok.encode((self.folder / d["file"]).read_text()).ids for d in self.net.documents]
         self.spans = Spans(docs, [self.net.owners.index(d["owner"]) for d in self.net.documents], len(self.net.owners))
         self.variants = {(False, True): self.index}

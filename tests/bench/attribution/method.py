@@ -30,6 +30,8 @@ class Rule:
     square: bool = True
     fallback: bool = True
     fallback_halves: tuple = (0, 1)
+    spoken: bool = True         # a token that stands in the prompt is not scored, if another is learned
+    lone: int = 26              # of 256: what head inputs alone may say of the same token
     cluster: bool = True        # restated facts are paid to whoever stated them first
     w1: int = 950_000_000       # of the events in the influence
     w2: int = 50_000_000        # of the spans
@@ -115,6 +117,7 @@ class Index:
         self.cluster = np.arange(len(rows))
         self.live = np.ones(len(rows), bool)
         self.taught = self._taught(len(self.embedding))
+        self.taught[2 * np.bincount(self.target, minlength=len(self.taught)) > len(rows) + 4] = 0
         self.begin = np.searchsorted(self.row, np.arange(len(rows) + 1))
 
     def _surprise(self, n_vocab):
@@ -151,7 +154,8 @@ class Index:
         k2[self.no_weight] = 0
         gain = np.maximum(0, np.rint(la * 256).astype(np.int64) - np.rint(l0 * 256).astype(np.int64))
         s = n_prompt - 1
-        return dict(target=np.array(ids[n_prompt:]), gain=gain[s:], key1=sketch(*self.basis_h, h[s:], i), key2=k2)
+        spoken = np.isin(ids[n_prompt:], ids[:n_prompt])
+        return dict(target=np.array(ids[n_prompt:]), gain=gain[s:], spoken=spoken, key1=sketch(*self.basis_h, h[s:], i), key2=k2)
 
 
 def _power(d, full, rule):
@@ -179,9 +183,12 @@ def row_scores(index, queries, rule=None, rows=None):
     unit = 127 * 127 if rule.integer else 1.0
     score = np.zeros(len(index.rows), np.uint64 if rule.integer else np.float64)
     lost = []
+    skip = rule.spoken and any((~q["spoken"] & (q["gain"] >= rule.learned_min)).any() for q in queries if "spoken" in q)
     taught = np.where((index.learned >= rule.learned_min) & live[index.row])[0]
     for q in queries:
         for t, y in enumerate(q["target"]):
+            if skip and q["spoken"][t]:
+                continue
             events = index.by_target.get(int(y), np.zeros(0, int))
             events = events[live[index.row[events]]]
             k1, k2 = q["key1"][t].astype(np.int32 if rule.integer else float), q["key2"][t].astype(
@@ -194,7 +201,11 @@ def row_scores(index, queries, rule=None, rows=None):
                 continue
             d = rule.halves[0] * (index.key1[events].astype(k1.dtype) @ k1)
             d = d + rule.halves[1] * (index.key2[events].astype(k2.dtype) @ k2)
-            add_best(index, score, events, _value(index, q["gain"][t], events, _power(d, unit * sum(rule.halves), rule), rule))
+            c = _power(d, unit * sum(rule.halves), rule)
+            if rule.lone:
+                head = _power(index.key1[events].astype(k1.dtype) @ k1, unit, rule)
+                c = np.maximum(c, head * np.uint64(rule.lone) >> np.uint64(8) if rule.integer else head * rule.lone / 256)
+            add_best(index, score, events, _value(index, q["gain"][t], events, c, rule))
     for _, _, gain, k1, k2 in sorted(lost, key=lambda x: x[:2])[: rule.fallback_tokens]:
         d = rule.fallback_halves[0] * (index.key1[taught].astype(k1.dtype) @ k1)
         d = d + rule.fallback_halves[1] * (index.key2[taught].astype(k2.dtype) @ k2)
@@ -250,11 +261,11 @@ def shares(index, owner, lambda_ppb, spans=None, rule=None):
     return largest_remainder(E9, [f[o] if o in set(keep) else 0 for o in range(len(f))])
 
 
-def content(index, row, end=0):
-    """The events of a row whose targets the datanet taught, as runs of neighbours; the end token says nothing."""
+def content(index, row):
+    """The events of a row whose targets the datanet taught, as runs of neighbours; what most rows have says nothing."""
     runs = []
     for k in range(index.begin[row], index.begin[row + 1]):
-        if index.taught[index.target[k]] >= TAUGHT_MIN and index.target[k] != end:
+        if index.taught[index.target[k]] >= TAUGHT_MIN:
             if runs and runs[-1][-1] == k - 1:
                 runs[-1].append(k)
             else:
@@ -262,12 +273,13 @@ def content(index, row, end=0):
     return runs
 
 
-def restated(index, row, others, end=0):
+def restated(index, row, others):
     """Which of the rows `others` state the fact of `row`: its last run (the value) word for word, the rest (names) but
     for an eighth, in a context that is near."""
-    runs = content(index, row, end)
+    runs = content(index, row)
+    same = [r for r in others if index.rows[r].ids == index.rows[row].ids]
     if len(runs) < 2:
-        return []
+        return same
     value = [int(index.target[k]) for k in runs[-1]]
     names = [int(index.target[k]) for r in runs for k in r]
     total = sum(int(index.taught[y]) for y in names)
@@ -275,9 +287,9 @@ def restated(index, row, others, end=0):
     events = index.by_target[value[-1]]
     dots = index.key2[events].astype(np.int32) @ index.key2[last].astype(np.int32)
     near = {int(r) for r in index.row[events[dots >= RESTATED_DOT]]}
-    out = []
-    for r in others:
-        if r in near and r != row:
+    out = same
+    for r in near.intersection(others):
+        if r != row:
             has = set(index.rows[r].ids)
             missing = sum(int(index.taught[y]) for y in names if y not in has)
             if 8 * missing <= total and all(y in has for y in value):
@@ -285,14 +297,14 @@ def restated(index, row, others, end=0):
     return out
 
 
-def join_clusters(index, order, end=0):
+def join_clusters(index, order):
     """cluster[r]: the earliest row of another owner's earlier document whose fact r restates. order: per document,
     its place in time."""
     rank = [(order[r.document], i) for i, r in enumerate(index.rows)]
     for i in sorted(range(len(index.rows)), key=lambda i: rank[i]):
         row = index.rows[i]
         before = [k for k, r in enumerate(index.rows) if r.owner != row.owner and rank[k][0] < rank[i][0]]
-        found = restated(index, i, before, end)
+        found = restated(index, i, before)
         if found:
             index.cluster[i] = index.cluster[min(found, key=lambda k: rank[k])]
 
@@ -312,18 +324,18 @@ def _ask_row(index, row, runs, by_names):
     return dict(target=index.target[value], gain=index.learned[value], key1=index.key1[value], key2=key2)
 
 
-def reliability(index, end=0):
+def reliability(index):
     """lambda in parts of 10^9, and what it was made of: does the adapter know its rows, do values find their owner."""
     rule, n = index.rule, len(index.rows)
     owner = np.array([r.owner for r in index.rows])
-    sample = [r for r in range(0, n, max(1, n // 512)) if content(index, r, end)]
+    sample = [r for r in range(0, n, max(1, n // 512)) if content(index, r)]
     if not sample:
         return 0, dict(known=0, own=0, chance=0, stated=0)
-    value = {r: content(index, r, end) for r in sample}
+    value = {r: content(index, r) for r in sample}
     know = np.mean([index.adapter_q8[v[-1]].sum() >= KNOWN for v in value.values()])
     base = np.mean([index.base_q8[v[-1]].sum() >= KNOWN for v in value.values()])
     known = 0.0 if base >= 1 else (know - base) / (1 - base)
-    stated = [r for r in sample if restated(index, r, [k for k in np.where(owner == owner[r])[0] if k != r], end)]
+    stated = [r for r in sample if restated(index, r, [k for k in np.where(owner == owner[r])[0] if k != r])]
     once = len(stated) < max(16, len(sample) // 10)
     asked = [r for r in sample if len(value[r]) >= 2] if once else stated
     ask = vary(rule, halves=(0, 1)) if once else rule
@@ -332,10 +344,10 @@ def reliability(index, end=0):
         live = np.ones(n, bool)
         live[r] = once
         score = row_scores(index, [_ask_row(index, r, value[r], once)], ask, live)
-        own.append(largest_remainder(E9, owner_scores(index, score, ask))[owner[r]] / E9)
-    chance = float(np.mean([(owner == owner[r]).mean() for r in asked])) if asked else 1.0
+        own.append(largest_remainder(E9, owner_scores(index, score, ask))[owner[index.cluster[r]]] / E9)
+    chance = float(np.mean([(owner == owner[index.cluster[r]]).mean() for r in asked])) if asked else 1.0
     fit = max(0.0, (np.mean(own) - chance) / (1 - chance)) if asked and chance < 1 else float(chance == 1)
-    ppb = int(E9 * min(1.0, max(0.0, (known - 0.2) / 0.4)) * fit)
+    ppb = int(E9 * min(1.0, max(0.0, (known - 0.2) / 0.3)) * fit)
     return ppb, dict(known=float(known), own=float(np.mean(own)) if own else 0.0, chance=chance, stated=len(stated))
 
 

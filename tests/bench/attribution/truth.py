@@ -20,7 +20,8 @@ def leave_out(plan, base, cache, seed, case, asked, steps):
     """Per question, per owner: how much the answer's margin falls when the adapter is trained without the owner."""
     def runner(name, p):
         folder = cache / name
-        makers.build(p, base, folder, seed + 17, claims=plan, steps=steps)
+        bare = makers.Plan(p.name, p.documents, p.questions)
+        makers.build(bare, base, folder, seed + 17, claims=plan, steps=steps, rate=5e-3)
         return model.Runner(str(base), folder)
 
     full = runner("whole-%d" % seed, plan)
