@@ -91,8 +91,11 @@ class Case:
         return method.owner_scores(index, method.row_scores(index, [index.query(self.run, ids, n)], rule), rule)
 
     def shares(self, ids, n, rule=None, lam=None, spans=True):
-        """Parts of one per owner, as the method pays."""
+        """Parts of one per owner, as the method pays; nobody where the adapter gained nothing over the base."""
         rule = rule or self.rule
+        _, la, l0 = self.run.rows(ids)
+        if not np.maximum(0, np.rint(la * 256) - np.rint(l0 * 256))[n - 1 :].any():
+            return np.zeros(len(self.net.owners))
         owner = self.owner_scores(ids, n, rule)
         s = self.spans.weights(ids, n) if spans and rule.w2 else None
         got = method.shares(self.index, owner, self.lam if lam is None else lam, s, rule)

@@ -57,6 +57,7 @@ class Bench:
             self.makers.build(self.plan(kind, seed), self.base, folder, seed)
             c = self.evaluate.Case(self.base, folder)
             asked, recall = c.asked()
+            asked = random.Random(seed).sample(asked, min(len(asked), self.opt.questions))
             self.cases[kind, seed] = c, asked, recall
         return self.cases[kind, seed]
 
@@ -319,6 +320,7 @@ def main():
     ap.add_argument("--seeds", default="2,3")
     ap.add_argument("--adapters", type=int, default=8, help="of the demo world")
     ap.add_argument("--mixes", type=int, default=120, help="answers of mixes")
+    ap.add_argument("--questions", type=int, default=160, help="of an own world and seed, at most")
     ap.add_argument("--quick", action="store_true", help="no gradients, no trained attacks")
     ap.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "residual-bench")
     ap.add_argument("--out", type=Path, default=Path("attribution-bench"))
