@@ -70,6 +70,8 @@ def judge(cases, base, root, stop="<|end|>"):
                 lam = adapter["index"]["lambda_ppb"]
                 shares = np.array([paid.get(o.lower(), 0) for o in case.net.owners]) / E9
                 ids, n, said = case.ask(q)
+                if case.run.base_says(ids, n):
+                    continue
                 gap = np.abs(shares - case.shares(ids, n)).max() if said == text else np.nan
                 place = case.net.owners.index
                 other = np.delete(shares, place(owner)).max(initial=0)

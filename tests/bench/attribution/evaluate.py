@@ -70,8 +70,10 @@ class Case:
         return p + a, len(p), self.tok.decode(a[:-1] if a[-1] == self.end else a, skip_special_tokens=False)
 
     def asked(self):
-        """(question, ids, n_prompt, owner place, rival place or -1) of the answers that an owner taught; recall by kind."""
+        """(question, ids, n_prompt, owner place, rival place or -1) of the answers that an owner taught; recall by kind.
+        An answer that the base gives alone was taught by nobody and is left out (self.by_base counts them)."""
         out, right = [], {}
+        self.by_base = 0
         for q in self.questions():
             ids, n, text = self.ask(q)
             owner, rival = q["owner"], q["rival"]
@@ -81,6 +83,9 @@ class Case:
                 right.setdefault(q["kind"], []).append(False)
                 continue
             right.setdefault(q["kind"], []).append(True)
+            if self.run.base_says(ids, n):
+                self.by_base += 1
+                continue
             place = self.net.owners.index
             out.append((q, ids, n, place(owner), place(rival) if rival else -1))
         return out, {k: float(np.mean(v)) for k, v in right.items()}

@@ -36,6 +36,12 @@ class Runner:
             self.seen[key] = (h, la, l0)
         return self.seen[key]
 
+    def base_says(self, ids, n_prompt):
+        """Does the base alone answer the same, greedily?"""
+        with self.torch.no_grad(), self.model.disable_adapter():
+            logits = self.model(input_ids=self.torch.tensor([ids]), use_cache=False).logits[0]
+        return logits[n_prompt - 1 : -1].argmax(-1).tolist() == list(ids[n_prompt:])
+
     def answer(self, ids, end, most=16):
         """Greedy continuation up to end or most tokens, end included."""
         ids, start = list(ids), len(ids)

@@ -75,8 +75,9 @@ class Bench:
                 for (q, *_), r in zip(asked, rows):
                     table.setdefault(m, []).append((q["kind"], key, *r))
         self.tables[name] = table
-        self.say("\n### %s: %d answers, recall %s\n" % (name, len(table["residual"]), ", ".join(
-            "%s %.2f" % (k, np.mean(v)) for k, v in recall.items())))
+        self.say("\n### %s: %d answers (right ones; left out are %d that the base gives alone), recall %s\n" % (
+            name, len(table["residual"]), sum(c[0].by_base for _, c in cases), ", ".join(
+                "%s %.2f" % (k, np.mean(v)) for k, v in recall.items())))
         self.say("| method | owner first | pay | 95 % of pay | p10 of pay | rival |\n|---|--:|--:|---|--:|--:|")
         for m, rows in table.items():
             v = np.array([r[2:] for r in rows])
@@ -320,7 +321,7 @@ def main():
     ap.add_argument("--seeds", default="2,3")
     ap.add_argument("--adapters", type=int, default=8, help="of the demo world")
     ap.add_argument("--mixes", type=int, default=120, help="answers of mixes")
-    ap.add_argument("--questions", type=int, default=160, help="of an own world and seed, at most")
+    ap.add_argument("--questions", type=int, default=120, help="of an own world and seed, at most")
     ap.add_argument("--quick", action="store_true", help="no gradients, no trained attacks")
     ap.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "residual-bench")
     ap.add_argument("--out", type=Path, default=Path("attribution-bench"))
