@@ -418,6 +418,11 @@ enum status datanet_store_put_training(struct datanet_store *s, const uint8_t ad
     return st ? st : training_shelf_put(s->training, adapter_id, text, len, replace, err);
 }
 
+void datanet_store_drop_training(struct datanet_store *s, const uint8_t adapter_id[32])
+{
+    training_shelf_drop(s->training, adapter_id);
+}
+
 enum status datanet_store_training(struct datanet_store *s, const uint8_t adapter_id[32],
                                    struct buf *out, struct errtext *err)
 {

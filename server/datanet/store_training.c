@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #define NOTES_MAX 65536u
 
@@ -142,6 +143,15 @@ enum status training_shelf_put(struct training_shelf *t, const uint8_t adapter_i
         st = file_write_atomic(path, text, len, 0600, err);
     pthread_mutex_unlock(&t->lock);
     return st;
+}
+
+void training_shelf_drop(struct training_shelf *t, const uint8_t adapter_id[32])
+{
+    char path[PATH_MAX];
+    path_of(t, adapter_id, path);
+    pthread_mutex_lock(&t->lock);
+    (void)unlink(path);
+    pthread_mutex_unlock(&t->lock);
 }
 
 enum status training_shelf_get(struct training_shelf *t, const uint8_t adapter_id[32],

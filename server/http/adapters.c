@@ -187,6 +187,8 @@ static enum status unload(struct exchange *x, const char *name, bool forget, str
     }
     if (!st && forget)
         publisher_forget(d->publisher, e);
+    if (!st && forget && !other)
+        datanet_store_drop_training(d->datanets, e->id);
     if (st) {
         struct errtext again = ERRTEXT_INIT;
         struct adapter_entry *old = NULL;

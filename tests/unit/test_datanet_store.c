@@ -353,6 +353,9 @@ static void test_training_manifests_are_held_against_the_datanet(void **state)
     assert_int_equal(datanet_store_training(store, adapter, &out, &err), STATUS_OK);
     assert_non_null(strstr(out.data, "[[0,0,24]]"));
     buf_fini(&out);
+    datanet_store_drop_training(store, adapter);
+    err_clear(&err);
+    assert_int_equal(datanet_store_training(store, adapter, &out, &err), STATUS_NOT_FOUND);
 }
 
 int main(void)
