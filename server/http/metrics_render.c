@@ -349,6 +349,10 @@ static void put_recorder(struct page *p)
     plain(p, "residual_spool_bytes", "gauge", "Bytes of the spool.", (double)r.spool_bytes);
     plain(p, "residual_spool_bytes_max", "gauge", "Maximum.", (double)r.spool_bytes_max);
     plain(p, "residual_score_job_bytes", "gauge", "Bytes of jobs to score.", (double)r.job_bytes);
+    plain(p, "residual_shares_computed_total", "counter",
+          "Answers whose keys, spans and shares were computed.", (double)r.computed);
+    plain(p, "residual_shares_seconds_total", "counter", "What that took, of one thread.",
+          (double)r.compute_ns * 1e-9);
     plain(p, "residual_evidence_bytes", "gauge", "Bytes of kept evidence.",
           (double)r.evidence_bytes);
     plain(p, "residual_score_jobs", "gauge", "Jobs to score.", (double)r.job_count);

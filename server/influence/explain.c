@@ -139,7 +139,8 @@ static void put_spans(struct buf *out, const struct score_task *t, uint32_t k)
 
 static void put_adapter(struct buf *out, const struct score_task *t, uint32_t k)
 {
-    buf_putc(out, '{');
+    buf_printf(out, "{\"gain_ppb\":%" PRIu32 ",\"solo_q8\":%" PRIu64 ",",
+               t->result.influence.adapter[k].gain, t->result.solo_q8[k]);
     put_index(out, &t->part[k]);
     buf_putc(out, ',');
     put_contributors(out, t, k);

@@ -410,6 +410,19 @@ static uint64_t look_around(const struct index_maker *m, const char *keep,
     return total;
 }
 
+bool index_has_file(const struct index_maker *m, const uint8_t adapter_id[32])
+{
+    char adapter[65];
+    bool found = false;
+    DIR *d = opendir(m->opt.dir);
+    hex_encode(adapter, adapter_id, 32);
+    for (struct dirent *e; d && !found && (e = readdir(d));)
+        found = strncmp(e->d_name, adapter, 32) == 0 && strstr(e->d_name, ".events");
+    if (d)
+        closedir(d);
+    return found;
+}
+
 void index_trim(struct index_maker *m, const char *keep)
 {
     struct index_file oldest;

@@ -22,6 +22,8 @@ struct index_maker {
 MUST_CHECK enum status index_make(struct index **out, struct index_maker *m,
                                   const uint8_t adapter_id[32], const uint8_t *document_root,
                                   struct errtext *err);
+/* Is there a file that says by its name that it is of this adapter? */
+bool index_has_file(const struct index_maker *m, const uint8_t adapter_id[32]);
 /* Files go, those used longest ago first, until at most bytes_max are left; `keep` stays. */
 void index_trim(struct index_maker *m, const char *keep);
 

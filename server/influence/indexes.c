@@ -82,6 +82,19 @@ static struct index_slot *find_slot(struct indexes *x, const uint8_t adapter_id[
     return NULL;
 }
 
+/* The one that was asked for so, or else one of that version which was found by its manifest. */
+static struct index_slot *find_made(struct indexes *x, const uint8_t adapter_id[32],
+                                    const uint8_t *document_root)
+{
+    struct index_slot *s = find_slot(x, adapter_id, document_root);
+    if (s || !document_root)
+        return s;
+    s = find_slot(x, adapter_id, NULL);
+    bool same = s && s->state == INDEX_READY &&
+                memcmp(events_head(s->index->events)->document_root, document_root, 32) == 0;
+    return same ? s : NULL;
+}
+
 /* A free one, or that which was asked for longest ago; NULL: all are being made. */
 static struct index_slot *take_slot(struct indexes *x)
 {
@@ -118,7 +131,7 @@ void indexes_find(struct indexes *x, const uint8_t adapter_id[32], const uint8_t
     uint64_t now_ns = clock_mono_ns();
     *out = (struct index_found){.state = INDEX_FAILED};
     pthread_mutex_lock(&x->lock);
-    struct index_slot *s = find_slot(x, adapter_id, document_root);
+    struct index_slot *s = find_made(x, adapter_id, document_root);
     if (!s)
         s = ask(x, adapter_id, document_root);
     else if ((s->state == INDEX_NONE || s->state == INDEX_FAILED) &&
@@ -244,10 +257,24 @@ static bool next(struct indexes *x, struct index_slot *out)
     return found;
 }
 
+/* What was made before a restart is opened again: who asks about an old answer sees its texts, and
+ * the first new one need not wait. */
+static bool ask_known(void *arg, struct adapter_entry *e)
+{
+    struct indexes *x = arg;
+    pthread_mutex_lock(&x->lock);
+    bool room = x->slot_count < INDEXES_MAX;
+    if (room && index_has_file(&x->maker, e->id) && !find_slot(x, e->id, NULL))
+        (void)ask(x, e->id, NULL);
+    pthread_mutex_unlock(&x->lock);
+    return room;
+}
+
 static void *indexer_main(void *arg)
 {
     struct indexes *x = arg;
     struct index_slot s;
+    catalog_each(x->maker.deps.catalog, ask_known, x);
     while (next(x, &s))
         make(x, &s);
     return NULL;

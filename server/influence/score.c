@@ -35,6 +35,7 @@ struct scorer {
     struct mailbox done;        /* score_row, from the engine */
     struct mailbox todo, ready; /* score_task, to the computing thread and back */
     pthread_t thread;
+    _Atomic uint64_t compute_ns, compute_count; /* computing thread */
     uint32_t rows_inside, computing;
     struct task_list queue;  /* rows wait or run, oldest first */
     struct task_list parked; /* an index is being made */
@@ -78,7 +79,10 @@ static void *compute_main(void *arg)
     for (;;) {
         struct score_task *t = mailbox_pop(&s->todo);
         if (t) {
+            uint64_t begin_ns = clock_mono_ns();
             score_compute(t, &s->opt);
+            atomic_fetch_add(&s->compute_ns, clock_mono_ns() - begin_ns);
+            atomic_fetch_add(&s->compute_count, 1);
             CHECK(mailbox_push(&s->ready, t) == STATUS_OK); /* sized for all */
             s->opt.wake(s->opt.wake_arg);
         } else if (mailbox_is_closed(&s->todo)) {
@@ -279,7 +283,9 @@ static bool find_indexes(const struct scorer *s, struct score_task *t)
             indexes_find(s->opt.indexes, a->id, a->index == JOB_INDEX_OWN ? NULL : a->document_root,
                          &found);
         else
-            snprintf(found.why, sizeof(found.why), "this adapter has no datanet");
+            snprintf(found.why, sizeof(found.why), "%s",
+                     a->index == JOB_INDEX_NONE ? "no index: this adapter has no datanet"
+                                                : "no index: scoring is off (score_rows_max 0)");
         index_release(p->index);
         p->index = found.index;
         p->state = found.state;
@@ -426,6 +432,12 @@ void scorer_expire(struct scorer *s, uint64_t age_ns)
         t->outcome = RECORD_OUTCOME_INPUTS_LOST;
         list_push(&s->queue, t);
     }
+}
+
+void scorer_computed(const struct scorer *s, uint64_t *count, uint64_t *ns)
+{
+    *count = atomic_load(&s->compute_count);
+    *ns = atomic_load(&s->compute_ns);
 }
 
 uint64_t scorer_queued(const struct scorer *s)

@@ -68,6 +68,8 @@ void scorer_expire(struct scorer *s, uint64_t age_ns);
 struct score_task *scorer_poll(struct scorer *s);
 void score_task_free(struct score_task *t);
 uint64_t scorer_queued(const struct scorer *s);
+/* Tasks that the computing thread has done, and what they took it. */
+void scorer_computed(const struct scorer *s, uint64_t *count, uint64_t *ns);
 
 /* ---- score_compute.c ---- */
 

@@ -16,19 +16,33 @@ struct text_ids { /* prompt and output of one sequence */
     uint32_t n, n_prompt;
 };
 
-/* Which tokens of the output stand in the prompt; seen [n_vocab / 8 + 1] is all zero, and again
- * afterwards. */
-static void mark_prompt(struct text_ids *t, uint8_t *seen)
+struct token_set { /* a bit for each id of the vocabulary */
+    uint8_t *bit;
+    uint32_t n_vocab;
+};
+
+static bool is_known(const struct token_set *s, int32_t id)
 {
-    for (uint32_t i = 0; i < t->n_prompt; i++)
-        seen[t->ids[i] / 8] |= (uint8_t)(1u << t->ids[i] % 8);
-    for (uint32_t i = t->n_prompt; i < t->n; i++)
-        t->in_prompt[i - t->n_prompt] = seen[t->ids[i] / 8] >> t->ids[i] % 8 & 1;
-    for (uint32_t i = 0; i < t->n_prompt; i++)
-        seen[t->ids[i] / 8] = 0;
+    return id >= 0 && (uint32_t)id < s->n_vocab;
 }
 
-static bool text_init(struct text_ids *t, const struct job *j, uint32_t seq, uint8_t *seen)
+/* Which tokens of the output stand in the prompt. The set is empty, and again afterwards. */
+static void mark_prompt(struct text_ids *t, struct token_set *seen)
+{
+    for (uint32_t i = 0; i < t->n_prompt; i++) {
+        if (is_known(seen, t->ids[i]))
+            seen->bit[t->ids[i] / 8] |= (uint8_t)(1u << t->ids[i] % 8);
+    }
+    for (uint32_t i = t->n_prompt; i < t->n; i++)
+        t->in_prompt[i - t->n_prompt] =
+            is_known(seen, t->ids[i]) && seen->bit[t->ids[i] / 8] >> t->ids[i] % 8 & 1;
+    for (uint32_t i = 0; i < t->n_prompt; i++) {
+        if (is_known(seen, t->ids[i]))
+            seen->bit[t->ids[i] / 8] = 0;
+    }
+}
+
+static bool text_init(struct text_ids *t, const struct job *j, uint32_t seq, struct token_set *seen)
 {
     const struct job_prompt *p = &j->prompt[j->seq[seq].prompt_idx];
     *t = (struct text_ids){.n = p->n_ids + j->seq[seq].n_out, .n_prompt = p->n_ids};
@@ -182,11 +196,12 @@ void score_compute(struct score_task *t, const struct scorer_options *opt)
     struct errtext err = ERRTEXT_INIT;
     struct text_ids *text = mem_array(j->seq_count, sizeof(*text));
     struct gain_choice *choice = mem_array(j->seq_count, sizeof(*choice));
-    uint8_t *seen = mem_array(opt->model->config.n_vocab / 8 + 1, 1);
+    struct token_set seen = {.n_vocab = opt->model->config.n_vocab};
     struct gain_in in;
     enum status st = STATUS_OK;
+    seen.bit = mem_array(seen.n_vocab / 8 + 1, 1);
     for (uint32_t i = 0; !st && i < j->seq_count; i++)
-        st = text_init(&text[i], j, i, seen) ? STATUS_OK : STATUS_NO_MEMORY;
+        st = text_init(&text[i], j, i, &seen) ? STATUS_OK : STATUS_NO_MEMORY;
     for (uint32_t k = 0; !st && k < j->adapter_count; k++) {
         if (t->part[k].index)
             st = part_signals(&t->part[k], j, text, opt->model, &err);
@@ -204,7 +219,7 @@ void score_compute(struct score_task *t, const struct scorer_options *opt)
     }
     for (uint32_t i = 0; i < j->seq_count; i++)
         text_fini(&text[i]);
-    mem_free(seen);
+    mem_free(seen.bit);
     mem_free(text);
     mem_free(choice);
 }

@@ -134,6 +134,17 @@ static const json_t *adapter_of(const struct explained *e, uint32_t k)
     return e && e->shown ? json_array_get(json_object_get(e->shown, "adapters"), k) : NULL;
 }
 
+void explained_fill(const struct explained *e, struct lookup_entry *entry)
+{
+    for (uint32_t k = 0; k < entry->adapter_count; k++) {
+        const json_t *a = adapter_of(e, k);
+        entry->gain[k] = (uint32_t)json_integer_value(json_object_get(a, "gain_ppb"));
+        entry->solo_q8[k] = (uint64_t)json_integer_value(json_object_get(a, "solo_q8"));
+    }
+    if (entry->state == LOOKUP_NOT_SCORED)
+        entry->state = LOOKUP_PREVIEW;
+}
+
 /* Is this what the record says, entry by entry? */
 static bool agrees(const json_t *list, const struct tail_credit *credit)
 {

@@ -18,6 +18,8 @@ MUST_CHECK enum status explained_load(struct explained *out, struct recorder *r,
                                       struct errtext *err);
 void explained_fini(struct explained *e);
 
+/* Gains and nats of an answer that the lookup has forgotten with a restart. */
+void explained_fill(const struct explained *e, struct lookup_entry *entry);
 /* `"contributors":[...]` of adapter k: of the credit (NULL: what the evidence says), with what the
  * evidence (NULL: none) adds to each. */
 void explained_put_contributors(struct buf *out, const struct explained *e, uint32_t k,

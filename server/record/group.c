@@ -360,6 +360,7 @@ void recorder_publish_stats(struct recorder *r, const struct group *g)
     r->stats.fsyncs += g != NULL;
     r->stats.spool_bytes = spool_bytes(r->spool);
     r->stats.job_bytes = jobstore_bytes(r->jobs);
+    scorer_computed(r->scorer, &r->stats.computed, &r->stats.compute_ns);
     r->stats.evidence_bytes = evidence_bytes(r->evidence);
     r->stats.job_count = jobstore_count(r->jobs);
     r->stats.seq_first = spool_first_seq(r->spool);

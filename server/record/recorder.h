@@ -111,7 +111,8 @@ struct recorder_stats {
     uint64_t seq_first, seq_next, seq_durable, seq_shipped, seq_final;
     uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count, evidence_bytes;
     uint64_t inferences, attributions, voids, outcomes_lost, fsyncs, append_failures;
-    uint64_t unscored; /* required answers while scoring is off */
+    uint64_t computed, compute_ns; /* keys, spans and shares: answers, and what they took */
+    uint64_t unscored;             /* required answers while scoring is off */
 };
 void recorder_get_stats(struct recorder *r, struct recorder_stats *out);
 

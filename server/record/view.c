@@ -348,8 +348,10 @@ enum status recorder_attribution_json(struct recorder *r, const uint8_t id[32],
     enum status st = find_answer(r, id, who, &e, &set, err);
     if (st)
         return st;
-    bool scored = e.state == LOOKUP_RECORDED || e.state == LOOKUP_PREVIEW;
-    bool kept = scored && explained_load(&evidence, r, e.seq, NULL) == STATUS_OK;
+    bool waits = e.state == LOOKUP_PENDING || e.state == LOOKUP_PREVIEW_WAIT;
+    bool kept = !waits && explained_load(&evidence, r, e.seq, NULL) == STATUS_OK;
+    if (kept)
+        explained_fill(&evidence, &e);
     const struct shown w = {.entry = &e, .set = &set, .evidence = kept ? &evidence : NULL};
     hex_encode(hex, id, 32);
     buf_printf(out,

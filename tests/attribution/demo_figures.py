@@ -25,7 +25,7 @@ def ask(server, model, fact, stop):
     return body["choices"][0]["text"].strip(), body["residual"]["request_id"]
 
 
-def attribution(server, request_id, wait_s=120):
+def attribution(server, request_id, wait_s=60):
     def over():
         status, body = server.get(f"/v1/attribution/{request_id}")
         return body if status == 200 and body["state"] in ("preview", "recorded") else None

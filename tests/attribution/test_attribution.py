@@ -14,7 +14,7 @@ import pytest
 from demo_figures import E9, ask, attribution, figures, shares_of
 from registry_node import RegistryNode, wait_registered
 from replay import Index, compare
-from server import DEMO, Server, binary, http, signed_demo
+from server import DEMO, Server, binary, http, signed_demo, wait_for
 
 FULL = os.environ.get("RS_FULL") == "1"
 FACTS = json.loads((DEMO / "facts.json").read_text())
@@ -193,13 +193,22 @@ def test_damaged_and_missing_indexes(tmp_path):
         shutil.copytree(DEMO / "adapters" / name, adapters / name)
     (adapters / "birch-vale" / "training.json").unlink()
     fact = FACTS["adapters"]["amber-coast"][0]
-    seen = []
+    seen, keys, older = [], [], None
     for turn in ("new", "damaged", "cut", "kept"):
         with Server(adapters=adapters, data=tmp_path / "data") as s:
-            a = attribution(s, ask(s, "amber-coast", fact, FACTS["stop"])[1])["adapters"][0]
+            first = ask(s, "amber-coast", fact, FACTS["stop"])[1]
+            a = attribution(s, first)["adapters"][0]
+            keys.append([inputs_of(s, first)["adapters"]])  # of a server that is new these came by a scoring row
             seen.append((a["index"]["root"], a["contributors"]))
+            again = [ask(s, "amber-coast", fact, FACTS["stop"])[1] for _ in range(2)]  # keys are kept by decoding now
+            logged = [(attribution(s, i), inputs_of(s, i)["adapters"])[1] for i in again]
+            seen.append((a["index"]["root"], attribution(s, again[0])["adapters"][0]["contributors"]))
+            keys.append(logged)
             assert metric(s, "residual_indexes_rebuilt_total") == (turn in ("damaged", "cut"))
             assert metric(s, "residual_indexes_built_total") == (turn != "kept")
+            if older:  # after a restart an old answer is still explained
+                wait_for(lambda: any("text" in row for row in attribution(s, older)["adapters"][0]["rows"]), what="the text of an old answer's row")
+            older = first
             assert ("built again" in s.log_text()) == (turn in ("damaged", "cut"))
             none = attribution(s, ask(s, "birch-vale", FACTS["adapters"]["birch-vale"][0], FACTS["stop"])[1])["adapters"][0]
             assert none["index"]["state"] == "none" and "training manifest" in none["index"]["reason"] and none["contributors"] == []
@@ -212,6 +221,7 @@ def test_damaged_and_missing_indexes(tmp_path):
             del data[-1000:]
         file.write_bytes(data)
     assert all(one == seen[0] for one in seen[1:]), seen
+    assert all(one == keys[0][0] for turn in keys for one in turn)
 
 
 def test_the_same_integers_whatever_the_company(tmp_path):
