@@ -292,29 +292,38 @@ static enum status sign_document(json_t *doc, const struct manifest *m,
 }
 
 enum status sign_documents(json_t *list, const struct manifest *m, const struct sign_keys *keys,
-                           uint32_t *unsigned_count, struct errtext *err)
+                           struct errtext *err)
 {
     size_t i;
     json_t *doc;
     enum status st = STATUS_OK;
-    *unsigned_count = 0;
     json_array_foreach(list, i, doc)
     {
         st = sign_document(doc, m, keys, err);
         if (st)
-            return st;
-        *unsigned_count += !json_object_get(doc, "ownerSignature");
+            break;
     }
     return st;
+}
+
+uint32_t sign_missing(const json_t *list)
+{
+    size_t i;
+    const json_t *doc;
+    uint32_t missing = 0;
+    json_array_foreach(list, i, doc)
+    {
+        missing += !json_field(doc, "ownerSignature") && !json_field(doc, "copyOf");
+    }
+    return missing;
 }
 
 static enum status put_documents(json_t *root, const struct sign_source *s,
                                  const struct sign_keys *keys, struct errtext *err)
 {
     size_t i;
-    uint32_t unsigned_count;
     json_t *doc, *list = json_deep_copy(json_object_get(s->datanet, DOCUMENTS_TEXT));
-    enum status st = sign_documents(list, &s->m, keys, &unsigned_count, err);
+    enum status st = sign_documents(list, &s->m, keys, err);
     json_array_foreach(list, i, doc) json_object_del(doc, "file"); /* a path of this machine */
     if (st)
         json_decref(list);

@@ -56,10 +56,11 @@ struct sign_keys {
     const struct sign_publisher *publisher;
 };
 /* Licence signatures of m's datanet and chain on those documents of the list that the owner's key
- * owns; how many have none by anybody. */
+ * owns. */
 MUST_CHECK enum status sign_documents(json_t *list, const struct manifest *m,
-                                      const struct sign_keys *keys, uint32_t *unsigned_count,
-                                      struct errtext *err);
+                                      const struct sign_keys *keys, struct errtext *err);
+/* How many of the list nobody has signed; copies need no signature, they earn nothing. */
+uint32_t sign_missing(const json_t *list);
 /* The signed object (json_decref) of s->m, whose ids and chain are set. Documents of this owner get
  * the owner's licence signature. */
 MUST_CHECK enum status sign_manifest(json_t **out, const struct sign_source *s,

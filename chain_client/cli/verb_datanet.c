@@ -64,7 +64,8 @@ static enum status sign(struct datanet_sign *s, struct errtext *err)
     if (!s->mine)
         return err_set(err, STATUS_NOT_FOUND, "%s: no document is owned by %s",
                        s->source.datanet_path, who);
-    enum status st = sign_documents(list, &s->source.m, &keys, &s->unsigned_count, err);
+    enum status st = sign_documents(list, &s->source.m, &keys, err);
+    s->unsigned_count = sign_missing(list);
     return st ? st : write_list(s, err);
 }
 

@@ -220,11 +220,7 @@ static enum status set_ids(struct publish *p, struct errtext *err)
 /* On a chain every document needs its owner's signature: better known before anything is sent. */
 static enum status check_licences(const struct publish *p, struct errtext *err)
 {
-    size_t i;
-    const json_t *doc;
-    uint32_t missing = 0;
-    json_array_foreach(json_object_get(p->manifest, "documents"), i, doc) missing +=
-        !json_object_get(doc, "ownerSignature");
+    uint32_t missing = sign_missing(json_object_get(p->manifest, "documents"));
     return !p->bound || !missing
                ? STATUS_OK
                : err_set(err, STATUS_DENIED,

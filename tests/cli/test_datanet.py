@@ -97,6 +97,8 @@ def test_a_copy_is_found_and_earns_nothing(place):
     assert {k: built[k] for k in ("document_root", "owner_root", "training", "owners")} == {k: roots[k] for k in ("document_root", "owner_root", "training", "owners")}
     assert listed(net)["documents"][2]["copyOf"] == listed(net)["documents"][0]["digest"]
     good("datanet", "check", net)
+    signed = good("datanet", "sign", net, "--owner-key-file", place / "alice", "--deployment", place / "deployment.json", "--json")
+    assert (signed.json["signed"], signed.json["unsigned"]) == (2, 0), signed  # a copy earns nothing, and needs nobody's word
 
 
 LONG = ("The lighthouse of Mivu was built by the founder Dotir in the year of the great flood. Its lamp burns whale oil and is seen from nine islands. "
