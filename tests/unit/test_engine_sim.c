@@ -12,6 +12,7 @@
 #define SEEDS     16
 #define SCORE_IDS 48
 #define STEPS_MAX 400000
+#define BASIS     5
 
 struct spec { /* how to make a request, in any world */
     uint64_t prompt_seed, seed;
@@ -19,19 +20,21 @@ struct spec { /* how to make a request, in any world */
     float temperature;
     int32_t priority;
     uint32_t key, min_tokens;
-    bool prompt_logprobs, salted, ignore_eos;
+    bool prompt_logprobs, salted, ignore_eos, keys;
 };
 
 struct score {
     struct score_job job;
     int32_t ids[SCORE_IDS];
     float logprob[SCORE_IDS];
+    int8_t key[SCORE_IDS][SKETCH_DIM];
     uint32_t done;
     uint32_t adapter;
 };
 
 struct sim {
     struct world w;
+    struct engine_basis *basis;
     struct world_options opt;
     uint64_t rng;
     uint32_t submitted, scores;
@@ -66,9 +69,10 @@ static void draw_spec(struct sim *s, struct spec *p)
     p->prompt_logprobs = draw(s, 5) == 0;
     p->salted = draw(s, 4) == 0;
     p->ignore_eos = draw(s, 2);
+    p->keys = draw(s, 2);
 }
 
-static struct request *build(struct world *w, const struct spec *p)
+static struct request *build(struct world *w, struct engine_basis *basis, const struct spec *p)
 {
     struct request *r =
         world_request(w, p->prompt_seed, p->n_prompt, p->max_tokens, p->n, p->adapter);
@@ -90,6 +94,8 @@ static struct request *build(struct world *w, const struct spec *p)
         if (p->stop > 1)
             r->params.stop[1] = (struct request_stop){.text = "ff", .len = 2};
     }
+    if (p->keys)
+        (void)request_want_keys(r, basis); /* or there is no room: then there are none */
     if (p->prompt_logprobs) {
         r->params.prompt_top_count = 2;
         r->prompt[0].logprob = mem_array(p->n_prompt, sizeof(float));
@@ -108,23 +114,26 @@ static void submit_score(struct sim *s)
     struct score *c = &s->score[s->scores];
     uint32_t n = 2 + draw(s, SCORE_IDS - 2);
     *c = (struct score){.adapter = draw(s, 2) ? draw(s, s->opt.adapter_count) : WORLD_BASE};
-    for (uint32_t i = 0; i < n; i++)
-        c->ids[i] = (int32_t)draw(s, s->opt.n_vocab);
+    /* begins as requests do */
+    struct request *like = world_request(&s->w, draw(s, 6), n, 1, 1, c->adapter);
+    memcpy(c->ids, like->prompt[0].ids, n * sizeof(c->ids[0]));
     c->job = (struct score_job){.ids = c->ids,
                                 .n_ids = n,
                                 .n_prompt = 1 + draw(s, n),
+                                .comp = like->comp,
+                                .share_pages = draw(s, 2),
+                                .basis = s->basis,
+                                .key = draw(s, 2) ? c->key[0] : NULL,
                                 .logprob = c->logprob,
                                 .on_done = score_done,
                                 .on_done_arg = c};
     if (c->job.n_prompt > n)
         c->job.n_prompt = n;
-    if (c->adapter != WORLD_BASE) {
-        struct request *like = world_request(&s->w, 1, 1, 1, 1, c->adapter);
-        c->job.comp = like->comp;
+    c->job.cache_salt[0] = draw(s, 4) == 0;
+    if (c->adapter != WORLD_BASE)
         c->job.entry[0] = s->w.adapter[c->adapter].entry;
-        request_release(like);
-        request_release(like);
-    }
+    request_release(like);
+    request_release(like);
     if (engine_submit_score(s->w.engine, &c->job) == STATUS_OK)
         s->scores++;
 }
@@ -134,7 +143,7 @@ static void submit_one(struct sim *s)
     struct errtext err = ERRTEXT_INIT;
     struct spec *p = &s->spec[s->submitted];
     draw_spec(s, p);
-    struct request *r = build(&s->w, p);
+    struct request *r = build(&s->w, s->basis, p);
     enum status st = engine_submit(s->w.engine, r, &err);
     if (st == STATUS_OK) {
         s->r[s->submitted++] = r;
@@ -201,6 +210,9 @@ static void compare(const struct request *wild, const struct request *calm)
         for (uint32_t t = 0; t < n; t++) {
             assert_int_equal(x->out_id[t], y->out_id[t]);
             assert_memory_equal(&x->out_logprob[t], &y->out_logprob[t], sizeof(float));
+            if (x->out_key && y->out_key)
+                assert_memory_equal(x->out_key + (size_t)t * SKETCH_DIM,
+                                    y->out_key + (size_t)t * SKETCH_DIM, SKETCH_DIM);
         }
         if (finish == FINISH_CANCELLED || finish == FINISH_ERROR)
             continue;
@@ -219,6 +231,7 @@ static void compare_all(struct sim *s)
     struct world_options opt = s->opt;
     struct world calm;
     float logprob[SCORE_IDS];
+    int8_t key[SCORE_IDS][SKETCH_DIM];
     opt.thread_count = 1;
     opt.rows_max = 512;
     opt.seqs_max = 1;
@@ -229,8 +242,9 @@ static void compare_all(struct sim *s)
     opt.late = false;
     opt.step_us = 0;
     world_open(&calm, &opt);
+    struct engine_basis *basis = world_basis(&calm, BASIS);
     for (uint32_t i = 0; i < s->submitted; i++) {
-        struct request *r = build(&calm, &s->spec[i]);
+        struct request *r = build(&calm, basis, &s->spec[i]);
         world_submit(&calm, r);
         world_run(&calm);
         compare(s->r[i], r);
@@ -242,6 +256,8 @@ static void compare_all(struct sim *s)
         if (j.status != STATUS_OK)
             continue;
         j.logprob = logprob;
+        j.basis = basis;
+        j.key = key[0];
         j.on_done_arg = &again;
         if (j.comp.n > 0)
             j.entry[0] = calm.adapter[s->score[i].adapter].entry;
@@ -249,11 +265,18 @@ static void compare_all(struct sim *s)
         world_run(&calm);
         assert_int_equal(again.done, 1);
         assert_memory_equal(logprob, s->score[i].logprob, (j.n_ids - j.n_prompt) * sizeof(float));
+        if (s->score[i].job.key)
+            assert_memory_equal(key, s->score[i].key, (j.n_ids - j.n_prompt) * SKETCH_DIM);
     }
+    engine_basis_release(basis);
     world_close(&calm);
 }
 
-static void run_seed(uint64_t seed, uint64_t *preemptions, uint64_t *shared)
+struct sums {
+    uint64_t preemptions, shares, score_shared;
+};
+
+static void run_seed(uint64_t seed, struct sums *sums)
 {
     struct sim *s = mem_alloc(sizeof(*s));
     struct engine_stats stats;
@@ -264,6 +287,7 @@ static void run_seed(uint64_t seed, uint64_t *preemptions, uint64_t *shared)
                   s->opt.dtype == DTYPE_F32 ? "f32" : "bf16", s->opt.seqs_max, s->opt.rows_max,
                   s->opt.kv_pages, s->opt.store_slots);
     world_open(&s->w, &s->opt);
+    s->basis = world_basis(&s->w, BASIS);
     for (uint32_t step = 0; s->submitted < REQUESTS; step++) {
         something_happens(s);
         world_step(&s->w);
@@ -277,8 +301,9 @@ static void run_seed(uint64_t seed, uint64_t *preemptions, uint64_t *shared)
     for (uint32_t i = 0; i < s->scores; i++)
         assert_int_equal(s->score[i].done, 1);
     engine_get_stats(s->w.engine, &stats);
-    *preemptions += stats.preemptions;
-    *shared += stats.share_preemptions;
+    sums->preemptions += stats.preemptions;
+    sums->shares += stats.share_preemptions;
+    sums->score_shared += stats.score_shared_tokens;
     if (s->opt.late)
         assert_true(late_backend_ids() > 0); /* steps did overlap */
     print_message("  %llu steps, %llu preempted (%llu for a share), finished %llu stop %llu length "
@@ -294,6 +319,7 @@ static void run_seed(uint64_t seed, uint64_t *preemptions, uint64_t *shared)
     compare_all(s);
     for (uint32_t i = 0; i < s->submitted; i++)
         request_release(s->r[i]);
+    engine_basis_release(s->basis);
     world_close(&s->w);
     mem_free(s);
 }
@@ -302,16 +328,17 @@ static uint64_t only_seed;
 
 static void test_engine_random_worlds_give_the_bits_of_a_calm_one(void **state)
 {
-    uint64_t preemptions = 0, shared = 0;
+    struct sums sums = {0};
     if (only_seed) {
-        run_seed(only_seed, &preemptions, &shared);
+        run_seed(only_seed, &sums);
         return;
     }
     for (uint64_t seed = 1; seed <= SEEDS; seed++)
-        run_seed(seed, &preemptions, &shared);
+        run_seed(seed, &sums);
     /* Else the worlds are too calm to prove anything. */
-    assert_true(preemptions > 20);
-    assert_true(shared > 20);
+    assert_true(sums.preemptions > 20);
+    assert_true(sums.shares > 20);
+    assert_true(sums.score_shared > 200);
 }
 
 int main(int argc, char **argv)
