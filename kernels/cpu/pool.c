@@ -88,10 +88,8 @@ static void *worker_main(void *arg)
     struct pool_worker *w = arg;
     struct pool *p = w->pool;
     uint32_t run = 0, share;
-    for (;;) {
+    while (!atomic_load(&p->stop)) { /* first: take_share may have seen the last run go by */
         wait_for_run(p, run);
-        if (atomic_load_explicit(&p->stop, memory_order_acquire))
-            return NULL;
         while ((share = take_share(p, &run)) != UINT32_MAX) {
             p->fn(p->arg, share, p->size);
             if (atomic_fetch_sub(&p->pending, 1) == 1 && atomic_load(&p->caller_waits)) {
@@ -101,6 +99,7 @@ static void *worker_main(void *arg)
             }
         }
     }
+    return NULL;
 }
 
 /* A new run whose first untaken share is `next`. */
