@@ -5,10 +5,11 @@ at the end of a round, and it lasts until what was answered is scored: a rate is
 median over the rounds of one mode's rate against `off` of the same round; beside it the same of the server's processor time an output
 token, which other work on the machine does not change: at full load a rate is its reciprocal.
 
-Two kinds of traffic:
-    chat    the application's instructions (the same for all adapters), then turns: each prompt is the conversation so far and a new
-            question, so prefixes repeat, as in any chat
-    alone   nothing repeats: each prompt is new
+Three kinds of traffic:
+    chat       the application's instructions (the same for all adapters), then turns: each prompt is the conversation so far and a new
+               question, so prefixes repeat, as in any chat
+    documents  each document is put before all eight adapters (to extract, translate, classify ...), once, with a question
+    alone      nothing repeats: each prompt is new
 """
 import contextlib
 import http.client
@@ -35,7 +36,8 @@ def words(rng, n):
 
 
 class User:
-    def __init__(self, url, model, seed, kind):
+    def __init__(self, url, model, seed, group, kind):
+        self.group = group
         self.rng, self.model, self.kind, self.turn, self.begun = random.Random(seed), model, kind, 0, False
         u = urlparse(url)
         self.connection = http.client.HTTPConnection(u.hostname, u.port, timeout=300)
@@ -44,6 +46,10 @@ class User:
     def prompt(self):
         if self.kind == "alone":
             return words(self.rng, round(32 * 16 ** self.rng.random()))  # 32 to 512
+        if self.kind == "documents":
+            self.turn += 1
+            text = random.Random(f"{self.group} {self.turn}")
+            return words(text, round(64 * 8 ** text.random())) + words(self.rng, 16)  # 64 to 512, and a question
         if self.turn % TURNS == 0:
             self.context = list(self.instructions)
         self.turn += 1
@@ -59,14 +65,14 @@ class User:
         if not self.begun:  # a loop that has run for long: users stand anywhere in their answers
             self.begun, n_out = True, self.rng.randrange(1, n_out)
         body = {"model": self.model, "prompt": self.prompt(), "max_tokens": n_out, "temperature": 0.8, "seed": self.rng.randrange(1 << 30),
-                "ignore_eos": True}
+                "ignore_eos": True, "return_token_ids": True}
         self.connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
         r = self.connection.getresponse()
         raw = r.read()
         if r.status != 200:
             raise RuntimeError(f"{r.status}: {raw[:300]}")
-        if self.kind == "chat":  # what the answer was does not matter, only that the next prompt has as many tokens more
-            self.context = self.context + words(random.Random(n_out), n_out)
+        if self.kind == "chat":
+            self.context = self.context + json.loads(raw)["choices"][0]["token_ids"]
 
 
 def cpu_s(pid):
@@ -97,7 +103,7 @@ def window(server, names, args, seed):
                 errors.append(e)
                 stop.set()
 
-    users = [User(url, names[i % len(names)], 1000 * seed + i, args.traffic) for i in range(args.users)]
+    users = [User(url, names[i % len(names)], 1000 * seed + i, f"{seed} {i // len(names)}", args.traffic) for i in range(args.users)]
     threads = [threading.Thread(target=loop, args=(u,)) for u in users]
     first, cpu_first = counted(url), cpu_s(pid)
     [t.start() for t in threads]

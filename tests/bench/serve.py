@@ -158,7 +158,7 @@ def main():
     p.add_argument("--resident", type=int, default=8, help="adapters that memory may hold with --churn")
     p.add_argument("--pairs", type=int, default=5)
     p.add_argument("--closed", action="store_true", help="the closed loop alone: scoring all answers, some, none")
-    p.add_argument("--traffic", choices=("chat", "alone"), default="chat")
+    p.add_argument("--traffic", choices=("chat", "documents", "alone"), default="chat")
     p.add_argument("--users", type=int, default=64)
     p.add_argument("--window", type=float, default=60, help="seconds of asking, each round")
     p.add_argument("--modes", help="with --closed: beside off only these, by comma")
