@@ -390,6 +390,11 @@ static void test_life_of_a_request(void **state)
     /* another key sees nothing, an admin everything */
     assert_int_equal(recorder_receipt_json(g.recorder, r->id, &stranger, &out, NULL),
                      STATUS_NOT_FOUND);
+    assert_int_equal(recorder_inputs_json(g.recorder, r->id, &stranger, &out, NULL),
+                     STATUS_NOT_FOUND);
+    buf_clear(&out);
+    assert_int_equal(recorder_inputs_json(g.recorder, r->id, &owner, &out, NULL), STATUS_OK);
+    assert_true(has(&out, "\"salt\":\"0x") && has(&out, "\"adapters\":[{\"root\":null}]"));
     assert_int_equal(recorder_receipt_json(g.recorder, r->id, &admin, &out, NULL), STATUS_OK);
     for (int i = 0; i < 5000; i++) { /* the adapter without a datanet gets a preview */
         show(&g, plain, &out);
