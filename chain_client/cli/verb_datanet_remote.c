@@ -58,10 +58,16 @@ static void put_held_text(struct buf *out, const json_t *a)
                text_of(a, "name"), number_of(a, "version"), number_of(a, "documents"),
                number_of(a, "bytes"), number_of(a, "missing"), text_of(a, "document_root"));
     json_array_foreach(data, i, doc)
+    {
+        const json_t *of = json_object_get(doc, "copy_of");
         buf_printf(out, "\n%lld  %s  %s  %s  %s", number_of(doc, "docId"), text_of(doc, "owner"),
                    text_of(doc, "licence"),
                    json_is_true(json_object_get(doc, "display")) ? "shown" : "not shown",
                    text_of(doc, "digest"));
+        if (of)
+            buf_printf(out, "  %lld %% of it stand in %s of %s, which was here before",
+                       number_of(of, "ppm") / 10000, text_of(of, "digest"), text_of(of, "owner"));
+    }
     if (json_array_size(data) < (size_t)number_of(a, "documents"))
         buf_printf(out, "\nand %lld more",
                    number_of(a, "documents") - (long long)json_array_size(data));

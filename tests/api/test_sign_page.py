@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 from browser import Browser
 from registry_node import CHAIN_ID, REGISTRY, RegistryNode
-from server import DEMO, ROOT, Server, signed_demo
+from server import ROOT, Server, binary, signed_demo
 
 WALLET = """window.ethereum = { request: ({ method, params }) => new Promise((done, fail) => {
   window.waiting = { done, fail };
@@ -86,7 +86,7 @@ def test_the_digest_is_blake2b(page):
     assert "U+0001" in b.js("document.getElementById('text-is').textContent")
 
 
-def test_the_signed_entry_is_one_that_a_server_takes(page):
+def test_the_signed_entry_is_one_that_a_publisher_and_a_server_take(page, tmp_path):
     b, s, wallet = page
     b.open(s.url)
     assert b.js("document.querySelector('header a').href") == s.url + "/page/sign.html"
@@ -104,6 +104,13 @@ def test_the_signed_entry_is_one_that_a_server_takes(page):
     assert entry["owner"] == wallet.address and entry["digest"] == digest(TEXT) and entry["chainId"] == CHAIN_ID and entry["registry"].lower() == REGISTRY
     kept = b.js("fetch(document.getElementById('get-text').href).then(r => r.text(), () => null)")
     assert kept is None, "the policy lets nothing fetch a blob"
+    (tmp_path / "mine.txt").write_text(TEXT)
+    (tmp_path / "entry.json").write_text(json.dumps(entry))
+    for words in (("new", tmp_path / "net", "--name", "n", "--owner", "0x" + "11" * 20), ("add", tmp_path / "net", tmp_path / "mine.txt", "--entry", tmp_path / "entry.json")):
+        run = subprocess.run([binary("residual"), "datanet", *words], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    listed = json.loads((tmp_path / "net" / "datanet.json").read_text())["documents"][0]
+    assert listed["ownerSignature"] == entry["ownerSignature"] and listed["owner"] == wallet.address and listed["display"]
     document = {"docId": 1, **{k: entry[k] for k in ("owner", "licence", "terms", "display", "kind", "bytes", "digest", "ownerSignature")}}
     net = {"name": "signed in a browser", "version": 1, "datanetId": entry["datanetId"], "documents": [document]}
     status, body = s.post("/v1/datanets", {**net, "documents": [{**document, "terms": "https://example.org/others"}]})

@@ -510,6 +510,16 @@ def test_a_datanet_is_published_version_by_version(world):
         assert "looms version 3: 2 documents" in good("datanet", "show", named, *server(world)).out, named
     assert [v["version"] for v in good("datanet", "show", first["datanet"], *chain, "--rpc", world.chain.url, "--json").json["versions"]] == [3, 2, 1]
     assert residual("datanet", "show", "0x" + "ab" * 32, *server(world)).code == 4
+    # somebody else says it in capitals
+    copy, thief = world.folder / "net2", world.chain.address["stranger"]
+    (world.folder / "loud.txt").write_text(texts[0].read_text().upper())
+    good("datanet", "new", copy, "--name", "loud", "--owner", thief, *chain)
+    good("datanet", "add", copy, world.folder / "loud.txt", "--owner", thief, "--licence", "CC0-1.0")
+    good("datanet", "sign", copy, "--owner-key-file", world.chain.keys["stranger"], *chain)
+    told = good("datanet", "publish", copy, *server(world), *chain)
+    assert "document 1: 100 % of it stand in" in told.err and owner in told.err, told
+    root = told.out.split("root ")[1].split()[0]
+    assert f"of {owner}, which was here before" in good("datanet", "show", root, *server(world)).out
 
 
 def test_uses_of_a_document(world, answer, epoch):
