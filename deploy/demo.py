@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows the main job: several adapters asked in one concurrent batch, what each answer leaves, how it is settled, and what a
-contributor claims; then what a thief of three keys gets, and that the next epoch is paid all the same. Exits non-zero when any of it
-does not happen."""
+contributor claims; then what a thief of three keys gets, and that the next epoch is paid all the same; at the end one answer, whose
+sentences made it, and what their owner was paid. Exits non-zero when any of it does not happen."""
 import argparse
 import json
 import subprocess
@@ -54,14 +54,18 @@ def ask(server, q):
     return call(server + "/v1/completions", {"model": q["model"], "prompt": q["prompt"], "temperature": 0, "max_tokens": 12})
 
 
+def attributed(args, reply, wait_s):
+    """The reply's attribution, once it is recorded."""
+    path = f"{args.server}/v1/attribution/{reply['residual']['request_id']}"
+    return wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(call(path)), wait_s, "the attribution record")
+
+
 def show_answers(args, questions, replies):
     wrong = 0
     for q, r in zip(questions, replies):
         text, res = r["choices"][0]["text"].strip(), r["residual"]
         wrong += text != q["answer"]
-        att = wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(call(f"{args.server}/v1/attribution/{res['request_id']}")),
-                       30, "the attribution record")
-        a = att["adapters"][0]
+        a = attributed(args, r, 30)["adapters"][0]
         top = max(a["contributors"], key=lambda c: c["ppb"])
         print(f"  {q['model']:13} {q['chat']}\n  {'':13} {text!r} {'' if text == q['answer'] else '(expected ' + q['answer'] + ')'}")
         print(f"  {'':13} record {res['lane']}/{res['seq']}, fee {coins(res['fee'])}, gain {a['gain_nats']:.2f} nats over the base, "
@@ -70,7 +74,7 @@ def show_answers(args, questions, replies):
 
 
 def answers_to_epoch(args, questions):
-    """Ask, settle, and wait until an epoch that pays the answers can be claimed from: (wrong answers, epoch)."""
+    """Ask, settle, and wait until an epoch that pays the answers can be claimed from: (wrong answers, epoch, the first reply)."""
     print(f"Asking {len(questions)} adapters one fact each, in one concurrent batch:")
     with ThreadPoolExecutor(len(questions)) as pool:
         replies = list(pool.map(lambda q: ask(args.server, q), questions))
@@ -83,7 +87,44 @@ def answers_to_epoch(args, questions):
                                    if e["batch_paid"] >= batch["batch"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
     print(f"  epoch {epoch['epoch']}: {coins(epoch['total'])} to {epoch['leaves']} accounts, {epoch['required']} answers scored, "
           f"{epoch['missing']} missing, transaction {epoch['tx']}")
-    return wrong, epoch
+    return wrong, epoch, replies[0]
+
+
+def index_sentences(args, questions):
+    """The first question to an adapter has its sentences indexed, and waits for that. The worker is not up yet: its epochs last seconds here."""
+    for q in questions:
+        a = attributed(args, ask(args.server, q), 120)["adapters"][0]
+        if a["index"]["state"] != "ready":
+            sys.exit(f"{q['model']}: {a['index']}")
+        print(f"  {q['model']:13} {a['index']['rows']} sentences, {a['index']['events']} token events, trust {a['index']['lambda_ppb'] / 1e9:.3f}")
+
+
+def show_attribution(args, question, reply, epoch, facts, people):
+    """One answer in text: its words, the sentences that taught them, their owner's share and what the epoch paid him. False: another has it."""
+    a = attributed(args, reply, 30)
+    adapter = a["adapters"][0]
+    fact = next(f for f in facts[question["model"]] if f["question"] == question["chat"])
+    name = {p["address"].lower(): p["label"] for p in people}
+    gains = " ".join(f"{t['gain_nats']:+.2f}" for t in a["choices"][0]["tokens"])
+    print(f"\nWho made the answer {reply['choices'][0]['text'].strip()!r} to {question['chat']!r} (GET /v1/attribution/{a['request_id'][:8]}…):")
+    print(f"  nats that {adapter['name']} added, token by token: {gains}")
+    for c in sorted(adapter["contributors"], key=lambda c: -c["ppb"]):
+        print(f"  {c['ppb'] / 1e7:9.5f} %  {c['payee']} ({name.get(c['payee'].lower(), '?')}); events {signal(c, 'events')}, spans {signal(c, 'spans')}, documents {signal(c, 'prior')}")
+    for r in adapter["rows"][:3]:
+        print(f"  {r['ppb'] / 1e7:5.1f} % of what was found: {r.get('text', '(not shown: no consent)')!r}, document {r['docId']}, {r['licence']}")
+    print(f"  trust in the index {adapter['index']['lambda_ppb'] / 1e9:.3f}; record {a['lane']}/{a['seq']}, {a['record_state']}")
+    owner = fact["contributor"]
+    history = call(f"{args.settle}/v1/rewards/{owner}/history")["epochs"]
+    shares = next((e["shares"] for e in history if e["epoch"] == epoch["epoch"]), [])
+    paid = sum(int(s["amount"]) for s in shares if s["adapter"] == adapter["id"] and s["source"] == "data")
+    print(f"  {name[owner.lower()]} wrote it; epoch {epoch['epoch']} pays {coins(paid)} for the data of {adapter['name']}")
+    top = max(adapter["contributors"], key=lambda c: c["ppb"])
+    return top["payee"].lower() == owner.lower() and paid > 0
+
+
+def signal(contributor, kind):
+    v = contributor.get("signals", {}).get(kind)
+    return "none" if v is None else f"{v / 1e7:.1f} %"
 
 
 def claim(args, person):
@@ -141,22 +182,29 @@ def theft(args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    for name in ("server", "settle", "rpc", "run", "archive", "cli"):
-        p.add_argument("--" + name, required=True)
+    p.add_argument("part", choices=("index", "job"))
+    p.add_argument("--server", required=True)
+    for name in ("settle", "rpc", "run", "archive", "cli"):
+        p.add_argument("--" + name, help="of the job")
     args = p.parse_args()
     wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"]), 60, "the server to read the registrations in final blocks")
-    questions = json.loads((ROOT / "configs/demo/facts.json").read_text())["demoQuestions"]
+    facts = json.loads((ROOT / "configs/demo/facts.json").read_text())
+    questions = facts["demoQuestions"]
     people = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"]
-    wrong, epoch = answers_to_epoch(args, questions)
+    if args.part == "index":
+        return index_sentences(args, questions)
+    wrong, epoch, _ = answers_to_epoch(args, questions)
     paid = claim(args, people[0])
     theft(args)
-    more, epoch = answers_to_epoch(args, questions)
+    more, epoch, reply = answers_to_epoch(args, questions)
     paid_after = claim(args, people[0])
     audit = subprocess.run([args.cli, "audit", "epoch", str(epoch["epoch"]), "--archive", args.archive, "--rpc", args.rpc,
                             "--deployment", str(Path(args.run) / "deployment.json")], text=True, capture_output=True)
     print(f"\nAnyone can check it: residual audit epoch {epoch['epoch']}\n  " + (audit.stdout + audit.stderr).strip().replace("\n", "\n  "))
     if audit.returncode != 0 or paid <= 0 or paid_after <= 0 or wrong > 1 or more > 1:
         sys.exit(f"not as expected: audit {audit.returncode}, claims of {paid} and {paid_after}, {wrong} and {more} wrong answers")
+    if not show_attribution(args, questions[0], reply, epoch, facts["adapters"], people):
+        sys.exit("the answer is not paid to who wrote it")
 
 
 if __name__ == "__main__":

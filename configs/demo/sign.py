@@ -60,7 +60,9 @@ def sign_all(out, deployment, cli, names=()):
         if names and source.name not in names:
             continue
         folder = Path(out) / source.name
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("documents", "datanet.json", "training.json"))
+        if folder.exists():  # of an earlier run: the same signatures, if it was for the same Registry
+            shutil.rmtree(folder)
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("documents", "datanet.json", "training.json"))
         make_datanet(source, folder, deployment, cli)
     return Path(out)
 
