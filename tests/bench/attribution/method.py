@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 TAUGHT_MIN = 128            # .5 nat in Q8: the tokens of a row that say something new, names and values
+CLUSTER_MIN = 64            # the same where rows are compared for restated facts
 RESTATED_DOT = 4839         # cosine .3 of half 2
 KNOWN = -177                # ln 1/2 in Q8
 E9 = 10**9
@@ -261,11 +262,11 @@ def shares(index, owner, lambda_ppb, spans=None, rule=None):
     return largest_remainder(E9, [f[o] if o in set(keep) else 0 for o in range(len(f))])
 
 
-def content(index, row):
+def content(index, row, least=TAUGHT_MIN):
     """The events of a row whose targets the datanet taught, as runs of neighbours; what most rows have says nothing."""
     runs = []
     for k in range(index.begin[row], index.begin[row + 1]):
-        if index.taught[index.target[k]] >= TAUGHT_MIN:
+        if index.taught[index.target[k]] >= least:
             if runs and runs[-1][-1] == k - 1:
                 runs[-1].append(k)
             else:
@@ -273,27 +274,31 @@ def content(index, row):
     return runs
 
 
-def restated(index, row, others):
-    """Which of the rows `others` state the fact of `row`: its last run (the value) word for word, the rest (names) but
-    for an eighth, in a context that is near."""
-    runs = content(index, row)
-    same = [r for r in others if index.rows[r].ids == index.rows[row].ids]
-    if len(runs) < 2:
-        return same
-    value = [int(index.target[k]) for k in runs[-1]]
+def _covers(index, runs, has):
+    """Are a row's value (its last run) and all but an eighth of what it was taught among the tokens `has`?"""
     names = [int(index.target[k]) for r in runs for k in r]
-    total = sum(int(index.taught[y]) for y in names)
+    missing = sum(int(index.taught[y]) for y in names if y not in has)
+    return len(runs) >= 2 and 8 * missing <= sum(int(index.taught[y]) for y in names) and all(
+        int(index.target[k]) in has for k in runs[-1])
+
+
+def restated(index, row, others, least=TAUGHT_MIN, either=False):
+    """Which of the rows `others` state the fact of `row`: equal rows; and rows that have its value word for word, of
+    its names all but an eighth, in a context that is near. either: or the other way round."""
+    runs = content(index, row, least)
+    out = [r for r in others if index.rows[r].ids == index.rows[row].ids]
+    if len(runs) < 2:
+        return out
     last = runs[-1][-1]
-    events = index.by_target[value[-1]]
+    events = index.by_target[int(index.target[last])]
     dots = index.key2[events].astype(np.int32) @ index.key2[last].astype(np.int32)
     near = {int(r) for r in index.row[events[dots >= RESTATED_DOT]]}
-    out = same
+    mine, value = set(index.rows[row].ids), [int(index.target[k]) for k in runs[-1]]
     for r in near.intersection(others):
-        if r != row:
-            has = set(index.rows[r].ids)
-            missing = sum(int(index.taught[y]) for y in names if y not in has)
-            if 8 * missing <= total and all(y in has for y in value):
-                out.append(r)
+        has = set(index.rows[r].ids)
+        if r != row and all(y in has for y in value) and (
+                _covers(index, runs, has) or either and _covers(index, content(index, r, least), mine)):
+            out.append(r)
     return out
 
 
@@ -304,7 +309,7 @@ def join_clusters(index, order):
     for i in sorted(range(len(index.rows)), key=lambda i: rank[i]):
         row = index.rows[i]
         before = [k for k, r in enumerate(index.rows) if r.owner != row.owner and rank[k][0] < rank[i][0]]
-        found = restated(index, i, before)
+        found = restated(index, i, before, CLUSTER_MIN, True)
         if found:
             index.cluster[i] = index.cluster[min(found, key=lambda k: rank[k])]
 

@@ -231,7 +231,8 @@ class Bench:
         for name, rule in (("", evaluate.DESIGN), (" open", evaluate.Rule(cluster=False))):
             for q, ids, n, _, _ in asked:
                 s = case.shares(ids, n, rule, lam=evaluate.E9, spans=False)
-                owner = case.net.owners.index(q["owner"])
+                said = case.tok.decode(ids[n:-1], skip_special_tokens=False)
+                owner = case.net.owners.index(q["rival"] if q["rival"] and said == q["rival_answer"] else q["owner"])
                 row = (float(s[k]), evaluate.first(s, owner))
                 cells.setdefault(key + name, []).append(row)
                 if tuple(q["fact"]) in facts and q["kind"] != "contradiction":
