@@ -60,15 +60,15 @@ static enum status read_place(const char *what, uint64_t *lane, uint64_t *seq, s
     return STATUS_OK;
 }
 
-/* The last epoch that pays batch; a vetoed one is followed by another. */
+/* The last epoch that pays batch; a vetoed one pays nothing, and another will follow it. */
 static enum status put_payer(struct db *db, uint64_t batch, struct buf *out, struct errtext *err)
 {
     struct db_rows q;
     enum epoch_state state;
     enum status st = db_query(db, &q, err,
                               "SELECT epoch, state FROM epochs WHERE paid_from < ? AND paid >= ?"
-                              " ORDER BY epoch DESC LIMIT 1",
-                              "uu", batch, batch);
+                              " AND state <> ? ORDER BY epoch DESC LIMIT 1",
+                              "uut", batch, batch, epoch_state_name(EPOCH_VETOED));
     if (!st)
         st = db_next(&q, err);
     if (!st)

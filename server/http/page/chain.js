@@ -6,7 +6,7 @@ const OUTCOMES = { 1: 'its inputs were lost', 2: 'the model or an adapter was go
 const BATCHES = { closed: 'closed', built: 'built', archived: 'archived', intent: 'to be sent', sent: 'sent', included: 'in a block', final: 'final on the chain' };
 const EPOCHS = {
   planned: 'planned', computed: 'computed, waits for attestors', attested: 'attested, to be paid in', funded: 'paid in, to be proposed', proposed: 'being proposed',
-  final: 'in its window, not claimable yet', active: 'can be claimed', vetoed: 'vetoed: pays nothing' };
+  final: 'in its window, not claimable yet', active: 'can be claimed' };
 
 export const NAMES = {
   waiting: 'Waiting for its scores', pending: 'Waiting for its scores', preview: 'Unsigned preview', recorded: 'Signed record', not_scored: 'Not scored', lost: 'Not attributed', failed: 'Nothing is recorded' };
@@ -36,7 +36,7 @@ export function isOver(answer, settle) {
   const state = stateOf(answer), at = answer.place;
   if (state === 'waiting' || state === 'pending') return false;
   if (state === 'failed' || !answer.residual?.bound) return true;
-  return settle ? ['active', 'vetoed'].includes(at?.epoch_state) : answer.attribution.record_state === 'final' || answer.attribution.record_state === undefined;
+  return settle ? at?.epoch_state === 'active' : answer.attribution.record_state === 'final' || answer.attribution.record_state === undefined;
 }
 
 // Where the worker has it: {taken_in, batch, batch_state, epoch, epoch_state}. The attribution's record comes last.
@@ -56,7 +56,7 @@ function step(text, state) {
 function settled(answer, settle) {
   const at = answer.place, link = make('a', `${settle}/`, { href: `${settle}/`, rel: 'noreferrer noopener', target: '_blank' });
   const batch = at?.batch ? `Batch ${at.batch}: ${BATCHES[at.batch_state] ?? at.batch_state}` : 'In a batch of the settlement worker', final = at?.batch_state === 'final';
-  const epoch = at?.epoch ? `Epoch ${at.epoch}: ${EPOCHS[at.epoch_state] ?? at.epoch_state}` : 'Paid by an epoch', over = ['active', 'vetoed'].includes(at?.epoch_state);
+  const epoch = at?.epoch ? `Epoch ${at.epoch}: ${EPOCHS[at.epoch_state] ?? at.epoch_state}` : 'Paid by an epoch', over = at?.epoch_state === 'active';
   const line = make('span', `${epoch}. The worker's page: `);
   line.append(link);
   return [step(batch, final ? 'done' : at?.taken_in ? 'now' : 'open'), step(line, over ? 'done' : final ? 'now' : 'open')];
