@@ -79,6 +79,8 @@ static void test_load(void **state)
     assert_int_equal(acquire(e, 1, &slot, NULL), STATUS_OK);
     assert_true(store_is_resident(store, e->id));
     assert_int_equal(state_of(e), ADAPTER_HOST);
+    for (int i = 0; i < 20000 && atomic_load(&wakes) == 0; i++)
+        usleep(500); /* the loader wakes after it has handed over */
     assert_true(atomic_load(&wakes) > 0);
     const struct lora_table *t = store_table(store);
     const struct lora_layout *l = &t->layout[t->slot[slot].layout];
