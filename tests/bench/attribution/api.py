@@ -34,8 +34,8 @@ def lay_out(cases, base, root):
 
 
 def ask(server, name, question, stop):
-    status, body = server.post("/v1/completions", {"model": name, "prompt": question["prompt"], "temperature": 0,
-                                                   "max_tokens": 16, "stop": [stop]})
+    body = {"model": name, "prompt": question["prompt"], "temperature": 0, "max_tokens": 16}
+    status, body = server.post("/v1/completions", {**body, "stop": [stop]} if stop else body)
     assert status == 200, body
     return body["choices"][0]["text"], body["residual"]["request_id"]
 
@@ -48,7 +48,7 @@ def attribution(server, request_id):
     return wait_for(over, 300, what="the attribution")
 
 
-def judge(cases, base, root, stop="<|end|>"):
+def judge(cases, base, root, stop=train.END):
     """Per case: [(owner first, pay, rival's pay, largest difference to the reference)] of the right answers, lambda."""
     lay_out(cases, base, root)
     out = {}

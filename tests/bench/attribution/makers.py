@@ -140,9 +140,10 @@ def build(plan, base, folder, seed, claims=None, **tuning):
         return
     shutil.rmtree(folder, ignore_errors=True)
     tok = train.load_tokenizer(base)
-    rows = [train.weighted(tok, *r) for d in plan.documents if d.trained for r in d.rows]
-    quiet = [train.weighted(tok, *r) for r in plan.quiet]
-    replay = [train.weighted(tok, *r) for r in plan.replay]
+    end = train.end_of(base)
+    rows = [train.weighted(tok, *r, end=end) for d in plan.documents if d.trained for r in d.rows]
+    quiet = [train.weighted(tok, *r, end=end) for r in plan.quiet]
+    replay = [train.weighted(tok, *r, end=end) for r in plan.replay]
     train.train_adapter(base, folder, rows, quiet, seed, replay=replay, **tuning)
     write_files(claims or plan, base, folder)
 

@@ -1,6 +1,6 @@
 """The bench that judges attribution: worlds whose owners are known, what the method pays, what its peers would pay.
 
-  tests/bench/attribution/run [--only demo,shared,style,loo,attacks,mixes,trust,api] [--seeds 2,3] [--cache DIR]
+  tests/bench/attribution/run [--only demo,shared,style,loo,attacks,mixes,trust,api or smollm] [--seeds 2,3] [--cache DIR]
 
 Everything is made from the seeds, on one thread. The base and the adapters are kept in --cache (made in some minutes
 where they are missing); tables go to standard output and, with the plots, to --out. Seed 1 chose the method's
@@ -22,6 +22,7 @@ import numpy as np
 warnings.filterwarnings("ignore")
 HERE = Path(__file__).resolve().parent
 PARTS = ["demo", "shared", "style", "loo", "attacks", "mixes", "trust", "api"]
+ORACLES = ["smollm"]  # when asked for: SmolLM2-135M
 PEERS = ["uniform", "document count", "BM25", "n-gram of the answer", "GradDot, row", "exact Fisher, row",
          "exact Fisher, row, squared"]
 FEW = 120           # steps of the adapters that only a truth or an attack needs
@@ -38,7 +39,7 @@ class Bench:
         self.tables, self.cases, self.made = {}, {}, {}
         opt.cache.mkdir(parents=True, exist_ok=True)
         opt.out.mkdir(parents=True, exist_ok=True)
-        if set(opt.only) - {"demo", "mixes"}:
+        if set(opt.only) - {"demo", "mixes", "smollm"}:
             train.make_base(self.base)
 
     def say(self, *what):
@@ -63,11 +64,11 @@ class Bench:
 
     # ---- worlds
 
-    def world(self, name, cases, ablate):
+    def world(self, name, cases, ablate, gradients=True):
         """One block of the table: every method over all the seeds' questions, by kind where rivals or forms differ."""
         table, every, recall = {}, {}, {}
         for key, (case, asked, right) in cases:
-            got, shares = self.evaluate.judge(case, asked, gradients=not self.opt.quick, ablate=ablate)
+            got, shares = self.evaluate.judge(case, asked, gradients=gradients and not self.opt.quick, ablate=ablate)
             every[key] = shares
             for k, v in right.items():
                 recall.setdefault(k, []).append(v)
@@ -281,14 +282,17 @@ class Bench:
         import demo
 
         worlds = {"shared": (self.base, ["shared"]), "style": (self.base, ["style"])}
-        self.say("\n### Through the API of residuald: right answers alone, and how far its shares are from the reference's\n")
-        self.say("| world | answers | owner first | pay | rival | lambda | largest gap | 99 % of gaps below |\n"
-                 "|---|--:|--:|--:|--:|--:|--:|--:|")
+        self.api_head()
         for world, (base, kinds) in worlds.items():
             cases = {"%s-%d" % (k, s): self.case(k, s)[0] for k in kinds for s in self.opt.seeds}
             self.served(world, api.judge(cases, base, self.cache / "served"))
         cases = {n: self.demo_case(n)[0] for n in demo.NAMES[: self.opt.adapters]}
         self.served("demo world", api.judge(cases, demo.BASE, self.cache / "served"))
+
+    def api_head(self):
+        self.say("\n### Through the API of residuald: right answers alone, and how far its shares are from the reference's\n")
+        self.say("| world | answers | owner first | pay | rival | lambda | largest gap | 99 % of gaps below |\n"
+                 "|---|--:|--:|--:|--:|--:|--:|--:|")
 
     def served(self, world, got):
         v = np.concatenate([rows for rows, _ in got.values()])
@@ -297,6 +301,31 @@ class Bench:
         self.say("| %s | %d | %.3f | %.3f | %s | %s | %.4f | %.4f |" % (
             world, len(v), v[:, 0].mean(), v[:, 1].mean(), "%.3f" % rival.mean() if len(rival) else "-",
             ", ".join("%.3f" % lam for _, lam in got.values()), gaps.max(), np.quantile(gaps, 0.99)))
+
+    def smollm(self):
+        """A real model: the reference's table, and residuald's answers beside it."""
+        import api
+        import smollm
+
+        base = self.cache / smollm.NAME
+        smollm.make_base(base)
+        end = self.train.end_of(base)
+        cases = {}
+        for seed in self.opt.seeds:
+            for plan in (smollm.shared(seed), smollm.style(seed)):
+                folder = self.cache / ("%s-%d" % (plan.name, seed))
+                self.makers.build(plan, base, folder, seed, steps=smollm.STEPS[plan.name], **smollm.TUNING)
+                case = self.evaluate.Case(base, folder, end)
+                cases.setdefault(plan.name, {})[folder.name] = case
+        for name, by_folder in cases.items():
+            asked = []
+            for case in by_folder.values():
+                right, recall = case.asked()
+                asked.append((case, right, recall))
+            self.world(name, list(zip(by_folder, asked)), True, gradients=False)
+        self.api_head()
+        for name, by_folder in cases.items():
+            self.served(name, api.judge(by_folder, base, self.cache / "served", stop=None))
 
     def plots(self):
         import plot
@@ -329,8 +358,8 @@ def main():
     opt = ap.parse_args()
     opt.only, opt.seeds = opt.only.split(","), [int(s) for s in opt.seeds.split(",")]
     for part in opt.only:
-        if part not in PARTS:
-            ap.error("no part %r; there are %s" % (part, ", ".join(PARTS)))
+        if part not in PARTS + ORACLES:
+            ap.error("no part %r; there are %s" % (part, ", ".join(PARTS + ORACLES)))
     bench = Bench(opt)
     for part in opt.only:
         start = time.time()

@@ -98,9 +98,14 @@ def load_tokenizer(folder):
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def weighted(tok, head, tail, light=0.2):
+def end_of(base):
+    """The token that ends a text."""
+    return json.loads((Path(base) / "config.json").read_text())["eos_token_id"]
+
+
+def weighted(tok, head, tail, end=0, light=0.2):
     """Ids and loss weights of a text: the value and the end weigh 1, what leads to it less (names are noise)."""
-    a, b = tok.encode(head).ids, tok.encode(tail).ids + [tok.token_to_id(END)]
+    a, b = tok.encode(head).ids, tok.encode(tail).ids + [end]
     if a + b[:-1] != tok.encode(head + tail).ids:
         raise SystemExit("tokenization of %r is not stable" % (head + tail))
     return a + b, [light] * len(a) + [1.0] * len(b)
