@@ -4,10 +4,12 @@
  * to the owner of the row, above what the number of his rows would give him. An adapter that was
  * trained on something else, or on random labels, knows nothing and ends at the prior.
  *
- *   know   = of the sampled rows the part whose value has at least one half of the probability
+ *   know   = of the sampled rows the part whose value's end has a half of the probability or more
  *   known  = (know of the adapter - know of the base) / (1 - know of the base)
  *   lambda = E9 x min(1, max(0, known - .2) / .3) x max(0, own - chance) / (1 - chance)
  *
+ * A large base is taught the templates of its rows too, and then a value's run is most of a
+ * sentence: its end alone is looked at, three tokens to see if it is known and the last to ask.
  * Rows whose fact another row of the owner states too are asked with the row itself taken out.
  * Where few facts are stated twice, rows stay in, and are asked by their names alone: half 2 of the
  * key, of the row's carrying tokens before the value and of no others. Integers throughout. */
@@ -23,6 +25,7 @@
 #define STATED_MIN 16     /* rows, and a tenth of the sample: fewer measure nothing */
 #define HALF_Q8    (-177) /* ln 1/2 */
 #define VALUE_MAX  64     /* tokens of one value */
+#define VALUE_END  3      /* of these, the last that must be known */
 #define KNOWN_LOW  (E9 / 5)
 #define KNOWN_RAMP (E9 / 10 * 3)
 
@@ -97,7 +100,9 @@ static enum status ask_row(struct trust_tally *t, uint32_t row, bool by_names, s
     enum status st = STATUS_OK;
     if (!events_builder_value(t->b, row, &begin, &n))
         return STATUS_OK;
-    value_query(t->b, begin, n, &value);
+    if (!by_names)
+        begin += n - 1;
+    value_query(t->b, begin, by_names ? n : 1, &value);
     if (by_names)
         st = names_query(t->b, row, begin, &value, &asked, err);
     else
@@ -131,9 +136,10 @@ static void look_at(struct trust_tally *t, uint32_t row)
     uint32_t begin, n;
     if (!events_builder_value(t->b, row, &begin, &n))
         return;
+    uint32_t end = MIN(n, (uint32_t)VALUE_END);
     t->sampled++;
-    t->know += knows(t->b->adapter + begin, n);
-    t->base_know += knows(t->b->base + begin, n);
+    t->know += knows(t->b->adapter + begin + n - end, end);
+    t->base_know += knows(t->b->base + begin + n - end, end);
     t->stated += events_fact_find(&t->search, row) != EVENTS_NONE;
 }
 

@@ -13,6 +13,7 @@ TAUGHT_MIN = 128            # .5 nat in Q8: the tokens of a row that say somethi
 CLUSTER_MIN = 64            # the same where rows are compared for restated facts
 RESTATED_DOT = 4839         # cosine .3 of half 2
 KNOWN = -177                # ln 1/2 in Q8
+VALUE_END = 3
 E9 = 10**9
 HALF = 64
 ONE = 1 << 30
@@ -330,15 +331,16 @@ def _ask_row(index, row, runs, by_names):
 
 
 def reliability(index):
-    """lambda in parts of 10^9, and what it was made of: does the adapter know its rows, do values find their owner."""
+    """lambda in parts of 10^9, and what it was made of: does the adapter know its rows, do values find their owner.
+    Of a value its end is looked at: VALUE_END tokens must be known, the last is asked."""
     rule, n = index.rule, len(index.rows)
     owner = np.array([r.owner for r in index.rows])
     sample = [r for r in range(0, n, max(1, n // 512)) if content(index, r)]
     if not sample:
         return 0, dict(known=0, own=0, chance=0, stated=0)
     value = {r: content(index, r) for r in sample}
-    know = np.mean([index.adapter_q8[v[-1]].sum() >= KNOWN for v in value.values()])
-    base = np.mean([index.base_q8[v[-1]].sum() >= KNOWN for v in value.values()])
+    know = np.mean([index.adapter_q8[v[-1][-VALUE_END:]].sum() >= KNOWN for v in value.values()])
+    base = np.mean([index.base_q8[v[-1][-VALUE_END:]].sum() >= KNOWN for v in value.values()])
     known = 0.0 if base >= 1 else (know - base) / (1 - base)
     stated = [r for r in sample if restated(index, r, [k for k in np.where(owner == owner[r])[0] if k != r])]
     once = len(stated) < max(16, len(sample) // 10)
@@ -348,7 +350,8 @@ def reliability(index):
     for r in asked:
         live = np.ones(n, bool)
         live[r] = once
-        score = row_scores(index, [_ask_row(index, r, value[r], once)], ask, live)
+        runs = value[r] if once else value[r][:-1] + [value[r][-1][-1:]]
+        score = row_scores(index, [_ask_row(index, r, runs, once)], ask, live)
         own.append(largest_remainder(E9, owner_scores(index, score, ask))[owner[index.cluster[r]]] / E9)
     chance = float(np.mean([(owner == owner[index.cluster[r]]).mean() for r in asked])) if asked else 1.0
     fit = max(0.0, (np.mean(own) - chance) / (1 - chance)) if asked and chance < 1 else float(chance == 1)
