@@ -146,6 +146,8 @@ static enum status read_rows(struct making *k, struct index_row_ids *out, struct
     enum status st = STATUS_OK;
     for (uint32_t i = 0; !st && i < out->n && !atomic_load(&k->maker->stop); i++)
         st = take_row(&w, i, err);
+    if (!st && atomic_load(&k->maker->stop))
+        st = err_set(err, STATUS_CANCELLED, "the server stops");
     buf_fini(&w.text);
     out->ids = w.list.ids;
     if (!st && w.cut)

@@ -150,15 +150,27 @@ static enum status submit(struct row_run *run, uint32_t row, struct errtext *err
                : st;
 }
 
+/* A row of a token or none: nothing in it is predicted, and the builder counts it all the same. */
+static enum status give_short(const struct row_run *run, uint32_t row, struct errtext *err)
+{
+    const struct index_row_ids *rows = run->build->rows;
+    const struct events_row_tokens t = {.row = row,
+                                        .ids = rows->ids + rows->begin[row],
+                                        .n = (uint32_t)(rows->begin[row + 1] - rows->begin[row])};
+    if (run->pass == PASS_BASE)
+        return events_builder_base(run->build->builder, &t, NULL, err);
+    return run->pass == PASS_KEYS ? events_builder_row(run->build->builder, &t, NULL, NULL, err)
+                                  : STATUS_OK;
+}
+
 static enum status run_pass(struct row_run *run, struct errtext *err)
 {
     const struct index_build *b = run->build;
     enum status st = STATUS_OK;
     for (uint32_t row = 0; !st && row < b->rows->n; row++) {
-        bool skip = b->rows->begin[row + 1] - b->rows->begin[row] < 2; /* nothing is predicted */
-        if (run->pass == PASS_SAMPLE)
-            skip |= !events_builder_wants_hidden(b->builder, row);
-        if (!skip)
+        if (b->rows->begin[row + 1] - b->rows->begin[row] < 2)
+            st = give_short(run, row, err);
+        else if (run->pass != PASS_SAMPLE || events_builder_wants_hidden(b->builder, row))
             st = submit(run, row, err);
     }
     while (run->inside > 0) {

@@ -224,6 +224,22 @@ def test_damaged_and_missing_indexes(tmp_path):
     assert all(one == keys[0][0] for turn in keys for one in turn)
 
 
+def test_a_row_of_one_token_and_a_stop_while_an_index_is_made(tmp_path):
+    shutil.copytree(DEMO / "adapters" / "amber-coast", tmp_path / "adapters" / "amber-coast")
+    manifest = tmp_path / "adapters" / "amber-coast" / "training.json"
+    book = json.loads(manifest.read_text())
+    document, offset, n = book["rows"][0]
+    book.update(eos=False, rows=[[document, offset, 1], [document, offset + 1, n - 1]] + book["rows"][1:])
+    manifest.write_text(json.dumps(book, sort_keys=True, separators=(",", ":")) + "\n")
+    fact = FACTS["adapters"]["amber-coast"][0]
+    with Server(adapters=tmp_path / "adapters", data=tmp_path / "stopped") as s:
+        ask(s, "amber-coast", fact, FACTS["stop"])  # leaving stops it, and its exit status is looked at
+    with Server(adapters=tmp_path / "adapters", data=tmp_path / "data") as s:
+        a = attribution(s, ask(s, "amber-coast", fact, FACTS["stop"])[1])["adapters"][0]
+        assert a["index"]["state"] == "ready" and a["index"]["rows"] == len(book["rows"]), a["index"]
+        assert max(a["contributors"], key=lambda c: c["ppb"])["payee"].lower() == fact["contributor"].lower()
+
+
 def test_index_files_are_bounded():
     names = sorted(FACTS["adapters"])[:3]
     with Server("--index-bytes-max", 1 << 20) as s:
