@@ -125,6 +125,18 @@ struct job *job_from_request(const struct request *r, bool bound)
     return NULL;
 }
 
+int32_t *job_text(const struct job *j, uint32_t seq_idx)
+{
+    const struct job_seq *seq = &j->seq[seq_idx];
+    const struct job_prompt *p = &j->prompt[seq->prompt_idx];
+    int32_t *ids = mem_try_array(p->n_ids + seq->n_out, sizeof(*ids));
+    if (ids) {
+        memcpy(ids, p->ids, p->n_ids * sizeof(*ids));
+        memcpy(ids + p->n_ids, seq->ids, seq->n_out * sizeof(*ids));
+    }
+    return ids;
+}
+
 void job_free(struct job *j)
 {
     if (!j)

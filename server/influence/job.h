@@ -58,6 +58,8 @@ int32_t job_q8(float nats);
 /* From a finished request. inf_seq, inf_digest and salt are of its record. NULL when memory is
  * refused. bound: what an adapter is indexed with is the chain's to say. */
 struct job *job_from_request(const struct request *r, bool bound);
+/* Prompt and output of a sequence, the caller's to wipe and free; NULL when memory is refused. */
+int32_t *job_text(const struct job *j, uint32_t seq_idx);
 void job_free(struct job *j); /* wipes */
 uint64_t job_bytes_for(uint32_t prompt_tokens,
                        uint64_t out_tokens); /* upper bound of the encoding */

@@ -143,18 +143,6 @@ void score_task_free(struct score_task *t)
 
 /* ---- making rows ---- */
 
-static int32_t *join_ids(const struct job *j, uint32_t seq_idx)
-{
-    const struct job_seq *seq = &j->seq[seq_idx];
-    const struct job_prompt *p = &j->prompt[seq->prompt_idx];
-    int32_t *ids = mem_try_array(p->n_ids + seq->n_out, sizeof(*ids));
-    if (ids) {
-        memcpy(ids, p->ids, p->n_ids * sizeof(*ids));
-        memcpy(ids + p->n_ids, seq->ids, seq->n_out * sizeof(*ids));
-    }
-    return ids;
-}
-
 /* The composition of one row; false when the adapter is no longer known. */
 static bool set_composition(struct scorer *s, struct score_row *row, const struct job *j)
 {
@@ -197,7 +185,7 @@ static bool make_row(struct scorer *s, struct score_task *t, uint32_t seq_idx, u
     *row = (struct score_row){.task = t, .scorer = s, .seq_idx = seq_idx, .kind = kind};
     row->owns = *ids == NULL;
     if (row->owns)
-        *ids = join_ids(j, seq_idx);
+        *ids = job_text(j, seq_idx);
     row->ids = *ids;
     row->job.n_prompt = j->prompt[seq->prompt_idx].n_ids;
     row->job.n_ids = row->job.n_prompt + seq->n_out;

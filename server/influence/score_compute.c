@@ -46,12 +46,10 @@ static bool text_init(struct text_ids *t, const struct job *j, uint32_t seq, str
 {
     const struct job_prompt *p = &j->prompt[j->seq[seq].prompt_idx];
     *t = (struct text_ids){.n = p->n_ids + j->seq[seq].n_out, .n_prompt = p->n_ids};
-    t->ids = mem_try_array(t->n, sizeof(*t->ids));
+    t->ids = job_text(j, seq);
     t->in_prompt = mem_try_array(j->seq[seq].n_out, 1);
     if (!t->ids || !t->in_prompt)
         return false;
-    memcpy(t->ids, p->ids, p->n_ids * sizeof(*t->ids));
-    memcpy(t->ids + p->n_ids, j->seq[seq].ids, j->seq[seq].n_out * sizeof(*t->ids));
     mark_prompt(t, seen);
     return true;
 }
