@@ -4,6 +4,7 @@
 #include "server/influence/gain.h"
 #include "tests/unit/events_fixture.h"
 #include "tests/unit/influence_fixture.h"
+#include "tests/unit/slow_lr.h"
 
 #define E9          TAIL_E9
 #define TOKENS_MAX  7
@@ -166,30 +167,6 @@ static void slow_owners(const struct file *f, struct token *t, uint32_t n, u128 
     }
     free(score);
     free(best);
-}
-
-static bool slow_lr(uint32_t *ppb, const u128 *weight, uint32_t n)
-{
-    u128 sum = 0, rest[OWNERS_MAX];
-    uint32_t left = E9;
-    memset(ppb, 0, n * sizeof(*ppb));
-    for (uint32_t i = 0; i < n; i++)
-        sum += weight[i];
-    if (sum == 0)
-        return false;
-    for (uint32_t i = 0; i < n; i++) {
-        ppb[i] = (uint32_t)(E9 * weight[i] / sum);
-        rest[i] = E9 * weight[i] % sum;
-        left -= ppb[i];
-    }
-    for (; left > 0; left--) {
-        uint32_t best = 0;
-        for (uint32_t i = 1; i < n; i++)
-            best = rest[i] > rest[best] ? i : best;
-        ppb[best]++;
-        rest[best] = 0;
-    }
-    return true;
 }
 
 /* Shares by owner of what the answer's tokens give. */

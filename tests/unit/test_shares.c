@@ -2,6 +2,7 @@
  * letter: naive division, one unit after another, sorting by selection. */
 #include "server/influence/shares.h"
 #include "server/base/check.h"
+#include "tests/unit/slow_lr.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,34 +14,10 @@
 #include <string.h>
 
 #define E9       TAIL_E9
-#define OWNERS   160
+#define OWNERS   SLOW_LR_MAX
 #define RANDOM_N 3000
 
 /* ---- the oracle ---- */
-
-static bool slow_lr(uint32_t *ppb, const u128 *weight, uint32_t n)
-{
-    u128 sum = 0, rest[OWNERS];
-    uint32_t left = E9;
-    memset(ppb, 0, n * sizeof(*ppb));
-    for (uint32_t i = 0; i < n; i++)
-        sum += weight[i];
-    if (sum == 0)
-        return false;
-    for (uint32_t i = 0; i < n; i++) {
-        ppb[i] = (uint32_t)((u128)E9 * weight[i] / sum);
-        rest[i] = (u128)E9 * weight[i] % sum;
-        left -= ppb[i];
-    }
-    while (left--) {
-        uint32_t best = 0;
-        for (uint32_t i = 1; i < n; i++)
-            best = rest[i] > rest[best] ? i : best;
-        ppb[best]++;
-        rest[best] = 0;
-    }
-    return true;
-}
 
 static void slow_shares(uint32_t *ppb, const struct shares_in *in)
 {
