@@ -12,10 +12,12 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 static enum status errno_status(int e)
@@ -178,6 +180,21 @@ enum status file_write_parts(const char *path, const struct file_part *part, uin
     if (st)
         (void)unlink(tmp);
     return st ? st : sync_folder_of(path, err);
+}
+
+enum status file_spare(const char *dir, uint64_t bytes, struct errtext *err)
+{
+    struct statvfs v;
+    if (statvfs(dir, &v) != 0)
+        return fail_errno(dir, "statvfs", err);
+    uint64_t kept = MIN(v.f_blocks * v.f_frsize / 8, FILE_KEPT_BYTES);
+    uint64_t room = v.f_bavail * v.f_frsize;
+    if (bytes <= room && room - bytes >= kept)
+        return STATUS_OK;
+    return err_set(err, STATUS_FULL,
+                   "%s: %" PRIu64 " bytes are free, expected %" PRIu64 " and the %" PRIu64
+                   " that are left to records",
+                   dir, room, bytes, kept);
 }
 
 bool file_is_beneath(const char *real, const char *root)

@@ -355,6 +355,9 @@ static void put_recorder(struct page *p)
           (double)r.compute_ns * 1e-9);
     plain(p, "residual_evidence_bytes", "gauge", "Bytes of kept evidence.",
           (double)r.evidence_bytes);
+    plain(p, "residual_evidence_dropped_total", "counter",
+          "Answers attributed whose explanation is not kept: no room on disk.",
+          (double)r.evidence_dropped);
     plain(p, "residual_score_jobs", "gauge", "Jobs to score.", (double)r.job_count);
     plain(p, "residual_records_ready", "gauge",
           "0: /readyz says why: no room for records, or scoring that is owed stands still.",

@@ -118,7 +118,7 @@ static enum status check_row_tokens(const struct events_builder *b,
 static enum status make_room(struct events_builder *b, uint32_t more, struct errtext *err)
 {
     if (more > EVENTS_MAX - b->n_events)
-        return err_set(err, STATUS_FULL, "more than %u tokens in the rows", EVENTS_MAX);
+        return err_set(err, STATUS_TOO_LARGE, "more than %u tokens in the rows", EVENTS_MAX);
     if (b->n_events + more <= b->cap)
         return STATUS_OK;
     uint32_t cap = MAX(b->n_events + more, MIN(2 * b->cap, EVENTS_MAX));

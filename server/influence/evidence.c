@@ -4,6 +4,7 @@
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/hex.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 
 #include <dirent.h>
@@ -38,6 +39,8 @@ struct evidence {
     uint32_t first, file;         /* the oldest file and the newest, which is written */
     uint64_t file_bytes;
     int fd; /* of the newest, -1: none */
+    uint64_t dropped;
+    bool dropping; /* the last one was */
 };
 
 static void path_of(const struct evidence *e, uint32_t file, char path[PATH_MAX])
@@ -202,7 +205,9 @@ static enum status append(struct evidence *e, uint64_t inf_seq, const uint8_t *e
                           struct errtext *err)
 {
     make_room(e, len);
-    enum status st = open_newest(e, len, err);
+    enum status st = file_spare(e->dir, len, err);
+    if (!st)
+        st = open_newest(e, len, err);
     if (st)
         return st;
     if (pwrite(e->fd, entry, len, (off_t)e->file_bytes) != (ssize_t)len) {
@@ -241,6 +246,11 @@ enum status evidence_put(struct evidence *e, uint64_t inf_seq, const void *plain
                                                HEAD_BYTES, NULL, nonce, e->key);
     pthread_mutex_lock(&e->lock);
     enum status st = append(e, inf_seq, entry, HEAD_BYTES + bytes, err);
+    if (st && !e->dropping)
+        log_warn("evidence", "%s; answers are attributed and paid, their explanation is not kept",
+                 err->text);
+    e->dropping = st != STATUS_OK;
+    e->dropped += e->dropping;
     pthread_mutex_unlock(&e->lock);
     mem_free(entry);
     return st;
@@ -298,10 +308,10 @@ enum status evidence_get(struct evidence *e, uint64_t inf_seq, struct buf *out, 
     return st;
 }
 
-uint64_t evidence_bytes(struct evidence *e)
+void evidence_get_stats(struct evidence *e, uint64_t *bytes, uint64_t *dropped)
 {
     pthread_mutex_lock(&e->lock);
-    uint64_t bytes = e->bytes;
+    *bytes = e->bytes;
+    *dropped = e->dropped;
     pthread_mutex_unlock(&e->lock);
-    return bytes;
 }

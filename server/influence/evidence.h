@@ -6,7 +6,8 @@
  *   entry = length u32 | infSeq u64 | nonce 24 | ciphertext
  *
  * XChaCha20-Poly1305 under a key of its own, length and seq as associated data. Past bytes_max the
- * oldest file goes whole. Not synced: a torn tail is cut at open. Thread: any; one lock inside. */
+ * oldest file goes whole, and the disk's last room is left to records. Not synced: a torn tail is
+ * cut at open. Thread: any; one lock inside. */
 #ifndef RS_INFLUENCE_EVIDENCE_H
 #define RS_INFLUENCE_EVIDENCE_H
 
@@ -29,6 +30,7 @@ MUST_CHECK enum status evidence_put(struct evidence *e, uint64_t inf_seq, const 
 /* Appended to out, which the caller wipes. NOT_FOUND: never kept, or too old; CORRUPT. */
 MUST_CHECK enum status evidence_get(struct evidence *e, uint64_t inf_seq, struct buf *out,
                                     struct errtext *err);
-uint64_t evidence_bytes(struct evidence *e);
+/* Kept, and how many entries were not, of which the first in a row is logged. */
+void evidence_get_stats(struct evidence *e, uint64_t *bytes, uint64_t *dropped);
 
 #endif

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define COPIES_LOGGED_MAX  16
+#define EVENT_FILE_BYTES   144
 #define ROW_TOKENS_ALL_MAX (1ull << 30) /* of an index */
 
 struct making {
@@ -273,6 +274,8 @@ static enum status build_events(struct making *k, struct errtext *err)
     st = lists_init(&lists, k) ? read_rows(k, &rows, err)
                                : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
     if (!st)
+        st = file_spare(k->maker->opt.dir, rows.begin[rows.n] * EVENT_FILE_BYTES, err);
+    if (!st)
         st = create_builder(&build.builder, k, &lists, err);
     if (!st)
         st = index_run_rows(&build, err);
@@ -335,6 +338,19 @@ static enum status fill_prior(struct index *index, struct errtext *err)
     return st ? err_set(err, st, "index: its %u owners have no documents", n) : STATUS_OK;
 }
 
+/* Spans add to the influence: an index without them, because there was no room for an hour, would
+ * pay otherwise for as long as it lives. */
+static enum status make_spans(struct making *k, struct errtext *err)
+{
+    struct errtext why = ERRTEXT_INIT;
+    enum status st = index_open_spans(&k->index->spans, k->maker, k->datanet, &why);
+    if (st == STATUS_FULL || st == STATUS_IO || st == STATUS_NO_MEMORY)
+        return err_set(err, st == STATUS_FULL ? STATUS_IO : st, "%s", why.text);
+    if (st)
+        log_warn("index", "adapter %s: no spans: %s", k->entry->name, why.text);
+    return STATUS_OK;
+}
+
 static enum status make_index(struct making *k, struct errtext *err)
 {
     name_file(k);
@@ -342,15 +358,16 @@ static enum status make_index(struct making *k, struct errtext *err)
     atomic_init(&k->index->refs, 1);
     k->index->datanet = datanet_ref(k->datanet);
     enum status st = open_events(k, err);
+    if (st == STATUS_FULL) /* the disk; the engine's bases alone may say so below */
+        st = STATUS_IO;
     if (!st)
         st = fill_prior(k->index, err);
     if (!st)
         st = engine_basis_create(k->maker->deps.engine, &k->index->basis,
                                  events_basis_w(k->index->events),
                                  events_basis_bias(k->index->events), err);
-    struct errtext why = ERRTEXT_INIT;
-    if (!st && index_open_spans(&k->index->spans, k->maker, k->datanet, &why))
-        log_warn("index", "adapter %s: no spans: %s", k->entry->name, why.text);
+    if (!st)
+        st = make_spans(k, err);
     if (!st) {
         (void)utimensat(AT_FDCWD, k->path, NULL, 0);
         index_trim(k->maker, k->path);

@@ -18,7 +18,8 @@ struct index_maker {
 /* index_make - adapter_id on the version of document_root (NULL: the manifest's).
  *
  * Errors  NOT_FOUND: there is nothing to build from, which is no fault of this server; the text
- *         says what is missing. CANCELLED: stop. Else it failed. */
+ *         says what is missing. CANCELLED: stop. FULL: the engine's bases are. IO, NO_MEMORY: it
+ *         may pass, as a full disk does. Else it failed. */
 MUST_CHECK enum status index_make(struct index **out, struct index_maker *m,
                                   const uint8_t adapter_id[32], const uint8_t *document_root,
                                   struct errtext *err);

@@ -11,7 +11,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define RETRY_NS 30000000000ull
+#define RETRY_NS   30000000000ull
+#define SOON_NS    5000000000ull    /* WAITING after it failed */
+#define PASSING_NS 3600000000000ull /* for so long */
 
 struct index_slot {
     uint8_t adapter_id[32], document_root[32];
@@ -19,6 +21,7 @@ struct index_slot {
     enum index_state state;
     struct index *index;
     uint64_t used_ns, settled_ns;
+    uint64_t failing_ns; /* since when; 0: it does not */
     char why[INDEX_WHY_BYTES];
 };
 
@@ -176,8 +179,9 @@ void indexes_get_stats(struct indexes *x, struct indexes_stats *out)
     pthread_mutex_lock(&x->lock);
     for (uint32_t i = 0; i < x->slot_count; i++) {
         out->ready += x->slot[i].state == INDEX_READY;
-        out->failed += x->slot[i].state == INDEX_FAILED;
-        out->waiting += !is_settled(&x->slot[i]);
+        bool waits = !is_settled(&x->slot[i]) && !x->slot[i].failing_ns;
+        out->failed += x->slot[i].failing_ns != 0;
+        out->waiting += waits;
     }
     pthread_mutex_unlock(&x->lock);
 }
@@ -203,35 +207,57 @@ static bool drop_oldest(struct indexes *x)
     return index != NULL;
 }
 
+static enum index_state state_after(enum status st, uint64_t failing_ns)
+{
+    if (st == STATUS_OK || st == STATUS_NOT_FOUND)
+        return st == STATUS_OK ? INDEX_READY : INDEX_NONE;
+    bool passing = st == STATUS_IO || st == STATUS_NO_MEMORY;
+    bool again = st == STATUS_CANCELLED || (passing && failing_ns < PASSING_NS);
+    return again ? INDEX_WAITING : INDEX_FAILED;
+}
+
+static void tell_failure(const struct index_slot *s, bool was_failing)
+{
+    char hex[65];
+    hex_encode(hex, s->adapter_id, 32);
+    if (s->state == INDEX_FAILED)
+        log_error("index", "adapter %.16s: %s; its answers pay by the registered split", hex,
+                  s->why);
+    else if (!was_failing)
+        log_error("index", "adapter %.16s: %s; tried again, its answers wait to be attributed", hex,
+                  s->why);
+}
+
 static void settle(struct indexes *x, const struct index_slot *made, enum status st,
                    const struct errtext *why)
 {
+    uint64_t now_ns = clock_mono_ns();
     pthread_mutex_lock(&x->lock);
     struct index_slot *s =
         find_slot(x, made->adapter_id, made->any_root ? NULL : made->document_root);
     CHECK(s && s->state == INDEX_BUILDING);
+    bool failed = st && st != STATUS_NOT_FOUND && st != STATUS_CANCELLED;
+    bool was_failing = s->failing_ns != 0;
     s->index = made->index;
-    s->settled_ns = clock_mono_ns();
-    s->state = st == STATUS_OK ? INDEX_READY : st == STATUS_NOT_FOUND ? INDEX_NONE : INDEX_FAILED;
+    s->settled_ns = now_ns;
+    s->failing_ns = !failed ? 0 : was_failing ? s->failing_ns : now_ns;
+    s->state = state_after(st, failed ? now_ns - s->failing_ns : 0);
     snprintf(s->why, sizeof(s->why), "%s", st ? why->text : "");
+    if (failed)
+        tell_failure(s, was_failing);
     pthread_mutex_unlock(&x->lock);
     atomic_fetch_add_explicit(&x->epoch, 1, memory_order_release);
 }
 
 static void make(struct indexes *x, struct index_slot *s)
 {
-    char hex[65];
     struct errtext err = ERRTEXT_INIT;
     enum status st;
-    hex_encode(hex, s->adapter_id, 32);
     do {
         err_clear(&err);
         st = index_make(&s->index, &x->maker, s->adapter_id, s->any_root ? NULL : s->document_root,
                         &err);
     } while (st == STATUS_FULL && drop_oldest(x));
-    if (st && st != STATUS_NOT_FOUND && st != STATUS_CANCELLED)
-        log_error("index", "adapter %.16s: %s; its answers pay by the registered split", hex,
-                  err.text);
     settle(x, s, st, &err);
 }
 
@@ -242,9 +268,11 @@ static bool next(struct indexes *x, struct index_slot *out)
     pthread_mutex_lock(&x->lock);
     while (!found && !atomic_load(&x->maker.stop)) {
         struct timespec until = thread_deadline(1000);
+        uint64_t now_ns = clock_mono_ns();
         for (uint32_t i = 0; i < x->slot_count && !found; i++) {
             struct index_slot *s = &x->slot[i];
-            found = s->state == INDEX_WAITING;
+            found =
+                s->state == INDEX_WAITING && (!s->failing_ns || now_ns - s->settled_ns >= SOON_NS);
             if (!found)
                 continue;
             s->state = INDEX_BUILDING;

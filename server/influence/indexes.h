@@ -6,9 +6,12 @@
  *   asked -> WAITING -> BUILDING -> READY                 until others need the room
  *                                -> NONE, with the reason  no manifest, texts that are not here...
  *                                -> FAILED, with the reason
+ *                                -> WAITING, with the reason: a full disk, no memory. Whom it
+ *                                   pays is not changed by that for an hour; then it is FAILED
  *
- * NONE and FAILED are tried again when asked for after RETRY. A file that fails its check, or is of
- * something else, is built again: same inputs, same bytes. Thread: any; one lock inside. */
+ * NONE and FAILED are tried again when asked for after half a minute. A file that fails its check,
+ * or is of something else, is built again: same inputs, same bytes. Thread: any; one lock inside.
+ */
 #ifndef RS_INFLUENCE_INDEXES_H
 #define RS_INFLUENCE_INDEXES_H
 
@@ -59,7 +62,7 @@ void indexes_destroy(struct indexes *x); /* NULL is fine; references may outlive
 struct index_found {
     enum index_state state;
     struct index *index;       /* READY: a reference of the caller's */
-    char why[INDEX_WHY_BYTES]; /* NONE, FAILED */
+    char why[INDEX_WHY_BYTES]; /* NONE, FAILED, WAITING after it failed */
 };
 /* What there is for an adapter and the datanet version of that document root; NULL: the one that
  * its training manifest names. Asks for it where nobody has. */
@@ -71,8 +74,8 @@ struct index *indexes_by_root(struct indexes *x, const uint8_t root[32]);
 uint64_t indexes_epoch(const struct indexes *x);
 
 struct indexes_stats {
-    uint32_t ready, waiting, failed;
-    uint64_t built, rebuilt, bytes; /* rebuilt: after a file that failed its check */
+    uint32_t ready, waiting, failed; /* failed: those that wait after it too */
+    uint64_t built, rebuilt, bytes;  /* rebuilt: after a file that failed its check */
 };
 void indexes_get_stats(struct indexes *x, struct indexes_stats *out);
 

@@ -4,6 +4,7 @@
  * and the old ones go by age. */
 #include "server/influence/spans_folder.h"
 #include "server/base/check.h"
+#include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
@@ -134,7 +135,9 @@ static enum status add_built(struct spans_folder *f, struct gathered *g, const u
     const struct spans_expect expect = {.document_root = f->document_root,
                                         .tokenizer_digest = f->tokenizer_digest};
     f->built = n;
-    enum status st = spans_build(g->own, &src, err);
+    enum status st = file_spare(f->dir, 0, err);
+    if (!st)
+        st = spans_build(g->own, &src, err);
     if (!st)
         st = spans_open(&g->part[g->n], g->own, &expect, err);
     if (!st)

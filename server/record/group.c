@@ -361,7 +361,7 @@ void recorder_publish_stats(struct recorder *r, const struct group *g)
     r->stats.spool_bytes = spool_bytes(r->spool);
     r->stats.job_bytes = jobstore_bytes(r->jobs);
     scorer_computed(r->scorer, &r->stats.computed, &r->stats.compute_ns);
-    r->stats.evidence_bytes = evidence_bytes(r->evidence);
+    evidence_get_stats(r->evidence, &r->stats.evidence_bytes, &r->stats.evidence_dropped);
     r->stats.job_count = jobstore_count(r->jobs);
     r->stats.seq_first = spool_first_seq(r->spool);
     r->stats.seq_final = spool_final_seq(r->spool);

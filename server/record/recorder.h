@@ -109,7 +109,7 @@ struct recorder_stats {
     uint32_t lane;
     bool bound, redis_connected;
     uint64_t seq_first, seq_next, seq_durable, seq_shipped, seq_final;
-    uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count, evidence_bytes;
+    uint64_t spool_bytes, spool_bytes_max, job_bytes, job_count, evidence_bytes, evidence_dropped;
     uint64_t inferences, attributions, voids, outcomes_lost, fsyncs, append_failures;
     uint64_t computed, compute_ns; /* keys, spans and shares: answers, and what they took */
     uint64_t unscored;             /* required answers while scoring is off */

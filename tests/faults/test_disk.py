@@ -151,12 +151,12 @@ def test_job_budget(template):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MiB."""
+    """A file system of 16 MiB: room for eight indexes (4 MiB), and evidence of some thousand answers."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 
@@ -175,6 +175,9 @@ class Filler:
                         pass
                 except OSError:
                     pass
+
+    def give_back(self, count):
+        os.truncate(self.path, self.path.stat().st_size - count)
 
     def free(self):
         self.path.unlink()
@@ -208,6 +211,24 @@ def test_disk_full(template, small_disk):
         receipts_are_on_disk(lane, receipts)
         s.start()  # what could not be attributed while the disk was full is now
         every_answer_is_attributed_once(s, lane)
+
+
+def test_the_last_room_is_left_to_records(template, small_disk):
+    """An index is made again from what is there, a record is not: the one waits for room, and who is paid does not change by it."""
+    filler = Filler(small_disk)
+    with World(template, data_dir=small_disk / "data", start=("chain", "server")) as w:
+        s = w.server
+        filler.fill()
+        filler.give_back(1 << 20)  # of the 2 MiB that are kept for records
+        wait_for(lambda: s.post("/v1/completions", BODY)[0] == 200, 10, 0.2, what="service in the last room")
+        wait_for(lambda: "its answers wait to be attributed" in s.log_text(), 10, 0.1, what="a line about the index")
+        assert metric(s, "residual_indexes_failed") == 1 and metric(s, "residual_indexes_built_total") == 0
+        inferences, found = pairs(spool_records(w.lane_dir))
+        assert inferences and not found
+        filler.free()
+        every_answer_is_attributed_once(s, w.lane_dir)
+        assert metric(s, "residual_indexes_failed") == 0 and metric(s, "residual_indexes_built_total") == 1
+        assert "by the registered split" not in s.log_text(), "a full disk changed who is paid"
 
 
 def test_killed_and_started_on_a_full_disk(template, small_disk):

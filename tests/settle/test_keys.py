@@ -23,7 +23,7 @@ def waiting(tmp_path_factory):
         w.lanes[1].make(w, 60)
         half = 50  # one batch, to the record
         w.ship(1, w.lanes[1].entries[:half])
-        with Settle(w, "--attest-wait-s", 1, "--batch-count-max", half, "--batch-seconds-max", 1, funder=False, attested=False) as s:
+        with Settle(w, "--attest-wait-s", 1, "--batch-count-max", half, "--batch-seconds-max", 1, "--scrub-mib-s", 0, funder=False, attested=False) as s:
             s.wait("a candidate", lambda t: t["lanes"] and t["lanes"][0]["final"] == half and any(e["state"] == "computed" for e in t["epochs"]))
             yield w, s
 

@@ -246,6 +246,16 @@ static void test_logfile(void **state)
     assert_non_null(strstr(err.text, "/no/such/folder/x"));
 }
 
+static void test_room_that_is_kept(void **state)
+{
+    struct errtext err = ERRTEXT_INIT;
+    (void)state;
+    assert_int_equal(file_spare("/dev/shm", 0, &err), STATUS_OK);
+    assert_int_equal(file_spare("/dev/shm", UINT64_MAX, &err), STATUS_FULL);
+    assert_non_null(strstr(err.text, "/dev/shm: "));
+    assert_int_equal(file_spare("/no/such/folder", 0, NULL), STATUS_NOT_FOUND);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -257,6 +267,7 @@ int main(void)
         cmocka_unit_test(test_notify),
         cmocka_unit_test(test_service_folders),
         cmocka_unit_test(test_logfile),
+        cmocka_unit_test(test_room_that_is_kept),
         cmocka_unit_test(test_close_wakes_every_receiver),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
