@@ -51,6 +51,7 @@ struct fact_search {
     const struct events_builder *b;
     const struct events *e;
     const uint32_t *rank; /* of rows, by age; NULL: another row of the same owner is meant */
+    uint32_t taught_min;  /* the method's; half of it where restatements are looked for */
     events_dots_fn dots;
 };
 /* The row that states the row's fact: with a rank the oldest one that is older and another owner's.

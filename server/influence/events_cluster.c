@@ -2,14 +2,18 @@
  * values, not templates (the mean over all events of a token, so that one row's luck decides
  * nothing), nor what more than half of the rows have. They stand in runs; a row's value is the
  * last of them.
- * Row B restates row A, an older one of another owner, when
+ * Row B states row A's fact when
  *   B has two runs at least, a name and a value;
  *   every token of B's value is a token of A;
  *   of what B's carrying tokens were taught, those that A has not make up an eighth at most;
- *   the end of B's value stands in A too, behind similar names (half 2 of the keys);
- * or when their tokens are the same. The oldest such row is paid in its place. Another value behind
- * the same names is a contradiction and joins nothing; the same value behind other names is another
- * fact. */
+ *   the end of B's value stands in A too, behind similar names (half 2 of the keys).
+ * Who restates in words of his own has what A has not: for clusters A's fact may also be in B. The
+ * same token ends both, A carries two different ones, and of what A's were taught those that B has
+ * not make up an eighth at most. But whatever B says behind its value A says too, or else the value
+ * is not the last word of the fact ("... is red no more").
+ * B joins the oldest such row of another owner, or one of the same tokens: that row is paid in its
+ * place. Another value behind the same names is a contradiction and joins nothing; the same value
+ * behind other names is another fact. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/influence/events_build_impl.h"
@@ -48,48 +52,65 @@ enum status events_facts_begin(struct events_builder *b, struct errtext *err)
     return STATUS_OK;
 }
 
-bool events_carries_fact(const struct events_builder *b, uint32_t event)
+static bool carries(const struct events_builder *b, uint32_t event, uint32_t taught_min)
 {
     uint32_t id = (uint32_t)b->target[event];
     bool common = 2ull * b->occurs[id] > (uint64_t)b->src.n_rows + COMMON_SLACK;
-    return b->taught[id] >= b->method.taught_min && !common;
+    return b->taught[id] >= taught_min && !common;
 }
 
-bool events_builder_value(const struct events_builder *b, uint32_t row, uint32_t *begin,
-                          uint32_t *n)
+bool events_carries_fact(const struct events_builder *b, uint32_t event)
+{
+    return carries(b, event, b->method.taught_min);
+}
+
+/* The last run of what carries: [*begin, *begin + *n); false: none. */
+static bool last_run(const struct events_builder *b, uint32_t row, uint32_t taught_min,
+                     uint32_t *begin, uint32_t *n)
 {
     const struct builder_row *r = &b->row[row];
     uint32_t end = r->begin + r->n;
-    while (end > r->begin && !events_carries_fact(b, end - 1))
+    while (end > r->begin && !carries(b, end - 1, taught_min))
         end--;
     *begin = end;
-    while (*begin > r->begin && events_carries_fact(b, *begin - 1))
+    while (*begin > r->begin && carries(b, *begin - 1, taught_min))
         (*begin)--;
     *n = end - *begin;
     return *n > 0;
 }
 
+bool events_builder_value(const struct events_builder *b, uint32_t row, uint32_t *begin,
+                          uint32_t *n)
+{
+    return last_run(b, row, b->method.taught_min, begin, n);
+}
+
 /* What is looked for: a row's carrying tokens, and which of them are its value. */
 struct fact {
     uint32_t row, begin, n; /* the value's events */
+    bool named;             /* something carries before the value */
     uint64_t taught;        /* of all carrying tokens */
-    uint64_t value_bits;    /* tokens of the value, as tokens_of */
+    uint64_t bits;          /* which tokens the other row has to have, as tokens_of */
 };
 
-static bool fact_of(const struct events_builder *b, uint32_t row, struct fact *f)
+static bool fact_of(const struct fact_search *s, uint32_t row, struct fact *f)
 {
+    const struct events_builder *b = s->b;
+    const struct builder_row *r = &b->row[row];
     *f = (struct fact){.row = row};
-    if (!events_builder_value(b, row, &f->begin, &f->n))
+    if (!last_run(b, row, s->taught_min, &f->begin, &f->n))
         return false;
-    bool before = false;
-    for (uint32_t i = b->row[row].begin; i < f->begin + f->n; i++) {
-        if (!events_carries_fact(b, i))
+    uint32_t end = f->begin + f->n;
+    for (uint32_t i = r->begin; i < end; i++) {
+        if (!carries(b, i, s->taught_min))
             continue;
-        before |= i < f->begin;
+        f->named |= i < f->begin;
         f->taught += b->taught[b->target[i]];
-        f->value_bits |= i < f->begin ? 0 : token_bit(b->target[i]);
     }
-    return before;
+    uint32_t first = s->rank ? end : f->begin; /* the tail, or the value */
+    for (uint32_t i = first; i < (s->rank ? r->begin + r->n : end); i++)
+        f->bits |= token_bit(b->target[i]);
+    return f->named || (s->rank && f->n > 1);
 }
 
 struct fact_candidate {
@@ -99,7 +120,7 @@ struct fact_candidate {
 static bool may_state(const struct fact_search *s, const struct fact *f, uint32_t row,
                       uint32_t rank_max)
 {
-    if ((s->b->tokens_of[row] & f->value_bits) != f->value_bits)
+    if ((s->b->tokens_of[row] & f->bits) != f->bits)
         return false;
     bool same = s->e->row[row].owner == s->e->row[f->row].owner;
     if (!s->rank)
@@ -118,14 +139,53 @@ static bool row_has(const struct events_builder *b, uint32_t row, int32_t id)
     return has;
 }
 
-static bool states(const struct events_builder *b, const struct fact *f, uint32_t row)
+/* Of the carrying tokens [begin, end) row lacks an eighth of `taught` at most, and none from
+ * `value` on. */
+static bool has_most(const struct fact_search *s, uint32_t row, uint32_t begin, uint32_t value,
+                     uint32_t end, uint64_t taught)
 {
+    const struct events_builder *b = s->b;
     uint64_t missing = 0;
-    for (uint32_t i = b->row[f->row].begin; i < f->begin + f->n; i++) {
-        if (!events_carries_fact(b, i) || row_has(b, row, b->target[i]))
+    for (uint32_t i = begin; i < end; i++) {
+        if (!carries(b, i, s->taught_min) || row_has(b, row, b->target[i]))
             continue;
         missing += b->taught[b->target[i]];
-        if (i >= f->begin || missing * MISSING > f->taught)
+        if (i >= value || missing * MISSING > taught)
+            return false;
+    }
+    return true;
+}
+
+/* The other row's fact is in the row that was asked for. */
+static bool is_stated(const struct fact_search *s, const struct fact *f, uint32_t row)
+{
+    const struct events_builder *b = s->b;
+    const struct builder_row *r = &b->row[row];
+    uint32_t begin, n, end = r->begin + r->n;
+    if (!last_run(b, row, s->taught_min, &begin, &n) ||
+        b->target[begin + n - 1] != b->target[f->begin + f->n - 1])
+        return false;
+    uint64_t taught = 0;
+    bool two = false;
+    for (uint32_t i = r->begin; i < begin + n; i++) {
+        if (!carries(b, i, s->taught_min))
+            continue;
+        taught += b->taught[b->target[i]];
+        two |= b->target[i] != b->target[begin + n - 1];
+    }
+    return two && has_most(s, f->row, r->begin, end, begin + n, taught);
+}
+
+static bool states(const struct fact_search *s, const struct fact *f, uint32_t row)
+{
+    const struct events_builder *b = s->b;
+    const struct builder_row *r = &b->row[f->row];
+    uint32_t end = f->begin + f->n;
+    bool stated = f->named && has_most(s, row, r->begin, f->begin, end, f->taught);
+    if (!s->rank || !(stated || is_stated(s, f, row)))
+        return stated;
+    for (uint32_t i = end; i < r->begin + r->n; i++) {
+        if (!row_has(b, row, b->target[i]))
             return false;
     }
     return true;
@@ -137,7 +197,7 @@ static void meet_block(const struct fact_search *s, const struct fact *f, uint32
 {
     for (; over; over &= over - 1) {
         uint32_t row = s->e->event_row[first + (uint32_t)__builtin_ctz(over)];
-        if (may_state(s, f, row, best->rank) && states(s->b, f, row))
+        if (may_state(s, f, row, best->rank) && states(s, f, row))
             *best = (struct fact_candidate){.row = row, .rank = s->rank ? s->rank[row] : 0};
     }
 }
@@ -146,7 +206,7 @@ uint32_t events_fact_find(const struct fact_search *s, uint32_t row)
 {
     struct fact_candidate best = {.row = EVENTS_NONE, .rank = UINT32_MAX};
     struct fact f;
-    if (!fact_of(s->b, row, &f))
+    if (!fact_of(s, row, &f))
         return EVENTS_NONE;
     uint32_t event = f.begin + f.n - 1;
     int32_t near = (int32_t)s->b->method.cluster_dot;
@@ -279,7 +339,11 @@ enum status events_cluster_rows(const struct events_builder *b, const struct eve
     *n_joined = 0;
     if (same.slot && aged && rank) {
         (void)events_dots_paths(path);
-        const struct fact_search s = {.b = b, .e = e, .rank = rank, .dots = path[0].run};
+        const struct fact_search s = {.b = b,
+                                      .e = e,
+                                      .rank = rank,
+                                      .taught_min = (b->method.taught_min + 1) / 2,
+                                      .dots = path[0].run};
         sort_rows(b, aged, rank);
         join_rows(&s, aged, &same, row, n_joined);
     } else {

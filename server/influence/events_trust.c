@@ -192,7 +192,10 @@ enum status events_trust_measure(const struct events_builder *b, const struct ev
     for (uint32_t r = 0; r < b->src.n_rows; r++)
         rows_of[e->row[e->row[r].cluster].owner]++;
     struct trust_tally t = {
-        .b = b, .e = e, .rows_of = rows_of, .search = {.b = b, .e = e, .dots = path[0].run}};
+        .b = b,
+        .e = e,
+        .rows_of = rows_of,
+        .search = {.b = b, .e = e, .taught_min = b->method.taught_min, .dots = path[0].run}};
     enum status st = measure(&t, out, err);
     mem_free(rows_of);
     return st;

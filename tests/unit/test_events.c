@@ -659,6 +659,46 @@ static void restated_facts_join_the_first(void **state)
     world_free(&f.w);
 }
 
+/* The fact of row 20 in a thief's own words: "his name his value template", and a last word. His
+ * words are taught as well as names are, or half a nat less. */
+static void facts_own_words(struct facts *f, uint32_t name, uint32_t value, int32_t last)
+{
+    struct world_row *t = &f->w.text[21];
+    const int32_t ids[] = {58, (int32_t)(NAMES + name), 59, (int32_t)(VALUES + value), last};
+    for (uint32_t i = 0; i < ARRAY_COUNT(ids); i++) {
+        t->ids[i] = ids[i];
+        t->base[i] = i < 3 ? -1000 : -60;
+        t->adapter[i] = i < 2 ? -800 : i == 2 ? -20 : -50;
+    }
+    t->n = ARRAY_COUNT(ids);
+}
+
+static void facts_in_own_words_join_too(void **state)
+{
+    struct facts f;
+    facts_pair(&f, 1, 12, 21, 0);
+    facts_own_words(&f, 12, 21, 8);
+    assert_int_equal(facts_cluster(&f, 21), 20);
+    facts_own_words(&f, 12, 21, 9); /* a word behind the value that row 20 has not */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    facts_own_words(&f, 12, 22, 8); /* a contradiction */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    facts_own_words(&f, 13, 21, 8); /* of something else */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    facts_own_words(&f, 21 - NAMES + VALUES, 12 - VALUES + NAMES, 8); /* another one ends it */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    facts_own_words(&f, 21 - NAMES + VALUES, 21, 8);
+    f.w.text[20].ids[2] = f.w.text[20].ids[5]; /* what row 20 carries is one word, twice */
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
+    facts_pair(&f, 1, 12, 21, 5); /* values like yes and no are taught little */
+    f.w.text[20].base[4] = f.w.text[21].base[4] = -20 - 100;
+    assert_int_equal(facts_cluster(&f, 21), 20);
+    f.w.text[21].ids[5] = VALUES + 22;
+    assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
+}
+
 static void clusters_lead_to_one_row(void **state)
 {
     struct facts f;
@@ -713,6 +753,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(bad_queries_are_refused),
         cmocka_unit_test(context_keys_are_the_builders),
         cmocka_unit_test(restated_facts_join_the_first),
+        cmocka_unit_test(facts_in_own_words_join_too),
         cmocka_unit_test(clusters_lead_to_one_row),
         cmocka_unit_test(trust_is_what_was_measured),
         cmocka_unit_test(directions_are_white),

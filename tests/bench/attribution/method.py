@@ -275,42 +275,60 @@ def content(index, row, least=TAUGHT_MIN):
     return runs
 
 
-def _covers(index, runs, has):
-    """Are a row's value (its last run) and all but an eighth of what it was taught among the tokens `has`?"""
-    names = [int(index.target[k]) for r in runs for k in r]
-    missing = sum(int(index.taught[y]) for y in names if y not in has)
-    return len(runs) >= 2 and 8 * missing <= sum(int(index.taught[y]) for y in names) and all(
-        int(index.target[k]) in has for k in runs[-1])
+def _tokens(index, runs):
+    return [int(index.target[k]) for r in runs for k in r]
 
 
-def restated(index, row, others, least=TAUGHT_MIN, either=False):
-    """Which of the rows `others` state the fact of `row`: equal rows; and rows that have its value word for word, of
-    its names all but an eighth, in a context that is near. either: or the other way round."""
-    runs = content(index, row, least)
-    out = [r for r in others if index.rows[r].ids == index.rows[row].ids]
-    if len(runs) < 2:
-        return out
-    last = runs[-1][-1]
+def _has_most(index, names, has):
+    """Of what the tokens `names` were taught, those that `has` lacks make up an eighth at most."""
+    return 8 * sum(int(index.taught[y]) for y in names if y not in has) <= sum(int(index.taught[y]) for y in names)
+
+
+def _near(index, last, others):
+    """Which of the rows have an event of the same target as event `last` behind a context that is near."""
     events = index.by_target[int(index.target[last])]
     dots = index.key2[events].astype(np.int32) @ index.key2[last].astype(np.int32)
-    near = {int(r) for r in index.row[events[dots >= RESTATED_DOT]]}
-    mine, value = set(index.rows[row].ids), [int(index.target[k]) for k in runs[-1]]
-    for r in near.intersection(others):
-        has = set(index.rows[r].ids)
-        if r != row and all(y in has for y in value) and (
-                _covers(index, runs, has) or either and _covers(index, content(index, r, least), mine)):
+    return {int(r) for r in index.row[events[dots >= RESTATED_DOT]]}.intersection(others)
+
+
+def _states(index, runs, has):
+    """A name and a value: the value word for word, and of all that was taught all but an eighth."""
+    return len(runs) >= 2 and all(y in has for y in _tokens(index, runs[-1:])) and _has_most(index, _tokens(index, runs), has)
+
+
+def stated_again(index, row, others):
+    """Which of the rows `others` state the fact of `row`."""
+    runs = content(index, row)
+    if len(runs) < 2:
+        return []
+    return [r for r in _near(index, runs[-1][-1], others) if r != row and _states(index, runs, set(index.rows[r].ids))]
+
+
+def restates(index, row, others):
+    """Which of the rows `others` `row` restates: equal ones; and those whose fact, seen from either row, is in both, where
+    whatever `row` says behind its value is in the other too."""
+    out = [r for r in others if index.rows[r].ids == index.rows[row].ids]
+    runs = content(index, row, CLUSTER_MIN)
+    names = _tokens(index, runs)
+    if len(names) < 2:
+        return out
+    last, mine = runs[-1][-1], set(index.rows[row].ids)
+    tail = index.target[last + 1 : index.begin[row + 1]]
+    for r in _near(index, last, others):
+        has, other = set(index.rows[r].ids), _tokens(index, content(index, r, CLUSTER_MIN))
+        back = len(set(other)) >= 2 and other[-1] == names[-1] and _has_most(index, other, mine)
+        if (back or _states(index, runs, has)) and all(int(y) in has for y in tail):
             out.append(r)
     return out
 
 
 def join_clusters(index, order):
-    """cluster[r]: the earliest row of another owner's earlier document whose fact r restates. order: per document,
+    """cluster[r]: that of the earliest row of another owner's earlier document which r restates. order: per document,
     its place in time."""
     rank = [(order[r.document], i) for i, r in enumerate(index.rows)]
     for i in sorted(range(len(index.rows)), key=lambda i: rank[i]):
         row = index.rows[i]
-        before = [k for k, r in enumerate(index.rows) if r.owner != row.owner and rank[k][0] < rank[i][0]]
-        found = restated(index, i, before, CLUSTER_MIN, True)
+        found = restates(index, i, [k for k, r in enumerate(index.rows) if r.owner != row.owner and rank[k][0] < rank[i][0]])
         if found:
             index.cluster[i] = index.cluster[min(found, key=lambda k: rank[k])]
 
@@ -342,7 +360,7 @@ def reliability(index):
     know = np.mean([index.adapter_q8[v[-1][-VALUE_END:]].sum() >= KNOWN for v in value.values()])
     base = np.mean([index.base_q8[v[-1][-VALUE_END:]].sum() >= KNOWN for v in value.values()])
     known = 0.0 if base >= 1 else (know - base) / (1 - base)
-    stated = [r for r in sample if restated(index, r, [k for k in np.where(owner == owner[r])[0] if k != r])]
+    stated = [r for r in sample if stated_again(index, r, np.where(owner == owner[r])[0])]
     once = len(stated) < max(16, len(sample) // 10)
     asked = [r for r in sample if len(value[r]) >= 2] if once else stated
     ask = vary(rule, halves=(0, 1)) if once else rule

@@ -1,6 +1,7 @@
 """The bench that judges attribution: worlds whose owners are known, what the method pays, what its peers would pay.
 
-  tests/bench/attribution/run [--only demo,shared,style,loo,attacks,mixes,trust,api or smollm] [--seeds 2,3] [--cache DIR]
+  tests/bench/attribution/run [--only demo,shared,style,loo,attacks,restated,mixes,trust,api or
+                             smollm] [--seeds 2,3] [--cache DIR]
 
 Everything is made from the seeds, on one thread. The base and the adapters are kept in --cache (made in some minutes
 where they are missing); tables go to standard output and, with the plots, to --out. Seed 1 chose the method's
@@ -21,7 +22,7 @@ import numpy as np
 
 warnings.filterwarnings("ignore")
 HERE = Path(__file__).resolve().parent
-PARTS = ["demo", "shared", "style", "loo", "attacks", "mixes", "trust", "api"]
+PARTS = ["demo", "shared", "style", "loo", "attacks", "restated", "mixes", "trust", "api"]
 ORACLES = ["smollm"]  # when asked for: SmolLM2-135M
 PEERS = ["uniform", "document count", "BM25", "n-gram of the answer", "GradDot, row", "exact Fisher, row",
          "exact Fisher, row, squared"]
@@ -258,6 +259,20 @@ class Bench:
         self.say("Traffic bought from oneself: of a fee the data pool is at most %d of 10 000 parts (the adapter's own part "
                  "of it, demo terms), so the owner of every document loses %.0f %% or more of what he pays." % (
                      data, 100 - data / 100))
+
+    def restated(self):
+        import restated
+
+        self.say("\n### Restated facts: rows of a thief, untrained; joined to a row of their fact / to another\n")
+        kinds = {}
+        for seed in self.opt.seeds:
+            table, honest = restated.measure(self.case("shared", seed)[0], self.plan("shared", seed), seed)
+            for kind, c in table.items():
+                kinds.setdefault(kind, []).append("%.2f / %.2f" % (c["right"] / c["rows"], c["wrong"] / c["rows"]))
+            kinds.setdefault("trained rows joined to another owner's", []).append("%d of %d" % honest[::-1])
+        self.say("| rows | %s |\n|---|%s" % (" | ".join("seed %d" % s for s in self.opt.seeds), "--:|" * len(self.opt.seeds)))
+        for kind, cells in kinds.items():
+            self.say("| %s | %s |" % (kind, " | ".join(cells)))
 
     def trust(self):
         self.say("\n### Trust: lambda\n\n| index | lambda | known | own owner | chance | rows that another states |\n"
