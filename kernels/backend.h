@@ -10,6 +10,7 @@
 #define RS_KERNELS_BACKEND_H
 
 #include "kernels/attention.h"
+#include "kernels/backward.h"
 #include "kernels/finish.h"
 #include "kernels/head.h"
 #include "kernels/linear.h"
@@ -89,6 +90,8 @@ struct backend_ops {
                                           const struct backend_limits *lim);
     /* NULL on the CPU backends, where adapters stay where the loader puts them. */
     const struct backend_adapter_ops *adapters;
+    /* The backward pass; NULL: this backend does not train. */
+    const struct backend_back_ops *back;
 
     /* kernels/step.h */
     enum status (*prepare)(struct backend *b, const struct backend_limits *lim,

@@ -35,6 +35,7 @@ struct qkv_finish_args {
     struct rope_table rope;
     struct kv_cache kv;
     struct kv_rows rows;
+    float *keep_qk; /* keep mode: q | k before norm, [n_tok, (n_head+n_kv_head)*d_head]; or NULL */
     float *keep_k, *keep_v; /* keep mode: [n_tok, n_kv_head*d_head] k after RoPE, v; or NULL */
     uint32_t n_tok, y_stride, layer, n_head, n_kv_head, d_head;
 };

@@ -8,7 +8,7 @@
  *
  * Formula   out[t, i] = x[t, i] * rstd[t] * gain[i], rstd = 1/sqrt(mean_i x[t,i]^2 + eps), f32
  * Shapes    out [n_tok, d_model] act, x f32 (out may be x where act is f32); gain [d_model] f32;
- *           keep_rstd [n_tok] or NULL
+ *           keep_rstd [n_tok] or NULL; keep_x [n_tok, d_model] f32, the rows of x as read, or NULL
  * Rows      NULL, or row t reads x[rows[t]]: the rows whose logits are wanted */
 struct norm_args {
     void *out;
@@ -18,6 +18,7 @@ struct norm_args {
     float *keep_rstd;
     float eps;
     uint32_t n_tok, d_model;
+    float *keep_x;
 };
 
 #endif

@@ -309,6 +309,8 @@ static void qkv_head(const struct finish_pass *p, const struct expand_rows *e, u
             norm_add(p, t, chunk, delta[r], v, d);
             add_to(v, delta[r], d);
         }
+        if (a->keep_qk && which < 2)
+            memcpy(a->keep_qk + ((size_t)t * (n_q + n_kv) + hh) * d, v, d * sizeof(*v));
         if (gain)
             head_norm(v, gain, a->norm_eps, d);
         if (which < 2)

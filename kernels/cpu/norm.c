@@ -39,6 +39,8 @@ static void norm_work(void *arg, uint32_t worker, uint32_t n_worker)
     for (uint64_t t = lo; t < hi; t++) {
         const float *x = a->x + (size_t)(a->rows ? a->rows[t] : t) * a->d_model;
         float *out = (float *)a->out + t * a->d_model;
+        if (a->keep_x)
+            memcpy(a->keep_x + t * a->d_model, x, a->d_model * sizeof(*x));
         float mean = ISA(sum_squares)(x, a->d_model) / (float)a->d_model;
         float rstd = 1.0f / sqrtf(mean + a->eps);
         for (uint32_t i = 0; i < a->d_model; i++)

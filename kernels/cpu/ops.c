@@ -3,6 +3,16 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/host.h"
 
+static const struct backend_back_ops back_ops = {
+    .cross_entropy = ISA(cross_entropy),
+    .gemm_back = ISA(gemm_back),
+    .lora_back = ISA(lora_back),
+    .norm_back = ISA(norm_back),
+    .qkv_back = ISA(qkv_back),
+    .mlp_back = ISA(mlp_back),
+    .attention_back = ISA(attention_back),
+};
+
 extern const struct backend_ops ISA(ops);
 
 const struct backend_ops ISA(ops) = {
@@ -20,6 +30,7 @@ const struct backend_ops ISA(ops) = {
     .sample = ISA(sample),
     .top_logprobs = ISA(top_logprobs),
     .sample_scratch_bytes = ISA(sample_scratch_bytes),
+    .back = &back_ops,
     HOST_OPS,
     .destroy = cpu_backend_destroy,
 };

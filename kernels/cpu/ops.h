@@ -18,6 +18,13 @@ enum status ISA(score)(struct backend *b, const struct score_args *a);
 enum status ISA(sketch)(struct backend *b, const struct sketch_args *a);
 enum status ISA(sample)(struct backend *b, const struct sample_args *a);
 enum status ISA(top_logprobs)(struct backend *b, const struct top_logprobs_args *a);
+enum status ISA(cross_entropy)(struct backend *b, const struct cross_entropy_args *a);
+enum status ISA(gemm_back)(struct backend *b, const struct gemm_back_args *a);
+enum status ISA(lora_back)(struct backend *b, const struct lora_back_args *a);
+enum status ISA(norm_back)(struct backend *b, const struct norm_back_args *a);
+enum status ISA(qkv_back)(struct backend *b, const struct qkv_back_args *a);
+enum status ISA(mlp_back)(struct backend *b, const struct mlp_back_args *a);
+enum status ISA(attention_back)(struct backend *b, const struct attention_back_args *a);
 size_t ISA(sample_scratch_bytes)(const struct backend *b, uint32_t n_vocab);
 
 /* gemm by our own kernel whatever the mode: the head, whose bits must equal score's. */

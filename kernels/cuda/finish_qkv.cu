@@ -21,6 +21,7 @@ struct qkv_job {
     const float *gain[3]; /* of v: NULL */
     const float *cos, *sin;
     float *keep[3]; /* of q: NULL */
+    float *keep_qk; /* q | k before their norm; NULL: not kept */
     struct kv_cache kv;
     const uint32_t *row_count, *seq, *pos, *page_begin, *page;
     float norm_eps;
@@ -123,6 +124,12 @@ DEVICE void head_finish(const struct qkv_job *j, const struct qkv_block *k, uint
     }
     for (uint32_t i = lane_id() * 2; i < half; i += LANES * 2) {
         struct pairs p = {{v[i], v[i + 1]}, {v[i + half], v[i + half + 1]}};
+        if (j->keep_qk && k->m < 2) {
+            float *kept =
+                j->keep_qk + ((size_t)t * j->head_begin[2] + j->head_begin[k->m] + head) * d + i;
+            *(float2 *)kept = make_float2(p.lo[0], p.lo[1]);
+            *(float2 *)(kept + half) = make_float2(p.hi[0], p.hi[1]);
+        }
         if (gain)
             pairs_norm(&p, gain, i, half, rstd);
         if (k->m < 2)
@@ -240,6 +247,7 @@ static void qkv_job_of(const struct cuda_backend *c, struct qkv_job *j,
     j->sin = a->rope.sin;
     j->keep[1] = a->keep_k;
     j->keep[2] = a->keep_v;
+    j->keep_qk = a->keep_qk;
     j->kv = a->kv;
     j->seq = c->step.seq;
     j->pos = c->step.pos;

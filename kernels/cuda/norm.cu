@@ -12,7 +12,7 @@ struct norm_rows {
     const uint32_t *rows;  /* NULL: row t is row t */
     const float *x, *gain;
     bf16_t *out;
-    float *keep_rstd; /* NULL: not kept */
+    float *keep_rstd, *keep_x; /* NULL: not kept */
     float eps;
     uint32_t d;
 };
@@ -32,6 +32,8 @@ static KERNEL(THREADS, 4) void norm_rows(struct norm_rows a)
     for (uint32_t i = threadIdx.x * 4; i < a.d; i += THREADS * 4) {
         float4 v = *(const float4 *)(x + i);
         sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        if (a.keep_x)
+            *(float4 *)(a.keep_x + (size_t)t * a.d + i) = v;
     }
     sum = warp_sum(sum);
     if (lane_id() == 0)
@@ -64,6 +66,7 @@ enum status cuda_norm(struct backend *b, const struct norm_args *a)
                              .gain = a->gain,
                              .out = (bf16_t *)a->out,
                              .keep_rstd = a->keep_rstd,
+                             .keep_x = a->keep_x,
                              .eps = a->eps,
                              .d = a->d_model};
     LAUNCH_PDL(norm_rows, a->n_tok, THREADS, WARPS * sizeof(float), c->stream, args);

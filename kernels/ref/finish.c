@@ -6,6 +6,7 @@
 #include "server/base/check.h"
 
 #include <math.h>
+#include <string.h>
 
 /* One row's view of one module of a group. */
 struct finish_row {
@@ -109,6 +110,8 @@ static void qkv_head(const struct qkv_finish_args *a, struct finish_row *r, uint
     row_module(r, LORA_MODULE_Q + which, (which ? n_kv : n_q) * d);
     for (uint32_t i = 0; i < d; i++)
         v[i] = row_value(r, a->y[(size_t)t * a->y_stride + (size_t)hh * d + i], bias, h * d + i);
+    if (a->keep_qk && which < 2)
+        memcpy(a->keep_qk + ((size_t)t * (n_q + n_kv) + hh) * d, v, d * sizeof(*v));
     if (gain)
         head_norm(v, gain, a->norm_eps, d);
     if (which < 2)

@@ -3,6 +3,7 @@
 #include "kernels/ref/ref.h"
 
 #include <math.h>
+#include <string.h>
 
 enum status ref_norm(struct backend *b, const struct norm_args *a)
 {
@@ -11,6 +12,8 @@ enum status ref_norm(struct backend *b, const struct norm_args *a)
         const float *x = a->x + (size_t)(a->rows ? a->rows[t] : t) * a->d_model;
         float *out = (float *)a->out + (size_t)t * a->d_model;
         double sum = 0;
+        if (a->keep_x)
+            memcpy(a->keep_x + (size_t)t * a->d_model, x, a->d_model * sizeof(*x));
         for (uint32_t i = 0; i < a->d_model; i++)
             sum += (double)x[i] * x[i];
         float rstd = (float)(1.0 / sqrt(sum / a->d_model + (double)a->eps));

@@ -10,6 +10,16 @@ static void ref_destroy(struct backend *b)
     mem_free(b);
 }
 
+static const struct backend_back_ops ref_back_ops = {
+    .cross_entropy = ref_cross_entropy,
+    .gemm_back = ref_gemm_back,
+    .lora_back = ref_lora_back,
+    .norm_back = ref_norm_back,
+    .qkv_back = ref_qkv_back,
+    .mlp_back = ref_mlp_back,
+    .attention_back = ref_attention_back,
+};
+
 static const struct backend_ops ref_ops = {
     .embed = ref_embed,
     .norm = ref_norm,
@@ -25,6 +35,7 @@ static const struct backend_ops ref_ops = {
     .sample = ref_sample,
     .top_logprobs = ref_top_logprobs,
     .sample_scratch_bytes = ref_sample_scratch_bytes,
+    .back = &ref_back_ops,
     HOST_OPS,
     .destroy = ref_destroy,
 };

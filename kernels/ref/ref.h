@@ -33,6 +33,13 @@ enum status ref_score(struct backend *b, const struct score_args *a);
 enum status ref_sketch(struct backend *b, const struct sketch_args *a);
 enum status ref_sample(struct backend *b, const struct sample_args *a);
 enum status ref_top_logprobs(struct backend *b, const struct top_logprobs_args *a);
+enum status ref_cross_entropy(struct backend *b, const struct cross_entropy_args *a);
+enum status ref_gemm_back(struct backend *b, const struct gemm_back_args *a);
+enum status ref_lora_back(struct backend *b, const struct lora_back_args *a);
+enum status ref_norm_back(struct backend *b, const struct norm_back_args *a);
+enum status ref_qkv_back(struct backend *b, const struct qkv_back_args *a);
+enum status ref_mlp_back(struct backend *b, const struct mlp_back_args *a);
+enum status ref_attention_back(struct backend *b, const struct attention_back_args *a);
 size_t ref_sample_scratch_bytes(const struct backend *b, uint32_t n_vocab);
 
 #endif

@@ -1,5 +1,6 @@
 rs_unit_test(kernels_linear rs_kernels)
 rs_unit_test(kernels_lora rs_kernels)
+rs_unit_test(kernels_backward rs_kernels)
 rs_unit_test(kernels_attention rs_kernels)
 rs_unit_test(kernels_head rs_kernels)
 rs_unit_test(kernels_sample rs_kernels)

@@ -44,7 +44,7 @@ static void test_norm(void **state)
         for (uint32_t i = 0; i < n; i++)
             rows[i] = i + fx_below(5);
         float *want = fx_poisoned((size_t)n * d), *want_rstd = fx_poisoned(n);
-        struct norm_args a = {want, x, gain, s & 1 ? rows : NULL, want_rstd, 1e-6f, n, d};
+        struct norm_args a = {want, x, gain, s & 1 ? rows : NULL, want_rstd, 1e-6f, n, d, NULL};
         f.ref->ops->norm(f.ref, &a);
         for (uint32_t i = 0; i < f.n_cpu; i++) {
             float *got = fx_poisoned((size_t)n * d), *rstd = fx_poisoned(n);
@@ -56,9 +56,12 @@ static void test_norm(void **state)
             for (uint32_t t = 0; t < n; t++) { /* alone, in place */
                 float *one = mem_array(d, sizeof(float));
                 memcpy(one, x + (size_t)(a.rows ? rows[t] : t) * d, d * sizeof(float));
-                struct norm_args alone = {one, one, gain, NULL, NULL, 1e-6f, 1, d};
+                float *kept = fx_poisoned(d);
+                struct norm_args alone = {one, one, gain, NULL, NULL, 1e-6f, 1, d, kept};
                 f.cpu[i]->ops->norm(f.cpu[i], &alone);
                 fx_bits(one, got + (size_t)t * d, d);
+                fx_bits(kept, x + (size_t)(a.rows ? rows[t] : t) * d, d);
+                mem_free(kept);
                 mem_free(one);
             }
             mem_free(got);

@@ -1,0 +1,269 @@
+/* The outer-product kernel: see outer.h. A register tile holds TILE_M rows and TILE_V vectors of c;
+ * for each k, the vectors of b are loaded once and a's elements broadcast. With native bf16
+ * products the panel's step takes two rows of W at once. */
+#include "kernels/cpu/outer.h"
+#include "kernels/bf16.h"
+#include "kernels/cpu/vec.h"
+
+#define TILE_M 6
+#if VW == 16
+#define TILE_V 4
+#else
+#define TILE_V 2
+#endif
+
+/* n_row rows, n_vec vectors at c. */
+INLINE void outer_tile(const struct outer *o, float *c, const float *a, const float *b,
+                       const uint32_t n_row, const uint32_t n_vec, const bool scaled)
+{
+    vf acc[TILE_M][TILE_V];
+#pragma GCC unroll 6
+    for (uint32_t m = 0; m < n_row; m++)
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < n_vec; v++)
+            acc[m][v] = vf_load(c + m * o->c_stride + v * VW);
+    for (uint32_t k = 0; k < o->k; k++, a += o->a_k, b += o->b_stride) {
+        vf bv[TILE_V];
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < n_vec; v++)
+            bv[v] = vf_load(b + v * VW);
+#pragma GCC unroll 6
+        for (uint32_t m = 0; m < n_row; m++) {
+            float am = a[m * o->a_m];
+            vf av = vf_set1(scaled ? o->scale * am : am);
+#pragma GCC unroll 4
+            for (uint32_t v = 0; v < n_vec; v++)
+                acc[m][v] = vf_fma(av, bv[v], acc[m][v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (uint32_t m = 0; m < n_row; m++)
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < n_vec; v++)
+            vf_store(c + m * o->c_stride + v * VW, acc[m][v]);
+}
+
+static void outer_tail(const struct outer *o, float *c, const float *a, const float *b,
+                       uint32_t n_row, uint32_t n)
+{
+    for (uint32_t m = 0; m < n_row; m++) {
+        vf acc = vf_load_n(c + m * o->c_stride, n, 0);
+        for (uint32_t k = 0; k < o->k; k++) {
+            float am = a[m * o->a_m + k * o->a_k];
+            vf bv = vf_load_n(b + k * o->b_stride, n, 0);
+            acc = vf_fma(vf_set1(o->scale != 1 ? o->scale * am : am), bv, acc);
+        }
+        vf_store_n(c + m * o->c_stride, n, acc);
+    }
+}
+
+INLINE void outer_rows(const struct outer *o, float *c, const float *a, const uint32_t n_row,
+                       const bool scaled)
+{
+    uint32_t n = 0;
+    for (; n + TILE_V * VW <= o->n; n += TILE_V * VW)
+        outer_tile(o, c + n, a, o->b + n, n_row, TILE_V, scaled);
+    for (; n + VW <= o->n; n += VW)
+        outer_tile(o, c + n, a, o->b + n, n_row, 1, scaled);
+    if (n < o->n)
+        outer_tail(o, c + n, a, o->b + n, n_row, o->n - n);
+}
+
+INLINE void outer_all(const struct outer *o, const bool scaled)
+{
+    for (uint32_t m = 0; m < o->m; m += TILE_M) {
+        float *c = o->c + m * o->c_stride;
+        const float *a = o->a + m * o->a_m;
+        switch (o->m - m) {
+        case 1:
+            outer_rows(o, c, a, 1, scaled);
+            break;
+        case 2:
+            outer_rows(o, c, a, 2, scaled);
+            break;
+        case 3:
+            outer_rows(o, c, a, 3, scaled);
+            break;
+        case 4:
+            outer_rows(o, c, a, 4, scaled);
+            break;
+        case 5:
+            outer_rows(o, c, a, 5, scaled);
+            break;
+        default:
+            outer_rows(o, c, a, TILE_M, scaled);
+        }
+    }
+}
+
+void ISA(outer)(const struct outer *o)
+{
+    if (o->scale != 1)
+        outer_all(o, true);
+    else
+        outer_all(o, false);
+}
+
+/* ---- panels ---- */
+
+#if defined(__AVX512BF16__)
+#define NATIVE(dtype) ((dtype) == DTYPE_BF16)
+#else
+#define NATIVE(dtype) false
+#endif
+
+size_t ISA(panel_bytes)(enum dtype dtype, uint32_t n)
+{
+    return PANEL_COLS * (NATIVE(dtype) ? 2 * (size_t)(n + n % 2) : 4 * (size_t)n);
+}
+
+size_t ISA(panel_row_bytes)(enum dtype dtype, uint32_t n)
+{
+    return (NATIVE(dtype) ? 2 : 4) * (size_t)(n + n % 2);
+}
+
+void ISA(panel_row)(char *dst, const float *dy, uint32_t n, enum dtype dtype)
+{
+    if (NATIVE(dtype)) {
+        uint16_t *to = (uint16_t *)(void *)dst;
+        for (uint32_t i = 0; i < n; i++)
+            to[i] = bf16_from_f32(dy[i]);
+        if (n % 2)
+            to[n] = 0;
+        return;
+    }
+    float *to = (float *)(void *)dst;
+    for (uint32_t i = 0; i < n; i++)
+        to[i] = dtype == DTYPE_BF16 ? bf16_round(dy[i]) : dy[i];
+}
+
+static void pack_wide(float *out, const struct panel *p, uint32_t n_col)
+{
+    const size_t item = dtype_bytes(p->dtype);
+    for (uint32_t r = 0; r < p->n; r++, out += PANEL_COLS) {
+        const char *row = p->w + ((size_t)(p->n0 + r) * p->d_in + p->k0) * item;
+        if (p->dtype == DTYPE_F32)
+            memcpy(out, row, n_col * sizeof(*out));
+        else
+            for (uint32_t i = 0; i < n_col; i++)
+                out[i] = elem_load(row, DTYPE_BF16, i);
+        memset(out + n_col, 0, (PANEL_COLS - n_col) * sizeof(*out));
+    }
+}
+
+#if defined(__AVX512BF16__)
+static void pack_pairs(uint32_t *out, const struct panel *p, uint32_t n_col)
+{
+    for (uint32_t r = 0; r < p->n; r += 2, out += PANEL_COLS) {
+        uint16_t pair[2][PANEL_COLS] = {{0}, {0}};
+        for (uint32_t i = 0; i < 2 && r + i < p->n; i++)
+            memcpy(pair[i], p->w + ((size_t)(p->n0 + r + i) * p->d_in + p->k0) * 2, n_col * 2);
+        for (uint32_t i = 0; i < PANEL_COLS; i++)
+            out[i] = pair[0][i] | (uint32_t)pair[1][i] << 16;
+    }
+}
+
+INLINE void pair_tile(const struct panel_product *p, float *c, size_t c_stride, const char *x,
+                      const uint32_t n_row)
+{
+    __m512 acc[TILE_M][4];
+    const char *b = p->panel;
+    const uint32_t pairs = (p->n + 1) / 2;
+#pragma GCC unroll 6
+    for (uint32_t m = 0; m < n_row; m++)
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < 4; v++)
+            acc[m][v] = _mm512_loadu_ps(c + m * c_stride + v * VW);
+    for (uint32_t k = 0; k < pairs; k++, b += 4 * PANEL_COLS) {
+        __m512bh bv[4];
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < 4; v++)
+            bv[v] = (__m512bh)_mm512_loadu_si512(b + v * 64);
+#pragma GCC unroll 6
+        for (uint32_t m = 0; m < n_row; m++) {
+            int32_t two;
+            memcpy(&two, x + m * p->x_stride_bytes + 4 * (size_t)k, sizeof(two));
+            __m512bh xv = (__m512bh)_mm512_set1_epi32(two);
+#pragma GCC unroll 4
+            for (uint32_t v = 0; v < 4; v++)
+                acc[m][v] = _mm512_dpbf16_ps(acc[m][v], bv[v], xv);
+        }
+    }
+#pragma GCC unroll 6
+    for (uint32_t m = 0; m < n_row; m++)
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < 4; v++)
+            _mm512_storeu_ps(c + m * c_stride + v * VW, acc[m][v]);
+}
+
+static void pair_rows(const struct panel_product *p, float *c, size_t c_stride, const char *x,
+                      uint32_t n_row)
+{
+    switch (n_row) {
+    case 1:
+        return pair_tile(p, c, c_stride, x, 1);
+    case 2:
+        return pair_tile(p, c, c_stride, x, 2);
+    case 3:
+        return pair_tile(p, c, c_stride, x, 3);
+    case 4:
+        return pair_tile(p, c, c_stride, x, 4);
+    case 5:
+        return pair_tile(p, c, c_stride, x, 5);
+    default:
+        return pair_tile(p, c, c_stride, x, TILE_M);
+    }
+}
+
+static void pair_product(const struct panel_product *p)
+{
+    for (uint32_t m = 0; m < p->m; m += TILE_M) {
+        uint32_t n_row = p->m - m < TILE_M ? p->m - m : TILE_M;
+        const char *x = p->x + m * p->x_stride_bytes;
+        float *c = p->c + m * p->c_stride, part[TILE_M][PANEL_COLS] = {{0}};
+        if (p->n_col == PANEL_COLS) {
+            pair_rows(p, c, p->c_stride, x, n_row);
+            continue;
+        }
+        for (uint32_t i = 0; i < n_row; i++)
+            memcpy(part[i], c + i * p->c_stride, p->n_col * sizeof(*c));
+        pair_rows(p, part[0], PANEL_COLS, x, n_row);
+        for (uint32_t i = 0; i < n_row; i++)
+            memcpy(c + i * p->c_stride, part[i], p->n_col * sizeof(*c));
+    }
+}
+#endif
+
+void ISA(panel_pack)(void *out, const struct panel *p)
+{
+    uint32_t left = p->d_in - p->k0, n_col = left < PANEL_COLS ? left : PANEL_COLS;
+#if defined(__AVX512BF16__)
+    if (NATIVE(p->dtype)) {
+        pack_pairs(out, p, n_col);
+        return;
+    }
+#endif
+    pack_wide(out, p, n_col);
+}
+
+void ISA(panel_product)(const struct panel_product *p)
+{
+#if defined(__AVX512BF16__)
+    if (NATIVE(p->dtype)) {
+        pair_product(p);
+        return;
+    }
+#endif
+    struct outer o = {.c = p->c,
+                      .c_stride = p->c_stride,
+                      .a = (const float *)(const void *)p->x,
+                      .a_m = p->x_stride_bytes / sizeof(float),
+                      .a_k = 1,
+                      .b = p->panel,
+                      .b_stride = PANEL_COLS,
+                      .scale = 1,
+                      .m = p->m,
+                      .n = p->n_col,
+                      .k = p->n};
+    ISA(outer)(&o);
+}
