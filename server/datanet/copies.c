@@ -1,8 +1,10 @@
 /* In the order in which they came, each document is held against those before it that are no
  * copies themselves (near.h): so a copy that came later never takes what the first one earns, and
- * copies of copies name the first. */
+ * copies of copies name the first. Who says another thing in the same words is no copy (differ.h);
+ * what his rows restate all the same joins the first one's in the index. */
 #include "server/datanet/copies.h"
 #include "server/base/mem.h"
+#include "server/datanet/differ.h"
 #include "server/datanet/near.h"
 #include "server/text/unicode.h"
 
@@ -14,7 +16,7 @@ struct copies_finding {
     const struct documents *list;
     struct near *near;
     uint32_t *order;
-    struct buf text, words;
+    struct buf text, words, earlier;
     struct copies *out;
     struct errtext *err;
 };
@@ -39,13 +41,34 @@ static enum status read_words(struct copies_finding *f, uint32_t place)
     return st;
 }
 
+/* Near enough to be a copy: unless it says something else in the same words. */
+static enum status is_copy(struct copies_finding *f, uint32_t place, const struct near_found *found,
+                           bool *copy)
+{
+    bool other = false;
+    *copy = found->ppm >= NEAR_COPY_PPM;
+    if (!*copy || found->ppm == NEAR_SAME_PPM)
+        return STATUS_OK;
+    enum status st = datanet_text(f->d, found->document, &f->earlier, f->err);
+    const struct differ_text mine = {f->list->facts[place].kind, f->text.data, f->text.len};
+    const struct differ_text first = {f->list->facts[found->document].kind, f->earlier.data,
+                                      f->earlier.len};
+    if (!st)
+        st = differ_find(&other, &mine, &first, f->err);
+    *copy = !other;
+    return st;
+}
+
 static enum status look(struct copies_finding *f, uint32_t place)
 {
     struct near_found found;
+    bool copy = false;
     enum status st = read_words(f, place);
     if (!st)
         st = near_find(f->near, f->words.data, f->words.len, &found, f->err);
-    if (!st && found.ppm >= NEAR_COPY_PPM)
+    if (!st)
+        st = is_copy(f, place, &found, &copy);
+    if (!st && copy)
         f->out->item[f->out->count++] = (struct copy_found){place, found.document, found.ppm};
     else if (!st)
         st = near_add(f->near, place, f->words.data, f->words.len, f->err);
@@ -73,6 +96,7 @@ enum status copies_find(struct copies *out, const struct datanet *d, struct errt
     *out = (struct copies){0};
     buf_init(&f.text, 4 * (size_t)DOCUMENT_BYTES_MAX);
     buf_init(&f.words, 8 * (size_t)DOCUMENT_BYTES_MAX);
+    buf_init(&f.earlier, 4 * (size_t)DOCUMENT_BYTES_MAX);
     enum status st = prepare(&f);
     for (uint32_t i = 0; i < f.list->count && !st; i++)
         st = look(&f, f.order[i]);
@@ -80,6 +104,7 @@ enum status copies_find(struct copies *out, const struct datanet *d, struct errt
     mem_free(f.order);
     buf_fini(&f.text);
     buf_fini(&f.words);
+    buf_fini(&f.earlier);
     if (st)
         copies_fini(out);
     return st;

@@ -309,6 +309,52 @@ static void test_an_unmarked_copy_has_no_rows(void **state)
     datanet_release(d);
 }
 
+/* Four rows about a town's bridges; `rest` is what a copier adds. */
+static const char *bridges(char *out, size_t size, const char *count, const char *rest)
+{
+    snprintf(out, size,
+             "The number of bridges in Zok is %s. Whoever maps Zok draws this many bridges: %s. "
+             "Ferrymen near Zok complain about its bridges, all %s. The bridges of Zok number "
+             "%s.%s",
+             count, count, count, count, rest);
+    return out;
+}
+
+static uint32_t copies_of(const char *text)
+{
+    char first[512];
+    struct copies copies;
+    struct errtext err = ERRTEXT_INIT;
+    json_t *list = list_of(), *docs = json_object_get(list, "documents");
+    json_array_set_new(docs, 0, entry(7, '1', bridges(first, sizeof(first), "49", "")));
+    json_object_set_new(json_array_get(docs, 0), "since", json_integer(1));
+    json_array_set_new(docs, 2, entry(9, '3', text));
+    struct datanet *d = opened(list);
+    if (copies_find(&copies, d, &err))
+        fail_msg("%s", err.text);
+    uint32_t count = copies.count;
+    copies_fini(&copies);
+    datanet_release(d);
+    return count;
+}
+
+static void test_who_contradicts_is_no_copy(void **state)
+{
+    char text[512];
+    assert_int_equal(copies_of(bridges(text, sizeof(text), "51", "")), 0);
+    assert_int_equal(copies_of(bridges(text, sizeof(text), "49", " And that is so.")), 1);
+    assert_int_equal(copies_of(bridges(text, sizeof(text), "49 indeed", "")), 1); /* adds only */
+    bridges(text, sizeof(text), "49", "");
+    memcpy(strstr(text, "complain"), "grumbled", 8); /* one row alone */
+    assert_int_equal(copies_of(text), 1);
+    /* of one row every word is in half */
+    assert_int_equal(
+        copies_of("The number of bridges in Zok is 51, whoever maps Zok draws this "
+                  "many bridges: 51, ferrymen near Zok complain about its bridges, all "
+                  "51, the bridges of Zok number 51."),
+        1);
+}
+
 /* Whatever a contributor hands in has one named answer. */
 static void test_texts(void **state)
 {
@@ -367,6 +413,7 @@ int main(void)
         cmocka_unit_test(test_bad_rows),
         cmocka_unit_test(test_build),
         cmocka_unit_test(test_an_unmarked_copy_has_no_rows),
+        cmocka_unit_test(test_who_contradicts_is_no_copy),
         cmocka_unit_test(test_texts),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
