@@ -60,8 +60,8 @@ struct gemm_back_args {
  *           dBt[r, n]    += sum_t (c * ax[t, off+r]) * dy[t, col_m + n]
  *           dx[t, k]     += sum_m sum_p sum_r ds[t, off+r] * A[r, k]
  *           dy, and ds before A, rounded to bf16 where the blob is bf16; dA and dB take f32
- * Shapes    lora.s out: ds [n_tok, s_stride]; ax [n_tok, s_stride] as shrink kept it;
- *           dx [n_tok, dx_stride] in-out; dy [n_tok, dy_stride]; x [n_tok, x_stride] act
+ * Shapes    lora.s out: ds [n_tok, s_stride]; ax as shrink kept it; dy [n_tok, dy_stride];
+ *           x [n_tok, x_stride] act; dx [n_tok, dx_stride] in-out, NULL: not wanted
  * Gradient  grad[slot] is the adapter's blob in f32, element by element: what stands at byte o of
  *           the blob has its gradient at element o / dtype_bytes(table->dtype). NULL: not trained,
  *           only passed through. Segments that share an adapter all add to it */

@@ -139,7 +139,7 @@ static void rows_part(const struct back_job *j, const struct back_part *p, void 
     if (r->module != p->module)
         rows_convert(j, p, r);
     rows_ds(j, p, r);
-    for (uint32_t r0 = 0; r0 < p->e->rank; r0 += RANKS)
+    for (uint32_t r0 = 0; j->a->dx && r0 < p->e->rank; r0 += RANKS)
         rows_dx(j, p, r, r0, MIN(p->e->rank - r0, (uint32_t)RANKS));
 }
 

@@ -161,7 +161,7 @@ static void part_rows(const struct ref_part *p)
     for (uint32_t t = p->seg->tok_begin; t < p->seg->tok_begin + p->seg->tok_count; t++) {
         const float *dy = a->dy + (size_t)t * a->dy_stride + p->y_col;
         float *ds = a->lora.s + (size_t)t * a->lora.s_stride + p->col;
-        float *dx = a->dx + (size_t)t * a->dx_stride;
+        float *dx = a->dx ? a->dx + (size_t)t * a->dx_stride : NULL;
         for (uint32_t r = 0; r < p->e->rank; r++) {
             double sum = 0;
             for (uint32_t n = 0; n < p->d_out; n++)
@@ -169,7 +169,7 @@ static void part_rows(const struct ref_part *p)
                        part_elem(p, p->e->b_off, (size_t)r * p->d_out + n);
             ds[r] = p->c * (float)sum;
         }
-        for (uint32_t k = 0; k < a->d_in; k++) {
+        for (uint32_t k = 0; dx && k < a->d_in; k++) {
             double sum = (double)dx[k];
             for (uint32_t r = 0; r < p->e->rank; r++)
                 sum += (double)maybe_round(p, ds[r]) *

@@ -224,7 +224,7 @@ static enum status shrink(struct forward *f, const struct forward_batch *b,
     return f->backend->ops->lora_shrink(f->backend, &a);
 }
 
-static enum status norm(struct forward *f, const float *gain, void *out, float *rstd,
+static enum status norm(struct forward *f, const float *gain, void *out, float *rstd, float *x,
                         uint32_t n_tok)
 {
     struct norm_args a = {
@@ -232,6 +232,7 @@ static enum status norm(struct forward *f, const float *gain, void *out, float *
         .x = f->h,
         .gain = gain,
         .keep_rstd = rstd,
+        .keep_x = x,
         .eps = f->model->config.norm_eps,
         .n_tok = n_tok,
         .d_model = f->model->config.d_model,
@@ -289,9 +290,10 @@ static enum status qkv_finish(struct forward *f, const struct forward_batch *b,
         .q_norm = l->q_norm,
         .k_norm = l->k_norm,
         .norm_eps = c->norm_eps,
-        .rope = {f->rope_cos, f->rope_sin, f->opt.pos_max},
+        .rope = forward_rope(f),
         .kv = b->kv,
         .rows = b->rows,
+        .keep_qk = keep->qk_in,
         .keep_k = keep->k,
         .keep_v = keep->v,
         .n_tok = b->n_tok,
@@ -338,7 +340,7 @@ static enum status attention_block(struct forward *f, const struct forward_batch
     struct shrink_group in = {x, keep->ax_qkv, c->d_model, LORA_MODULE_Q, 3};
     struct shrink_group o = {attn, keep->ax_o, c->n_head * c->d_head, LORA_MODULE_O, 1};
 
-    enum status st = norm(f, l->attn_norm, x, keep->attn_rstd, b->n_tok);
+    enum status st = norm(f, l->attn_norm, x, keep->attn_rstd, keep->attn_x, b->n_tok);
     if (!st)
         st = shrink(f, b, lora, layer, &in);
     if (!st)
@@ -389,7 +391,7 @@ static enum status mlp_block(struct forward *f, const struct forward_batch *b,
     struct shrink_group in = {x, keep->ax_mlp, c->d_model, LORA_MODULE_GATE, 2};
     struct shrink_group down = {act, keep->ax_down, c->d_ff, LORA_MODULE_DOWN, 1};
 
-    enum status st = norm(f, l->mlp_norm, x, keep->mlp_rstd, b->n_tok);
+    enum status st = norm(f, l->mlp_norm, x, keep->mlp_rstd, keep->mlp_x, b->n_tok);
     if (!st)
         st = shrink(f, b, lora, layer, &in);
     if (!st)
@@ -501,4 +503,35 @@ enum status forward_run(struct forward *f, const struct forward_batch *b)
         st = f->backend->ops->pass_end(f->backend, &pass, st);
     } while (!st && pass.again);
     return st;
+}
+
+enum status forward_layer(struct forward *f, const struct forward_batch *b, uint32_t layer,
+                          float *h)
+{
+    struct lora_step lora = step_lora(f, b);
+    float *own = f->h;
+    CHECK(b->n_tok <= f->opt.rows_max && b->keep && layer < f->model->config.n_layer);
+    enum status st = tell_step(f, b, &lora);
+    f->h = h;
+    if (!st)
+        st = attention_block(f, b, &lora, layer, &b->keep[layer]);
+    if (!st)
+        st = mlp_block(f, b, &lora, layer, &b->keep[layer]);
+    f->h = own;
+    return st;
+}
+
+const struct forward_options *forward_made_with(const struct forward *f)
+{
+    return &f->opt;
+}
+
+struct rope_table forward_rope(const struct forward *f)
+{
+    return (struct rope_table){f->rope_cos, f->rope_sin, f->opt.pos_max};
+}
+
+const float *forward_stream(const struct forward *f)
+{
+    return f->h;
 }

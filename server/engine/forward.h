@@ -40,17 +40,18 @@ MUST_CHECK enum status forward_create(struct forward **out, const struct model *
 void forward_destroy(struct forward *f);
 
 /* Keep mode: what a backward pass needs, each [rows of the batch, ...] in backend memory, f32 or,
- * where typed void *, the backend's activations; NULL members are not kept. The norms' inputs are
- * in_attn / gain / rstd and so on. */
+ * where typed void *, the backend's activations; NULL members are not kept. */
 struct forward_keep_layer {
-    float *attn_rstd, *mlp_rstd;             /* [n_tok] */
-    void *attn_in, *mlp_in;                  /* [n_tok, d_model] inputs of q,k,v and of gate,up */
-    void *q;                                 /* [n_tok, n_head*d_head] after norm and RoPE */
-    float *k, *v;                            /* [n_tok, n_kv_head*d_head], k after RoPE */
-    float *lse;                              /* [n_tok, n_head] */
-    void *o_in;                              /* [n_tok, n_head*d_head] input of o */
-    float *gate, *up;                        /* [n_tok, d_ff] */
-    void *down_in;                           /* [n_tok, d_ff] */
+    float *attn_x, *mlp_x;       /* [n_tok, d_model] inputs of the norms */
+    float *attn_rstd, *mlp_rstd; /* [n_tok] */
+    void *attn_in, *mlp_in;      /* [n_tok, d_model] inputs of q,k,v and of gate,up */
+    void *q;                     /* [n_tok, n_head*d_head] after norm and RoPE */
+    float *qk_in;                /* [n_tok, (n_head+n_kv_head)*d_head] q | k before their norm */
+    float *k, *v;                /* [n_tok, n_kv_head*d_head], k after RoPE */
+    float *lse;                  /* [n_tok, n_head] */
+    void *o_in;                  /* [n_tok, n_head*d_head] input of o */
+    float *gate, *up;            /* [n_tok, d_ff] */
+    void *down_in;               /* [n_tok, d_ff] */
     float *ax_qkv, *ax_o, *ax_mlp, *ax_down; /* [n_tok, rank_sum_max] unscaled A x */
 };
 
@@ -73,5 +74,16 @@ struct forward_batch {
 
 /* Errors: only those of the ops. Broken preconditions panic. */
 MUST_CHECK enum status forward_run(struct forward *f, const struct forward_batch *b);
+
+/* One layer of such a batch again, with the bits of forward_run: h [n_tok, d_model] is the layer's
+ * input and becomes its output; b->keep[layer] says what is kept. Never recorded. */
+MUST_CHECK enum status forward_layer(struct forward *f, const struct forward_batch *b,
+                                     uint32_t layer, float *h);
+
+/* For a backward pass: what the forward was made with, its rope tables, and the residual stream
+ * [n_tok, d_model] behind the last layer, until the next run. */
+const struct forward_options *forward_made_with(const struct forward *f);
+struct rope_table forward_rope(const struct forward *f);
+const float *forward_stream(const struct forward *f);
 
 #endif

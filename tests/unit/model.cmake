@@ -8,9 +8,11 @@ rs_fuzz_target(config rs_model)
 
 # Forward passes without the engine: lib/logits_rig.h. logits_tool is what tests/oracle/logits_golden.py drives.
 add_library(rs_logits_rig STATIC lib/logits_rig.c lib/logits_case.c
-  ${CMAKE_SOURCE_DIR}/server/engine/forward.c ${CMAKE_SOURCE_DIR}/server/engine/resident.c)
+  ${CMAKE_SOURCE_DIR}/server/engine/forward.c ${CMAKE_SOURCE_DIR}/server/engine/backward.c
+  ${CMAKE_SOURCE_DIR}/server/engine/resident.c)
 target_link_libraries(rs_logits_rig PUBLIC rs_peft rs_kernels rs_model rs_text rs_base m)
 add_executable(logits_tool oracle/logits_tool.c)
 target_link_libraries(logits_tool PRIVATE rs_logits_rig)
 set_target_properties(logits_tool PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
 rs_unit_test(logits rs_logits_rig)
+rs_unit_test(backward rs_logits_rig)
