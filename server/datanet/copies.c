@@ -17,6 +17,7 @@ struct copies_finding {
     struct near *near;
     uint32_t *order;
     struct buf text, words, earlier;
+    struct differ_common common; /* read when it is needed first */
     struct copies *out;
     struct errtext *err;
 };
@@ -41,6 +42,19 @@ static enum status read_words(struct copies_finding *f, uint32_t place)
     return st;
 }
 
+static enum status read_common(struct copies_finding *f)
+{
+    uint32_t n = f->list->count, step = n / DIFFER_TEXTS_MAX + 1;
+    enum status st = STATUS_OK;
+    for (uint32_t i = 0; i < n && !st; i += step) {
+        st = datanet_text(f->d, i, &f->earlier, f->err);
+        if (!st)
+            st = differ_common_add(&f->common, f->earlier.data, f->earlier.len, f->err);
+    }
+    differ_common_close(&f->common);
+    return st;
+}
+
 /* Near enough to be a copy: unless it says something else in the same words. */
 static enum status is_copy(struct copies_finding *f, uint32_t place, const struct near_found *found,
                            bool *copy)
@@ -49,12 +63,14 @@ static enum status is_copy(struct copies_finding *f, uint32_t place, const struc
     *copy = found->ppm >= NEAR_COPY_PPM;
     if (!*copy || found->ppm == NEAR_SAME_PPM)
         return STATUS_OK;
-    enum status st = datanet_text(f->d, found->document, &f->earlier, f->err);
+    enum status st = f->common.texts ? STATUS_OK : read_common(f);
+    if (!st)
+        st = datanet_text(f->d, found->document, &f->earlier, f->err);
     const struct differ_text mine = {f->list->facts[place].kind, f->text.data, f->text.len};
     const struct differ_text first = {f->list->facts[found->document].kind, f->earlier.data,
                                       f->earlier.len};
     if (!st)
-        st = differ_find(&other, &mine, &first, f->err);
+        st = differ_find(&other, &mine, &first, &f->common, f->err);
     *copy = !other;
     return st;
 }
@@ -105,6 +121,7 @@ enum status copies_find(struct copies *out, const struct datanet *d, struct errt
     buf_fini(&f.text);
     buf_fini(&f.words);
     buf_fini(&f.earlier);
+    differ_common_fini(&f.common);
     if (st)
         copies_fini(out);
     return st;

@@ -7,6 +7,7 @@
 
 #include <sodium.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define NEAR_HOLDERS  16u
@@ -35,7 +36,7 @@ struct near {
     uint32_t *whole; /* [wholes] first document by digest */
     uint32_t wholes;
     uint64_t mask;    /* a hash is kept if it has none of these bits */
-    uint64_t *hashes; /* of the text at hand, kept ones, in order */
+    uint64_t *hashes; /* of the text at hand, kept ones, ascending */
     uint32_t *met;    /* documents that share with it */
     uint32_t n_hash, cap_hash, n_met;
     uint32_t words; /* of the text at hand */
@@ -127,7 +128,29 @@ static enum status keep_hash(struct near *n, uint64_t hash, struct errtext *err)
     return STATUS_OK;
 }
 
-/* Fill hashes with the text's kept shingles, one a position. */
+static int compare_hash(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* A form that comes again and again ("Q: Tell me how people here ...") counts once; what is said a
+ * few times counts as often, or else a copied part could be hidden behind as much of one's own. */
+static void count_forms_once(struct near *n)
+{
+    uint32_t kept = 0;
+    if (n->n_hash)
+        qsort(n->hashes, n->n_hash, sizeof(*n->hashes), compare_hash);
+    for (uint32_t i = 0, times; i < n->n_hash; i += times) {
+        for (times = 1; i + times < n->n_hash && n->hashes[i + times] == n->hashes[i];)
+            times++;
+        for (uint32_t k = 0; k < (times < NEAR_FORM ? times : 1); k++)
+            n->hashes[kept++] = n->hashes[i];
+    }
+    n->n_hash = kept;
+}
+
+/* Fill hashes with the text's kept shingles. */
 static enum status cut(struct near *n, const char *words, size_t len, struct errtext *err)
 {
     uint64_t last[NEAR_SHINGLE] = {0};
@@ -145,6 +168,7 @@ static enum status cut(struct near *n, const char *words, size_t len, struct err
         if (st)
             return st;
     }
+    count_forms_once(n);
     return STATUS_OK;
 }
 
@@ -271,7 +295,7 @@ enum status near_add(struct near *n, uint32_t document, const char *words, size_
     return st;
 }
 
-/* Count what each document shares with the text, position by position. */
+/* Count what each document shares with the text, shingle by shingle. */
 static void meet(struct near *n)
 {
     n->n_met = 0;
@@ -286,18 +310,18 @@ static void meet(struct near *n)
     }
 }
 
-/* Positions whose shingle stands in a document that shares enough to have been copied from. */
+/* Shingles that stand in a document that shares enough to have been copied from. */
 static uint32_t covered(const struct near *n, uint32_t shared_min)
 {
-    uint32_t positions = 0;
+    uint32_t count = 0;
     for (uint32_t i = 0; i < n->n_hash; i++) {
         uint32_t at = *slot_of(n, n->hashes[i]);
         while (at != NONE && (n->entry[at].hash != n->hashes[i] ||
                               n->document[n->entry[at].document].shared < shared_min))
             at = n->entry[at].next;
-        positions += at != NONE;
+        count += at != NONE;
     }
-    return positions;
+    return count;
 }
 
 enum status near_find(struct near *n, const char *words, size_t len, struct near_found *out,

@@ -21,6 +21,7 @@
 #define NEAR_WORDS_MIN   24u     /* of a shorter text only the whole counts, word for word */
 #define NEAR_SHARED_MIN  6u      /* shingles of the text that a document has, to count at all, */
 #define NEAR_SHARED_PART 8u      /* and at least one in so many of the text's */
+#define NEAR_FORM        5u      /* what comes so often in a text is its form, and counts once */
 #define NEAR_SAME_PPM    1000000 /* the same words */
 #define NEAR_COPY_PPM    250000  /* from here on a copy (tests/bench/near.py) */
 #define NEAR_ENTRIES_MAX (1u << 24)

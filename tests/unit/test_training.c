@@ -309,14 +309,14 @@ static void test_an_unmarked_copy_has_no_rows(void **state)
     datanet_release(d);
 }
 
-/* Four rows about a town's bridges; `rest` is what a copier adds. */
+/* Five rows about a town's bridges; `rest` is what a copier adds. */
 static const char *bridges(char *out, size_t size, const char *count, const char *rest)
 {
     snprintf(out, size,
              "The number of bridges in Zok is %s. Whoever maps Zok draws this many bridges: %s. "
              "Ferrymen near Zok complain about its bridges, all %s. The bridges of Zok number "
-             "%s.%s",
-             count, count, count, count, rest);
+             "%s. The town of Zok paid the masons for %s.%s",
+             count, count, count, count, count, rest);
     return out;
 }
 
@@ -329,6 +329,11 @@ static uint32_t copies_of(const char *text)
     json_array_set_new(docs, 0, entry(7, '1', bridges(first, sizeof(first), "49", "")));
     json_object_set_new(json_array_get(docs, 0), "since", json_integer(1));
     json_array_set_new(docs, 2, entry(9, '3', text));
+    for (uint32_t i = 0; i < 6; i++) {
+        char other[64];
+        snprintf(other, sizeof(other), "The hill %u stands in the sun.", i);
+        json_array_append_new(docs, entry(20 + i, '1', other));
+    }
     struct datanet *d = opened(list);
     if (copies_find(&copies, d, &err))
         fail_msg("%s", err.text);
@@ -346,6 +351,10 @@ static void test_who_contradicts_is_no_copy(void **state)
     assert_int_equal(copies_of(bridges(text, sizeof(text), "49 indeed", "")), 1); /* adds only */
     bridges(text, sizeof(text), "49", "");
     memcpy(strstr(text, "complain"), "grumbled", 8); /* one row alone */
+    assert_int_equal(copies_of(text), 1);
+    bridges(text, sizeof(text), "49", ""); /* a word that says nothing, everywhere */
+    for (char *at = text; (at = strstr(at, "he ")) != NULL; at++)
+        *at = 'e';
     assert_int_equal(copies_of(text), 1);
     /* of one row every word is in half */
     assert_int_equal(
