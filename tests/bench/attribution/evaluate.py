@@ -15,10 +15,11 @@ from world import Datanet
 
 DESIGN = Rule()
 ABLATIONS = {
-    "S1 alone": dict(w1=E9, w2=0),
+    "S1 alone": dict(w1=E9, w2=0, gain=False),
+    "S0 and S1": dict(w1=E9, w2=0),
+    "S1 and S2": dict(gain=False),
     "S1 and S2 half each": dict(w1=E9 // 2, w2=E9 // 2),
     "without learned weights": dict(learned=False),
-    "without gain": dict(gain=False),
     "without floors": dict(gain_floor=0, learned_floor=0),
     "without fallback": dict(fallback=False),
     "fallback by half 1": dict(fallback_halves=(1, 0)),
@@ -125,12 +126,13 @@ def first(shares, owner):
     return float(shares[owner] > np.delete(shares, owner).max(initial=0) + 1e-9)
 
 
-def judge(case, asked, gradients=True, ablate=True):
-    """method -> [(owner first, pay, rival's pay)] over the asked, and method -> shares per question."""
+def judge(case, asked, gradients=True, ablate=True, more=None):
+    """method -> [(owner first, pay, rival's pay)] over the asked, and method -> shares per question. more: method -> the
+    owners' scores per question, of who is asked all at once."""
     text = peers.Text(case.net, case.tok)
     grad = peers.Gradients(case.run, case.net) if gradients else None
     table, every = {}, {}
-    for q, ids, n, owner, rival in asked:
+    for i, (q, ids, n, owner, rival) in enumerate(asked):
         got = {"residual": case.shares(ids, n)}
         if ablate:
             got.update(case.ablated(ids, n))
@@ -138,6 +140,7 @@ def judge(case, asked, gradients=True, ablate=True):
         got.update({k: share(v) for k, v in text.scores(q["prompt"], answer).items()})
         if grad:
             got.update({k: share(v) for k, v in grad.scores(ids, n).items()})
+        got.update({k: share(v[i]) for k, v in (more or {}).items()})
         for k, s in got.items():
             table.setdefault(k, []).append((first(s, owner), float(s[owner]), float(s[rival]) if rival >= 0 else 0.0))
             every.setdefault(k, []).append(s)

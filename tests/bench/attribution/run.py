@@ -6,7 +6,8 @@
 Everything is made from the seeds, on one thread. The base and the adapters are kept in --cache (made in some minutes
 where they are missing); tables go to standard output and, with the plots, to --out. Seed 1 chose the method's
 constants and stays out of the table. The part `api` is the product: residuald (build/release, or RS_BIN) serves the
-worlds, answers, and its shares are compared with the reference's.
+worlds, answers, and its shares are compared with the reference's. BERGSON names the command of PyPI's `bergson`, in an
+environment of its own: its EK-FAC is a peer then.
 """
 
 import argparse
@@ -25,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = ["demo", "shared", "style", "loo", "attacks", "restated", "mixes", "trust", "api"]
 ORACLES = ["smollm"]  # when asked for: SmolLM2-135M
 PEERS = ["uniform", "document count", "BM25", "n-gram of the answer", "GradDot, row", "exact Fisher, row",
-         "exact Fisher, row, squared"]
+         "exact Fisher, row, squared", "EK-FAC of Bergson"]
 FEW = 120           # steps of the adapters that only a truth or an attack needs
 
 
@@ -69,7 +70,7 @@ class Bench:
         """One block of the table: every method over all the seeds' questions, by kind where rivals or forms differ."""
         table, every, recall = {}, {}, {}
         for key, (case, asked, right) in cases:
-            got, shares = self.evaluate.judge(case, asked, gradients=gradients and not self.opt.quick, ablate=ablate)
+            got, shares = self.judge(case, asked, gradients, ablate)
             every[key] = shares
             for k, v in right.items():
                 recall.setdefault(k, []).append(v)
@@ -99,6 +100,13 @@ class Bench:
                 s, np.mean([r[2] for r in table["residual"] if r[1] == s]),
                 np.mean([r[3] for r in table["residual"] if r[1] == s])) for s in seeds) + ".")
         return every
+
+    def judge(self, case, asked, gradients=True, ablate=True):
+        import ekfac
+
+        gradients = gradients and not self.opt.quick
+        more = {ekfac.NAME: ekfac.scores(case, asked, self.cache / "ekfac")} if gradients and ekfac.tool() else {}
+        return self.evaluate.judge(case, asked, gradients, ablate, more)
 
     def demo_case(self, name):
         import demo
@@ -132,7 +140,7 @@ class Bench:
         seed = self.opt.seeds[0]
         case, asked, _ = self.case("shared", seed)
         asked = random.Random(seed).sample(asked, min(len(asked), 120))
-        _, every = self.evaluate.judge(case, asked, gradients=not self.opt.quick, ablate=True)
+        _, every = self.judge(case, asked)
         fall = truth.leave_out(self.plan("shared", seed), self.base, self.cache, seed, case, asked, FEW)
         rows = {m: truth.correlation(fall, s) for m, s in every.items()}
         self.say("\n### Leave-contributor-out retraining, shared answers, %d questions, %d owners\n" % (

@@ -1,0 +1,47 @@
+"""Bergson's EK-FAC on the same adapter, rows and answers: the package itself, by its command line."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+
+NAME = "EK-FAC of Bergson"
+
+
+def tool():
+    """BERGSON names its command; None: it takes no part."""
+    return os.environ.get("BERGSON")
+
+
+def write_lines(path, items):
+    path.write_text("".join(json.dumps(i) + "\n" for i in items))
+
+
+def scores(case, asked, work):
+    """Per answer the positive scores of the rows, squared, summed by owner: the reading of them that pays the owner most."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(case.folder, work / "adapter")
+    config = work / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(case.base.resolve())}))
+    write_lines(work / "rows.jsonl", ({"text": r.text} for r in case.net.rows))
+    decode = lambda ids: case.tok.decode(ids, skip_special_tokens=False)
+    write_lines(work / "asked.jsonl", ({"prompt": decode(ids[:n]), "completion": decode(ids[n:])} for _, ids, n, _, _ in asked))
+    done = subprocess.run([
+        tool(), "ekfac", str(work / "run"), "--model", str(work / "adapter"), "--tokenizer", str(case.base), "--token_batch_size", "1024",
+        "--data.dataset", str(work / "rows.jsonl"), "--data.prompt_column", "text", "--query.dataset", str(work / "asked.jsonl"),
+        "--query.prompt_column", "prompt", "--query.completion_column", "completion", "--method", "kfac",
+        "--hessian_cfg.ev_correction", "true", "--query.aggregation", "none"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return read(work / "run" / "scores", len(asked), [r.owner for r in case.net.rows], len(case.net.owners))
+
+
+def read(folder, n_asked, owner, n_owner):
+    kind = json.loads((folder / "info.json").read_text())["dtype"]
+    table = np.memmap(folder / "scores.bin", np.dtype({k: kind[k] for k in ("names", "formats", "offsets", "itemsize")}), "r")
+    assert len(table) == len(owner)
+    out = np.zeros((n_asked, n_owner))
+    for i in range(n_asked):
+        np.add.at(out[i], owner, np.maximum(0, table["score_%d" % i].astype(np.float64)) ** 2)
+    return list(out)
