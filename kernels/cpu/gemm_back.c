@@ -8,7 +8,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define BLOCK_ROWS 192
+#define BLOCK_ROWS 384
 #define PANEL_ROWS 256
 
 struct back_pass {

@@ -152,14 +152,36 @@ static void pack_wide(float *out, const struct panel *p, uint32_t n_col)
 }
 
 #if defined(__AVX512BF16__)
-static void pack_pairs(uint32_t *out, const struct panel *p, uint32_t n_col)
+/* 16 columns of two rows, side by side. */
+INLINE __m512i pair_up(const char *lo, const char *hi, __mmask16 live)
 {
-    for (uint32_t r = 0; r < p->n; r += 2, out += PANEL_COLS) {
-        uint16_t pair[2][PANEL_COLS] = {{0}, {0}};
-        for (uint32_t i = 0; i < 2 && r + i < p->n; i++)
-            memcpy(pair[i], p->w + ((size_t)(p->n0 + r + i) * p->d_in + p->k0) * 2, n_col * 2);
-        for (uint32_t i = 0; i < PANEL_COLS; i++)
-            out[i] = pair[0][i] | (uint32_t)pair[1][i] << 16;
+    __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, lo));
+    __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, hi));
+    return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
+}
+
+#define AHEAD 24 /* rows fetched before they are packed: 128 bytes of each, far apart */
+
+static void pack_pairs(char *out, const struct panel *p, uint32_t n_col)
+{
+    const size_t stride = 2 * (size_t)p->d_in;
+    const char *row = p->w + p->n0 * stride + 2 * (size_t)p->k0;
+    __mmask16 live[4];
+    for (uint32_t v = 0; v < 4; v++)
+        live[v] = n_col >= (v + 1) * VW ? 0xffff
+                  : n_col > v * VW      ? (__mmask16)((1u << (n_col - v * VW)) - 1)
+                                        : 0;
+    for (uint32_t r = 0; r < p->n; r += 2, row += 2 * stride, out += 4 * PANEL_COLS) {
+        const bool both = r + 1 < p->n;
+        for (uint32_t i = 0; i < 4 && r + AHEAD + 1 < p->n; i++)
+            __builtin_prefetch(row + (AHEAD + i / 2) * stride + i % 2 * 64, 0, 3);
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < 4; v++)
+            _mm512_storeu_si512(out + v * 64,
+                                pair_up(row + v * 32, row + stride * both + v * 32, live[v]));
+        if (!both)
+            for (uint32_t v = 0; v < PANEL_COLS; v++)
+                memset(out + 4 * v + 2, 0, 2);
     }
 }
 

@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-#define HEAD_ROWS 64
+#define HEAD_ROWS 128
 
 struct backward {
     const struct model *model;

@@ -19,7 +19,7 @@
 struct backward;
 
 struct backward_options {
-    uint32_t head_rows; /* rows whose logits exist at once; 0: 64 */
+    uint32_t head_rows; /* rows whose logits exist at once; 0: 128 */
     bool recompute;
 };
 
