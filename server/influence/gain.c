@@ -109,14 +109,13 @@ static enum status split_shares(struct gain_result *out, const struct gain_in *i
                           .prior_ppb = a->prior_ppb,
                           .events = events_scores_owner(out->scores[k], 0),
                           .spans = a->spans,
+                          .sub = sub,
                           .w1 = head->method.w[0],
                           .w2 = head->method.w[1],
                           .lambda_ppb = head->trust.lambda};
     for (uint32_t q = 0; q < SHARES_SUBS; q++)
         sub[q] = events_scores_owner(out->scores[k], 1 + q);
     st = shares_compute(&out->shares[k], &s);
-    if (!st)
-        st = shares_spread(&out->shares[k], &s, sub);
     if (st)
         return err_set(err, st, "shares of adapter %u of the set cannot be computed", k);
     credit->share_count = out->shares[k].count;

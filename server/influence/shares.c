@@ -66,6 +66,7 @@ enum status shares_prior(uint32_t *prior_ppb, const uint32_t *documents, uint32_
 struct signals {
     struct division division;
     uint32_t *events, *spans, *influence; /* [owner_count] ppb */
+    bool *counted;                        /* [owner_count] whose spans S2 counts */
     bool has_events, has_spans;
 };
 
@@ -75,28 +76,51 @@ static void signals_fini(struct signals *s)
     mem_free(s->events);
     mem_free(s->spans);
     mem_free(s->influence);
+    mem_free(s->counted);
 }
 
 static bool signals_init(struct signals *s, uint32_t count)
 {
     *s = (struct signals){.events = mem_try_array(count, sizeof(*s->events)),
                           .spans = mem_try_array(count, sizeof(*s->spans)),
-                          .influence = mem_try_array(count, sizeof(*s->influence))};
-    return division_init(&s->division, count) && s->events && s->spans && s->influence;
+                          .influence = mem_try_array(count, sizeof(*s->influence)),
+                          .counted = mem_try_array(count, sizeof(*s->counted))};
+    return division_init(&s->division, count) && s->events && s->spans && s->influence &&
+           s->counted;
 }
 
-static enum status signals_fill(struct signals *s, const struct shares_in *in)
+/* S2, which is as it was while the same owners count. */
+static enum status fill_spans(struct signals *s, const struct shares_in *in)
 {
     struct division *d = &s->division;
+    bool same = true;
+    for (uint32_t i = 0; i < in->owner_count; i++) {
+        bool counts = s->events[i] && in->spans[i];
+        same &= counts == s->counted[i];
+        s->counted[i] = counts;
+    }
+    if (same)
+        return STATUS_OK;
+    memset(s->spans, 0, in->owner_count * sizeof(*s->spans));
     for (uint32_t i = 0; i < in->owner_count; i++)
-        division_put(d, i, in->events[i]);
+        division_put(d, i, s->counted[i] ? in->spans[i] : 0);
+    s->has_spans = d->count > 0;
+    return division_run(d, s->spans);
+}
+
+/* `events` are those of `in`, or of a part of the index. May be filled again. */
+static enum status signals_fill(struct signals *s, const struct shares_in *in, const u128 *events)
+{
+    struct division *d = &s->division;
+    size_t bytes = in->owner_count * sizeof(*s->events);
+    memset(s->events, 0, bytes);
+    memset(s->influence, 0, bytes);
+    for (uint32_t i = 0; i < in->owner_count; i++)
+        division_put(d, i, events[i]);
     s->has_events = d->count > 0;
     enum status st = division_run(d, s->events);
-    for (uint32_t i = 0; !st && in->spans && i < in->owner_count; i++)
-        division_put(d, i, s->events[i] ? in->spans[i] : 0);
-    s->has_spans = d->count > 0;
-    if (!st)
-        st = division_run(d, s->spans);
+    if (!st && in->spans)
+        st = fill_spans(s, in);
     for (uint32_t i = 0; !st && i < in->owner_count; i++)
         division_put(d, i, (u128)in->w1 * s->events[i] + (u128)in->w2 * s->spans[i]);
     return st ? st : division_run(d, s->influence);
@@ -162,37 +186,46 @@ static enum status finish(struct shares *out, const struct shares_in *in, const 
     return st;
 }
 
+/* What each owner of `out` would have without a part of the index. */
+static void widen(struct shares *out, const struct shares *without)
+{
+    for (uint32_t i = 0, k = 0; i < out->count; i++) {
+        while (k < without->count && without->item[k].owner < out->item[i].owner)
+            k++;
+        bool found = k < without->count && without->item[k].owner == out->item[i].owner;
+        uint32_t ppb = found ? without->item[k].ppb : 0;
+        out->item[i].low_ppb = MIN(out->item[i].low_ppb, ppb);
+        out->item[i].high_ppb = MAX(out->item[i].high_ppb, ppb);
+    }
+}
+
+static enum status spread(struct shares *out, const struct shares_in *in, struct signals *s)
+{
+    enum status st = STATUS_OK;
+    for (uint32_t q = 0; !st && q < SHARES_SUBS; q++) {
+        struct shares without;
+        if (memcmp(in->sub[q], in->events, in->owner_count * sizeof(*in->events)) == 0)
+            continue; /* nothing of it was left out */
+        st = signals_fill(s, in, in->sub[q]);
+        if (!st)
+            st = finish(&without, in, s);
+        if (!st)
+            widen(out, &without);
+    }
+    return st;
+}
+
 enum status shares_compute(struct shares *out, const struct shares_in *in)
 {
     struct signals s;
     enum status st = signals_init(&s, in->owner_count) ? STATUS_OK : STATUS_NO_MEMORY;
     CHECK(in->lambda_ppb <= TAIL_E9);
     if (!st)
-        st = signals_fill(&s, in);
+        st = signals_fill(&s, in, in->events);
     if (!st)
         st = finish(out, in, &s);
+    if (!st && in->sub)
+        st = spread(out, in, &s);
     signals_fini(&s);
     return st;
-}
-
-enum status shares_spread(struct shares *out, const struct shares_in *in,
-                          const u128 *const sub[SHARES_SUBS])
-{
-    struct shares without;
-    for (uint32_t q = 0; q < SHARES_SUBS; q++) {
-        struct shares_in part = *in;
-        part.events = sub[q];
-        enum status st = shares_compute(&without, &part);
-        if (st)
-            return st;
-        for (uint32_t i = 0, k = 0; i < out->count; i++) {
-            while (k < without.count && without.item[k].owner < out->item[i].owner)
-                k++;
-            bool found = k < without.count && without.item[k].owner == out->item[i].owner;
-            uint32_t ppb = found ? without.item[k].ppb : 0;
-            out->item[i].low_ppb = MIN(out->item[i].low_ppb, ppb);
-            out->item[i].high_ppb = MAX(out->item[i].high_ppb, ppb);
-        }
-    }
-    return STATUS_OK;
 }

@@ -23,6 +23,7 @@ struct shares_in {
     const uint32_t *prior_ppb; /* [owner_count], shares_prior */
     const u128 *events;        /* [owner_count], each below 2^128 / E9 */
     const uint64_t *spans;     /* [owner_count]; NULL: none */
+    const u128 *const *sub;    /* [SHARES_SUBS] events without sub-index q; NULL: no spread */
     uint32_t w1, w2;           /* of the index */
     uint32_t lambda_ppb;       /* <= E9 */
 };
@@ -41,11 +42,8 @@ struct shares {
 
 /* LR(E9, documents per owner). INVALID: nobody has a document; NO_MEMORY. */
 MUST_CHECK enum status shares_prior(uint32_t *prior_ppb, const uint32_t *documents, uint32_t count);
-/* low_ppb and high_ppb are ppb until shares_spread. Errors: INVALID (a sum of weights that no
- * verified index can give), NO_MEMORY. */
+/* Without a spread low_ppb and high_ppb are ppb. Errors: INVALID (a sum of weights that no verified
+ * index can give), NO_MEMORY. */
 MUST_CHECK enum status shares_compute(struct shares *out, const struct shares_in *in);
-/* The owner scores without sub-index q are sub[q]; `out` is of shares_compute(in). */
-MUST_CHECK enum status shares_spread(struct shares *out, const struct shares_in *in,
-                                     const u128 *const sub[SHARES_SUBS]);
 
 #endif
