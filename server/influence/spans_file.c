@@ -73,9 +73,8 @@ uint32_t spans_offset_at(const struct spans_segment *g, uint32_t d, uint32_t pos
 static enum status corrupt(const char *path, const char *field, uint64_t found,
                            const char *expected, struct errtext *err)
 {
-    return err_set(err, STATUS_CORRUPT,
-                   "%s: %s is %" PRIu64 ", expected %s; remove the file: it is built again", path,
-                   field, found, expected);
+    return err_set(err, STATUS_CORRUPT, "%s: %s is %" PRIu64 ", expected %s", path, field, found,
+                   expected);
 }
 
 static enum status check_digest(const char *path, const char *field, const uint8_t found[32],
@@ -86,9 +85,7 @@ static enum status check_digest(const char *path, const char *field, const uint8
         return STATUS_OK;
     hex_encode(a, found, 32);
     hex_encode(b, expected, 32);
-    return err_set(err, STATUS_CORRUPT,
-                   "%s: %s is %s, expected %s; remove the file: it is built again", path, field, a,
-                   b);
+    return err_set(err, STATUS_CORRUPT, "%s: %s is %s, expected %s", path, field, a, b);
 }
 
 /* The header's own numbers, and that the file is as long as they say. */

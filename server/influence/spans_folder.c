@@ -11,6 +11,7 @@
 #include "server/influence/spans_impl.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
@@ -90,10 +91,11 @@ static enum status gather(struct spans_folder *f, struct gathered *g, struct err
         struct errtext why = ERRTEXT_INIT;
         enum status st = spans_open(&g->part[g->n], path, &expect, &why);
         if (st == STATUS_CORRUPT) {
-            log_error("index", "%s", why.text);
             f->corrupt++;
             if (unlink(path) != 0)
-                return err_set(err, STATUS_IO, "%s: cannot be removed", path);
+                return err_set(err, STATUS_IO, "%s; it cannot be removed: %s", why.text,
+                               strerror(errno));
+            log_error("index", "%s; it was removed, what is needed of it is built again", why.text);
             continue;
         }
         if (st)

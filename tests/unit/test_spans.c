@@ -3,10 +3,12 @@
  * files that are not what they say. */
 #include "server/base/check.h"
 #include "server/base/file.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/influence/spans_folder.h"
 #include "server/influence/spans_impl.h"
 
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <sodium.h>
@@ -582,7 +584,18 @@ static void test_corrupt(void **state)
     assert_int_equal(spans_open(&s, path_of(9), NULL, NULL), STATUS_NOT_FOUND);
 }
 
-/* The spans of the documents that the world picks, from a folder; how many were sorted for it. */
+static bool unlink_fails; /* the link sends unlink here */
+
+int __real_unlink(const char *path);
+int __wrap_unlink(const char *path);
+int __wrap_unlink(const char *path)
+{
+    errno = EROFS;
+    return unlink_fails ? -1 : __real_unlink(path);
+}
+
+/* The spans of the documents that the world picks, from a folder; how many were sorted for it.
+ * Where a file cannot be removed: why there are none. */
 static uint32_t check_folder(struct world *w, uint8_t version, uint32_t corrupt)
 {
     uint8_t digest[DOCUMENTS_MAX][32], root[32] = {version};
@@ -603,9 +616,15 @@ static uint32_t check_folder(struct world *w, uint8_t version, uint32_t corrupt)
                              .n_vocab = w->n_vocab,
                              .document = give,
                              .arg = w};
-    if (spans_folder_open(&s, &f, &err))
-        fail_msg("%s", err.text);
+    enum status st = spans_folder_open(&s, &f, &err);
     assert_int_equal(f.corrupt, corrupt);
+    if (unlink_fails) {
+        assert_int_equal(st, STATUS_IO);
+        assert_non_null(strstr(err.text, "it cannot be removed: Read-only file system"));
+        return 0;
+    }
+    if (st)
+        fail_msg("%s", err.text);
     for (uint32_t q = 0; q < 10; q++) {
         int32_t ids[96];
         uint32_t n = random_question(w, ids, 96);
@@ -620,6 +639,20 @@ static const char *segment_of(uint8_t version)
     static char path[128];
     snprintf(path, sizeof(path), "%s/%02x%030x-02%030x.spans", dir, version, 0, 0);
     return path;
+}
+
+/* What a person reads of a damaged file is what became of it. */
+static void check_log(const char *damaged)
+{
+    char *text, log[96], want[256];
+    size_t len;
+    snprintf(log, sizeof(log), "%s/log", dir);
+    assert_int_equal(file_read(log, 1u << 16, &text, &len, NULL), STATUS_OK);
+    snprintf(want, sizeof(want), "%s: root is ", damaged);
+    assert_non_null(strstr(text, want));
+    assert_non_null(strstr(text, "; it was removed, what is needed of it is built again\n"));
+    assert_ptr_equal(strchr(text, '\n'), text + len - 1); /* one line */
+    mem_free(text);
 }
 
 /* A version sorts what no earlier one has; what was left out of it is not found. */
@@ -656,8 +689,16 @@ static void test_folder(void **state)
     w.n_pick = 10;
     for (uint32_t i = 0; i < 10; i++)
         w.pick[i] = i + 2;
+    char log[96];
+    snprintf(log, sizeof(log), "%s/log", dir);
+    assert_int_equal(log_open(log, NULL), STATUS_OK);
+    unlink_fails = true;
+    assert_int_equal(check_folder(&w, 2, 1), 0);
+    unlink_fails = false;
     assert_int_equal(check_folder(&w, 2, 1), 10); /* its own two are not enough: all anew */
     assert_int_not_equal(access(segment_of(1), F_OK), 0);
+    check_log(segment_of(1));
+    assert_int_equal(unlink(log), 0);
     assert_int_equal(check_folder(&w, 2, 0), 0);
     for (uint8_t v = 2; v <= 4; v += 2)
         assert_int_equal(unlink(segment_of(v)), 0);
