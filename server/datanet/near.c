@@ -154,7 +154,7 @@ static void count_forms_once(struct near *n)
 static enum status cut(struct near *n, const char *words, size_t len, struct errtext *err)
 {
     uint64_t last[NEAR_SHINGLE] = {0};
-    const uint8_t *p = (const uint8_t *)words, *end = p + len;
+    const uint8_t *p = (const uint8_t *)words, *end = len ? p + len : p; /* NULL: no words */
     n->n_hash = n->words = 0;
     for (size_t step; p < end; p += step) {
         step = *p == ' ' ? 1 : word_length(p, (size_t)(end - p));

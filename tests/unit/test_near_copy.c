@@ -183,6 +183,8 @@ static void test_short(void **state)
     f = find_text(n, "The mayor of Arden on the Sel is Kelm!", -1); /* the first, of two now */
     assert_int_equal(f.document, 70);
     assert_int_equal(find_text(n, "", -1).ppm, 0);
+    assert_int_equal(near_find(n, NULL, 0, &f, NULL), STATUS_OK);
+    assert_int_equal(f.ppm, 0);
     near_free(n);
 }
 
