@@ -138,6 +138,16 @@ static enum status cuda_enter(struct backend *b)
     return gpu_use(cuda_of(b)->gpu);
 }
 
+static const struct backend_back_ops cuda_back_ops = {
+    .cross_entropy = cuda_cross_entropy,
+    .gemm_back = cuda_gemm_back,
+    .lora_back = cuda_lora_back,
+    .norm_back = cuda_norm_back,
+    .qkv_back = cuda_qkv_back,
+    .mlp_back = cuda_mlp_back,
+    .attention_back = cuda_attention_back,
+};
+
 static const struct backend_ops cuda_ops = {
     .enter = cuda_enter,
     .embed = cuda_embed,
@@ -168,6 +178,7 @@ static const struct backend_ops cuda_ops = {
     .mem_room = cuda_mem_room,
     .workspace = cuda_workspace,
     .adapters = &cuda_adapter_ops,
+    .back = &cuda_back_ops,
     .prepare = cuda_prepare,
     .step = cuda_step,
     .pass_rows = cuda_pass_rows,

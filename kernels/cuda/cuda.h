@@ -139,6 +139,13 @@ enum status cuda_sketch_begin(struct backend *b, const struct sketch_args *a, ui
 enum status cuda_sample(struct backend *b, const struct sample_args *a);
 enum status cuda_sample_begin(struct backend *b, const struct sample_args *a, uint32_t *ticket);
 enum status cuda_top_logprobs(struct backend *b, const struct top_logprobs_args *a);
+enum status cuda_cross_entropy(struct backend *b, const struct cross_entropy_args *a);
+enum status cuda_gemm_back(struct backend *b, const struct gemm_back_args *a);
+enum status cuda_lora_back(struct backend *b, const struct lora_back_args *a);
+enum status cuda_norm_back(struct backend *b, const struct norm_back_args *a);
+enum status cuda_qkv_back(struct backend *b, const struct qkv_back_args *a);
+enum status cuda_mlp_back(struct backend *b, const struct mlp_back_args *a);
+enum status cuda_attention_back(struct backend *b, const struct attention_back_args *a);
 /* Device [seqs_max]: the id that sample returned last for each sample_row.slot. Written in stream
  * order, so a pass given after it may read its ids here. NULL before prepare. */
 const int32_t *cuda_latest(const struct backend *b);

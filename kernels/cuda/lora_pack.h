@@ -44,6 +44,21 @@ KERNEL_FN uint32_t lora_out_tiles(uint32_t d_out)
     return (d_out + LORA_TILE_OUT - 1) / LORA_TILE_OUT;
 }
 
+/* Where A[r][k] and Bt[r][n] are, in elements from the matrix's first tile. */
+KERNEL_FN size_t lora_pack_a_at(uint32_t r, uint32_t k, uint32_t d_in)
+{
+    const size_t tile = (size_t)(r / LORA_TILE_RANKS) * lora_k_tiles(d_in) + k / LORA_TILE_K;
+    const uint32_t in = k % LORA_TILE_K, lane = r % 8 * 4 + in / 8, word = in % 8 / 4 * 32 + lane;
+    return tile * (LORA_TILE_A_BYTES / 2) + word * 8 + in % 4 / 2 * 4 + r % 16 / 8 * 2 + in % 2;
+}
+
+KERNEL_FN size_t lora_pack_b_at(uint32_t n, uint32_t r, uint32_t rank)
+{
+    const size_t tile = (size_t)(n / LORA_TILE_OUT) * lora_rank_tiles(rank) + r / LORA_TILE_RANKS;
+    const uint32_t lane = n % 8 * 4 + r % 8 / 2;
+    return tile * (LORA_TILE_B_BYTES / 2) + lane * 8 + r % 16 / 8 * 4 + n % 16 / 8 * 2 + r % 2;
+}
+
 #ifdef __cplusplus
 extern "C" {
 #endif

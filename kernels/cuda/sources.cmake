@@ -5,6 +5,7 @@ set(RS_CUDA_KERNELS
   lora.cu finish.cu finish_qkv.cu
   attention.cu attention_prefill.cu
   head.cu sample.cu pick.cu
+  back_rows.cu gemm_back.cu lora_back.cu attention_back.cu
 )
 set(RS_CUDA_HOST
   cuda.c step.c pass.c upload.c results.c
