@@ -90,15 +90,6 @@ def answers_to_epoch(args, questions):
     return wrong, epoch, replies[0]
 
 
-def index_sentences(args, questions):
-    """The first question to an adapter has its sentences indexed, and waits for that. The worker is not up yet: its epochs last seconds here."""
-    for q in questions:
-        a = attributed(args, ask(args.server, q), 120)["adapters"][0]
-        if a["index"]["state"] != "ready":
-            sys.exit(f"{q['model']}: {a['index']}")
-        print(f"  {q['model']:13} {a['index']['rows']} sentences, {a['index']['events']} token events, trust {a['index']['lambda_ppb'] / 1e9:.3f}")
-
-
 def show_attribution(args, question, reply, epoch, facts, people):
     """One answer in text: its words, the sentences that taught them, their owner's share and what the epoch paid him. False: another has it."""
     a = attributed(args, reply, 30)
@@ -182,17 +173,13 @@ def theft(args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("part", choices=("index", "job"))
-    p.add_argument("--server", required=True)
-    for name in ("settle", "rpc", "run", "archive", "cli"):
-        p.add_argument("--" + name, help="of the job")
+    for name in ("server", "settle", "rpc", "run", "archive", "cli"):
+        p.add_argument("--" + name, required=True)
     args = p.parse_args()
     wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"]), 60, "the server to read the registrations in final blocks")
     facts = json.loads((ROOT / "configs/demo/facts.json").read_text())
     questions = facts["demoQuestions"]
     people = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"]
-    if args.part == "index":
-        return index_sentences(args, questions)
     wrong, epoch, _ = answers_to_epoch(args, questions)
     paid = claim(args, people[0])
     theft(args)

@@ -5,6 +5,7 @@
 #include "server/base/check.h"
 #include "server/base/env.h"
 #include "server/base/mem.h"
+#include "server/influence/indexes.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -85,6 +86,9 @@ static const struct option_row keys[] = {
         "keys kept while answers decode, 64 a token; past it scoring computes them again"),
     NUM(index_bytes_max, 1 << 20, 1ull << 44, 16 * GIB, "bytes",
         "files of attribution indexes; past it those used longest ago go and are built again"),
+    NUM(index_ahead, 0, INDEXES_MAX, 64, "adapters",
+        "wait to be indexed before an answer needs it: those that come, and so many newest at a "
+        "start; 0: none"),
     NUM(evidence_bytes_max, 0, 1ull << 44, 256u << 20, "bytes",
         "evidence of the newest attributions (rows, spans, logged inputs); 0: none"),
     NUM(score_age_s_max, 1, 1u << 30, 86400, "s",

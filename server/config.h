@@ -23,7 +23,8 @@ struct config {
     uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max,
         datanet_bytes_max;
     uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max,
-        score_stuck_s, basis_bytes_max, keys_bytes_max, index_bytes_max, evidence_bytes_max;
+        score_stuck_s, basis_bytes_max, keys_bytes_max, index_bytes_max, index_ahead,
+        evidence_bytes_max;
     uint64_t spool_bytes_max, spool_keep_bytes, spool_keep_s, group_max, chain_id, lane;
     uint64_t http_threads, connections_max, connections_per_ip_max, idle_timeout_s, stream_rest_ms,
         header_timeout_s, body_timeout_s, bodies_bytes_max, body_bytes_max, n_max;

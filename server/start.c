@@ -356,6 +356,7 @@ static enum status make_indexes(struct server *s, struct errtext *err)
     snprintf(dir, sizeof(dir), "%s/indexes", s->config->data_dir);
     const struct indexes_options opt = {.dir = dir,
                                         .bytes_max = s->config->index_bytes_max,
+                                        .ahead_max = (uint32_t)s->config->index_ahead,
                                         .roots = publisher_roots(s->publisher)};
     const struct indexes_deps deps = {
         .engine = s->engine, .catalog = s->catalog, .model = s->model, .store = s->datanets};

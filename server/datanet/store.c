@@ -423,6 +423,11 @@ void datanet_store_drop_training(struct datanet_store *s, const uint8_t adapter_
     training_shelf_drop(s->training, adapter_id);
 }
 
+bool datanet_store_has_training(struct datanet_store *s, const uint8_t adapter_id[32])
+{
+    return training_shelf_has(s->training, adapter_id);
+}
+
 enum status datanet_store_training(struct datanet_store *s, const uint8_t adapter_id[32],
                                    struct buf *out, struct errtext *err)
 {

@@ -107,6 +107,7 @@ MUST_CHECK enum status datanet_store_check_training(struct datanet_store *s, con
                                                     struct errtext *err);
 /* The adapter is gone. One of an operator's folder stays there. */
 void datanet_store_drop_training(struct datanet_store *s, const uint8_t adapter_id[32]);
+bool datanet_store_has_training(struct datanet_store *s, const uint8_t adapter_id[32]);
 /* Its text at the end of out. NOT_FOUND: none. */
 MUST_CHECK enum status datanet_store_training(struct datanet_store *s, const uint8_t adapter_id[32],
                                               struct buf *out, struct errtext *err);

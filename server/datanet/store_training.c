@@ -154,18 +154,30 @@ void training_shelf_drop(struct training_shelf *t, const uint8_t adapter_id[32])
     pthread_mutex_unlock(&t->lock);
 }
 
+/* Where the adapter's is; false: nowhere. */
+static bool find_file(struct training_shelf *t, const uint8_t id[32], char path[PATH_MAX])
+{
+    path_of(t, id, path);
+    pthread_mutex_lock(&t->lock);
+    const struct note *n = file_exists(path) ? NULL : find_note(t, id);
+    if (n)
+        snprintf(path, PATH_MAX, "%s", n->path);
+    pthread_mutex_unlock(&t->lock);
+    return file_exists(path);
+}
+
+bool training_shelf_has(struct training_shelf *t, const uint8_t adapter_id[32])
+{
+    char path[PATH_MAX];
+    return find_file(t, adapter_id, path);
+}
+
 enum status training_shelf_get(struct training_shelf *t, const uint8_t adapter_id[32],
                                struct buf *out, struct errtext *err)
 {
     char path[PATH_MAX], *text;
     size_t len;
-    path_of(t, adapter_id, path);
-    pthread_mutex_lock(&t->lock);
-    const struct note *n = file_exists(path) ? NULL : find_note(t, adapter_id);
-    if (n)
-        snprintf(path, sizeof(path), "%s", n->path);
-    pthread_mutex_unlock(&t->lock);
-    if (!file_exists(path))
+    if (!find_file(t, adapter_id, path))
         return err_set(err, STATUS_NOT_FOUND, "no training manifest");
     enum status st = file_read(path, TRAINING_BYTES_MAX, &text, &len, err);
     if (st)

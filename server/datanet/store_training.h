@@ -20,6 +20,7 @@ MUST_CHECK enum status training_shelf_put(struct training_shelf *t, const uint8_
                                           const char *text, size_t len, bool replace,
                                           struct errtext *err);
 void training_shelf_drop(struct training_shelf *t, const uint8_t adapter_id[32]);
+bool training_shelf_has(struct training_shelf *t, const uint8_t adapter_id[32]);
 MUST_CHECK enum status training_shelf_get(struct training_shelf *t, const uint8_t adapter_id[32],
                                           struct buf *out, struct errtext *err);
 

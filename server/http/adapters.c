@@ -11,6 +11,7 @@
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
+#include "server/influence/indexes.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -276,6 +277,8 @@ static void note_datanet(struct exchange *x, const char *name)
     if (e && datanet_store_add_dir(x->server->deps.datanets, e->dir,
                                    publisher_roots(x->server->deps.publisher), e->id, &err))
         log_warn("datanets", "'%s': %s", name, err.text);
+    if (e && x->server->deps.indexes)
+        indexes_expect(x->server->deps.indexes, e->id);
     catalog_release(e);
 }
 

@@ -11,6 +11,7 @@
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
+#include "server/influence/indexes.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -346,6 +347,8 @@ static enum status publish(struct exchange *x, struct upload_slot *s, struct pub
         st = publisher_upload(x->server->deps.publisher, p, &x->out, err);
     if (!st && p->training && !p->dry_run)
         st = keep_training(x, p, id, err);
+    if (!st && p->training && !p->dry_run && x->server->deps.indexes)
+        indexes_expect(x->server->deps.indexes, id);
     for (int i = 0; i < UPLOAD_PART_COUNT; i++)
         mem_free(part[i]);
     return st;

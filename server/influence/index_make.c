@@ -25,6 +25,7 @@
 
 struct making {
     struct index_maker *maker;
+    bool ahead;
     struct adapter_entry *entry;
     struct datanet *datanet;
     struct training *training;
@@ -262,6 +263,16 @@ static enum status leave_copies_out(struct making *k, struct errtext *err)
     return st;
 }
 
+/* What is made ahead takes nobody's room. */
+static enum status check_room(const struct making *k, uint64_t bytes, struct errtext *err)
+{
+    const struct indexes_options *opt = &k->maker->opt;
+    if (k->ahead && atomic_load(&k->maker->bytes) + bytes > opt->bytes_max)
+        return err_set(err, STATUS_FULL, "index_bytes_max %llu leaves no room for %llu bytes",
+                       (unsigned long long)opt->bytes_max, (unsigned long long)bytes);
+    return file_spare(opt->dir, bytes, err);
+}
+
 static enum status build_events(struct making *k, struct errtext *err)
 {
     struct index_row_ids rows = {0};
@@ -274,7 +285,7 @@ static enum status build_events(struct making *k, struct errtext *err)
     st = lists_init(&lists, k) ? read_rows(k, &rows, err)
                                : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
     if (!st)
-        st = file_spare(k->maker->opt.dir, rows.begin[rows.n] * EVENT_FILE_BYTES, err);
+        st = check_room(k, rows.begin[rows.n] * EVENT_FILE_BYTES, err);
     if (!st)
         st = create_builder(&build.builder, k, &lists, err);
     if (!st)
@@ -358,7 +369,7 @@ static enum status make_index(struct making *k, struct errtext *err)
     atomic_init(&k->index->refs, 1);
     k->index->datanet = datanet_ref(k->datanet);
     enum status st = open_events(k, err);
-    if (st == STATUS_FULL) /* the disk; the engine's bases alone may say so below */
+    if (st == STATUS_FULL && !k->ahead) /* the disk; only the engine's bases say so below */
         st = STATUS_IO;
     if (!st)
         st = fill_prior(k->index, err);
@@ -375,12 +386,19 @@ static enum status make_index(struct making *k, struct errtext *err)
     return st;
 }
 
-enum status index_make(struct index **out, struct index_maker *m, const uint8_t adapter_id[32],
-                       const uint8_t *document_root, struct errtext *err)
+bool index_has_source(const struct index_maker *m, const struct adapter_entry *e)
 {
-    struct making k = {.maker = m};
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%.*s/" TRAINING_FILE, PATH_MAX - 32, e->dir);
+    return file_exists(path) || (m->deps.store && datanet_store_has_training(m->deps.store, e->id));
+}
+
+enum status index_make(struct index **out, struct index_maker *m, const struct index_want *want,
+                       struct errtext *err)
+{
+    struct making k = {.maker = m, .ahead = want->ahead};
     *out = NULL;
-    enum status st = find_source(&k, adapter_id, document_root, err);
+    enum status st = find_source(&k, want->adapter_id, want->document_root, err);
     if (!st)
         st = make_index(&k, err);
     if (st)

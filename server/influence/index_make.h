@@ -2,6 +2,7 @@
 #ifndef RS_INFLUENCE_INDEX_MAKE_H
 #define RS_INFLUENCE_INDEX_MAKE_H
 
+#include "server/adapter/catalog.h"
 #include "server/base/mailbox.h"
 #include "server/influence/indexes.h"
 
@@ -15,14 +16,18 @@ struct index_maker {
     struct mailbox done; /* rows that the engine has finished */
 };
 
-/* index_make - adapter_id on the version of document_root (NULL: the manifest's).
- *
- * Errors  NOT_FOUND: there is nothing to build from, which is no fault of this server; the text
- *         says what is missing. CANCELLED: stop. FULL: the engine's bases are. IO, NO_MEMORY: it
- *         may pass, as a full disk does. Else it failed. */
+struct index_want {
+    const uint8_t *adapter_id;
+    const uint8_t *document_root; /* the version; NULL: the manifest's */
+    bool ahead;                   /* no answer asked for it: nothing gives way */
+};
+/* Errors  NOT_FOUND: there is nothing to build from, which is no fault of this server; the text
+ *         says what is missing. CANCELLED: stop. FULL: the engine's bases are; ahead also the disk
+ *         or bytes_max. IO, NO_MEMORY: it may pass, as a full disk does. Else it failed. */
 MUST_CHECK enum status index_make(struct index **out, struct index_maker *m,
-                                  const uint8_t adapter_id[32], const uint8_t *document_root,
-                                  struct errtext *err);
+                                  const struct index_want *want, struct errtext *err);
+/* Has the adapter a training manifest? */
+bool index_has_source(const struct index_maker *m, const struct adapter_entry *e);
 /* Is there a file that says by its name that it is of this adapter? */
 bool index_has_file(const struct index_maker *m, const uint8_t adapter_id[32]);
 /* Files go, those used longest ago first, until at most bytes_max are left; `keep` stays. */

@@ -20,7 +20,9 @@ struct index_slot {
     bool any_root;
     enum index_state state;
     struct index *index;
-    uint64_t used_ns, settled_ns;
+    uint64_t used_ns; /* 0: no answer asked for it, it is made ahead */
+    uint64_t settled_ns;
+    bool again;          /* what it is made of has changed since it was begun */
     uint64_t failing_ns; /* since when; 0: it does not */
     char why[INDEX_WHY_BYTES];
 };
@@ -73,6 +75,11 @@ static bool is_settled(const struct index_slot *s)
     return s->state != INDEX_WAITING && s->state != INDEX_BUILDING;
 }
 
+static bool is_wish(const struct index_slot *s)
+{
+    return !s->used_ns && s->state == INDEX_WAITING;
+}
+
 static struct index_slot *find_slot(struct indexes *x, const uint8_t adapter_id[32],
                                     const uint8_t *document_root)
 {
@@ -85,7 +92,8 @@ static struct index_slot *find_slot(struct indexes *x, const uint8_t adapter_id[
     return NULL;
 }
 
-/* The one that was asked for so, or else one of that version which was found by its manifest. */
+/* The one that was asked for so, or else one of that version which was found by its manifest, or
+ * may come to be. */
 static struct index_slot *find_made(struct indexes *x, const uint8_t adapter_id[32],
                                     const uint8_t *document_root)
 {
@@ -93,20 +101,24 @@ static struct index_slot *find_made(struct indexes *x, const uint8_t adapter_id[
     if (s || !document_root)
         return s;
     s = find_slot(x, adapter_id, NULL);
-    bool same = s && s->state == INDEX_READY &&
+    if (!s || !is_settled(s))
+        return s;
+    bool same = s->state == INDEX_READY &&
                 memcmp(events_head(s->index->events)->document_root, document_root, 32) == 0;
     return same ? s : NULL;
 }
 
-/* A free one, or that which was asked for longest ago; NULL: all are being made. */
-static struct index_slot *take_slot(struct indexes *x)
+/* A free one, or that which was asked for longest ago, ahead only one that never was; NULL: there
+ * is none. */
+static struct index_slot *take_slot(struct indexes *x, bool ahead)
 {
     struct index_slot *oldest = NULL;
     if (x->slot_count < INDEXES_MAX)
         return &x->slot[x->slot_count++];
     for (uint32_t i = 0; i < x->slot_count; i++) {
         struct index_slot *s = &x->slot[i];
-        if (is_settled(s) && (!oldest || s->used_ns < oldest->used_ns))
+        bool may_go = is_settled(s) ? !ahead || !s->used_ns : !ahead && is_wish(s);
+        if (may_go && (!oldest || s->used_ns < oldest->used_ns))
             oldest = s;
     }
     if (oldest)
@@ -115,9 +127,9 @@ static struct index_slot *take_slot(struct indexes *x)
 }
 
 static struct index_slot *ask(struct indexes *x, const uint8_t adapter_id[32],
-                              const uint8_t *document_root)
+                              const uint8_t *document_root, bool ahead)
 {
-    struct index_slot *s = take_slot(x);
+    struct index_slot *s = take_slot(x, ahead);
     if (!s)
         return NULL;
     *s = (struct index_slot){.state = INDEX_WAITING, .any_root = !document_root};
@@ -136,7 +148,7 @@ void indexes_find(struct indexes *x, const uint8_t adapter_id[32], const uint8_t
     pthread_mutex_lock(&x->lock);
     struct index_slot *s = find_made(x, adapter_id, document_root);
     if (!s)
-        s = ask(x, adapter_id, document_root);
+        s = ask(x, adapter_id, document_root, false);
     else if ((s->state == INDEX_NONE || s->state == INDEX_FAILED) &&
              now_ns - s->settled_ns > RETRY_NS) {
         s->state = INDEX_WAITING;
@@ -151,6 +163,36 @@ void indexes_find(struct indexes *x, const uint8_t adapter_id[32], const uint8_t
         snprintf(out->why, sizeof(out->why), "%d indexes are being made, the maximum", INDEXES_MAX);
     }
     pthread_mutex_unlock(&x->lock);
+}
+
+static void expect_slot(struct indexes *x, const uint8_t adapter_id[32])
+{
+    struct index_slot *s = find_slot(x, adapter_id, NULL);
+    if (s && is_settled(s)) { /* again: of the same manifest the file is there */
+        index_release(s->index);
+        s->index = NULL;
+        s->state = INDEX_WAITING;
+        pthread_cond_signal(&x->asked);
+    } else if (s) {
+        s->again = s->state == INDEX_BUILDING;
+    } else {
+        uint32_t wishes = 0;
+        for (uint32_t i = 0; i < x->slot_count; i++)
+            wishes += is_wish(&x->slot[i]);
+        if (wishes < x->maker.opt.ahead_max)
+            (void)ask(x, adapter_id, NULL, true);
+    }
+}
+
+void indexes_expect(struct indexes *x, const uint8_t adapter_id[32])
+{
+    struct adapter_entry *e = catalog_find_id(x->maker.deps.catalog, adapter_id);
+    if (e && index_has_source(&x->maker, e)) {
+        pthread_mutex_lock(&x->lock);
+        expect_slot(x, adapter_id);
+        pthread_mutex_unlock(&x->lock);
+    }
+    catalog_release(e);
 }
 
 struct index *indexes_by_root(struct indexes *x, const uint8_t root[32])
@@ -228,61 +270,116 @@ static void tell_failure(const struct index_slot *s, bool was_failing)
                   s->why);
 }
 
-static void settle(struct indexes *x, const struct index_slot *made, enum status st,
-                   const struct errtext *why)
+/* What was made ahead and is not there is forgotten: the first answer asks. false: an answer has,
+ * or it is there. The lock is held. */
+static bool left_to_an_answer(struct indexes *x, struct index_slot *s, enum status st,
+                              const struct errtext *why)
+{
+    char hex[65];
+    if (s->used_ns || !st)
+        return false;
+    hex_encode(hex, s->adapter_id, 32);
+    if (st != STATUS_CANCELLED)
+        log_warn("index", "adapter %.16s: not indexed before an answer needs it: %s", hex,
+                 why->text);
+    *s = x->slot[--x->slot_count];
+    return true;
+}
+
+static void settle_slot(struct indexes *x, struct index_slot *s, enum status st,
+                        const struct errtext *why)
 {
     uint64_t now_ns = clock_mono_ns();
-    pthread_mutex_lock(&x->lock);
-    struct index_slot *s =
-        find_slot(x, made->adapter_id, made->any_root ? NULL : made->document_root);
-    CHECK(s && s->state == INDEX_BUILDING);
     bool failed = st && st != STATUS_NOT_FOUND && st != STATUS_CANCELLED;
     bool was_failing = s->failing_ns != 0;
-    s->index = made->index;
+    if (left_to_an_answer(x, s, st, why))
+        return;
     s->settled_ns = now_ns;
     s->failing_ns = !failed ? 0 : was_failing ? s->failing_ns : now_ns;
     s->state = state_after(st, failed ? now_ns - s->failing_ns : 0);
     snprintf(s->why, sizeof(s->why), "%s", st ? why->text : "");
     if (failed)
         tell_failure(s, was_failing);
+}
+
+static void settle(struct indexes *x, const struct index_slot *made, enum status st,
+                   const struct errtext *why)
+{
+    pthread_mutex_lock(&x->lock);
+    struct index_slot *s =
+        find_slot(x, made->adapter_id, made->any_root ? NULL : made->document_root);
+    CHECK(s && s->state == INDEX_BUILDING);
+    if (s->again) {
+        index_release(made->index);
+        s->again = false;
+        s->state = INDEX_WAITING;
+    } else {
+        s->index = made->index;
+        settle_slot(x, s, st, why);
+    }
     pthread_mutex_unlock(&x->lock);
     atomic_fetch_add_explicit(&x->epoch, 1, memory_order_release);
+}
+
+static bool is_ahead(struct indexes *x, const struct index_slot *making)
+{
+    pthread_mutex_lock(&x->lock);
+    const struct index_slot *s =
+        find_slot(x, making->adapter_id, making->any_root ? NULL : making->document_root);
+    bool ahead = s && !s->used_ns;
+    pthread_mutex_unlock(&x->lock);
+    return ahead;
 }
 
 static void make(struct indexes *x, struct index_slot *s)
 {
     struct errtext err = ERRTEXT_INIT;
+    struct index_want want = {.adapter_id = s->adapter_id,
+                              .document_root = s->any_root ? NULL : s->document_root};
     enum status st;
+    bool was_ahead;
     do {
         err_clear(&err);
-        st = index_make(&s->index, &x->maker, s->adapter_id, s->any_root ? NULL : s->document_root,
-                        &err);
-    } while (st == STATUS_FULL && drop_oldest(x));
+        was_ahead = want.ahead = is_ahead(x, s);
+        st = index_make(&s->index, &x->maker, &want, &err);
+    } while (st == STATUS_FULL && !is_ahead(x, s) && (was_ahead || drop_oldest(x)));
     settle(x, s, st, &err);
+}
+
+/* The first that may be begun, those that answers asked for before the others; NULL: none. */
+static struct index_slot *choose(struct indexes *x)
+{
+    struct index_slot *wish = NULL;
+    uint64_t now_ns = clock_mono_ns();
+    for (uint32_t i = 0; i < x->slot_count; i++) {
+        struct index_slot *s = &x->slot[i];
+        bool ripe =
+            s->state == INDEX_WAITING && (!s->failing_ns || now_ns - s->settled_ns >= SOON_NS);
+        if (ripe && s->used_ns)
+            return s;
+        if (ripe && !wish)
+            wish = s;
+    }
+    return wish;
 }
 
 /* false: stop. */
 static bool next(struct indexes *x, struct index_slot *out)
 {
-    bool found = false;
+    struct index_slot *s = NULL;
     pthread_mutex_lock(&x->lock);
-    while (!found && !atomic_load(&x->maker.stop)) {
+    while (!s && !atomic_load(&x->maker.stop)) {
         struct timespec until = thread_deadline(1000);
-        uint64_t now_ns = clock_mono_ns();
-        for (uint32_t i = 0; i < x->slot_count && !found; i++) {
-            struct index_slot *s = &x->slot[i];
-            found =
-                s->state == INDEX_WAITING && (!s->failing_ns || now_ns - s->settled_ns >= SOON_NS);
-            if (!found)
-                continue;
-            s->state = INDEX_BUILDING;
-            *out = *s;
-        }
-        if (!found)
+        s = choose(x);
+        if (!s)
             pthread_cond_timedwait(&x->asked, &x->lock, &until);
     }
+    if (s) {
+        s->state = INDEX_BUILDING;
+        *out = *s;
+    }
     pthread_mutex_unlock(&x->lock);
-    return found;
+    return s != NULL;
 }
 
 /* What was made before a restart is opened again: who asks about an old answer sees its texts, and
@@ -293,16 +390,54 @@ static bool ask_known(void *arg, struct adapter_entry *e)
     pthread_mutex_lock(&x->lock);
     bool room = x->slot_count < INDEXES_MAX;
     if (room && index_has_file(&x->maker, e->id) && !find_slot(x, e->id, NULL))
-        (void)ask(x, e->id, NULL);
+        (void)ask(x, e->id, NULL, true);
     pthread_mutex_unlock(&x->lock);
     return room;
+}
+
+struct newest { /* of the others */
+    struct indexes *x;
+    struct {
+        uint8_t id[32];
+        int64_t created_unix;
+    } item[INDEXES_MAX]; /* the newest first, of equal ones by name */
+    uint32_t n;
+};
+
+static bool note_newest(void *arg, struct adapter_entry *e)
+{
+    struct newest *w = arg;
+    uint32_t at = w->n;
+    while (at > 0 && w->item[at - 1].created_unix < e->created_unix)
+        at--;
+    if (at == w->x->maker.opt.ahead_max || index_has_file(&w->x->maker, e->id) ||
+        !index_has_source(&w->x->maker, e))
+        return !atomic_load(&w->x->maker.stop);
+    w->n = MIN(w->n + 1, w->x->maker.opt.ahead_max);
+    memmove(&w->item[at + 1], &w->item[at], (w->n - at - 1) * sizeof(w->item[0]));
+    memcpy(w->item[at].id, e->id, 32);
+    w->item[at].created_unix = e->created_unix;
+    return true;
+}
+
+static void look_ahead(struct indexes *x)
+{
+    struct newest w = {.x = x};
+    catalog_each(x->maker.deps.catalog, ask_known, x);
+    catalog_each(x->maker.deps.catalog, note_newest, &w);
+    pthread_mutex_lock(&x->lock);
+    for (uint32_t i = 0; i < w.n; i++) {
+        if (!find_slot(x, w.item[i].id, NULL))
+            (void)ask(x, w.item[i].id, NULL, true);
+    }
+    pthread_mutex_unlock(&x->lock);
 }
 
 static void *indexer_main(void *arg)
 {
     struct indexes *x = arg;
     struct index_slot s;
-    catalog_each(x->maker.deps.catalog, ask_known, x);
+    look_ahead(x);
     while (next(x, &s))
         make(x, &s);
     return NULL;

@@ -3,6 +3,12 @@
  * from the training manifest and the texts by a thread of its own. Its rows go through the engine
  * as scoring does: they yield to every user.
  *
+ * An adapter that comes is indexed ahead, so that its first answer finds the index READY; at a
+ * start those are that have files here, and the newest ahead_max others. What is made ahead waits
+ * until nothing that an answer asked for does, at most ahead_max at a time, and takes no room from
+ * what was asked for: of the table, the engine's bases or bytes_max. What finds none, or fails, is
+ * left to the first answer.
+ *
  *   asked -> WAITING -> BUILDING -> READY                 until others need the room
  *                                -> NONE, with the reason  no manifest, texts that are not here...
  *                                -> FAILED, with the reason
@@ -43,6 +49,7 @@ void index_release(struct index *i);      /* NULL is fine */
 struct indexes_options {
     const char *dir;
     uint64_t bytes_max;             /* of the files; the oldest go */
+    uint32_t ahead_max;             /* adapters that wait to be indexed ahead; 0: none are */
     const struct file_roots *roots; /* folders that links in an adapter's may lead to */
 };
 struct indexes_deps {
@@ -68,6 +75,9 @@ struct index_found {
  * its training manifest names. Asks for it where nobody has. */
 void indexes_find(struct indexes *x, const uint8_t adapter_id[32], const uint8_t *document_root,
                   struct index_found *out);
+/* An adapter has come, or what it was trained on: index it ahead. One without a training manifest
+ * is passed over. */
+void indexes_expect(struct indexes *x, const uint8_t adapter_id[32]);
 /* Of the READY ones that of this root: a reference, or NULL. */
 struct index *indexes_by_root(struct indexes *x, const uint8_t root[32]);
 /* Grows whenever one has left WAITING and BUILDING. */

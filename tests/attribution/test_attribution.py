@@ -240,9 +240,31 @@ def test_a_row_of_one_token_and_a_stop_while_an_index_is_made(tmp_path):
         assert max(a["contributors"], key=lambda c: c["ppb"])["payee"].lower() == fact["contributor"].lower()
 
 
+def test_indexes_are_made_before_an_answer_needs_them(tmp_path):
+    """Of more adapters than may wait the first two; one that is loaded; and the last one when it is asked."""
+    names = sorted(FACTS["adapters"])
+    adapters = tmp_path / "adapters"
+    for name in names[:5]:
+        shutil.copytree(DEMO / "adapters" / name, adapters / name)
+    (adapters / names[0] / "training.json").unlink()  # nothing to build from: takes nobody's place
+    flags = ("--index-ahead", 2, "--allow-runtime-loading", "on", "--adapter-roots", DEMO / "adapters")
+    for built, ready in ((2, 2), (1, 4)):  # the second opens three that are here, and makes the one that is left
+        with Server(*flags, adapters=adapters, data=tmp_path / "data") as s:
+            wait_for(lambda: metric(s, "residual_indexes_ready") == ready, what="the indexes of the start")
+            assert metric(s, "residual_indexes_built_total") == built and metric(s, "residual_indexes_waiting") == 0
+            if ready == 4:
+                break
+            status, body = s.post("/v1/load_lora_adapter", {"lora_name": names[6], "lora_path": str(DEMO / "adapters" / names[6])})
+            assert status == 200, body
+            wait_for(lambda: metric(s, "residual_indexes_ready") == 3, what="the index of an adapter that was loaded")
+            for name, made in ((names[1], 3), (names[6], 3), (names[4], 4)):
+                a = attribution(s, ask(s, name, FACTS["adapters"][name][0], FACTS["stop"])[1])["adapters"][0]
+                assert a["index"]["state"] == "ready" and metric(s, "residual_indexes_built_total") == made, name
+
+
 def test_index_files_are_bounded():
     names = sorted(FACTS["adapters"])[:3]
-    with Server("--index-bytes-max", 1 << 20) as s:
+    with Server("--index-bytes-max", 1 << 20, "--index-ahead", 0) as s:
         for name in names * 2:
             a = attribution(s, ask(s, name, FACTS["adapters"][name][0], FACTS["stop"])[1])["adapters"][0]
             assert a["index"]["state"] == "ready" and len(a["contributors"]) >= 1

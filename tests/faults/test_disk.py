@@ -216,7 +216,9 @@ def test_disk_full(template, small_disk):
 def test_the_last_room_is_left_to_records(template, small_disk):
     """An index is made again from what is there, a record is not: the one waits for room, and who is paid does not change by it."""
     filler = Filler(small_disk)
-    with World(template, data_dir=small_disk / "data", start=("chain", "server")) as w:
+    world = World(template, server_flags=("--index-ahead", 0), data_dir=small_disk / "data", start=("chain", "server"))
+    shutil.rmtree(small_disk / "data" / "indexes", ignore_errors=True)
+    with world as w:
         s = w.server
         filler.fill()
         filler.give_back(1 << 20)  # of the 2 MiB that are kept for records
