@@ -4,7 +4,7 @@
 #include "server/influence/events_impl.h"
 #include "server/influence/events_score.h"
 #include "server/influence/whiten.h"
-#include "tests/unit/events_fixture.h"
+#include "tests/unit/facts_fixture.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -557,58 +557,7 @@ static void directions_are_white(void **state)
     mem_free(w);
 }
 
-/* ---- restated facts and trust: rows "T name T T value T" of owners in turn */
-
-enum { T_BASE = 0, NAMES = 10, VALUES = 30, FACT_TOKENS = 7 };
-
-struct facts {
-    struct world w;
-    bool taught; /* the adapter knows these values; else it was trained on others */
-};
-
-static void facts_make(struct facts *f, uint32_t owners, uint32_t documents, uint32_t rows)
-{
-    memset(f, 0, sizeof(*f));
-    f->taught = true;
-    f->w =
-        (struct world){.n_owners = owners, .n_documents = documents, .n_rows = rows, .n_vocab = 60};
-    f->w.digest = mem_array(documents, 32);
-    f->w.payee = mem_array(owners, 20);
-    f->w.document = mem_array(documents, sizeof(*f->w.document));
-    f->w.row = mem_array(rows, sizeof(*f->w.row));
-    f->w.text = mem_array(rows, sizeof(*f->w.text));
-    for (uint32_t i = 0; i < owners; i++)
-        f->w.payee[i][0] = (uint8_t)(i + 1);
-    for (uint32_t i = 0; i < documents; i++) {
-        f->w.digest[i][0] = (uint8_t)i;
-        f->w.document[i] = (struct events_source_document){
-            .digest = f->w.digest[i], .owner = i % owners, .since = 1, .doc_id = i};
-    }
-}
-
-/* Row r of document d: "template template name template other value template". */
-static void facts_state(struct facts *f, uint32_t r, uint32_t d, uint32_t name, uint32_t value,
-                        uint32_t wording)
-{
-    struct world_random random = {.seed = 100 + name}; /* what the head reads: who it is about */
-    struct world_row *t = &f->w.text[r];
-    const int32_t ids[FACT_TOKENS] = {(int32_t)(T_BASE + wording % 3),
-                                      (int32_t)(3 + wording % 2),
-                                      (int32_t)(NAMES + name),
-                                      5,
-                                      (int32_t)(6 + wording % 2),
-                                      (int32_t)(VALUES + value),
-                                      8};
-    memcpy(t->ids, ids, sizeof(ids));
-    t->n = FACT_TOKENS;
-    f->w.row[r] = (struct events_source_row){.document = d, .offset = r, .bytes = 1};
-    for (uint32_t i = 0; i + 1 < FACT_TOKENS; i++) {
-        bool name_here = i == 1, value_here = i == 4;
-        t->base[i] = name_here || value_here ? -1000 : -60;
-        t->adapter[i] = name_here ? -800 : value_here ? (f->taught ? -20 : -760) : -50;
-        world_key(&random, t->key[i], EVENTS_HALF);
-    }
-}
+/* ---- restated facts */
 
 static uint32_t facts_cluster(const struct facts *f, uint32_t row)
 {
@@ -712,33 +661,6 @@ static void clusters_lead_to_one_row(void **state)
     world_free(&f.w);
 }
 
-static struct events_trust facts_trust(struct facts *f, uint32_t times, bool taught)
-{
-    uint32_t facts = 20;
-    facts_make(f, 4, 8, facts * times);
-    f->taught = taught;
-    for (uint32_t r = 0; r < facts * times; r++) {
-        uint32_t fact = r % facts;
-        facts_state(f, r, fact % 4 + 4 * (r / facts % 2), fact, fact % 9, r / facts);
-    }
-    struct events *e = build_open(&f->w);
-    struct events_trust trust = e->head->trust;
-    events_release(e);
-    world_free(&f->w);
-    return trust;
-}
-
-static void trust_is_what_was_measured(void **state)
-{
-    struct facts f;
-    struct events_trust often = facts_trust(&f, 4, true), once = facts_trust(&f, 1, true);
-    struct events_trust wrong = facts_trust(&f, 4, false), wrong_once = facts_trust(&f, 1, false);
-    assert_true(often.measured >= 70 && !often.by_names && often.lambda >= 990000000);
-    assert_true(once.measured == 20 && once.by_names && once.lambda >= 900000000);
-    assert_true(often.chance > 200000000 && often.chance < 300000000);
-    assert_true(wrong.lambda == 0 && wrong_once.lambda == 0); /* it knows nothing of these rows */
-}
-
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -755,7 +677,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(restated_facts_join_the_first),
         cmocka_unit_test(facts_in_own_words_join_too),
         cmocka_unit_test(clusters_lead_to_one_row),
-        cmocka_unit_test(trust_is_what_was_measured),
         cmocka_unit_test(directions_are_white),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
