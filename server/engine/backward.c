@@ -27,12 +27,14 @@ struct backward {
     uint32_t page_stride, n_out;
     /* in the backend's memory */
     void *hidden;
-    float *rstd, *logits, *dh, *dn, *dy, *wide, *ds, *weight, *logprob;
+    float *h, *rstd, *logits, *dh, *dn, *dy, *wide, *ds, *weight, *logprob;
     int32_t *target;
     uint32_t *dev_rows, *dev_pos;
     float *host_weight, *host_logprob; /* [rows_max] of the rows with a target */
     int32_t *host_target;
     struct backward_batch batch;
+    /* what comes next: forward layers, rows of the head, layers back */
+    uint32_t forward_done, head_done, back_left;
 };
 
 struct back_buffer {
@@ -41,7 +43,7 @@ struct back_buffer {
 };
 
 #define KEEP_BUFFERS 19
-#define OWN_BUFFERS  14
+#define OWN_BUFFERS  15
 
 static uint32_t head_rows_of(const struct forward_options *fo, const struct backward_options *opt)
 {
@@ -112,6 +114,7 @@ static void list_own(struct backward *w, const struct backend *b, const struct m
     struct kv_cache kv = cache_of(c, DTYPE_F32);
     const struct back_buffer all[OWN_BUFFERS] = {
         {&w->hidden, dtype_bytes(b->act) * rows * c->d_model},
+        {(void **)&w->h, f32 * rows * c->d_model},
         {(void **)&w->rstd, f32 * rows},
         {(void **)&w->logits, f32 * head * c->n_vocab},
         {(void **)&w->dh, f32 * rows * c->d_model},
@@ -479,25 +482,19 @@ static enum status head_tile(struct backward *w, uint32_t r0, uint32_t n)
     return st;
 }
 
-static enum status head_back(struct backward *w)
+/* The final norm, back to dh; the log-probabilities to the host. */
+static enum status head_end(struct backward *w)
 {
-    const struct model_config *c = &w->model->config;
-    const struct backend_ops *ops = w->backend->ops;
-    uint32_t step = head_rows_of(&w->fo, &w->opt);
     struct norm_back_args a = {.dx = w->dh,
                                .dy = w->dn,
-                               .x = forward_stream(w->forward),
+                               .x = w->h,
                                .gain = w->model->final_norm,
                                .rstd = w->rstd,
                                .rows = w->dev_rows,
                                .n_tok = w->n_out,
-                               .d_model = c->d_model};
-    enum status st =
-        ops->mem_zero(w->backend, w->dh, sizeof(float) * (size_t)w->batch.n_tok * c->d_model);
-    for (uint32_t r = 0; !st && r < w->n_out; r += step)
-        st = head_tile(w, r, MIN(step, w->n_out - r));
-    if (!st)
-        st = ops->back->norm_back(w->backend, &a);
+                               .d_model = w->model->config.d_model};
+    const struct backend_ops *ops = w->backend->ops;
+    enum status st = ops->back->norm_back(w->backend, &a);
     if (!st)
         st = ops->mem_read(w->backend, w->host_logprob, w->logprob, w->n_out * sizeof(float));
     for (uint32_t r = 0; !st && r < w->n_out; r++)
@@ -509,25 +506,46 @@ static enum status head_back(struct backward *w)
 
 enum status backward_begin(struct backward *w, const struct backward_batch *b)
 {
+    const struct model_config *c = &w->model->config;
     w->batch = *b;
     lay_out(w);
-    struct forward_batch f = forward_of(w);
+    w->forward_done = w->head_done = 0;
+    w->back_left = c->n_layer;
     enum status st = upload(w);
     if (!st)
-        st = forward_run(w->forward, &f);
-    return st ? st : head_back(w);
+        st = w->backend->ops->mem_zero(w->backend, w->dh,
+                                       sizeof(float) * (size_t)b->n_tok * c->d_model);
+    struct forward_batch f = forward_of(w);
+    return st ? st : forward_embed(w->forward, &f, w->h);
 }
 
-enum status backward_layer(struct backward *w, uint32_t layer)
+static enum status forward_piece(struct backward *w)
 {
+    struct forward_batch f = forward_of(w);
+    enum status st = forward_layer(w->forward, &f, w->forward_done++, w->h);
+    if (!st && w->forward_done == w->model->config.n_layer)
+        st = forward_final(w->forward, &f, w->h);
+    return st;
+}
+
+static enum status head_piece(struct backward *w)
+{
+    uint32_t n = MIN(head_rows_of(&w->fo, &w->opt), w->n_out - w->head_done);
+    enum status st = head_tile(w, w->head_done, n);
+    w->head_done += n;
+    return !st && w->head_done == w->n_out ? head_end(w) : st;
+}
+
+static enum status layer_piece(struct backward *w)
+{
+    uint32_t layer = --w->back_left;
     const struct forward_keep_layer *k = &w->keep[layer];
     enum status st = STATUS_OK;
     if (w->opt.recompute) {
         struct forward_batch f = forward_of(w);
-        float *input = w->input[layer];
         w->keep[layer] = w->full;
-        st = forward_layer(w->forward, &f, layer, input);
-        w->keep[layer] = (struct forward_keep_layer){.attn_x = input};
+        st = forward_layer(w->forward, &f, layer, w->input[layer]);
+        w->keep[layer] = (struct forward_keep_layer){.attn_x = w->input[layer]};
         k = &w->full;
     }
     if (!st)
@@ -535,12 +553,24 @@ enum status backward_layer(struct backward *w, uint32_t layer)
     return st ? st : attention_block_back(w, layer, k);
 }
 
+enum status backward_next(struct backward *w, bool *done)
+{
+    enum status st;
+    if (w->forward_done < w->model->config.n_layer)
+        st = forward_piece(w);
+    else if (w->head_done < w->n_out)
+        st = head_piece(w);
+    else
+        st = layer_piece(w);
+    *done = w->back_left == 0 || (w->n_out == 0 && w->forward_done == w->model->config.n_layer);
+    return st;
+}
+
 enum status backward_run(struct backward *w, const struct backward_batch *b)
 {
-    if (b->n_tok == 0)
-        return STATUS_OK;
-    enum status st = backward_begin(w, b);
-    for (uint32_t layer = w->model->config.n_layer; !st && layer-- > 0;)
-        st = backward_layer(w, layer);
+    bool done = b->n_tok == 0;
+    enum status st = done ? STATUS_OK : backward_begin(w, b);
+    while (!st && !done)
+        st = backward_next(w, &done);
     return st;
 }

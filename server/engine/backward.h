@@ -8,8 +8,9 @@
  *           batches
  * Memory    keep mode holds every layer's activations; with recompute only each layer's input and
  *           one layer's activations, for one more forward pass
- * Use       backward_create -> for each batch: backward_run, or backward_begin, then backward_layer
- *           from n_layer-1 down to 0, with other work of the engine between the calls
+ * Use       backward_create -> for each batch: backward_run; or backward_begin, then backward_next
+ *           until done, with other passes of the same forward between the calls: a piece is one
+ *           layer forward, one tile of the head or one layer back
  * Thread    the engine's. Model, backend and forward outlive it. */
 #ifndef RS_ENGINE_BACKWARD_H
 #define RS_ENGINE_BACKWARD_H
@@ -47,10 +48,10 @@ struct backward_batch {
     float *logprob;        /* [n_tok] out, host memory: of the target, 0 without */
 };
 
-/* The forward pass, the head and its gradient. The batch and what it points to stay until layer 0
- * is done. */
+/* n_tok > 0. The batch and what it points to stay until done. A batch without targets is done when
+ * its forward pass is. */
 MUST_CHECK enum status backward_begin(struct backward *w, const struct backward_batch *b);
-MUST_CHECK enum status backward_layer(struct backward *w, uint32_t layer);
+MUST_CHECK enum status backward_next(struct backward *w, bool *done);
 MUST_CHECK enum status backward_run(struct backward *w, const struct backward_batch *b);
 
 #endif

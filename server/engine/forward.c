@@ -446,32 +446,43 @@ static enum status tell_step(struct forward *f, const struct forward_batch *b,
     return f->backend->ops->step(f->backend, &a);
 }
 
-static enum status run_layers(struct forward *f, const struct forward_batch *b,
-                              const struct lora_step *lora)
+static enum status embed(struct forward *f, const struct forward_batch *b)
+{
+    struct embed_args a = {f->h, f->model->embed, b->ids, b->n_tok};
+    return f->backend->ops->embed(f->backend, &a);
+}
+
+static enum status run_layer(struct forward *f, const struct forward_batch *b,
+                             const struct lora_step *lora, uint32_t layer)
 {
     static const struct forward_keep_layer keep_nothing;
-    const struct model *m = f->model;
-    struct embed_args embed = {f->h, m->embed, b->ids, b->n_tok};
-    enum status st = f->backend->ops->embed(f->backend, &embed);
-    for (uint32_t layer = 0; !st && layer < m->config.n_layer; layer++) {
-        const struct forward_keep_layer *keep = b->keep ? &b->keep[layer] : &keep_nothing;
-        st = attention_block(f, b, lora, layer, keep);
-        if (!st)
-            st = mlp_block(f, b, lora, layer, keep);
-    }
-    if (st || b->n_out == 0)
-        return st;
+    const struct forward_keep_layer *keep = b->keep ? &b->keep[layer] : &keep_nothing;
+    enum status st = attention_block(f, b, lora, layer, keep);
+    return st ? st : mlp_block(f, b, lora, layer, keep);
+}
+
+static enum status final_norm(struct forward *f, const struct forward_batch *b)
+{
     struct norm_args last = {
         .out = b->hidden,
         .x = f->h,
-        .gain = m->final_norm,
+        .gain = f->model->final_norm,
         .rows = b->out_rows,
         .keep_rstd = b->keep_final_rstd,
-        .eps = m->config.norm_eps,
+        .eps = f->model->config.norm_eps,
         .n_tok = b->n_out,
-        .d_model = m->config.d_model,
+        .d_model = f->model->config.d_model,
     };
     return f->backend->ops->norm(f->backend, &last);
+}
+
+static enum status run_layers(struct forward *f, const struct forward_batch *b,
+                              const struct lora_step *lora)
+{
+    enum status st = embed(f, b);
+    for (uint32_t layer = 0; !st && layer < f->model->config.n_layer; layer++)
+        st = run_layer(f, b, lora, layer);
+    return st || b->n_out == 0 ? st : final_norm(f, b);
 }
 
 enum status forward_run(struct forward *f, const struct forward_batch *b)
@@ -505,20 +516,46 @@ enum status forward_run(struct forward *f, const struct forward_batch *b)
     return st;
 }
 
-enum status forward_layer(struct forward *f, const struct forward_batch *b, uint32_t layer,
-                          float *h)
+/* A piece of a pass: on the caller's residual stream, launched as it comes. */
+static enum status run_piece(struct forward *f, const struct forward_batch *b, uint32_t layer,
+                             float *h)
+{
+    struct lora_step lora = step_lora(f, b);
+    const uint32_t n_layer = f->model->config.n_layer;
+    float *own = f->h;
+    CHECK(b->n_tok <= f->opt.rows_max && layer <= n_layer);
+    enum status st = tell_step(f, b, &lora);
+    f->h = h;
+    if (!st && layer < n_layer)
+        st = run_layer(f, b, &lora, layer);
+    else if (!st && b->n_out)
+        st = final_norm(f, b);
+    f->h = own;
+    return st;
+}
+
+enum status forward_embed(struct forward *f, const struct forward_batch *b, float *h)
 {
     struct lora_step lora = step_lora(f, b);
     float *own = f->h;
-    CHECK(b->n_tok <= f->opt.rows_max && b->keep && layer < f->model->config.n_layer);
     enum status st = tell_step(f, b, &lora);
     f->h = h;
     if (!st)
-        st = attention_block(f, b, &lora, layer, &b->keep[layer]);
-    if (!st)
-        st = mlp_block(f, b, &lora, layer, &b->keep[layer]);
+        st = embed(f, b);
     f->h = own;
     return st;
+}
+
+enum status forward_layer(struct forward *f, const struct forward_batch *b, uint32_t layer,
+                          float *h)
+{
+    CHECK(layer < f->model->config.n_layer);
+    return run_piece(f, b, layer, h);
+}
+
+enum status forward_final(struct forward *f, const struct forward_batch *b, float *h)
+{
+    return run_piece(f, b, f->model->config.n_layer, h);
 }
 
 const struct forward_options *forward_made_with(const struct forward *f)
@@ -529,9 +566,4 @@ const struct forward_options *forward_made_with(const struct forward *f)
 struct rope_table forward_rope(const struct forward *f)
 {
     return (struct rope_table){f->rope_cos, f->rope_sin, f->opt.pos_max};
-}
-
-const float *forward_stream(const struct forward *f)
-{
-    return f->h;
 }

@@ -75,15 +75,16 @@ struct forward_batch {
 /* Errors: only those of the ops. Broken preconditions panic. */
 MUST_CHECK enum status forward_run(struct forward *f, const struct forward_batch *b);
 
-/* One layer of such a batch again, with the bits of forward_run: h [n_tok, d_model] is the layer's
- * input and becomes its output; b->keep[layer] says what is kept. Never recorded. */
+/* The same pass in pieces, with the same bits, so that other work may come between them: h [n_tok,
+ * d_model] in the backend's memory is the residual stream, in and out. keep[layer] of the layer
+ * says what is kept. Never recorded. */
+MUST_CHECK enum status forward_embed(struct forward *f, const struct forward_batch *b, float *h);
 MUST_CHECK enum status forward_layer(struct forward *f, const struct forward_batch *b,
                                      uint32_t layer, float *h);
+MUST_CHECK enum status forward_final(struct forward *f, const struct forward_batch *b, float *h);
 
-/* For a backward pass: what the forward was made with, its rope tables, and the residual stream
- * [n_tok, d_model] behind the last layer, until the next run. */
+/* For a backward pass: what the forward was made with, and its rope tables. */
 const struct forward_options *forward_made_with(const struct forward *f);
 struct rope_table forward_rope(const struct forward *f);
-const float *forward_stream(const struct forward *f);
 
 #endif

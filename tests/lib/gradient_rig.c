@@ -27,6 +27,11 @@ static const uint32_t lengths[GRADIENT_SEQS] = {13, 9, 21};
 static const struct lora_seg compositions[GRADIENT_SEQS] = {
     {0, 0, 1, {{0, 65536}}}, {0, 0, 1, {{1, 65536}}}, {0, 0, 2, {{0, 49152}, {1, -32768}}}};
 
+static size_t hidden_bytes(const struct gradient_rig *g)
+{
+    return (size_t)GRADIENT_ROWS * g->r.model->config.d_model * dtype_bytes(g->r.backend->act);
+}
+
 bool gradient_rig_open(struct gradient_rig *g, const char *name, const struct gradient_options *opt)
 {
     char dir[PATH_MAX];
@@ -52,6 +57,8 @@ bool gradient_rig_open(struct gradient_rig *g, const char *name, const struct gr
         assert_int_equal(ops->mem_zero(g->r.backend, g->there[i], g->n_grad[i] * sizeof(float)),
                          STATUS_OK);
     }
+    g->hidden = ops->mem_alloc(g->r.backend, hidden_bytes(g));
+    assert_non_null(g->hidden);
     struct forward_options fo = {.rows_max = GRADIENT_ROWS,
                                  .pos_max = 32,
                                  .rank_sum_max = g->r.rank_sum_max,
@@ -72,11 +79,46 @@ void gradient_rig_close(struct gradient_rig *g)
 {
     backward_destroy(g->backward);
     forward_destroy(g->forward);
+    g->r.backend->ops->mem_free(g->r.backend, g->hidden, hidden_bytes(g));
     for (int i = 0; i < GRADIENT_SLOTS; i++) {
         g->r.backend->ops->mem_free(g->r.backend, g->there[i], g->n_grad[i] * sizeof(float));
         mem_free(g->grad[i]);
     }
     logits_rig_close(&g->r);
+}
+
+/* Five rows of a user, under both adapters. */
+static void other_pass(struct gradient_rig *g)
+{
+    static const int32_t ids[5] = {9, 8, 7, 6, 5};
+    static const uint32_t seq[5], pos[5] = {0, 1, 2, 3, 4};
+    struct lora_seg seg = compositions[2];
+    uint32_t last = 4;
+    seg.tok_count = 5;
+    struct forward_batch b = {.ids = ids,
+                              .n_tok = 5,
+                              .rows = {seq, pos, g->r.page_table, g->r.page_stride},
+                              .kv = g->r.kv,
+                              .lora = &g->r.table,
+                              .seg = &seg,
+                              .n_seg = 1,
+                              .out_rows = &last,
+                              .n_out = 1,
+                              .hidden = g->hidden};
+    assert_int_equal(forward_run(g->forward, &b), STATUS_OK);
+}
+
+static void run_batch(struct gradient_rig *g, const struct backward_batch *b)
+{
+    if (!g->disturbed) {
+        assert_int_equal(backward_run(g->backward, b), STATUS_OK);
+        return;
+    }
+    assert_int_equal(backward_begin(g->backward, b), STATUS_OK);
+    for (bool done = false; !done;) {
+        other_pass(g);
+        assert_int_equal(backward_next(g->backward, &done), STATUS_OK);
+    }
 }
 
 void gradient_rig_run(struct gradient_rig *g, uint32_t first, uint32_t last)
@@ -109,7 +151,7 @@ void gradient_rig_run(struct gradient_rig *g, uint32_t first, uint32_t last)
                                .weight = weight,
                                .grad = g->there,
                                .logprob = g->logprob};
-    assert_int_equal(backward_run(g->backward, &b), STATUS_OK);
+    run_batch(g, &b);
     for (int i = 0; i < GRADIENT_SLOTS; i++)
         assert_int_equal(g->r.backend->ops->mem_read(g->r.backend, g->grad[i], g->there[i],
                                                      g->n_grad[i] * sizeof(float)),

@@ -16,7 +16,9 @@ struct gradient_rig {
     float *there[GRADIENT_SLOTS]; /* gradients in the backend's memory */
     float *grad[GRADIENT_SLOTS];  /* as rig_run read them back */
     size_t n_grad[GRADIENT_SLOTS];
+    void *hidden; /* of the passes that disturb */
     float logprob[GRADIENT_ROWS];
+    bool disturbed; /* other passes of the same forward run between the pieces of a batch */
 };
 
 struct gradient_options {

@@ -49,6 +49,7 @@ static void test_bits(void **state)
         gradient_rig_run(&again, 0, GRADIENT_SEQS - 1);
         assert_memory_equal(all.logprob, again.logprob, sizeof(all.logprob));
         assert_true(gradient_rig_open(&cut, name, &other));
+        cut.disturbed = true;
         for (uint32_t s = 0; s < GRADIENT_SEQS; s++)
             gradient_rig_run(&cut, s, s);
         for (uint32_t s = 0; s < GRADIENT_SLOTS; s++) {
