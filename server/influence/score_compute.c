@@ -108,7 +108,7 @@ static void keep_hits(struct score_part *p, uint32_t choice, const struct spans_
 static enum status add_spans(struct score_part *p, uint32_t choice, const struct text_ids *text,
                              uint64_t *weight, struct errtext *err)
 {
-    struct spans_hit hit[4 * SCORE_HITS_MAX];
+    struct spans_hit hit[SPANS_COUNTED_MAX];
     uint32_t n = 0, owners = events_head(p->index->events)->n_owners;
     const struct spans *s = p->index->spans;
     enum status st = spans_find(s, text->ids, text->n, text->n_prompt, hit, ARRAY_COUNT(hit), &n);

@@ -24,6 +24,7 @@
 #define SPANS_TOKENS_MIN   2
 #define SPANS_INFO_MIN     (12 * 256) /* bits, Q8 */
 #define SPANS_RANKS_MAX    4096       /* a span that stands more often weighs nothing */
+#define SPANS_COUNTED_MAX  64         /* hits that weigh in one choice of an answer */
 
 struct spans;
 

@@ -114,6 +114,57 @@ def owner_scores(index, tokens):
     return scores
 
 
+def log2_q16(x):
+    place = x.bit_length() - 1
+    m, out = (x << 31) >> place, place << 16
+    for bit in range(15, -1, -1):
+        m = m * m >> 31
+        if m >= 1 << 32:
+            m, out = m >> 1, out | 1 << bit
+    return out
+
+
+def bits(a, b):
+    return (log2_q16(a) - log2_q16(b) + 128) >> 8
+
+
+def places(text, run):
+    return [i for i in range(len(text) - len(run) + 1) if text[i: i + len(run)] == run]
+
+
+def span_weights(documents, n_owners, n_vocab, choices):
+    """S2's weight of each owner. documents: (owner, ids); choices: (ids of prompt and output, how many are the prompt)."""
+    weight = [0] * n_owners
+    every = [t for _, ids in documents for t in ids]
+    for ids, n_prompt in choices:
+        stands = lambda i, j: all(0 <= t < n_vocab for t in ids[i:j]) and any(places(d, ids[i:j]) for _, d in documents)
+        end, i = [], 0
+        for i in range(len(ids)):  # of the longest run that begins here: never before that of the run which began before
+            j = max(i, end[-1] if end else 0)
+            while j < len(ids) and stands(i, j + 1):
+                j += 1
+            end.append(j)
+        spans = []
+        for i, j in enumerate(end):
+            if j > n_prompt and j - i >= 2 and (i == 0 or end[i - 1] < j):
+                info = sum(bits(len(every), every.count(t)) for t in ids[i:j])
+                spans += [(info, i, j)] if info >= 3072 else []
+        heaviest = {}
+        for info, i, j in sorted(sorted(spans, key=lambda s: (-s[0], s[1]))[:64], key=lambda s: s[1]):
+            at = [(o, len(places(d, ids[i:j]))) for o, d in documents]
+            owners = sorted({o for o, n in at if n})
+            if sum(n for _, n in at) > 4096:
+                continue
+            w = info * max(1, bits(n_owners, len(owners)))
+            for t in range(max(i, n_prompt), j):
+                if w > heaviest.get(t, (0,))[0]:
+                    heaviest[t] = (w, owners)
+        for w, owners in heaviest.values():
+            for o in owners:
+                weight[o] = min(weight[o] + w // len(owners), (1 << 64) - 1)
+    return weight
+
+
 def shares(index, tokens, spans):
     """[(payee, ppb)]"""
     o = owner_scores(index, tokens)

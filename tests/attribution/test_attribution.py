@@ -15,6 +15,7 @@ from demo_figures import E9, ask, attribution, figures, shares_of
 from registry_node import RegistryNode, wait_registered
 from replay import Index, compare
 from server import DEMO, Server, binary, http, signed_demo, wait_for
+from spans_golden import FILE as SPANS_FILE, vectors as spans_vectors
 
 FULL = os.environ.get("RS_FULL") == "1"
 FACTS = json.loads((DEMO / "facts.json").read_text())
@@ -260,6 +261,10 @@ def test_indexes_are_made_before_an_answer_needs_them(tmp_path):
             for name, made in ((names[1], 3), (names[6], 3), (names[4], 4)):
                 a = attribution(s, ask(s, name, FACTS["adapters"][name][0], FACTS["stop"])[1])["adapters"][0]
                 assert a["index"]["state"] == "ready" and metric(s, "residual_indexes_built_total") == made, name
+
+
+def test_span_weights_are_those_of_the_specification():
+    assert SPANS_FILE.read_text() == spans_vectors(), "tests/unit/test_spans.c holds the server against this file: python3 tests/attribution/spans_golden.py writes it"
 
 
 def test_index_files_are_bounded():

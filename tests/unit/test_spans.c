@@ -20,6 +20,8 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/golden_json.h"
+
 #define DOCUMENTS_MAX 24
 #define TOKENS_MAX    80
 #define HITS_MAX      256
@@ -725,6 +727,91 @@ static void test_everywhere(void **state)
     spans_release(s);
 }
 
+/* ---- against weights that were worked out from SPEC 10 (tests/attribution/spans_golden.py) */
+
+struct golden_documents {
+    const json_t *list;
+    int32_t *ids; /* of the one given last */
+    uint32_t *offset;
+    uint8_t digest[32];
+};
+
+static int32_t *golden_ids(const json_t *o, uint32_t *n)
+{
+    uint32_t each = (uint32_t)json_array_size(get(o, "ids"));
+    uint32_t times = json_object_get(o, "times") ? (uint32_t)num(o, "times") : 1;
+    int32_t *ids = mem_array((size_t)each * times + 1, sizeof(*ids));
+    *n = each * times;
+    for (uint32_t i = 0; i < *n; i++)
+        ids[i] = (int32_t)json_integer_value(json_array_get(get(o, "ids"), i % each));
+    return ids;
+}
+
+static enum status give_golden(void *arg, uint32_t i, struct spans_document *out,
+                               struct errtext *err)
+{
+    struct golden_documents *g = arg;
+    const json_t *o = json_array_get(g->list, i);
+    uint32_t n;
+    mem_free(g->ids);
+    mem_free(g->offset);
+    g->ids = golden_ids(o, &n);
+    g->offset = mem_array(n + 1, sizeof(*g->offset));
+    g->digest[0] = (uint8_t)i;
+    *out = (struct spans_document){.digest = g->digest,
+                                   .owner = (uint32_t)num(o, "owner"),
+                                   .n = n,
+                                   .ids = g->ids,
+                                   .offset = g->offset};
+    return STATUS_OK;
+}
+
+static void check_golden(const json_t *world)
+{
+    static const uint8_t any[32];
+    uint64_t sum[DOCUMENTS_MAX] = {0}, weight[DOCUMENTS_MAX];
+    struct spans_hit hit[SPANS_COUNTED_MAX];
+    struct golden_documents documents = {.list = get(world, "documents")};
+    struct errtext err = ERRTEXT_INIT;
+    struct spans *s;
+    uint32_t n, n_hit;
+    const struct spans_source src = {.document_root = any,
+                                     .tokenizer_digest = any,
+                                     .n_document = (uint32_t)json_array_size(documents.list),
+                                     .n_owner = (uint32_t)num(world, "owners"),
+                                     .n_vocab = (uint32_t)num(world, "vocab"),
+                                     .document = give_golden,
+                                     .arg = &documents};
+    if (spans_build(path_of(0), &src, &err) || spans_open(&s, path_of(0), NULL, &err))
+        fail_msg("%s", err.text);
+    mem_free(documents.ids);
+    mem_free(documents.offset);
+    for (size_t c = 0; c < json_array_size(get(world, "choices")); c++) {
+        const json_t *choice = json_array_get(get(world, "choices"), c);
+        int32_t *ids = golden_ids(choice, &n);
+        uint32_t n_prompt = (uint32_t)num(choice, "prompt");
+        assert_int_equal(spans_find(s, ids, n, n_prompt, hit, ARRAY_COUNT(hit), &n_hit), STATUS_OK);
+        assert_int_equal(spans_owner_weights(s, hit, n_hit, n_prompt, weight), STATUS_OK);
+        for (uint32_t o = 0; o < src.n_owner; o++)
+            sum[o] += weight[o];
+        mem_free(ids);
+    }
+    for (uint32_t o = 0; o < src.n_owner; o++)
+        assert_int_equal(sum[o], number(json_array_get(get(world, "weights"), o)));
+    spans_release(s);
+}
+
+static void test_golden(void **state)
+{
+    json_error_t e;
+    json_t *worlds = json_load_file(RS_TEST_ROOT "/tests/data/spans_golden.json", 0, &e);
+    assert_non_null(worlds);
+    assert_true(json_array_size(worlds) > 60);
+    for (size_t i = 0; i < json_array_size(worlds); i++)
+        check_golden(json_array_get(worlds, i));
+    json_decref(worlds);
+}
+
 static void test_log2(void **state)
 {
     assert_int_equal(spans_log2(1), 0);
@@ -745,7 +832,7 @@ int main(void)
         cmocka_unit_test(test_gaps),          cmocka_unit_test(test_join_refused),
         cmocka_unit_test(test_build_refused), cmocka_unit_test(test_corrupt),
         cmocka_unit_test(test_folder),        cmocka_unit_test(test_everywhere),
-        cmocka_unit_test(test_log2),
+        cmocka_unit_test(test_golden),        cmocka_unit_test(test_log2),
     };
     snprintf(dir, sizeof(dir), "/tmp/test_spans.XXXXXX");
     if (sodium_init() < 0 || !mkdtemp(dir))
