@@ -86,6 +86,26 @@ static enum status put_special(const struct row_form *form, const char *name,
     return token_list_add(out, id, err);
 }
 
+enum status row_prompt(const struct row_form *form, enum rows_kind kind, const char *row,
+                       size_t len, struct token_list *out, struct errtext *err)
+{
+    json_t *json;
+    out->n_max = out->n + TEXT_BYTES_MAX;
+    if (kind != ROWS_ROWS)
+        return STATUS_OK;
+    enum status st = json_doc_parse(&json, "row", row, len, 0, err);
+    if (st)
+        return st;
+    const json_t *text = json_object_get(json, "prompt");
+    if (text && form->bos)
+        st = put_special(form, "bos_token", out, err);
+    if (!st && json_string_length(text) > 0)
+        st = tokenizer_encode(form->model->tokenizer, json_string_value(text),
+                              json_string_length(text), 0, out, err);
+    json_decref(json);
+    return st;
+}
+
 enum status row_tokens(const struct row_form *form, enum rows_kind kind, const char *row,
                        size_t len, struct token_list *out, bool *cut, struct errtext *err)
 {

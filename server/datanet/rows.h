@@ -47,5 +47,9 @@ MUST_CHECK enum status row_render(const struct row_form *form, enum rows_kind ki
 MUST_CHECK enum status row_tokens(const struct row_form *form, enum rows_kind kind, const char *row,
                                   size_t len, struct token_list *out, bool *cut,
                                   struct errtext *err);
+/* bos? and the ids of the prompt of a row that has one, appended to out: as many of them as the row
+ * begins with too stand before its completion. */
+MUST_CHECK enum status row_prompt(const struct row_form *form, enum rows_kind kind, const char *row,
+                                  size_t len, struct token_list *out, struct errtext *err);
 
 #endif

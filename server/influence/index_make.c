@@ -19,9 +19,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define COPIES_LOGGED_MAX  16
-#define EVENT_FILE_BYTES   144
-#define ROW_TOKENS_ALL_MAX (1ull << 30) /* of an index */
+#define COPIES_LOGGED_MAX 16
+#define EVENT_FILE_BYTES  144
 
 struct making {
     struct index_maker *maker;
@@ -101,62 +100,6 @@ static enum status find_source(struct making *k, const uint8_t adapter_id[32], c
         return err_set(err, STATUS_INVALID,
                        "training manifest: tokenizerDigest is of another tokenizer than this "
                        "base's");
-    return st;
-}
-
-/* ---- tokens of the rows ---- */
-
-struct row_walk {
-    struct making *making;
-    struct index_row_ids *out;
-    struct token_list list;
-    struct buf text;
-    uint32_t document; /* whose text it is; UINT32_MAX: none */
-    uint64_t cut;
-};
-
-static enum status take_row(struct row_walk *w, uint32_t i, struct errtext *err)
-{
-    const struct making *k = w->making;
-    const struct training_row *row = &k->training->row[i];
-    const struct model *model = k->maker->deps.model;
-    const struct row_form form = {
-        .model = model, .chat = model->chat, .bos = k->training->bos, .eos = k->training->eos};
-    bool cut = false;
-    enum status st = STATUS_OK;
-    if (w->document != row->document) {
-        st = datanet_text(k->datanet, row->document, &w->text, err);
-        w->document = st ? UINT32_MAX : row->document;
-    }
-    if (!st)
-        st = row_tokens(&form, datanet_facts(k->datanet, row->document)->kind,
-                        w->text.data + row->offset, row->bytes, &w->list, &cut, err);
-    w->cut += cut;
-    w->out->begin[i + 1] = w->list.n;
-    return st;
-}
-
-static enum status read_rows(struct making *k, struct index_row_ids *out, struct errtext *err)
-{
-    struct row_walk w = {
-        .making = k, .out = out, .list = {.n_max = ROW_TOKENS_ALL_MAX}, .document = UINT32_MAX};
-    out->n = k->training->n;
-    out->begin = mem_try_array((size_t)out->n + 1, sizeof(*out->begin));
-    if (!out->begin)
-        return err_set(err, STATUS_NO_MEMORY, "index: no memory for %u rows", out->n);
-    buf_init(&w.text, DOCUMENT_BYTES_MAX);
-    enum status st = STATUS_OK;
-    for (uint32_t i = 0; !st && i < out->n && !atomic_load(&k->maker->stop); i++)
-        st = take_row(&w, i, err);
-    if (!st && atomic_load(&k->maker->stop))
-        st = err_set(err, STATUS_CANCELLED, "the server stops");
-    buf_fini(&w.text);
-    out->ids = w.list.ids;
-    if (!st && w.cut)
-        log_warn("index",
-                 "adapter %s: %llu rows are longer than %d tokens: what follows is not "
-                 "indexed",
-                 k->entry->name, (unsigned long long)w.cut, ROW_TOKENS_MAX);
     return st;
 }
 
@@ -275,15 +218,20 @@ static enum status check_room(const struct making *k, uint64_t bytes, struct err
 
 static enum status build_events(struct making *k, struct errtext *err)
 {
-    struct index_row_ids rows = {0};
+    struct training_rows rows = {0};
     struct index_build build = {.maker = k->maker, .entry = k->entry, .rows = &rows};
     struct index_lists lists;
     uint64_t begin_ns = clock_mono_ns();
     enum status st = leave_copies_out(k, err);
     if (st)
         return st;
-    st = lists_init(&lists, k) ? read_rows(k, &rows, err)
+    st = lists_init(&lists, k) ? training_rows_read(&rows, k->datanet, k->training,
+                                                    k->maker->deps.model, &k->maker->stop, err)
                                : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
+    if (!st && rows.cut)
+        log_warn("index",
+                 "adapter %s: %u rows are longer than %d tokens: what follows is not indexed",
+                 k->entry->name, rows.cut, ROW_TOKENS_MAX);
     if (!st)
         st = check_room(k, rows.begin[rows.n] * EVENT_FILE_BYTES, err);
     if (!st)
@@ -300,8 +248,7 @@ static enum status build_events(struct making *k, struct errtext *err)
     }
     events_builder_free(build.builder);
     lists_fini(&lists);
-    mem_free(rows.ids);
-    mem_free(rows.begin);
+    training_rows_fini(&rows);
     return st;
 }
 

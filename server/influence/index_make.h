@@ -4,6 +4,7 @@
 
 #include "server/adapter/catalog.h"
 #include "server/base/mailbox.h"
+#include "server/datanet/training_rows.h"
 #include "server/influence/indexes.h"
 
 #define INDEX_ROWS_INSIDE 64 /* rows inside the engine */
@@ -41,16 +42,11 @@ MUST_CHECK enum status index_open_spans(struct spans **out, struct index_maker *
 void index_embed(void *model, int32_t id, float *out);
 
 /* index_rows.c: what goes through the engine. */
-struct index_row_ids { /* the rows' tokens, one after another */
-    int32_t *ids;
-    uint64_t *begin; /* [n + 1] */
-    uint32_t n;
-};
 struct events_builder;
 struct index_build {
     struct index_maker *maker;
     struct adapter_entry *entry;
-    const struct index_row_ids *rows;
+    const struct training_rows *rows;
     struct events_builder *builder;
 };
 /* All passes over all rows: what the base says, the sample for the basis, what the adapter says

@@ -49,7 +49,7 @@ static void flight_fini(struct row_flight *f)
 static bool flight_init(struct row_flight *f, struct row_run *run, uint32_t row)
 {
     const struct index_build *b = run->build;
-    const struct index_row_ids *rows = b->rows;
+    const struct training_rows *rows = b->rows;
     uint32_t n = (uint32_t)(rows->begin[row + 1] - rows->begin[row]);
     uint32_t d = b->maker->deps.model->config.d_model;
     *f = (struct row_flight){.run = run, .row = row, .n = n};
@@ -153,7 +153,7 @@ static enum status submit(struct row_run *run, uint32_t row, struct errtext *err
 /* A row of a token or none: nothing in it is predicted, and the builder counts it all the same. */
 static enum status give_short(const struct row_run *run, uint32_t row, struct errtext *err)
 {
-    const struct index_row_ids *rows = run->build->rows;
+    const struct training_rows *rows = run->build->rows;
     const struct events_row_tokens t = {.row = row,
                                         .ids = rows->ids + rows->begin[row],
                                         .n = (uint32_t)(rows->begin[row + 1] - rows->begin[row])};
