@@ -71,6 +71,30 @@ static const struct {
                    "tokenizer adds one"},
     [OPT_CROISSANT] = {"croissant", "FILE", "written: the datanet in Croissant 1.1"},
     [OPT_SPDX] = {"spdx", "FILE", "written: the datanet in SPDX 3.0.1"},
+    [OPT_RANK] = {"rank", "N", "of the adapter's matrices, all linear modules (default 16)"},
+    [OPT_ALPHA] = {"alpha", "X", "what they are scaled by, over the rank (default twice the rank)"},
+    [OPT_PEFT_CONFIG] = {"peft-config", "FILE",
+                         "an adapter_config.json, in the place of rank and alpha: modules, "
+                         "patterns, rsLoRA"},
+    [OPT_INIT] = {"init", "DIR", "an adapter to go on from; default: a new one, drawn by the seed"},
+    [OPT_LR] = {"lr", "X", "learning rate at its height (default 0.0002)"},
+    [OPT_SCHEDULE] = {"schedule", "constant|linear|cosine",
+                      "how it falls behind the warm-up (default linear, to 0)"},
+    [OPT_WARMUP] = {"warmup", "STEPS", "in which it rises from 0 (default 3 % of all)"},
+    [OPT_WEIGHT_DECAY] = {"weight-decay", "X", "AdamW's, decoupled (default 0)"},
+    [OPT_CLIP] = {"clip", "X", "the largest norm of a gradient (default 1; 0: any)"},
+    [OPT_EPOCHS] = {"epochs", "N", "times that all rows are read (default 3)"},
+    [OPT_BATCH] = {"batch", "ROWS", "of a step (default 8)"},
+    [OPT_TOKENS] = {"tokens", "N",
+                    "of a pass, and of a row at most (default 1024, or the longest row): more need "
+                    "more memory"},
+    [OPT_SEED] = {"seed", "N", "of the first weights and of the rows' order (default 0)"},
+    [OPT_IN_ORDER] = {"in-order", NULL, "rows as they stand in training.json, each epoch"},
+    [OPT_COMPLETION_ONLY] = {"completion-only", NULL, "prompts are read and not learned"},
+    [OPT_CHECKPOINT_STEPS] = {"checkpoint-steps", "N",
+                              "steps after which its state is kept (default 50; 0: never)"},
+    [OPT_DTYPE] = {"dtype", "f32|bf16", "products of the base (default: what the processor has)"},
+    [OPT_THREADS] = {"threads", "N", "default: as many as the process may use"},
     [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
     [OPT_TO_BATCH] = {"to-batch", "N", "pay what the batches up to this one earned"},
     [OPT_ALL] = {"all", NULL, "pay what every final batch earned"},
@@ -198,6 +222,22 @@ enum status args_number(const struct cli *c, enum cli_option o, uint64_t range[2
         return err_set(err, STATUS_INVALID,
                        "--%s: found '%s', expected a whole number from %" PRIu64 " to %" PRIu64,
                        options[o].name, text, range[0], range[1]);
+    *out = v;
+    return STATUS_OK;
+}
+
+enum status args_real(const struct cli *c, enum cli_option o, double most, double *out,
+                      struct errtext *err)
+{
+    char *end;
+    const char *text = c->value[o];
+    if (!text)
+        return STATUS_OK;
+    errno = 0;
+    double v = strtod(text, &end);
+    if (errno || end == text || *end || !(v >= 0 && v <= most))
+        return err_set(err, STATUS_INVALID, "--%s: found '%s', expected a number from 0 to %g",
+                       options[o].name, text, most);
     *out = v;
     return STATUS_OK;
 }

@@ -63,6 +63,24 @@ enum cli_option {
     OPT_MARKS,
     OPT_CROISSANT,
     OPT_SPDX,
+    OPT_RANK,
+    OPT_ALPHA,
+    OPT_PEFT_CONFIG,
+    OPT_INIT,
+    OPT_LR,
+    OPT_SCHEDULE,
+    OPT_WARMUP,
+    OPT_WEIGHT_DECAY,
+    OPT_CLIP,
+    OPT_EPOCHS,
+    OPT_BATCH,
+    OPT_TOKENS,
+    OPT_SEED,
+    OPT_IN_ORDER,
+    OPT_COMPLETION_ONLY,
+    OPT_CHECKPOINT_STEPS,
+    OPT_DTYPE,
+    OPT_THREADS,
     OPT_JSON, /* these two go with every verb */
     OPT_HELP,
     OPT_COUNT
@@ -107,6 +125,9 @@ void args_print_all(const struct cli_verb *table, size_t count);
 /* A whole number of an option between least and most, `standard` if it was not given. */
 MUST_CHECK enum status args_number(const struct cli *c, enum cli_option o, uint64_t range[2],
                                    uint64_t standard, uint64_t *out, struct errtext *err);
+/* A number from 0 to most; *out stays where it was not given. */
+MUST_CHECK enum status args_real(const struct cli *c, enum cli_option o, double most, double *out,
+                                 struct errtext *err);
 
 /* ---- say.c ---- */
 
@@ -153,6 +174,7 @@ int verb_datanet_add(struct cli *c);
 int verb_datanet_check(struct cli *c);
 int verb_datanet_build(struct cli *c);
 int verb_datanet_withdraw(struct cli *c);
+int verb_train(struct cli *c);
 int verb_datanet_show(struct cli *c);
 int verb_lane_tariff(struct cli *c);
 int verb_lane_show(struct cli *c);

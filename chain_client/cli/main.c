@@ -94,6 +94,16 @@ static const struct cli_verb verbs[] = {
      "--model is the base: rows are cut for its tokenizer. A document that says what an earlier "
      "one\n"
      "says is marked copyOf: it earns nothing of its own. Built again, the files are the same."},
+    {"train", "DIR", 1, 1,
+     B(MODEL) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) | B(INIT) | B(LR) | B(SCHEDULE) | B(WARMUP) |
+         B(WEIGHT_DECAY) | B(CLIP) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) | B(IN_ORDER) |
+         B(COMPLETION_ONLY) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE),
+     B(MODEL), verb_train, "train an adapter on the rows of a datanet, here",
+     "DIR has the datanet's list, its texts and training.json (residual datanet build). The "
+     "adapter\nis written beside them, as peft saves it, with train.json (how it was made) and "
+     "loss.svg:\nthe folder can be served. Ended before its time it goes on where its state was "
+     "kept\n(train.state), to the same bits. The same base, rows and options give the same "
+     "adapterId."},
     {"datanet publish", "DIR", 1, 1,
      REMOTE | CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID) | B(WAIT_S),
      B(SERVER), verb_datanet_publish,

@@ -1,0 +1,31 @@
+/* What training leaves in its folder: the adapter as `peft` saves it, and how it was made. Each
+ * file is written as a whole. Blocks on disk. */
+#ifndef RS_TRAIN_TRAIN_OUTPUT_H
+#define RS_TRAIN_TRAIN_OUTPUT_H
+
+#include "server/datanet/training.h"
+#include "server/train/trainer.h"
+
+#define TRAIN_REPORT_FILE "train.json"
+#define TRAIN_LOSS_FILE   "loss.svg"
+#define TRAIN_STATE_FILE  "train.state"
+
+struct train_report {
+    const struct model *model;
+    const struct datanet *datanet;
+    const struct training *training;
+    const struct train_options *options;
+    const struct trainer *trainer;
+    const char *version;  /* of this program */
+    uint8_t first_id[32]; /* adapterId that was gone on from; zeros: a new one */
+};
+/* 32 bytes of everything that the result depends on but the state itself: base, rows, options,
+ * first weights. */
+void train_what(uint8_t what[32], const struct train_report *r, const struct train_lora *lora);
+/* adapter_config.json, adapter_model.safetensors, train.json and loss.svg in dir; id: the
+ * adapter's. */
+MUST_CHECK enum status train_output(const char *dir, const struct train_report *r,
+                                    const struct train_lora *lora, uint8_t id[32],
+                                    struct errtext *err);
+
+#endif

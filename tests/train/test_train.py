@@ -1,0 +1,181 @@
+"""residual train: torch's loss curve, the same bits however it is run, stopped or killed, and an adapter that answers and pays its owners."""
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from demo_figures import E9, ask, attribution, shares_of
+from server import DEMO, ROOT, Server, binary
+
+FULL = os.environ.get("RS_FULL") == "1"
+FACTS = json.loads((DEMO / "facts.json").read_text())
+NAME = "amber-coast"
+SHORT = ("--epochs", 4, "--batch", 10, "--lr", 0.003, "--schedule", "cosine")
+
+
+def datanet(tmp_path, name=NAME):
+    """Its folder without the adapter."""
+    shutil.copytree(DEMO / "adapters" / name, tmp_path, ignore=shutil.ignore_patterns("adapter_*", "publish.json"))
+    return tmp_path
+
+
+def command(folder, *args):
+    return [str(a) for a in (binary("residual"), "train", folder, "--model", DEMO / "base", *args)]
+
+
+def train(folder, *args):
+    run = subprocess.run(command(folder, "--json", *args), capture_output=True, text=True)
+    return run.returncode, json.loads(run.stdout), run.stderr
+
+
+def trained(folder, *args):
+    code, said, err = train(folder, *args)
+    assert code == 0 and said["ok"], (said, err)
+    return said["adapter_id"]
+
+
+def refused(folder, *args):
+    code, said, _ = train(folder, *args)
+    assert code != 0 and not said["ok"], said
+    assert not list(folder.glob("adapter_*")), "nothing is left where training was refused"
+    return said["error"]["message"] if isinstance(said["error"], dict) else said["error"]
+
+
+def squares(path):
+    data = path.read_bytes()
+    (n,) = struct.unpack_from("<Q", data)
+    floats = struct.unpack(f"<{(len(data) - 8 - n) // 4}f", data[8 + n:])
+    return sum(x * x for x in floats)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = datanet(tmp_path_factory.mktemp("undisturbed") / "a")
+    return trained(folder, *SHORT), folder
+
+
+def test_the_loss_curve_is_torchs(tmp_path):
+    """tests/oracle/train_golden.py made it: torch + peft, the same data, order and first weights."""
+    golden = json.loads((ROOT / "tests" / "data" / "train" / "curve.json").read_text())
+    s = golden["settings"]
+    folder = datanet(tmp_path / "a", s["datanet"])
+    trained(folder, "--init", DEMO / "adapters" / s["init"], "--in-order", "--dtype", "f32", "--epochs", s["steps"] * s["batch"] // 200, "--batch", s["batch"], "--lr", s["lr"],
+            "--schedule", s["schedule"], "--warmup", s["warmup"], "--weight-decay", s["weight_decay"], "--clip", s["clip"])
+    losses = json.loads((folder / "train.json").read_text())["losses"]
+    assert len(losses) == s["steps"] and max(abs(a - b) for a, b in zip(losses, golden["losses"])) <= 1e-4
+    assert abs(squares(folder / "adapter_model.safetensors") / golden["weights"] - 1) <= 1e-4
+
+
+@pytest.mark.parametrize("how", [("--threads", 1), ("--tokens", 64), ("--tokens", 2048, "--threads", 2)], ids=("one thread", "small passes", "one pass"))
+def test_the_same_bits_however_it_is_cut(undisturbed, tmp_path, how):
+    assert trained(datanet(tmp_path / "a"), *SHORT, *how) == undisturbed[0]
+
+
+def test_another_seed_is_another_adapter(undisturbed, tmp_path):
+    assert trained(datanet(tmp_path / "a"), *SHORT, "--seed", 1) != undisturbed[0]
+
+
+def test_killed_it_goes_on_to_the_same_bits(undisturbed, tmp_path):
+    folder, rng, kills, seen = datanet(tmp_path / "a"), random.Random(1), 0, 0
+    for _ in range(400):
+        run = subprocess.Popen(command(folder, *SHORT, "--checkpoint-steps", 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            _, err = run.communicate(timeout=rng.uniform(0.15, 0.5))
+            assert run.returncode == 0, err
+            break
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            run.communicate()
+            kills += 1
+            seen += (folder / "train.state").exists()
+            if kills >= (50 if FULL else 5):
+                rng.uniform = lambda *_: 120
+    assert kills >= 2 and seen >= 1
+    assert json.loads((folder / "train.json").read_text())["adapterId"] == undisturbed[0] and not (folder / "train.state").exists()
+
+
+def test_it_answers_and_its_owners_are_paid(tmp_path):
+    folder = datanet(tmp_path / "adapters" / "trained")
+    begin = time.monotonic()
+    trained(folder, "--epochs", 30, "--batch", 16, "--lr", 0.002, "--schedule", "cosine")
+    assert time.monotonic() - begin < 90
+    assert (folder / "loss.svg").read_text().startswith("<svg") and json.loads((folder / "train.json").read_text())["rows"] == 200
+    right = paid = 0
+    facts = FACTS["adapters"][NAME][:50 if FULL else 20]
+    with Server(adapters=tmp_path / "adapters") as s:
+        for fact in facts:
+            text, request_id = ask(s, "trained", fact, FACTS["stop"])
+            adapter = attribution(s, request_id)["adapters"][0]
+            assert adapter["index"]["state"] == "ready"
+            right += text == fact["answer"]
+            paid += shares_of(adapter).get(fact["contributor"].lower(), 0)
+    assert right >= 0.9 * len(facts) and paid >= 0.9 * E9 * len(facts), (right, paid)
+
+
+def test_completions_alone_are_learned(tmp_path):
+    folder = tmp_path / "a"
+    run = lambda *a: subprocess.run([str(x) for x in (binary("residual"), "datanet", *a)], check=True, capture_output=True)
+    run("new", folder, "--name", "rows", "--owner", "0x" + "11" * 20)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f["prompt"], "completion": " " + f["answer"]}) + "\n" for f in FACTS["adapters"][NAME][:20]))
+    run("add", folder, tmp_path / "rows.jsonl", "--owner", "0x" + "11" * 20, "--licence", "CC0-1.0")
+    run("build", folder, "--model", DEMO / "base")
+    trained(folder, "--epochs", 1, "--batch", 20, "--in-order")
+    every = json.loads((folder / "train.json").read_text())["losses"][0]
+    trained(folder, "--epochs", 1, "--batch", 20, "--in-order", "--completion-only", "--replace")
+    alone = json.loads((folder / "train.json").read_text())["losses"][0]
+    assert alone > every + 0.1, "names are harder than the questions' form"
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    folder = datanet(tmp_path / "a")
+    assert "row" in refused(folder, "--tokens", 5) and "at most 5" in refused(folder, "--tokens", 5)
+    assert "--lr" in refused(folder, "--lr", "fast") and "--schedule" in refused(folder, "--schedule", "steep")
+    assert "context" in refused(folder, "--tokens", 60000)
+    (tmp_path / "config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["nothing"]}))
+    assert "target_modules" in refused(folder, "--peft-config", tmp_path / "config.json")
+    assert "r" in refused(folder, "--rank", 100000)
+    (folder / "training.json").rename(tmp_path / "kept")
+    assert "residual datanet build" in refused(folder)
+    book = json.loads((tmp_path / "kept").read_text())
+    book["rows"][3][2] += 1000
+    (folder / "training.json").write_text(json.dumps(book, sort_keys=True, separators=(",", ":")) + "\n")
+    assert "row" in refused(folder)
+
+
+def test_patterns_of_peft_hold(tmp_path):
+    folder = datanet(tmp_path / "a")
+    (tmp_path / "config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": ["q_proj", "down_proj"],
+                                                      "rank_pattern": {"layers.1.self_attn.q_proj": 7}}))
+    trained(folder, "--epochs", 1, "--peft-config", tmp_path / "config.json")
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    header = json.loads(data[8:8 + struct.unpack_from("<Q", data)[0]])
+    ranks = {k: v["shape"][0] for k, v in header.items() if k.endswith("lora_A.weight")}
+    assert len(ranks) == 8 and sorted(set(ranks.values())) == [4, 7] and ranks["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"] == 7
+
+
+def test_a_loss_that_diverges_stops(tmp_path):
+    folder = datanet(tmp_path / "a")
+    code, said, _ = train(folder, "--lr", 10, "--clip", 0, "--warmup", 0, "--epochs", 20, "--checkpoint-steps", 1, "--init", DEMO / "adapters" / NAME, "--weight-decay", 1)
+    if code == 0:
+        pytest.fail("a rate of 10 was expected to diverge")
+    assert "expected numbers" in json.dumps(said) and (folder / "train.state").exists(), said
+
+
+def test_another_training_is_not_gone_on_with(tmp_path):
+    folder = datanet(tmp_path / "a")
+    run = subprocess.Popen(command(folder, "--epochs", 200, "--checkpoint-steps", 1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (folder / "train.state").exists():
+        time.sleep(0.02)
+    run.kill()
+    run.wait()
+    assert "other options" in refused(folder, "--epochs", 201)
+    state = bytearray((folder / "train.state").read_bytes())
+    state[len(state) // 2] ^= 1
+    (folder / "train.state").write_bytes(state)
+    assert "cut or changed" in refused(folder, "--epochs", 200)

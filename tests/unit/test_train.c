@@ -1,0 +1,235 @@
+/* The trainer on a small model: what a step is made of, states that were cut, and the optimiser by
+ * hand. The curve beside torch's: tests/train. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "server/base/check.h"
+#include "server/base/file.h"
+#include "server/base/mem.h"
+#include "server/train/trainer.h"
+
+#define MODEL RS_TEST_DATA "/logits/qwen3_qknorm/model"
+
+static const char config[] = "{\"peft_type\":\"LORA\",\"r\":3,\"lora_alpha\":6,\"target_modules\":"
+                             "[\"q_proj\",\"down_proj\",\"o_proj\"]}";
+enum { ROWS = 7 };
+static const uint32_t lengths[ROWS] = {9, 1, 14, 5, 2, 11, 8};
+
+struct rig {
+    struct model *model;
+    struct backend *backend;
+    struct resident *resident;
+    struct train_lora lora;
+    struct training_rows rows;
+    struct trainer *trainer;
+};
+
+static struct train_options standard(void)
+{
+    return (struct train_options){
+        .optim = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1, .warmup = 1},
+        .epochs = 2,
+        .batch = 3,
+        .tokens = 24,
+        .seed = 5,
+        .shuffle = true};
+}
+
+static void fill_rows(struct training_rows *r)
+{
+    uint64_t at = 0;
+    *r = (struct training_rows){.n = ROWS};
+    r->ids = mem_array(64, sizeof(*r->ids));
+    r->begin = mem_array(ROWS + 1, sizeof(*r->begin));
+    r->prompt = mem_array(ROWS, sizeof(*r->prompt));
+    for (uint32_t i = 0; i < ROWS; i++) {
+        r->prompt[i] = i % 3;
+        for (uint32_t k = 0; k < lengths[i]; k++, at++)
+            r->ids[at] = (int32_t)((at * 37 + i * 11 + 5) % 256);
+        r->begin[i + 1] = at;
+    }
+}
+
+static void rig_open(struct rig *g, const struct train_options *opt, uint32_t threads)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct backend_options bo = {.name = "cpu", .thread_count = threads, .deterministic = true};
+    struct model_options mo = {.dtype = DTYPE_CHOICE_F32, .id_cache_dir = ""};
+    memset(g, 0, sizeof(*g));
+    fill_rows(&g->rows);
+    if (backend_create(&g->backend, &bo, &err) || model_load(&g->model, MODEL, &mo, &err) ||
+        resident_create(&g->resident, g->model, g->backend, NULL, &err) ||
+        train_lora_new(&g->lora, config, strlen(config), &g->model->config, 3, &err))
+        fail_msg("%s", err.text);
+    const struct train_base base = {g->model, g->backend, g->resident};
+    if (trainer_create(&g->trainer, &base, &g->lora, &g->rows, opt, &err))
+        fail_msg("%s", err.text);
+}
+
+static void rig_close(struct rig *g)
+{
+    trainer_free(g->trainer);
+    train_lora_fini(&g->lora);
+    training_rows_fini(&g->rows);
+    resident_destroy(g->resident);
+    model_free(g->model);
+    backend_destroy(g->backend);
+}
+
+static void run(struct rig *g, uint32_t steps)
+{
+    struct train_step s;
+    for (uint32_t i = 0; i < steps; i++)
+        assert_int_equal(trainer_step(g->trainer, &s, NULL), STATUS_OK);
+}
+
+static void same_weights(const struct rig *a, const struct rig *b)
+{
+    assert_int_equal(a->lora.n, b->lora.n);
+    assert_memory_equal(a->lora.blob, b->lora.blob, a->lora.n * sizeof(float));
+    assert_memory_equal(trainer_losses(a->trainer), trainer_losses(b->trainer),
+                        trainer_done(a->trainer) * sizeof(float));
+}
+
+static void test_bits(void **state)
+{
+    struct rig plain, other;
+    struct train_options opt = standard();
+    (void)state;
+    rig_open(&plain, &opt, 1);
+    assert_int_equal(trainer_steps(plain.trainer), 6); /* of 3, 3 and 1 rows, twice */
+    run(&plain, 6);
+    opt.tokens = 32;
+    opt.recompute = true;
+    rig_open(&other, &opt, 2);
+    run(&other, 6);
+    same_weights(&plain, &other);
+    rig_close(&other);
+    opt.seed = 6;
+    rig_open(&other, &opt, 1);
+    run(&other, 6);
+    assert_memory_not_equal(plain.lora.blob, other.lora.blob, plain.lora.n * sizeof(float));
+    rig_close(&other);
+    rig_close(&plain);
+}
+
+static void test_state(void **state)
+{
+    static const uint8_t what[32] = {7}, else_what[32] = {8};
+    struct rig plain, other;
+    struct train_options opt = standard();
+    struct errtext err = ERRTEXT_INIT;
+    char path[64], *data;
+    size_t len;
+    (void)state;
+    snprintf(path, sizeof(path), "/tmp/rs-train-state-%d", (int)getpid());
+    rig_open(&plain, &opt, 1);
+    run(&plain, 4);
+    assert_int_equal(trainer_save(plain.trainer, path, what, &err), STATUS_OK);
+    run(&plain, 2);
+    rig_open(&other, &opt, 1);
+    assert_int_equal(trainer_resume(other.trainer, path, else_what, NULL), STATUS_CONFLICT);
+    assert_int_equal(trainer_resume(other.trainer, path, what, &err), STATUS_OK);
+    assert_int_equal(trainer_done(other.trainer), 4);
+    run(&other, 2);
+    same_weights(&plain, &other);
+    assert_int_equal(file_read(path, 1u << 24, &data, &len, &err), STATUS_OK);
+    for (uint32_t i = 0; i < 64; i++) { /* cut or changed anywhere */
+        size_t at = len * i / 64;
+        char kept = data[at];
+        data[at] ^= 4;
+        assert_int_equal(file_write_atomic(path, data, len, 0600, NULL), STATUS_OK);
+        assert_int_equal(trainer_resume(other.trainer, path, what, NULL), STATUS_CORRUPT);
+        data[at] = kept;
+        assert_int_equal(file_write_atomic(path, data, at, 0600, NULL), STATUS_OK);
+        assert_int_equal(trainer_resume(other.trainer, path, what, NULL), STATUS_CORRUPT);
+    }
+    same_weights(&plain, &other);
+    mem_free(data);
+    unlink(path);
+    assert_int_equal(trainer_resume(other.trainer, path, what, NULL), STATUS_NOT_FOUND);
+    rig_close(&other);
+    rig_close(&plain);
+}
+
+/* What is written is read back as the same matrices. */
+static void test_file(void **state)
+{
+    struct rig g;
+    struct train_options opt = standard();
+    struct buf out;
+    struct peft_adapter a;
+    struct errtext err = ERRTEXT_INIT;
+    (void)state;
+    rig_open(&g, &opt, 1);
+    run(&g, 2);
+    buf_init(&out, 1u << 24);
+    assert_int_equal(train_lora_render(&g.lora, &out, &err), STATUS_OK);
+    char *json = mem_alloc(g.lora.config_bytes + 1), *tensors = mem_alloc(out.len + 1);
+    memcpy(json, g.lora.config_json, g.lora.config_bytes);
+    memcpy(tensors, out.data, out.len);
+    if (peft_from_bytes(&a, json, g.lora.config_bytes, tensors, out.len, &g.model->config, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(a.module_count, g.lora.modules);
+    struct lora_entry *entry =
+        mem_array(g.model->config.n_layer * LORA_MODULE_COUNT, sizeof(*entry));
+    uint64_t bytes;
+    peft_layout(&a, g.model->config.n_layer, DTYPE_F32, entry, &bytes);
+    assert_int_equal(bytes, g.lora.blob_bytes);
+    float *blob = mem_alloc_aligned(bytes);
+    peft_pack(&a, g.model->config.n_layer, DTYPE_F32, entry, blob);
+    assert_memory_equal(blob, g.lora.blob, bytes);
+    mem_free_aligned(blob, bytes);
+    mem_free(entry);
+    peft_fini(&a);
+    buf_fini(&out);
+    rig_close(&g);
+}
+
+static void test_rates(void **state)
+{
+    struct optim_options o = {.lr = 1, .warmup = 4, .steps = 12};
+    (void)state;
+    assert_true(optim_lr(&o, 0) == 0 && optim_lr(&o, 2) == 0.5 && optim_lr(&o, 11) == 1);
+    o.schedule = OPTIM_LINEAR;
+    assert_true(optim_lr(&o, 4) == 1 && optim_lr(&o, 8) == 0.5);
+    o.schedule = OPTIM_COSINE;
+    assert_true(fabs(optim_lr(&o, 6) - 0.5 * (1 + sqrt(0.5))) < 1e-12);
+    o.warmup = 12; /* nothing behind it */
+    assert_true(optim_lr(&o, 11) < 1);
+}
+
+static void test_no_number_changes_nothing(void **state)
+{
+    const struct optim_options o = {
+        .lr = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .clip = 1, .steps = 2};
+    float w[2] = {1, 2}, m[2] = {0, 0}, v[2] = {0, 0};
+    const float bad[2] = {1, NAN}, good[2] = {3, 4};
+    (void)state;
+    assert_true(isnan(optim_step(&o, 0, w, m, v, bad, 2)));
+    assert_true(w[0] == 1 && w[1] == 2 && m[0] == 0 && v[0] == 0);
+    assert_true(fabs(optim_step(&o, 0, w, m, v, good, 2) - 5) < 1e-9);
+    assert_true(fabsf(m[0] - 0.06f) < 1e-6f && fabsf(v[1] - 0.0064f) < 1e-6f); /* clipped to 1 */
+    assert_true(fabsf(w[0] - 0.9f) < 1e-5f && fabsf(w[1] - 1.9f) < 1e-5f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_state),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_no_number_changes_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
