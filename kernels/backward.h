@@ -13,6 +13,7 @@
 #ifndef RS_KERNELS_BACKWARD_H
 #define RS_KERNELS_BACKWARD_H
 
+#include "kernels/dropout.h"
 #include "kernels/finish.h"
 #include "kernels/linear.h"
 
@@ -153,6 +154,7 @@ struct backend_back_ops {
     enum status (*norm_back)(struct backend *b, const struct norm_back_args *a);
     enum status (*qkv_back)(struct backend *b, const struct qkv_back_args *a);
     enum status (*mlp_back)(struct backend *b, const struct mlp_back_args *a);
+    enum status (*dropout)(struct backend *b, const struct dropout_args *a);
     enum status (*attention_back)(struct backend *b, const struct attention_back_args *a);
 };
 

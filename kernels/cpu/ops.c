@@ -10,6 +10,7 @@ static const struct backend_back_ops back_ops = {
     .norm_back = ISA(norm_back),
     .qkv_back = ISA(qkv_back),
     .mlp_back = ISA(mlp_back),
+    .dropout = ISA(dropout),
     .attention_back = ISA(attention_back),
 };
 

@@ -24,6 +24,7 @@ enum status ISA(lora_back)(struct backend *b, const struct lora_back_args *a);
 enum status ISA(norm_back)(struct backend *b, const struct norm_back_args *a);
 enum status ISA(qkv_back)(struct backend *b, const struct qkv_back_args *a);
 enum status ISA(mlp_back)(struct backend *b, const struct mlp_back_args *a);
+enum status ISA(dropout)(struct backend *b, const struct dropout_args *a);
 enum status ISA(attention_back)(struct backend *b, const struct attention_back_args *a);
 size_t ISA(sample_scratch_bytes)(const struct backend *b, uint32_t n_vocab);
 

@@ -1,6 +1,6 @@
-/* The row-wise backward ops: cross_entropy, norm_back, qkv_back, mlp_back. A row is one block's, a
- * head one warp's; sums are taken by fixed trees, so a row's bits depend on the row alone. All are
- * bound by the bytes they read once and write once. Not yet run on a GPU. */
+/* The row-wise backward ops: cross_entropy, norm_back, qkv_back, mlp_back, dropout. A row is one
+ * block's, a head one warp's; sums are taken by fixed trees, so a row's bits depend on the row
+ * alone. All are bound by the bytes they read once and write once. Not yet run on a GPU. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/device.cuh"
 
@@ -159,4 +159,31 @@ enum status cuda_mlp_back(struct backend *b, const struct mlp_back_args *a)
     LAUNCH(mlp_back_rows, dim3(a->n_tok, (a->d_ff + THREADS - 1) / THREADS), THREADS, 0,
            cuda_of(b)->stream, *a);
     return gpu_launched("mlp_back");
+}
+
+/* One segment. */
+static KERNEL(THREADS, 4) void dropout_rows(struct dropout_args a, struct dropout_seg s)
+{
+    const uint32_t k = blockIdx.y * THREADS + threadIdx.x, t = s.tok_begin + blockIdx.x;
+    if (k >= a.width)
+        return;
+    const float m =
+        dropout_factor(dropout_key(&s, t, a.site), k, dropout_bar(s.p), 1.0f / (1.0f - s.p));
+    const size_t to = (size_t)t * a.out_stride + k, from = (size_t)t * a.x_stride + k;
+    if (a.add)
+        ((float *)a.out)[to] += m * ((const float *)a.x)[from];
+    else
+        ((bf16_t *)a.out)[to] = bf16_from_f32(m * bf16_to_f32(((const bf16_t *)a.x)[from]));
+}
+
+enum status cuda_dropout(struct backend *b, const struct dropout_args *a)
+{
+    for (uint32_t i = 0; i < a->n_seg; i++) {
+        const struct dropout_seg *s = &a->seg[i];
+        CHECK(s->p >= 0 && s->p < 1);
+        if (s->tok_count)
+            LAUNCH(dropout_rows, dim3(s->tok_count, (a->width + THREADS - 1) / THREADS), THREADS, 0,
+                   cuda_of(b)->stream, *a, *s);
+    }
+    return gpu_launched("dropout");
 }

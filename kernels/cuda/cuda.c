@@ -145,6 +145,7 @@ static const struct backend_back_ops cuda_back_ops = {
     .norm_back = cuda_norm_back,
     .qkv_back = cuda_qkv_back,
     .mlp_back = cuda_mlp_back,
+    .dropout = cuda_dropout,
     .attention_back = cuda_attention_back,
 };
 

@@ -145,6 +145,7 @@ enum status cuda_lora_back(struct backend *b, const struct lora_back_args *a);
 enum status cuda_norm_back(struct backend *b, const struct norm_back_args *a);
 enum status cuda_qkv_back(struct backend *b, const struct qkv_back_args *a);
 enum status cuda_mlp_back(struct backend *b, const struct mlp_back_args *a);
+enum status cuda_dropout(struct backend *b, const struct dropout_args *a);
 enum status cuda_attention_back(struct backend *b, const struct attention_back_args *a);
 /* Device [seqs_max]: the id that sample returned last for each sample_row.slot. Written in stream
  * order, so a pass given after it may read its ids here. NULL before prepare. */

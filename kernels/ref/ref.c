@@ -17,6 +17,7 @@ static const struct backend_back_ops ref_back_ops = {
     .norm_back = ref_norm_back,
     .qkv_back = ref_qkv_back,
     .mlp_back = ref_mlp_back,
+    .dropout = ref_dropout,
     .attention_back = ref_attention_back,
 };
 

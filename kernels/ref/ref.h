@@ -39,6 +39,7 @@ enum status ref_lora_back(struct backend *b, const struct lora_back_args *a);
 enum status ref_norm_back(struct backend *b, const struct norm_back_args *a);
 enum status ref_qkv_back(struct backend *b, const struct qkv_back_args *a);
 enum status ref_mlp_back(struct backend *b, const struct mlp_back_args *a);
+enum status ref_dropout(struct backend *b, const struct dropout_args *a);
 enum status ref_attention_back(struct backend *b, const struct attention_back_args *a);
 size_t ref_sample_scratch_bytes(const struct backend *b, uint32_t n_vocab);
 

@@ -6,247 +6,7 @@
  * all layers share one layer's pages, and the backward pass reads the kept ones. */
 #include "server/engine/backward.h"
 #include "server/base/check.h"
-#include "server/base/mem.h"
-#include "server/engine/kv.h"
-
-#include <string.h>
-
-#define HEAD_ROWS 128
-
-struct backward {
-    const struct model *model;
-    struct backend *backend;
-    struct forward *forward;
-    struct forward_options fo;
-    struct backward_options opt;
-    struct forward_keep_layer *keep; /* [n_layer] */
-    struct forward_keep_layer full;  /* with recompute: of the layer under way */
-    float **input;                   /* with recompute: [n_layer] the layers' inputs */
-    struct kv_cache kv;
-    uint32_t *seq, *pos, *page_table, *rows; /* host */
-    uint32_t page_stride, n_out;
-    /* in the backend's memory */
-    void *hidden;
-    float *h, *rstd, *logits, *dh, *dn, *dy, *wide, *ds, *weight, *logprob;
-    int32_t *target;
-    uint32_t *dev_rows, *dev_pos;
-    float *host_weight, *host_logprob; /* [rows_max] of the rows with a target */
-    int32_t *host_target;
-    struct backward_batch batch;
-    /* what comes next: forward layers, rows of the head, layers back */
-    uint32_t forward_done, head_done, back_left;
-};
-
-struct back_buffer {
-    void **at;
-    uint64_t bytes;
-};
-
-#define KEEP_BUFFERS 19
-#define OWN_BUFFERS  15
-
-static uint32_t head_rows_of(const struct forward_options *fo, const struct backward_options *opt)
-{
-    uint32_t rows = opt->head_rows ? opt->head_rows : HEAD_ROWS;
-    return MIN(rows, fo->logits_rows_max ? MIN(fo->logits_rows_max, fo->rows_max) : fo->rows_max);
-}
-
-static uint32_t y_width_of(const struct model_config *c)
-{
-    return MAX((c->n_head + 2 * c->n_kv_head) * c->d_head, 2 * c->d_ff);
-}
-
-/* What one layer keeps; lists no buffer of 0 bytes. */
-static uint32_t list_keep(struct forward_keep_layer *k, const struct backend *b,
-                          const struct model_config *c, const struct forward_options *fo,
-                          struct back_buffer list[KEEP_BUFFERS])
-{
-    uint64_t rows = fo->rows_max, act = dtype_bytes(b->act) * rows, f32 = sizeof(float) * rows;
-    uint64_t heads = (uint64_t)c->n_head * c->d_head, kv = (uint64_t)c->n_kv_head * c->d_head;
-    const struct back_buffer all[KEEP_BUFFERS] = {
-        {(void **)&k->attn_x, f32 * c->d_model},
-        {(void **)&k->mlp_x, f32 * c->d_model},
-        {(void **)&k->attn_rstd, f32},
-        {(void **)&k->mlp_rstd, f32},
-        {&k->attn_in, act * c->d_model},
-        {&k->mlp_in, act * c->d_model},
-        {&k->q, act * heads},
-        {(void **)&k->qk_in, c->qk_norm ? f32 * (heads + kv) : 0},
-        {(void **)&k->k, f32 * kv},
-        {(void **)&k->v, f32 * kv},
-        {(void **)&k->lse, f32 * c->n_head},
-        {&k->o_in, act * heads},
-        {(void **)&k->gate, f32 * c->d_ff},
-        {(void **)&k->up, f32 * c->d_ff},
-        {&k->down_in, act * c->d_ff},
-        {(void **)&k->ax_qkv, f32 * fo->rank_sum_max},
-        {(void **)&k->ax_o, f32 * fo->rank_sum_max},
-        {(void **)&k->ax_mlp, f32 * fo->rank_sum_max},
-        {(void **)&k->ax_down, f32 * fo->rank_sum_max},
-    };
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < KEEP_BUFFERS; i++)
-        if (all[i].bytes)
-            list[n++] = all[i];
-    return n;
-}
-
-static uint32_t pages_of(const struct forward_options *fo)
-{
-    return fo->rows_max / KV_PAGE_TOK + (fo->seqs_max ? fo->seqs_max : fo->rows_max);
-}
-
-static struct kv_cache cache_of(const struct model_config *c, enum dtype dtype)
-{
-    struct kv_cache kv = {.dtype = dtype, .page_tok = KV_PAGE_TOK, .stride_tok = c->d_head};
-    kv.stride_head = kv.stride_tok * KV_PAGE_TOK;
-    kv.stride_kv = kv.stride_head * c->n_kv_head;
-    kv.stride_page = 2 * kv.stride_kv;
-    return kv;
-}
-
-static void list_own(struct backward *w, const struct backend *b, const struct model_config *c,
-                     const struct forward_options *fo, const struct backward_options *opt,
-                     struct back_buffer list[OWN_BUFFERS])
-{
-    uint64_t rows = fo->rows_max, f32 = sizeof(float), head = head_rows_of(fo, opt);
-    uint64_t inner = MAX(c->d_ff, c->n_head * c->d_head);
-    struct kv_cache kv = cache_of(c, DTYPE_F32);
-    const struct back_buffer all[OWN_BUFFERS] = {
-        {&w->hidden, dtype_bytes(b->act) * rows * c->d_model},
-        {(void **)&w->h, f32 * rows * c->d_model},
-        {(void **)&w->rstd, f32 * rows},
-        {(void **)&w->logits, f32 * head * c->n_vocab},
-        {(void **)&w->dh, f32 * rows * c->d_model},
-        {(void **)&w->dn, f32 * rows * c->d_model},
-        {(void **)&w->dy, f32 * rows * y_width_of(c)},
-        {(void **)&w->wide, f32 * rows * inner},
-        {(void **)&w->ds, f32 * rows * MAX(fo->rank_sum_max, 1u)},
-        {(void **)&w->weight, f32 * rows},
-        {(void **)&w->logprob, f32 * rows},
-        {(void **)&w->target, f32 * rows},
-        {(void **)&w->dev_rows, f32 * rows},
-        {(void **)&w->dev_pos, f32 * rows},
-        {&w->kv.base, f32 * kv.stride_page * pages_of(fo)},
-    };
-    memcpy(list, all, sizeof(all));
-}
-
-uint64_t backward_bytes(const struct backend *backend, const struct model_config *c,
-                        const struct forward_options *fo, const struct backward_options *opt)
-{
-    struct backward blank;
-    struct back_buffer own[OWN_BUFFERS], keep[KEEP_BUFFERS];
-    uint64_t sum = 0, layer = 0;
-    list_own(&blank, backend, c, fo, opt, own);
-    for (uint32_t i = 0; i < OWN_BUFFERS; i++)
-        sum += own[i].bytes;
-    for (uint32_t i = list_keep(&blank.full, backend, c, fo, keep); i-- > 0;)
-        layer += keep[i].bytes;
-    if (!opt->recompute)
-        return sum + layer * c->n_layer;
-    return sum + layer + sizeof(float) * (uint64_t)c->n_layer * fo->rows_max * c->d_model;
-}
-
-static bool take(struct backward *w, const struct back_buffer *list, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        *list[i].at = w->backend->ops->mem_alloc(w->backend, list[i].bytes);
-        if (!*list[i].at)
-            return false;
-    }
-    return true;
-}
-
-static void give(struct backward *w, const struct back_buffer *list, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++)
-        w->backend->ops->mem_free(w->backend, *list[i].at, list[i].bytes);
-}
-
-static bool take_all(struct backward *w)
-{
-    const struct model_config *c = &w->model->config;
-    struct back_buffer own[OWN_BUFFERS], keep[KEEP_BUFFERS];
-    list_own(w, w->backend, c, &w->fo, &w->opt, own);
-    bool ok = take(w, own, OWN_BUFFERS);
-    if (ok && w->opt.recompute)
-        ok = take(w, keep, list_keep(&w->full, w->backend, c, &w->fo, keep));
-    for (uint32_t l = 0; ok && l < c->n_layer; l++) {
-        struct back_buffer in = {(void **)&w->input[l],
-                                 sizeof(float) * w->fo.rows_max * c->d_model};
-        if (w->opt.recompute)
-            ok = take(w, &in, 1);
-        else
-            ok = take(w, keep, list_keep(&w->keep[l], w->backend, c, &w->fo, keep));
-        if (w->opt.recompute)
-            w->keep[l].attn_x = w->input[l];
-    }
-    return ok;
-}
-
-enum status backward_create(struct backward **out, const struct model *model,
-                            struct backend *backend, struct forward *forward,
-                            const struct backward_options *opt, struct errtext *err)
-{
-    const struct model_config *c = &model->config;
-    *out = NULL;
-    if (!backend->ops->back)
-        return err_param(err, STATUS_UNSUPPORTED, "backend",
-                         "backend %s serves adapters and does not train them; train on backend cpu",
-                         backend->name);
-    struct backward *w = mem_alloc(sizeof(*w));
-    w->model = model;
-    w->backend = backend;
-    w->forward = forward;
-    w->fo = *forward_made_with(forward);
-    w->opt = *opt;
-    uint32_t rows = w->fo.rows_max, seqs = w->fo.seqs_max ? w->fo.seqs_max : rows;
-    w->keep = mem_array(c->n_layer, sizeof(*w->keep));
-    w->input = mem_array(c->n_layer, sizeof(*w->input));
-    w->page_stride = (w->fo.pos_max + KV_PAGE_TOK - 1) / KV_PAGE_TOK;
-    w->seq = mem_array(rows, sizeof(*w->seq));
-    w->pos = mem_array(rows, sizeof(*w->pos));
-    w->rows = mem_array(rows, sizeof(*w->rows));
-    w->page_table = mem_array((size_t)seqs * w->page_stride, sizeof(*w->page_table));
-    w->host_weight = mem_array(rows, sizeof(*w->host_weight));
-    w->host_logprob = mem_array(rows, sizeof(*w->host_logprob));
-    w->host_target = mem_array(rows, sizeof(*w->host_target));
-    w->kv = cache_of(c, model->dtype);
-    if (!take_all(w)) {
-        backward_destroy(w);
-        return err_set(
-            err, STATUS_NO_MEMORY, "training: no memory for %llu bytes of activations",
-            (unsigned long long)backward_bytes(backend, c, forward_made_with(forward), opt));
-    }
-    *out = w;
-    return STATUS_OK;
-}
-
-void backward_destroy(struct backward *w)
-{
-    struct back_buffer own[OWN_BUFFERS], keep[KEEP_BUFFERS];
-    if (!w)
-        return;
-    const struct model_config *c = &w->model->config;
-    list_own(w, w->backend, c, &w->fo, &w->opt, own);
-    give(w, own, OWN_BUFFERS);
-    if (w->opt.recompute)
-        give(w, keep, list_keep(&w->full, w->backend, c, &w->fo, keep));
-    for (uint32_t l = 0; l < c->n_layer; l++) {
-        struct back_buffer in = {(void **)&w->input[l],
-                                 sizeof(float) * w->fo.rows_max * c->d_model};
-        if (w->opt.recompute)
-            give(w, &in, 1);
-        else
-            give(w, keep, list_keep(&w->keep[l], w->backend, c, &w->fo, keep));
-    }
-    void *host[] = {w->keep,       w->input,       w->seq,          w->pos,        w->rows,
-                    w->page_table, w->host_weight, w->host_logprob, w->host_target};
-    for (size_t i = 0; i < ARRAY_COUNT(host); i++)
-        mem_free(host[i]);
-    mem_free(w);
-}
+#include "server/engine/backward_impl.h"
 
 /* ---- the batch ---- */
 
@@ -255,7 +15,7 @@ static void lay_out(struct backward *w)
 {
     const struct backward_batch *b = &w->batch;
     uint32_t page = 0, t = 0;
-    CHECK(b->n_tok <= w->fo.rows_max);
+    CHECK(b->n_tok <= w->fo.rows_max && (!b->dropout || w->opt.dropout));
     CHECK(b->n_seq <= (w->fo.seqs_max ? w->fo.seqs_max : w->fo.rows_max));
     w->n_out = 0;
     for (uint32_t s = 0; s < b->n_seq; s++) {
@@ -274,7 +34,7 @@ static void lay_out(struct backward *w)
             w->rows[w->n_out++] = t;
         }
     }
-    CHECK(t == b->n_tok && page <= pages_of(&w->fo));
+    CHECK(t == b->n_tok && page <= backward_pages(&w->fo));
 }
 
 static struct forward_batch forward_of(const struct backward *w)
@@ -293,6 +53,9 @@ static struct forward_batch forward_of(const struct backward *w)
         .hidden = w->hidden,
         .keep = w->keep,
         .keep_final_rstd = w->rstd,
+        .dropout = b->dropout,
+        .n_dropout = b->n_dropout,
+        .drop = w->drop,
     };
 }
 
@@ -336,19 +99,31 @@ struct back_group {
     enum lora_module first;
 };
 
-static enum status group_back(struct backward *w, uint32_t layer, const struct back_group *g)
+/* m x of a group's input again, or, with add, its gradient's way back through m. */
+static enum status drop(struct backward *w, uint32_t layer, const struct back_group *g, void *out,
+                        const void *x, bool add)
+{
+    struct dropout_args a = {.out = out,
+                             .x = x,
+                             .seg = w->batch.dropout,
+                             .n_seg = w->batch.n_dropout,
+                             .width = g->part[0].d_in,
+                             .out_stride = g->part[0].d_in,
+                             .x_stride = g->part[0].d_in,
+                             .site = forward_site(layer, g->first),
+                             .add = add};
+    return w->backend->ops->back->dropout(w->backend, &a);
+}
+
+static enum status adapters_back(struct backward *w, uint32_t layer, const struct back_group *g,
+                                 const void *x, float *dx)
 {
     const struct backward_batch *b = &w->batch;
-    enum status st = STATUS_OK;
-    if (g->dx)
-        st = gemm_back(w, g->dx, g->dy, g->dy_stride, g->part, g->count);
-    if (st || !b->lora)
-        return st;
     struct lora_back_args a = {.lora = {b->lora, b->seg, b->n_seg, w->ds, w->fo.rank_sum_max, NULL},
                                .dy = g->dy,
-                               .x = g->x,
+                               .x = x,
                                .ax = g->ax,
-                               .dx = g->dx,
+                               .dx = dx,
                                .grad = b->grad,
                                .n_tok = b->n_tok,
                                .dy_stride = g->dy_stride,
@@ -361,6 +136,25 @@ static enum status group_back(struct backward *w, uint32_t layer, const struct b
     for (uint32_t i = 0; i < g->count; i++)
         a.d_out[i] = g->part[i].d_out;
     return w->backend->ops->back->lora_back(w->backend, &a);
+}
+
+static enum status group_back(struct backward *w, uint32_t layer, const struct back_group *g)
+{
+    const struct backward_batch *b = &w->batch;
+    enum status st = STATUS_OK;
+    if (g->dx)
+        st = gemm_back(w, g->dx, g->dy, g->dy_stride, g->part, g->count);
+    if (st || !b->lora)
+        return st;
+    if (!b->dropout)
+        return adapters_back(w, layer, g, g->x, g->dx);
+    st = drop(w, layer, g, w->drop, g->x, false);
+    if (!st)
+        st = w->backend->ops->mem_zero(w->backend, w->drop_dx,
+                                       sizeof(float) * (size_t)b->n_tok * g->part[0].d_in);
+    if (!st)
+        st = adapters_back(w, layer, g, w->drop, g->dx ? w->drop_dx : NULL);
+    return st || !g->dx ? st : drop(w, layer, g, g->dx, w->drop_dx, true);
 }
 
 static enum status norm_back(struct backward *w, const float *x, const float *gain,
@@ -530,7 +324,7 @@ static enum status forward_piece(struct backward *w)
 
 static enum status head_piece(struct backward *w)
 {
-    uint32_t n = MIN(head_rows_of(&w->fo, &w->opt), w->n_out - w->head_done);
+    uint32_t n = MIN(backward_head_rows(&w->fo, &w->opt), w->n_out - w->head_done);
     enum status st = head_tile(w, w->head_done, n);
     w->head_done += n;
     return !st && w->head_done == w->n_out ? head_end(w) : st;

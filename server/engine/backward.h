@@ -22,6 +22,7 @@ struct backward;
 struct backward_options {
     uint32_t head_rows; /* rows whose logits exist at once; 0: 128 */
     bool recompute;
+    bool dropout; /* room for batches that have it */
 };
 
 /* Bytes that backward_create allocates where the ops compute. */
@@ -42,6 +43,8 @@ struct backward_batch {
     const struct lora_table *lora;
     const struct lora_seg *seg; /* sorted, disjoint, covering all rows */
     uint32_t n_seg;
+    const struct dropout_seg *dropout; /* [n_dropout] kernels/dropout.h; NULL: none */
+    uint32_t n_dropout;
     const int32_t *target; /* [n_tok] what a row is to predict; below 0: no loss */
     const float *weight;   /* [n_tok] the loss is the sum of -weight * logprob */
     float *const *grad;    /* [n_slot], +=: kernels/backward.h; NULL: not trained */

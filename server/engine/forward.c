@@ -210,9 +210,24 @@ static enum status shrink(struct forward *f, const struct forward_batch *b,
 {
     if (!lora->table)
         return STATUS_OK;
+    const void *x = g->x;
+    if (b->dropout) {
+        struct dropout_args drop = {.out = b->drop,
+                                    .x = x,
+                                    .seg = b->dropout,
+                                    .n_seg = b->n_dropout,
+                                    .width = g->d_in,
+                                    .out_stride = g->d_in,
+                                    .x_stride = g->d_in,
+                                    .site = forward_site(layer, g->first)};
+        enum status st = f->backend->ops->back->dropout(f->backend, &drop);
+        if (st)
+            return st;
+        x = b->drop;
+    }
     struct lora_shrink_args a = {
         .lora = *lora,
-        .x = g->x,
+        .x = x,
         .keep_ax = g->keep_ax,
         .n_tok = b->n_tok,
         .x_stride = g->d_in,

@@ -55,6 +55,12 @@ struct forward_keep_layer {
     float *ax_qkv, *ax_o, *ax_mlp, *ax_down; /* [n_tok, rank_sum_max] unscaled A x */
 };
 
+/* The site of a group's input, by its first module, in dropout_args. */
+static inline uint32_t forward_site(uint32_t layer, enum lora_module first)
+{
+    return layer * LORA_MODULE_COUNT + (uint32_t)first;
+}
+
 struct forward_batch {
     const int32_t *ids; /* [n_tok], 0 <= id < n_vocab: checked by the caller */
     uint32_t n_tok;     /* 0 .. rows_max */
@@ -70,6 +76,9 @@ struct forward_batch {
     double *norm2;                         /* telemetry [n_tok][2], += (see args.h); NULL: off */
     const struct forward_keep_layer *keep; /* [n_layer] or NULL */
     float *keep_final_rstd;                /* [n_out] or NULL */
+    const struct dropout_seg *dropout; /* [n_dropout] of LoRA's inputs, training only; NULL: none */
+    uint32_t n_dropout;
+    void *drop; /* with dropout: [n_tok, the widest input] act, scratch */
 };
 
 /* Errors: only those of the ops. Broken preconditions panic. */

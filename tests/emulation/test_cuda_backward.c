@@ -55,6 +55,13 @@ static void rows_equal_ref(void **state)
         assert_int_equal(e.cuda->ops->back->cross_entropy(e.cuda, &ce), STATUS_OK);
         expect(&e, dy, y, size, EC_TOL_F32, "cross_entropy");
         expect(&e, dlp, lp, n, EC_TOL_F32, "logprob");
+        struct dropout_seg seg = {0, n, 3, 0.4f, 99};
+        struct dropout_args drop = {out, x, &seg, 1, d, d, d, 5, true};
+        assert_int_equal(e.ref->ops->back->dropout(e.ref, &drop), STATUS_OK);
+        drop.out = dout;
+        drop.x = dx;
+        assert_int_equal(e.cuda->ops->back->dropout(e.cuda, &drop), STATUS_OK);
+        expect(&e, dout, out, size, EC_TOL_F32, "dropout");
         void *dev[] = {dx, dy, dz, dgain, drstd, dout, dlp, dtarget};
         void *host[] = {x, y, z, gain, rstd, out, lp, target};
         for (size_t k = 0; k < ARRAY_COUNT(dev); k++) {
@@ -107,16 +114,16 @@ static void models_agree_with_autograd(void **state)
     (void)state;
     if (emu_is_tsan())
         skip(); /* takes minutes there */
-    struct gradient_options all = {"cuda", DTYPE_CHOICE_BF16, 1, 7, false};
-    struct gradient_options less = {"cuda", DTYPE_CHOICE_BF16, 1, 0, true};
+    struct gradient_options all = {"cuda", DTYPE_CHOICE_BF16, 1, 7, false, 0};
+    struct gradient_options less = {"cuda", DTYPE_CHOICE_BF16, 1, 0, true, 0};
     assert_true(gradient_check_all(&all, 1e-2, true) >= 5);
     assert_true(gradient_check_all(&less, 1e-2, true) >= 5);
 }
 
 static void bits_do_not_depend_on_company(void **state)
 {
-    struct gradient_options all = {"cuda", DTYPE_CHOICE_BF16, 1, 7, false};
-    struct gradient_options less = {"cuda", DTYPE_CHOICE_BF16, 1, 0, true};
+    struct gradient_options all = {"cuda", DTYPE_CHOICE_BF16, 1, 7, false, 0};
+    struct gradient_options less = {"cuda", DTYPE_CHOICE_BF16, 1, 0, true, 0};
     struct gradient_rig one, cut;
     (void)state;
     assert_true(gradient_rig_open(&one, "qwen3_qknorm", &all));

@@ -37,6 +37,7 @@ bool gradient_rig_open(struct gradient_rig *g, const char *name, const struct gr
     char dir[PATH_MAX];
     struct errtext err = ERRTEXT_INIT;
     memset(g, 0, sizeof(*g));
+    g->dropout = opt->dropout;
     snprintf(dir, sizeof(dir), "%s/logits/%s/model", data, name);
     struct logits_rig_options ro = {.model_dir = dir,
                                     .backend = opt->backend,
@@ -65,7 +66,8 @@ bool gradient_rig_open(struct gradient_rig *g, const char *name, const struct gr
                                  .seqs_max = GRADIENT_SEQS,
                                  .slots_max = GRADIENT_SLOTS,
                                  .layouts_max = GRADIENT_SLOTS};
-    struct backward_options bo = {.head_rows = opt->head_rows, .recompute = opt->recompute};
+    struct backward_options bo = {
+        .head_rows = opt->head_rows, .recompute = opt->recompute, .dropout = true};
     const struct model *m = resident_model(g->r.resident);
     enum status st = forward_create(&g->forward, m, g->r.backend, &fo, &err);
     if (!st)
@@ -127,12 +129,14 @@ void gradient_rig_run(struct gradient_rig *g, uint32_t first, uint32_t last)
     float weight[GRADIENT_ROWS];
     struct attention_back_seq seq[GRADIENT_SEQS];
     struct lora_seg seg[GRADIENT_SEQS];
+    struct dropout_seg drop[GRADIENT_SEQS];
     uint32_t t = 0;
     for (uint32_t s = first; s <= last; s++) {
         seq[s - first] = (struct attention_back_seq){t, lengths[s]};
         seg[s - first] = compositions[s];
         seg[s - first].tok_begin = t;
         seg[s - first].tok_count = lengths[s];
+        drop[s - first] = (struct dropout_seg){t, lengths[s], s * 1000, g->dropout, 4711};
         for (uint32_t i = 0; i < lengths[s]; i++, t++) {
             uint32_t n = i + 1;
             ids[t] = (int32_t)((i * 37 + s * 11 + i * i * 5 + 5) % 256);
@@ -147,11 +151,16 @@ void gradient_rig_run(struct gradient_rig *g, uint32_t first, uint32_t last)
                                .lora = &g->r.table,
                                .seg = seg,
                                .n_seg = last - first + 1,
+                               .dropout = g->dropout > 0 ? drop : NULL,
+                               .n_dropout = last - first + 1,
                                .target = target,
                                .weight = weight,
                                .grad = g->there,
                                .logprob = g->logprob};
     run_batch(g, &b);
+    g->loss = 0;
+    for (uint32_t i = 0; i < t; i++)
+        g->loss -= (double)weight[i] * (double)g->logprob[i];
     for (int i = 0; i < GRADIENT_SLOTS; i++)
         assert_int_equal(g->r.backend->ops->mem_read(g->r.backend, g->grad[i], g->there[i],
                                                      g->n_grad[i] * sizeof(float)),

@@ -18,6 +18,8 @@ struct gradient_rig {
     size_t n_grad[GRADIENT_SLOTS];
     void *hidden; /* of the passes that disturb */
     float logprob[GRADIENT_ROWS];
+    float dropout;
+    double loss;    /* of the last batch */
     bool disturbed; /* other passes of the same forward run between the pieces of a batch */
 };
 
@@ -26,6 +28,7 @@ struct gradient_options {
     enum dtype_choice dtype;
     uint32_t threads, head_rows;
     bool recompute;
+    float dropout; /* p of every sequence */
 };
 
 /* name: a folder of tests/data/logits. false: the backend does not take this model. */

@@ -9,6 +9,7 @@ rs_fuzz_target(config rs_model)
 # Forward passes without the engine: lib/logits_rig.h. logits_tool is what tests/oracle/logits_golden.py drives.
 add_library(rs_logits_rig STATIC lib/logits_rig.c lib/logits_case.c
   ${CMAKE_SOURCE_DIR}/server/engine/forward.c ${CMAKE_SOURCE_DIR}/server/engine/backward.c
+  ${CMAKE_SOURCE_DIR}/server/engine/backward_create.c
   ${CMAKE_SOURCE_DIR}/server/engine/resident.c)
 target_link_libraries(rs_logits_rig PUBLIC rs_peft rs_kernels rs_model rs_text rs_base m)
 add_executable(logits_tool oracle/logits_tool.c)

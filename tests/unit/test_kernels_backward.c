@@ -477,6 +477,46 @@ static void test_entropy_is_score(void **state)
     mem_free(scratch);
 }
 
+static void op_dropout(struct backend *b, float *out, const void *arg)
+{
+    struct dropout_args a = *(const struct dropout_args *)arg;
+    a.out = out;
+    assert_int_equal(b->ops->back->dropout(b, &a), STATUS_OK);
+}
+
+/* Every backend drops the same elements, a share of p of them, by the row's number. */
+static void test_dropout(void **state)
+{
+    enum { N = 60, W = 700 };
+    struct versus v = {.tol = 1e-6};
+    struct dropout_seg seg[3] = {
+        {0, 20, 5, 0.25f, 77}, {20, 15, 0, 0, 77}, {35, 25, 0, 0.5f, 1ull << 40}};
+    float *x = fx_floats(N * W, 1), *zero = mem_array(N * W, 4), *one = mem_array(N * W, 4);
+    struct dropout_args a = {NULL, x, seg, 3, W, W, W, 9, false};
+    (void)state;
+    fx_open(&v.f);
+    versus(&v, op_dropout, &a, zero, N * W);
+    a.add = true;
+    versus(&v, op_dropout, &a, x, N * W);
+    op_dropout(v.f.ref, one, &a);
+    uint32_t fell[3] = {0, 0, 0};
+    for (uint32_t i = 0; i < N * W; i++)
+        fell[i / W < 20 ? 0 : i / W < 35 ? 1 : 2] += one[i] == 0;
+    assert_true(fell[0] > 20 * W * 23 / 100 && fell[0] < 20 * W * 27 / 100);
+    assert_int_equal(fell[1], 0);
+    assert_true(fell[2] > 25 * W * 48 / 100 && fell[2] < 25 * W * 52 / 100);
+    /* rows 7.. of the first segment alone: the same mask */
+    struct dropout_seg part = {0, 13, 12, 0.25f, 77};
+    struct dropout_args some = {NULL, x + 7 * W, &part, 1, W, W, W, 9, true};
+    memset(zero, 0, N * W * 4);
+    op_dropout(v.f.ref, zero, &some);
+    BITS(13 * W, zero, one + 7 * W);
+    fx_close(&v.f);
+    mem_free(x);
+    mem_free(zero);
+    mem_free(one);
+}
+
 /* ---- attention ---- */
 
 struct attn_case {
@@ -731,7 +771,7 @@ int main(void)
         cmocka_unit_test(test_fd_attention),     cmocka_unit_test(test_fd_lora),
         cmocka_unit_test(test_gemm_back),        cmocka_unit_test(test_rows),
         cmocka_unit_test(test_entropy_is_score), cmocka_unit_test(test_attention_back),
-        cmocka_unit_test(test_lora_back),
+        cmocka_unit_test(test_lora_back),        cmocka_unit_test(test_dropout),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
