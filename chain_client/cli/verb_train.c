@@ -68,7 +68,7 @@ static enum status read_options(struct training_run *r, struct errtext *err)
         .optim = {.lr = 2e-4, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1},
         .shuffle = !cli_has(c, OPT_IN_ORDER),
         .completion_only = cli_has(c, OPT_COMPLETION_ONLY),
-        .recompute = true};
+        .keep_max = mem_machine_bytes() / 4};
     enum status st = args_real(c, OPT_LR, 10, &o->optim.lr, err);
     if (!st)
         st = args_real(c, OPT_WEIGHT_DECAY, 1, &o->optim.weight_decay, err);

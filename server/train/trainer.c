@@ -55,7 +55,10 @@ static enum status make_passes(struct trainer *t, struct errtext *err)
                                        .seqs_max = n,
                                        .slots_max = 1,
                                        .layouts_max = 1};
-    const struct backward_options bo = {.recompute = t->opt.recompute};
+    const uint64_t most = t->opt.keep_max;
+    struct backward_options bo = {.recompute = t->opt.recompute};
+    if (most && backward_bytes(t->base.backend, &m->config, &fo, &bo) > most)
+        bo.recompute = true;
     enum status st = forward_create(&t->forward, m, t->base.backend, &fo, err);
     return st ? st : backward_create(&t->backward, m, t->base.backend, t->forward, &bo, err);
 }

@@ -24,7 +24,8 @@ struct train_options {
     uint64_t seed;
     bool shuffle;         /* false: as they stand */
     bool completion_only; /* prompts are read and not learned */
-    bool recompute;       /* less memory, one more forward pass */
+    bool recompute;       /* less memory, one more forward pass; the same bits */
+    uint64_t keep_max;    /* bytes of kept activations beyond which it is done; 0: any are kept */
 };
 struct train_base {
     const struct model *model;
