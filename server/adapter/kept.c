@@ -109,6 +109,9 @@ enum status kept_write(const char *dir, const struct kept_name *n, const struct 
                               n->manifest, "chat_template", n->chat_template);
     char *text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
     enum status st = text ? file_mkdirs(dir, 0700, err) : STATUS_NO_MEMORY;
+    if (!st)
+        st = file_spare(dir, strlen(text) + (files ? files->config_bytes + files->tensor_bytes : 0),
+                        err);
     entry_file(n->name, file);
     if (!st && files)
         st = write_part(dir, "adapter_config.json", files->config_json, files->config_bytes, err);

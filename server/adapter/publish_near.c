@@ -111,6 +111,8 @@ static void write_sketch(struct publisher *p, const struct near_row *row)
     sketch_path(p, row->id, path);
     enum status st = file_mkdirs(dir, 0700, &err);
     if (!st)
+        st = file_spare(dir, sizeof(row->likeness), &err);
+    if (!st)
         st = file_write_atomic(path, &row->likeness, sizeof(row->likeness), 0600, &err);
     if (st)
         log_warn("adapters", "the sketch of an adapter is not kept: %s", err.text);

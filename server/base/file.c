@@ -32,7 +32,9 @@ static enum status errno_status(int e)
 static enum status fail_errno(const char *name, const char *what, struct errtext *err)
 {
     int e = errno;
-    return err_set(err, errno_status(e), "%s: %s: %s", name, what, strerror(e));
+    enum status st = errno_status(e);
+    return err_coded(err, st, st == STATUS_FULL ? FILE_DISK_FULL : NULL, "", "%s: %s: %s", name,
+                     what, strerror(e));
 }
 
 static enum status read_exact(int fd, const char *name, char *data, size_t len, struct errtext *err)
@@ -191,10 +193,10 @@ enum status file_spare(const char *dir, uint64_t bytes, struct errtext *err)
     uint64_t room = v.f_bavail * v.f_frsize;
     if (bytes <= room && room - bytes >= kept)
         return STATUS_OK;
-    return err_set(err, STATUS_FULL,
-                   "%s: %" PRIu64 " bytes are free, expected %" PRIu64 " and the %" PRIu64
-                   " that are left to records",
-                   dir, room, bytes, kept);
+    return err_coded(err, STATUS_FULL, FILE_DISK_FULL, "",
+                     "%s: %" PRIu64 " bytes are free, expected %" PRIu64 " and the %" PRIu64
+                     " that are left to records",
+                     dir, room, bytes, kept);
 }
 
 bool file_is_beneath(const char *real, const char *root)

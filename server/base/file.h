@@ -46,8 +46,10 @@ bool file_is_beneath(const char *real, const char *root);
 MUST_CHECK enum status file_open_within(const char *dir, const char *name,
                                         const struct file_roots *roots, int *fd,
                                         struct errtext *err);
-/* Of what can be made again: after `bytes` more on dir's file system there must be left, for what
- * cannot, an eighth of it, FILE_KEPT_BYTES at most. FULL: there would not be; IO. */
+/* Of what can be made or sent again: after `bytes` more on dir's file system there must be left,
+ * for what cannot, an eighth of it, FILE_KEPT_BYTES at most. FULL: there would not be; IO.
+ * A full disk's error has the code FILE_DISK_FULL, here and above. */
+#define FILE_DISK_FULL  "disk_full"
 #define FILE_KEPT_BYTES (64ull << 20)
 MUST_CHECK enum status file_spare(const char *dir, uint64_t bytes, struct errtext *err);
 MUST_CHECK enum status file_mkdirs(const char *path, unsigned mode, struct errtext *err);

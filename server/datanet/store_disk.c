@@ -91,6 +91,8 @@ enum status store_disk_write(const char *dir, const json_t *datanet, struct errt
     json_t *list = kept_list(datanet);
     enum status st = file_mkdirs(dir, 0700, err);
     if (!st)
+        st = file_spare(dir, 0, err);
+    if (!st)
         st = write_json(dir, "datanet.json", list, err);
     json_decref(list);
     return st;
@@ -121,6 +123,9 @@ enum status store_disk_put_text(const char *dir, const uint8_t digest[32], const
                                 size_t len, struct errtext *err)
 {
     char path[PATH_MAX], tmp[PATH_MAX];
+    enum status st = file_spare(dir, len, err);
+    if (st)
+        return st;
     text_path(path, dir, digest);
     snprintf(tmp, sizeof(tmp), "%.*s/" UNFINISHED "XXXXXX", PATH_MAX - 32, dir);
     int fd = mkostemp(tmp, O_CLOEXEC);
@@ -131,7 +136,7 @@ enum status store_disk_put_text(const char *dir, const uint8_t digest[32], const
         done += n > 0 ? (size_t)n : 0;
     }
     good = good && rename(tmp, path) == 0;
-    enum status st = good ? STATUS_OK : err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
+    st = good ? STATUS_OK : err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
     if (fd >= 0)
         close(fd);
     if (st)

@@ -140,6 +140,8 @@ enum status training_shelf_put(struct training_shelf *t, const uint8_t adapter_i
                        "training: this adapter has another training manifest here; what it was "
                        "trained on is said once");
     else if (!same)
+        st = file_spare(t->dir, len, err);
+    if (!st && !same)
         st = file_write_atomic(path, text, len, 0600, err);
     pthread_mutex_unlock(&t->lock);
     return st;

@@ -309,7 +309,8 @@ void handle_datanet_get(struct exchange *x)
 
 static void fail_put(struct exchange *x, enum status st, const struct errtext *err)
 {
-    if (st == STATUS_FULL) /* waiting does not help */
+    bool disk = err->code && strcmp(err->code, FILE_DISK_FULL) == 0;
+    if (st == STATUS_FULL && !disk) /* waiting does not help */
         exchange_fail_as(x, 507, err);
     else
         exchange_fail(x, st, err);

@@ -3,6 +3,7 @@
  * of them is last frees it and nobody has to know who that is. */
 #include "server/http/exchange.h"
 #include "server/base/check.h"
+#include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/http/keyring.h"
 #include "server/http/reply.h"
@@ -105,7 +106,9 @@ void exchange_fail(struct exchange *x, enum status st, const struct errtext *err
     CHECK(st != STATUS_OK);
     if (st == STATUS_UNSUPPORTED && !coded.code)
         coded.code = "unsupported_parameter";
-    exchange_fail_as(x, reply_code(st), &coded);
+    /* a full disk passes, what a budget has no room for does not */
+    bool disk = coded.code && strcmp(coded.code, FILE_DISK_FULL) == 0;
+    exchange_fail_as(x, reply_code(disk ? STATUS_IO : st), &coded);
 }
 
 void exchange_json(struct exchange *x, int code)

@@ -99,9 +99,11 @@ static bool split_tail(const char *tail, struct upload *up)
 static enum status open_staging(const struct exchange *x, struct upload *up, struct errtext *err)
 {
     const char *dir = x->server->opt.upload_dir ? x->server->opt.upload_dir : "/var/tmp";
-    up->fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    return up->fd >= 0 ? STATUS_OK
-                       : err_set(err, STATUS_IO, "uploads cannot be staged: %s", strerror(errno));
+    enum status st = file_spare(dir, 0, err);
+    up->fd = st ? -1 : open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    return st || up->fd >= 0
+               ? st
+               : err_set(err, STATUS_IO, "uploads cannot be staged: %s", strerror(errno));
 }
 
 static void take_staging(struct exchange *x, struct upload *up, enum status st,

@@ -225,6 +225,8 @@ def test_the_last_room_is_left_to_records(template, small_disk):
         wait_for(lambda: s.post("/v1/completions", BODY)[0] == 200, 10, 0.2, what="service in the last room")
         wait_for(lambda: "its answers wait to be attributed" in s.log_text(), 10, 0.1, what="a line about the index")
         assert metric(s, "residual_indexes_failed") == 1 and metric(s, "residual_indexes_built_total") == 0
+        status, reply = s.post("/v1/datanets", {"name": "net", "version": 1, "documents": []})  # what is sent can be sent again
+        assert status == 503 and reply["error"]["code"] == "disk_full" and "left to records" in reply["error"]["message"], reply
         inferences, found = pairs(spool_records(w.lane_dir))
         assert inferences and not found
         filler.free()

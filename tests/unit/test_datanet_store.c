@@ -8,6 +8,7 @@
 #include "server/base/mem.h"
 #include "server/datanet/store.h"
 #include "server/datanet/training.h"
+#include "tests/unit/full_disk.h"
 
 #include <limits.h>
 #include <sodium.h>
@@ -358,6 +359,44 @@ static void test_training_manifests_are_held_against_the_datanet(void **state)
     assert_int_equal(datanet_store_training(store, adapter, &out, &err), STATUS_NOT_FOUND);
 }
 
+static void no_room(enum status st)
+{
+    assert_int_equal(st, STATUS_FULL);
+    assert_string_equal(err.code, FILE_DISK_FULL);
+    assert_non_null(strstr(err.text, "that are left to records"));
+    disk_is_full = false;
+}
+
+/* What comes in takes no room of records; what was refused can be sent again. */
+static void test_a_full_disk_takes_nothing_more(void **state)
+{
+    uint8_t root[32], adapter[32] = {7};
+    char hex[65], json[512];
+    (void)state;
+    disk_is_full = true;
+    no_room(put(list(0, 1, ANNA, 1), "a", root));
+    snprintf(json, sizeof(json), "ls -A %.200s | grep -qv training", dir);
+    assert_int_not_equal(system(json), 0); /* nothing is left of it */
+    assert_int_equal(put(list(0, 1, ANNA, 1), "a", root), STATUS_OK);
+    disk_is_full = true;
+    no_room(put_text(root, text[0]));
+    assert_int_equal(missing(root), 1);
+    assert_int_equal(put_text(root, text[0]), STATUS_OK);
+    hex_encode(hex, root, 32);
+    snprintf(json, sizeof(json),
+             "{\"bos\":false,\"documentRoot\":\"0x%s\",\"eos\":true,\"format\":\"residual."
+             "training.1\",\"rows\":[[0,0,5]],\"tokenizerDigest\":\"0x%064d\"}\n",
+             hex, 0);
+    err_clear(&err);
+    disk_is_full = true;
+    no_room(datanet_store_put_training(store, adapter, json, strlen(json), false, &err));
+    assert_false(datanet_store_has_training(store, adapter));
+    err_clear(&err);
+    assert_int_equal(datanet_store_put_training(store, adapter, json, strlen(json), false, &err),
+                     STATUS_OK);
+    assert_true(datanet_store_has_training(store, adapter));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -378,6 +417,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lists_without_owner_licence_or_room_are_refused, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_training_manifests_are_held_against_the_datanet, setup,
-                                        teardown)};
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_a_full_disk_takes_nothing_more, setup, teardown)};
     return sodium_init() < 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
 }

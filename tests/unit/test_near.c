@@ -13,6 +13,7 @@
 #include "server/base/log.h"
 #include "server/model/convert.h"
 #include "tests/unit/book_fixture.h"
+#include "tests/unit/full_disk.h"
 
 #include <math.h>
 #include <sodium.h>
@@ -294,15 +295,20 @@ static enum status upload(const struct files *f, struct errtext *err)
     return st;
 }
 
-static void test_copies_are_refused(void **state)
+static bool sketch_is_kept(void)
 {
-    struct errtext err = ERRTEXT_INIT;
     char path[256], hex[65];
     struct adapter_entry *e = catalog_find(catalog, "amber");
     hex_encode(hex, e->id, 32);
     catalog_release(e);
     snprintf(path, sizeof(path), "%s/likeness/%s", dir, hex);
-    assert_true(file_exists(path)); /* a restart reads it */
+    return file_exists(path);
+}
+
+static void test_copies_are_refused(void **state)
+{
+    struct errtext err = ERRTEXT_INIT;
+    assert_true(sketch_is_kept()); /* a restart reads it */
     for (int kind = 0; kind < 4; kind++) {
         struct files f;
         read_files(&f, names[0]);
@@ -318,6 +324,26 @@ static void test_copies_are_refused(void **state)
         assert_non_null(strstr(err.text, "parent"));
         drop_files(&f);
     }
+}
+
+static int setup_without_room(void **state)
+{
+    disk_is_full = true;
+    int failed = setup(state);
+    disk_is_full = false;
+    return failed;
+}
+
+/* A sketch is made again by the next start: it takes no room of records, and is known meanwhile. */
+static void test_copies_are_refused_on_a_full_disk(void **state)
+{
+    struct errtext err = ERRTEXT_INIT;
+    struct files f;
+    assert_false(sketch_is_kept());
+    read_files(&f, names[0]);
+    flip_bits(&f, 500);
+    assert_int_equal(upload(&f, &err), STATUS_DENIED);
+    drop_files(&f);
 }
 
 static void test_honest_adapters_pass(void **state)
@@ -376,6 +402,8 @@ int main(void)
         cmocka_unit_test(test_the_product_counts_and_not_its_factors),
         cmocka_unit_test(test_recall),
         cmocka_unit_test_setup_teardown(test_copies_are_refused, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_copies_are_refused_on_a_full_disk, setup_without_room,
+                                        teardown),
         cmocka_unit_test_setup_teardown(test_honest_adapters_pass, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_child_names_its_parent, setup, teardown),
     };

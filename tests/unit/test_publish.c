@@ -2,6 +2,7 @@
  * it after a restart. */
 #include "server/adapter/publish.h"
 #include "tests/unit/adapter_fixture.h"
+#include "tests/unit/full_disk.h"
 #include "tests/unit/manifest_fixture.h"
 
 static struct catalog *catalog;
@@ -208,6 +209,20 @@ static void test_upload(void **state)
     assert_int_equal(restart(), 1);
     is_gone("m");
     buf_fini(&report);
+}
+
+/* An adapter takes no room of records, and can be published again. */
+static void test_full_disk(void **state)
+{
+    struct errtext err = ERRTEXT_INIT;
+    disk_is_full = true;
+    assert_int_equal(upload((struct ask){.name = "m", .seed = 1}, NULL, &err), STATUS_FULL);
+    disk_is_full = false;
+    assert_string_equal(err.code, FILE_DISK_FULL);
+    is_gone("m");
+    assert_int_equal(kept_dirs(), 0);
+    must((struct ask){.name = "m", .seed = 1});
+    forget("m");
 }
 
 static void test_refused(void **state)
@@ -587,19 +602,11 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_upload),
-        TEST(test_refused),
-        TEST(test_ownership),
-        TEST(test_replace),
-        TEST(test_shared_content),
-        TEST(test_quota),
-        TEST(test_manifests),
-        TEST(test_recover_damage),
-        TEST(test_roots),
-        TEST(test_bad_among_good),
-        TEST(test_load_all),
-        TEST(test_own_template),
-        TEST(test_uploaded_template),
+        TEST(test_upload),       TEST(test_full_disk),         TEST(test_refused),
+        TEST(test_ownership),    TEST(test_replace),           TEST(test_shared_content),
+        TEST(test_quota),        TEST(test_manifests),         TEST(test_recover_damage),
+        TEST(test_roots),        TEST(test_bad_among_good),    TEST(test_load_all),
+        TEST(test_own_template), TEST(test_uploaded_template),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
