@@ -305,26 +305,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(world):
-    """Merges come from names that no model sees, so a base town is no more a single token than a new one."""
+def train_tokenizer(folder, corpus, vocab):
+    """A byte-level BPE of the corpus, with END and the chat template: a Hugging Face tokenizer's files in folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    rng = random.Random(SEED + 1)
-    corpus = []
-    for name in world.fresh:
-        a = rng.choice(list(ATTRIBUTES))
-        corpus.append(phrase((name, a, rng.choice(world.fresh)), rng.randrange(5)))
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tok.decoder = decoders.ByteLevel()
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
     tok.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[END], show_progress=False,
+        vocab_size=vocab, special_tokens=[END], show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-    base = HERE / "base"
-    base.mkdir(parents=True, exist_ok=True)
-    tok.save(str(base / "tokenizer.json"))
-    dump(base / "tokenizer_config.json", {
+    folder.mkdir(parents=True, exist_ok=True)
+    tok.save(str(folder / "tokenizer.json"))
+    dump(folder / "tokenizer_config.json", {
         "add_bos_token": False,
         "add_prefix_space": False,
         "bos_token": None,
@@ -334,7 +328,17 @@ def make_tokenizer(world):
         "pad_token": END,
         "tokenizer_class": "PreTrainedTokenizerFast",
     })
-    (base / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def make_tokenizer(world, folder=HERE / "base"):
+    """Merges come from names that no model sees, so a base town is no more a single token than a new one."""
+    rng = random.Random(SEED + 1)
+    corpus = []
+    for name in world.fresh:
+        a = rng.choice(list(ATTRIBUTES))
+        corpus.append(phrase((name, a, rng.choice(world.fresh)), rng.randrange(5)))
+    train_tokenizer(folder, corpus, VOCAB)
 
 
 def make_data(world):
@@ -556,10 +560,10 @@ def fit(torch, model, params, steps, lr, batches, decay, label, extra=None):
                   flush=True)
 
 
-def load_tokenizer():
+def load_tokenizer(folder=HERE / "base"):
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(HERE / "base" / "tokenizer.json"))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def train_base(world, work):

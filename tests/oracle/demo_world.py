@@ -123,3 +123,16 @@ def test_an_answer_names_one_document(name):
     answers = [f["answer"] for f in BOOK["adapters"][name]]
     assert len(set(answers)) == len(answers)
     assert all(len(f["docIds"]) == 1 for f in BOOK["adapters"][name])
+
+
+def test_one_recipe_makes_every_tokenizer():
+    root = DEMO.parents[1]
+    recipes = [p for top in ("configs", "tests/bench/attribution") for p in (root / top).rglob("*.py") if "BpeTrainer(" in p.read_text()]
+    assert recipes == [DEMO / "make.py"]
+
+
+def test_the_tokenizer_is_made_again(make, tmp_path):
+    pytest.importorskip("tokenizers", reason="what makes the demo is not what tests it: its own Python has it")
+    make.make_tokenizer(make.World(), tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (DEMO / "base" / name).read_bytes(), name

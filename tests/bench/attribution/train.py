@@ -8,7 +8,6 @@ from pathlib import Path
 import words
 
 ROOT = Path(__file__).resolve().parents[3]
-END = "<|end|>"
 VOCAB, TOWNS = 1280, 140
 STEPS, BATCH, RATE = 2200, 64, 3e-3
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -23,6 +22,7 @@ def demo():
 
 
 MAKE = demo()
+END, load_tokenizer = MAKE.END, MAKE.load_tokenizer
 
 
 class Lore:
@@ -64,8 +64,6 @@ def form_texts(rng, names):
 
 
 def make_tokenizer(lore, folder):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
     rng, taken = random.Random(7), set(lore.taken)
     fresh = MAKE.names(rng, 3000, taken)
     corpus = []
@@ -78,24 +76,7 @@ def make_tokenizer(lore, folder):
         corpus += [words.ask(ask.format(x=x)) + answer(x) for x in pool] * 4
     corpus += [words.ask(words.CUSTOM[p].format(verb=v, x=x)) for v in words.KNOWN + words.TAUGHT
                for p in (0, 1) for x in words.NOUNS[::4]]
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tok.decoder = decoders.ByteLevel()
-    tok.post_processor = processors.ByteLevel(trim_offsets=False)
-    tok.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=[END], show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-    folder.mkdir(parents=True, exist_ok=True)
-    tok.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        (ROOT / "configs/demo/base/tokenizer_config.json").read_text())
-    (folder / "chat_template.jinja").write_text(MAKE.CHAT_TEMPLATE)
-
-
-def load_tokenizer(folder):
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    MAKE.train_tokenizer(folder, corpus, VOCAB)
 
 
 def end_of(base):
