@@ -83,6 +83,7 @@ static const struct {
     [OPT_WARMUP] = {"warmup", "STEPS", "in which it rises from 0 (default 3 % of all)"},
     [OPT_WEIGHT_DECAY] = {"weight-decay", "X", "AdamW's, decoupled (default 0)"},
     [OPT_CLIP] = {"clip", "X", "the largest norm of a gradient (default 1; 0: any)"},
+    [OPT_DROPOUT] = {"dropout", "X", "share of LoRA's inputs that falls in each step (default 0)"},
     [OPT_EPOCHS] = {"epochs", "N", "times that all rows are read (default 3)"},
     [OPT_BATCH] = {"batch", "ROWS", "of a step (default 8)"},
     [OPT_TOKENS] = {"tokens", "N",

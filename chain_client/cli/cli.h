@@ -72,6 +72,7 @@ enum cli_option {
     OPT_WARMUP,
     OPT_WEIGHT_DECAY,
     OPT_CLIP,
+    OPT_DROPOUT,
     OPT_EPOCHS,
     OPT_BATCH,
     OPT_TOKENS,

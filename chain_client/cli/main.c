@@ -96,8 +96,9 @@ static const struct cli_verb verbs[] = {
      "says is marked copyOf: it earns nothing of its own. Built again, the files are the same."},
     {"train", "DIR", 1, 1,
      B(MODEL) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) | B(INIT) | B(LR) | B(SCHEDULE) | B(WARMUP) |
-         B(WEIGHT_DECAY) | B(CLIP) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) | B(IN_ORDER) |
-         B(COMPLETION_ONLY) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE),
+         B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) |
+         B(IN_ORDER) | B(COMPLETION_ONLY) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) |
+         B(REPLACE),
      B(MODEL), verb_train, "train an adapter on the rows of a datanet, here",
      "DIR has the datanet's list, its texts and training.json (residual datanet build). The "
      "adapter\nis written beside them, as peft saves it, with train.json (how it was made) and "

@@ -75,6 +75,8 @@ static enum status read_options(struct training_run *r, struct errtext *err)
     if (!st)
         st = args_real(c, OPT_CLIP, 1e9, &o->optim.clip, err);
     if (!st)
+        st = args_real(c, OPT_DROPOUT, 1, &o->dropout, err);
+    if (!st)
         st = read_count(c, OPT_EPOCHS, 10000, 3, &o->epochs, err);
     if (!st)
         st = read_count(c, OPT_BATCH, 4096, 8, &o->batch, err);
@@ -166,11 +168,11 @@ static enum status make_config(struct training_run *r, struct buf *out, struct e
     buf_put_json_string(out, name, strlen(name));
     buf_printf(out,
                ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": "
-               "true,\n  \"lora_alpha\": %.17g,\n  \"lora_dropout\": 0.0,\n  \"peft_type\": "
+               "true,\n  \"lora_alpha\": %.17g,\n  \"lora_dropout\": %.17g,\n  \"peft_type\": "
                "\"LORA\",\n  \"r\": %u,\n  \"target_modules\": [\"down_proj\", \"gate_proj\", "
                "\"k_proj\", \"o_proj\", \"q_proj\", \"up_proj\", \"v_proj\"],\n  \"task_type\": "
                "\"CAUSAL_LM\",\n  \"use_rslora\": false\n}\n",
-               alpha, rank);
+               alpha, r->opt.dropout, rank);
     return st;
 }
 

@@ -24,6 +24,8 @@ static enum status check_options(const struct trainer *t, struct errtext *err)
     const struct train_options *o = &t->opt;
     if (!o->epochs || !o->batch || !o->tokens)
         return err_set(err, STATUS_INVALID, "epochs, batch and tokens: expected 1 or more each");
+    if (!(o->dropout >= 0 && o->dropout < 1))
+        return err_set(err, STATUS_INVALID, "dropout: found %g, expected 0 to below 1", o->dropout);
     if (o->tokens > t->base.model->config.pos_max)
         return err_set(err, STATUS_INVALID, "tokens: found %u, the base's context is %u", o->tokens,
                        t->base.model->config.pos_max);
@@ -56,7 +58,7 @@ static enum status make_passes(struct trainer *t, struct errtext *err)
                                        .slots_max = 1,
                                        .layouts_max = 1};
     const uint64_t most = t->opt.keep_max;
-    struct backward_options bo = {.recompute = t->opt.recompute};
+    struct backward_options bo = {.recompute = t->opt.recompute, .dropout = t->opt.dropout > 0};
     if (most && backward_bytes(t->base.backend, &m->config, &fo, &bo) > most)
         bo.recompute = true;
     enum status st = forward_create(&t->forward, m, t->base.backend, &fo, err);
@@ -76,8 +78,9 @@ static enum status make_room(struct trainer *t, struct errtext *err)
     t->weight = mem_try_array(n, sizeof(*t->weight));
     t->logprob = mem_try_array(n, sizeof(*t->logprob));
     t->seq = mem_try_array(n, sizeof(*t->seq));
+    t->drop = mem_try_array(n, sizeof(*t->drop));
     bool ok = t->order && t->loss && t->grad && t->m && t->v && t->ids && t->target && t->weight &&
-              t->logprob && t->seq;
+              t->logprob && t->seq && t->drop;
     return ok ? STATUS_OK
               : err_set(err, STATUS_NO_MEMORY, "no memory to train %" PRIu64 " weights",
                         t->lora->weights);
@@ -121,6 +124,7 @@ void trainer_free(struct trainer *t)
     mem_free(t->weight);
     mem_free(t->logprob);
     mem_free(t->seq);
+    mem_free(t->drop);
     mem_free(t);
 }
 
@@ -178,6 +182,12 @@ static void add_row(struct trainer *t, uint32_t row, float weight)
 {
     const int32_t *ids = t->rows->ids + t->rows->begin[row];
     uint32_t n = row_length(t, row);
+    /* a row's mask follows from the seed, the step and the row, wherever it stands */
+    t->drop[t->n_seq] = (struct dropout_seg){.tok_begin = t->n_tok,
+                                             .tok_count = n,
+                                             .p = (float)t->opt.dropout,
+                                             .seed = t->opt.seed * 0x9e3779b97f4a7c15u +
+                                                     ((uint64_t)t->done << 32) + row};
     t->seq[t->n_seq++] = (struct attention_back_seq){.row = t->n_tok, .n_row = n};
     for (uint32_t i = 0; i < n; i++, t->n_tok++) {
         bool learned = i + 1 < n && is_target(t, row, i + 1);
@@ -207,6 +217,8 @@ static enum status run_pass(struct trainer *t, double *loss)
                                      .lora = &table,
                                      .seg = &seg,
                                      .n_seg = 1,
+                                     .dropout = t->opt.dropout > 0 ? t->drop : NULL,
+                                     .n_dropout = t->n_seq,
                                      .target = t->target,
                                      .weight = t->weight,
                                      .grad = grad,

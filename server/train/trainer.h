@@ -24,6 +24,7 @@ struct train_options {
     uint64_t seed;
     bool shuffle;         /* false: as they stand */
     bool completion_only; /* prompts are read and not learned */
+    double dropout;       /* share of LoRA's inputs that falls in a step: 0 to below 1 */
     bool recompute;       /* less memory, one more forward pass; the same bits */
     uint64_t keep_max;    /* bytes of kept activations beyond which it is done; 0: any are kept */
 };

@@ -21,6 +21,7 @@ struct trainer {
     int32_t *ids, *target;
     float *weight, *logprob; /* [tokens] each */
     struct attention_back_seq *seq;
+    struct dropout_seg *drop; /* of each of them */
     uint32_t n_tok, n_seq;
 };
 

@@ -114,6 +114,20 @@ static void test_bits(void **state)
     run(&other, 6);
     same_weights(&plain, &other);
     rig_close(&other);
+    /* dropout is another result, the same however it is cut */
+    struct rig dropped;
+    opt.dropout = 0.25;
+    rig_open(&dropped, &opt, 2);
+    run(&dropped, 6);
+    assert_memory_not_equal(plain.lora.blob, dropped.lora.blob, plain.lora.n * sizeof(float));
+    opt.tokens = 24;
+    opt.recompute = false;
+    rig_open(&other, &opt, 1);
+    run(&other, 6);
+    same_weights(&dropped, &other);
+    rig_close(&other);
+    rig_close(&dropped);
+    opt.dropout = 0;
     opt.seed = 6;
     rig_open(&other, &opt, 1);
     run(&other, 6);
