@@ -41,6 +41,8 @@ struct weight {
     const void *data;
     enum dtype dtype;
     uint32_t d_out, d_in;
+    const void *packed; /* the same values as backend_ops.pack lays them, or NULL: then products
+                           read data; bits are the same. Everything else reads data */
 };
 
 /* ---- LoRA ---- */

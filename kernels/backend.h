@@ -81,6 +81,11 @@ struct backend_ops {
     enum status (*sketch_begin)(struct backend *b, const struct sketch_args *a, uint32_t *ticket);
     enum status (*read_begin)(struct backend *b, const void *from, size_t bytes, uint32_t *ticket);
     enum status (*read_end)(struct backend *b, uint32_t ticket, void *host);
+    /* A second form of a matrix that products read faster (weight.packed), 64-byte aligned: its
+     * bytes (0: this backend has none for the dtype), and its making. NULL: there is none. Threads:
+     * the engine's. */
+    size_t (*pack_bytes)(const struct backend *b, const struct weight *w);
+    void (*pack)(struct backend *b, void *out, const struct weight *w);
     /* Bytes of lora_step.s for these limits: the backend's own form. */
     size_t (*lora_scratch_bytes)(const struct backend *b, const struct backend_limits *lim);
     /* Memory for mem_alloc in all, and what is left of it; 0 and 0: the host's. */

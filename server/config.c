@@ -52,6 +52,9 @@ static const struct option_row keys[] = {
     BUDGET(kv_bytes, 0, 0,
            "KV cache; N%: of memory, cuda: of what the base leaves on the device; 0: what seqs_max "
            "sequences need, at most a quarter of memory; cuda: at most what the rest leaves"),
+    BUDGET(packed_bytes_max, 0, 0,
+           "cpu with bf16 products: copy of the base in the order products read, at most; N%: of "
+           "memory; 0: half of what is free at start; 1: none"),
     BOOL(prefix_cache, 1, "reuse KV of equal prefixes of the same adapters"),
     NUM(adapters_registered_max, 0, 1u << 20, 16384, "adapters", "known at a time"),
     NUM(adapters_per_batch_max, 1, 1024, 64, "adapters", "distinct in one step"),

@@ -16,7 +16,7 @@ struct config {
     char *registry_rpc_authorization_file, *settle_url;
     json_t *api_keys; /* array or NULL */
     bool deterministic, prefix_cache, allow_runtime_loading, strict, page, plan, help, version;
-    uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes;
+    uint64_t threads, context_max, rows_max, seqs_max, waiting_max, kv_bytes, packed_bytes_max;
     uint64_t step_stretch_max, share_wait_ms_max;
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
         adapters_host_bytes_max, adapters_device_bytes_max, device, device_bytes;
@@ -31,7 +31,8 @@ struct config {
     uint64_t drain_s, lame_duck_s;
 };
 
-/* device_bytes, kv_bytes, adapters_host_bytes_max and adapters_device_bytes_max are budgets. */
+/* device_bytes, kv_bytes, packed_bytes_max, adapters_host_bytes_max and adapters_device_bytes_max
+ * are budgets. */
 
 /* Settings from argv[1..] and the files they name, with data_dir and model_name filled in. */
 MUST_CHECK enum status config_load(struct config *out, int argc, char **argv, struct errtext *err);

@@ -322,6 +322,8 @@ static enum status make_engine(struct server *s, struct errtext *err)
                                  .waiting_max = (uint32_t)c->waiting_max,
                                  .context_max = context,
                                  .kv_bytes = memory_kv(c, s->model, s->backend, context),
+                                 .packed_bytes_max =
+                                     budget_bytes(c->packed_bytes_max, mem_machine_bytes()),
                                  .adapters_per_batch_max = (uint32_t)c->adapters_per_batch_max,
                                  .rank_sum_max = 3 * (uint32_t)c->adapter_rank_max * LORA_PARTS_MAX,
                                  .prefix_cache = c->prefix_cache,

@@ -127,7 +127,7 @@ enum status cpu_backend_create(struct backend **out, const struct backend_option
     scratch_alloc(c);
     c->base.ops = found->ops;
     snprintf(c->base.name, sizeof(c->base.name), "cpu");
-    snprintf(c->base.version, sizeof(c->base.version), "cpu 1 %s", found->name);
+    snprintf(c->base.version, sizeof(c->base.version), "cpu 2 %s", found->name);
     c->base.worker_count = pool_size(pool);
     c->base.act = DTYPE_F32;
     c->base.has_bf16 = found->has_bf16;

@@ -3,17 +3,19 @@
 #include "kernels/cpu/dnnl.h"
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/product.h"
 #include "server/base/check.h"
 
 #include <stdatomic.h>
 
-#define TILE_OUT    4
-#define PIECE_TILES 32 /* of outputs taken at a time */
+#define PIECE_OUT 128 /* outputs taken at a time */
 
 struct gemm_pass {
     const struct gemm_args *a;
+    struct cpu_backend *c;
     char *x;
     size_t x_stride_bytes;
+    uint32_t tile;                           /* outputs */
     uint32_t t0, rows, part_first, part_end; /* parts of one dtype */
     /* What is left of each worker's tiles, first << 32 | end. It takes pieces from the front, in
      * the order of memory; others, when their own are done, from the back. */
@@ -32,23 +34,25 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
      w->dtype);
 }
 
-static uint64_t part_tiles(const struct weight *w)
+static uint64_t part_tiles(const struct gemm_pass *p, const struct weight *w)
 {
-    return (w->d_out + TILE_OUT - 1) / TILE_OUT;
+    return (w->d_out + p->tile - 1) / p->tile;
 }
 
 static uint64_t pass_tiles(const struct gemm_pass *p)
 {
     uint64_t total = 0;
     for (uint32_t i = p->part_first; i < p->part_end; i++)
-        total += part_tiles(&p->a->part[i]);
+        total += part_tiles(p, &p->a->part[i]);
     return total;
 }
 
-/* Tiles [lo, hi), counted over the pass's parts. go_on: the tiles from hi on are the worker's too.
- */
-static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi, bool go_on)
+/* Tiles [piece[0], piece[1]), counted over the pass's parts. go_on: those behind are the worker's
+ * too. */
+static void gemm_tiles(const struct gemm_pass *p, const uint64_t piece[2], uint32_t worker,
+                       bool go_on)
 {
+    uint64_t lo = piece[0], hi = piece[1];
     const struct gemm_args *a = p->a;
     uint64_t begin = 0;
     float *y = a->y + p->t0 * (size_t)a->y_stride;
@@ -56,23 +60,22 @@ static void gemm_tiles(const struct gemm_pass *p, uint64_t lo, uint64_t hi, bool
         y += a->part[i].d_out;
     for (uint32_t i = p->part_first; i < p->part_end; i++) {
         const struct weight *w = &a->part[i];
-        uint64_t end = begin + part_tiles(w);
+        uint64_t end = begin + part_tiles(p, w);
         uint64_t from = MAX(lo, begin), to = MIN(hi, end);
         if (from < to) {
-            struct dot_job j = {.x = p->x,
+            uint64_t n0 = (from - begin) * p->tile, n1 = (to - begin) * p->tile;
+            struct product j = {.x = p->x,
                                 .x_stride_bytes = p->x_stride_bytes,
-                                .w = w->data,
-                                .dtype = w->dtype,
-                                .d_in = w->d_in,
+                                .w = w,
                                 .rows = p->rows,
-                                .y = y,
-                                .y_stride = a->y_stride};
-            uint64_t n0 = (from - begin) * TILE_OUT, n1 = (to - begin) * TILE_OUT;
+                                .y = y + n0,
+                                .y_stride = a->y_stride,
+                                .scratch = cpu_scratch(p->c, worker)};
             if (to < end && go_on)
-                j.then = j.w + n1 * w->d_in * dtype_bytes(w->dtype);
+                j.then = (const char *)w->data + n1 * w->d_in * dtype_bytes(w->dtype);
             else if (to == end && i + 1 < p->part_end)
                 j.then = w[1].data;
-            ISA(dot_range)(&j, (uint32_t)n0, (uint32_t)MIN(n1, (uint64_t)w->d_out));
+            ISA(product_range)(&j, (uint32_t)n0, (uint32_t)MIN(n1, (uint64_t)w->d_out));
         }
         begin = end;
         y += w->d_out;
@@ -84,7 +87,8 @@ static bool take_piece(struct gemm_pass *p, uint32_t w, bool front, uint64_t pie
 {
     uint64_t left = atomic_load_explicit(&p->left[w], memory_order_relaxed), rest;
     do {
-        uint64_t lo = left >> 32, hi = left & UINT32_MAX, n = MIN(hi - lo, (uint64_t)PIECE_TILES);
+        uint64_t lo = left >> 32, hi = left & UINT32_MAX,
+                 n = MIN(hi - lo, (uint64_t)PIECE_OUT / p->tile);
         if (n == 0)
             return false;
         piece[0] = front ? lo : hi - n;
@@ -103,7 +107,7 @@ static void gemm_work(void *arg, uint32_t worker, uint32_t n_worker)
     for (uint32_t i = 0; i < n_worker; i++) {
         uint32_t w = (worker + i) % n_worker;
         while (take_piece(p, w, i == 0, piece))
-            gemm_tiles(p, piece[0], piece[1], i == 0);
+            gemm_tiles(p, piece, worker, i == 0);
     }
 }
 
@@ -111,8 +115,11 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
 {
     const struct gemm_args *a = p->a;
     const struct weight *w = &a->part[p->part_first];
-    uint64_t out = 0, total = pass_tiles(p), lo, hi;
+    uint64_t out = 0, total, lo, hi;
     uint32_t n_worker = pool_size(c->pool);
+    p->c = c;
+    p->tile = ISA(product_tile)(w->dtype);
+    total = pass_tiles(p);
     for (uint32_t i = p->part_first; i < p->part_end; i++)
         out += a->part[i].d_out;
     p->x = c->x;

@@ -3,6 +3,7 @@
  * stored logits, and the logits themselves are the dot kernel's: equal bits on both ways. */
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/product.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"
 
@@ -70,6 +71,8 @@ float ISA(lse_logprob)(const struct lse *l, float logit)
 /* ---- score ---- */
 
 #define SCORE_ROWS 128 /* a worker's tile: [SCORE_ROWS, SCORE_TILE] f32 */
+_Static_assert(sizeof(float) * SCORE_ROWS * SCORE_TILE + PRODUCT_SCRATCH <= CPU_WORKER_BYTES,
+               "tile and product share a worker's scratch");
 
 struct score_pass {
     const struct score_args *a;
@@ -103,16 +106,15 @@ static void score_work(void *arg, uint32_t worker, uint32_t n_worker)
     for (uint64_t i = lo; i < hi; i++) {
         uint32_t n0 = (uint32_t)i * SCORE_TILE, n = MIN((uint32_t)SCORE_TILE, a->w.d_out - n0);
         size_t row_bytes = a->w.d_in * dtype_bytes(a->w.dtype);
-        struct dot_job j = {.x = p->c->x,
+        struct product j = {.x = p->c->x,
                             .x_stride_bytes = p->x_stride_bytes,
-                            .w = (const char *)a->w.data + n0 * row_bytes,
-                            .dtype = a->w.dtype,
-                            .d_in = a->w.d_in,
+                            .w = &a->w,
                             .rows = p->rows,
                             .y = tile,
-                            .y_stride = SCORE_TILE};
-        j.then = i + 1 < hi ? j.w + SCORE_TILE * row_bytes : NULL;
-        ISA(dot_range)(&j, 0, n);
+                            .y_stride = SCORE_TILE,
+                            .scratch = tile + SCORE_ROWS * SCORE_TILE};
+        j.then = i + 1 < hi ? (const char *)a->w.data + (n0 + SCORE_TILE) * row_bytes : NULL;
+        ISA(product_range)(&j, n0, n0 + n);
         for (uint32_t t = 0; t < p->rows; t++) {
             const float *row = tile + (size_t)t * SCORE_TILE;
             uint32_t target = (uint32_t)a->target[p->t0 + t] - n0;

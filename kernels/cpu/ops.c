@@ -1,6 +1,7 @@
 /* The table of one instruction path. */
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/product.h"
 #include "kernels/host.h"
 
 static const struct backend_back_ops back_ops = {
@@ -32,6 +33,8 @@ const struct backend_ops ISA(ops) = {
     .top_logprobs = ISA(top_logprobs),
     .sample_scratch_bytes = ISA(sample_scratch_bytes),
     .back = &back_ops,
+    .pack_bytes = ISA(pack_bytes),
+    .pack = ISA(pack),
     HOST_OPS,
     .destroy = cpu_backend_destroy,
 };

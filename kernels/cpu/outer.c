@@ -185,19 +185,87 @@ static void pack_pairs(char *out, const struct panel *p, uint32_t n_col)
     }
 }
 
-INLINE void pair_tile(const struct panel_product *p, float *c, size_t c_stride, const char *x,
+/* 16 rows of W, 16 pairs of k each, become 16 pairs of 16 outputs. */
+INLINE void turn_block(char *out, const __m512i r[16])
+{
+    __m512i a[16], b[16];
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 16; i += 4) {
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    /* b[4 g + c]: pairs c, c + 4, c + 8, c + 12 of rows 4 g .. 4 g + 3, a 128-bit lane each. */
+#pragma GCC unroll 4
+    for (uint32_t c = 0; c < 4; c++) {
+        __m512i lo01 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x44);
+        __m512i hi01 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xee);
+        __m512i lo23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x44);
+        __m512i hi23 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xee);
+        char *to = out + c * (4 * PANEL_COLS);
+        _mm512_storeu_si512(to, _mm512_shuffle_i32x4(lo01, lo23, 0x88));
+        _mm512_storeu_si512(to + 16 * PANEL_COLS, _mm512_shuffle_i32x4(lo01, lo23, 0xdd));
+        _mm512_storeu_si512(to + 32 * PANEL_COLS, _mm512_shuffle_i32x4(hi01, hi23, 0x88));
+        _mm512_storeu_si512(to + 48 * PANEL_COLS, _mm512_shuffle_i32x4(hi01, hi23, 0xdd));
+    }
+}
+
+void ISA(panel_turn)(void *panel, const struct panel *p, uint32_t n_k)
+{
+    const size_t stride = 2 * (size_t)p->d_in;
+    char *out = panel;
+    /* The next 64 rows, in the order of their addresses. */
+    const char *next = p->w + (p->n0 + PANEL_COLS) * stride + (size_t)p->k0 / 32 * 64 * PANEL_COLS;
+    for (uint32_t k = 0; k < n_k; k += 2 * VW, out += 16 * 4 * PANEL_COLS) {
+        for (uint32_t i = 0; i < PANEL_COLS; i++, next += 64)
+            __builtin_prefetch(next, 0, 2);
+        const uint32_t left = n_k - k;
+        const __mmask32 live = left < 2 * VW ? (1u << left) - 1 : UINT32_MAX;
+        for (uint32_t v = 0; v < PANEL_COLS / VW; v++) {
+            __m512i r[16];
+            const char *row = p->w + (p->n0 + v * VW) * stride + 2 * (size_t)(p->k0 + k);
+#pragma GCC unroll 16
+            for (uint32_t i = 0; i < 16; i++)
+                r[i] = v * VW + i < p->n ? _mm512_maskz_loadu_epi16(live, row + i * stride)
+                                         : _mm512_setzero_si512();
+            turn_block(out + v * 64, r);
+        }
+    }
+}
+
+/* ahead: the next line behind the panel to fetch; each step of n_tile tiles fetches 4 / n_tile, so
+ * that what lies there has come when the last one ends. NULL: none. */
+struct pair_fetch {
+    const char *ahead;
+    uint32_t n_tile, due;
+};
+
+INLINE void pair_tile(const struct panel_product *p, float *c, const char *x, struct pair_fetch *f,
                       const uint32_t n_row)
 {
     __m512 acc[TILE_M][4];
-    const char *b = p->panel;
+    const char *b = p->panel, *ahead = f->ahead;
+    const size_t c_stride = p->c_stride;
+    const uint32_t n_tile = f->n_tile;
+    uint32_t due = f->due;
     const uint32_t pairs = (p->n + 1) / 2;
+    const __mmask16 go_on = p->begin ? 0 : 0xffff;
 #pragma GCC unroll 6
     for (uint32_t m = 0; m < n_row; m++)
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < 4; v++)
-            acc[m][v] = _mm512_loadu_ps(c + m * c_stride + v * VW);
+            acc[m][v] = _mm512_maskz_loadu_ps(go_on, c + m * c_stride + v * VW);
     for (uint32_t k = 0; k < pairs; k++, b += 4 * PANEL_COLS) {
         __m512bh bv[4];
+        if (ahead)
+            for (due += 4; due >= n_tile; due -= n_tile, ahead += 64)
+                __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < 4; v++)
             bv[v] = (__m512bh)_mm512_loadu_si512(b + v * 64);
@@ -216,42 +284,54 @@ INLINE void pair_tile(const struct panel_product *p, float *c, size_t c_stride, 
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < 4; v++)
             _mm512_storeu_ps(c + m * c_stride + v * VW, acc[m][v]);
+    f->ahead = ahead;
+    f->due = due;
 }
 
-static void pair_rows(const struct panel_product *p, float *c, size_t c_stride, const char *x,
+static void pair_rows(const struct panel_product *p, float *c, const char *x, struct pair_fetch *f,
                       uint32_t n_row)
 {
     switch (n_row) {
     case 1:
-        return pair_tile(p, c, c_stride, x, 1);
+        return pair_tile(p, c, x, f, 1);
     case 2:
-        return pair_tile(p, c, c_stride, x, 2);
+        return pair_tile(p, c, x, f, 2);
     case 3:
-        return pair_tile(p, c, c_stride, x, 3);
+        return pair_tile(p, c, x, f, 3);
     case 4:
-        return pair_tile(p, c, c_stride, x, 4);
+        return pair_tile(p, c, x, f, 4);
     case 5:
-        return pair_tile(p, c, c_stride, x, 5);
+        return pair_tile(p, c, x, f, 5);
     default:
-        return pair_tile(p, c, c_stride, x, TILE_M);
+        return pair_tile(p, c, x, f, TILE_M);
     }
+}
+
+/* A panel of fewer columns than a tile's: through a whole one beside c. */
+static void pair_rows_narrow(const struct panel_product *p, float *c, const char *x,
+                             struct pair_fetch *f, uint32_t n_row)
+{
+    float part[TILE_M][PANEL_COLS] = {{0}};
+    struct panel_product q = *p;
+    q.c_stride = PANEL_COLS;
+    for (uint32_t i = 0; i < n_row && !p->begin; i++)
+        memcpy(part[i], c + i * p->c_stride, p->n_col * sizeof(*c));
+    pair_rows(&q, part[0], x, f, n_row);
+    for (uint32_t i = 0; i < n_row; i++)
+        memcpy(c + i * p->c_stride, part[i], p->n_col * sizeof(*c));
 }
 
 static void pair_product(const struct panel_product *p)
 {
-    for (uint32_t m = 0; m < p->m; m += TILE_M) {
-        uint32_t n_row = p->m - m < TILE_M ? p->m - m : TILE_M;
+    struct pair_fetch f = {p->ahead, (p->m + TILE_M - 1) / TILE_M, 0};
+    for (uint32_t m = 0, i = 0, n_row; m < p->m; m += n_row, i++) {
+        n_row = (p->m - m + f.n_tile - i - 1) / (f.n_tile - i); /* nearly equal heights */
         const char *x = p->x + m * p->x_stride_bytes;
-        float *c = p->c + m * p->c_stride, part[TILE_M][PANEL_COLS] = {{0}};
-        if (p->n_col == PANEL_COLS) {
-            pair_rows(p, c, p->c_stride, x, n_row);
-            continue;
-        }
-        for (uint32_t i = 0; i < n_row; i++)
-            memcpy(part[i], c + i * p->c_stride, p->n_col * sizeof(*c));
-        pair_rows(p, part[0], PANEL_COLS, x, n_row);
-        for (uint32_t i = 0; i < n_row; i++)
-            memcpy(c + i * p->c_stride, part[i], p->n_col * sizeof(*c));
+        float *c = p->c + m * p->c_stride;
+        if (p->n_col == PANEL_COLS)
+            pair_rows(p, c, x, &f, n_row);
+        else
+            pair_rows_narrow(p, c, x, &f, n_row);
     }
 }
 #endif

@@ -35,6 +35,10 @@ struct panel {
     uint32_t d_in, n0, n, k0;
 };
 void ISA(panel_pack)(void *out, const struct panel *p);
+/* Native bf16 only: a panel for sums over columns, outputs n0 .. n0+n-1 (n <= 64, the others zero),
+ * n_k of k from k0 on (even; n_k a multiple of 32, or to d_in's end): [n_k/2][64][2], written in
+ * whole blocks of 32 k, zeros behind the end. */
+void ISA(panel_turn)(void *panel, const struct panel *p, uint32_t n_k);
 size_t ISA(panel_bytes)(enum dtype dtype, uint32_t n);
 
 /* Rows of dy for a panel of that dtype: bytes of a row of n, and the conversion (rounded to bf16
@@ -52,6 +56,10 @@ struct panel_product {
     const void *panel;
     enum dtype dtype;
     uint32_t m, n, n_col;
+    /* Native pairs only. */
+    bool begin; /* c starts at zero instead of being added to */
+    const char
+        *ahead; /* as many bytes as the panel's, used next, to be fetched meanwhile; or NULL */
 };
 void ISA(panel_product)(const struct panel_product *p);
 

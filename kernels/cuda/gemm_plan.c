@@ -102,7 +102,7 @@ static enum status trial_once(struct trial *t, const struct cublaslt_algo *algo,
     }
     const struct gemm_args a = {.y = t->y,
                                 .x = t->x,
-                                .part = {{w, DTYPE_BF16, p->d_out, p->d_in}},
+                                .part = {{w, DTYPE_BF16, p->d_out, p->d_in, NULL}},
                                 .part_count = 1,
                                 .n_tok = t->n_row,
                                 .x_stride = p->d_in,

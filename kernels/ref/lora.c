@@ -11,7 +11,7 @@ static void shrink_row(const struct lora_shrink_args *a, const struct lora_seg *
             const struct lora_part *part = &seg->part[p];
             const struct lora_entry *e = lora_entry_at(table, part->slot, a->layer, m);
             struct weight w = {(const char *)table->slot[part->slot].blob + e->a_off, table->dtype,
-                               e->rank, a->d_in};
+                               e->rank, a->d_in, NULL};
             float scale = e->scale * ((float)part->weight_q16 / 65536.0f);
             for (uint32_t r = 0; r < e->rank; r++, col++) {
                 float ax = ref_dot((const float *)a->x + (size_t)t * a->x_stride, &w, r);

@@ -3,6 +3,8 @@
 #include "server/base/mem.h"
 #include "server/base/check.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -134,6 +136,37 @@ void mem_wipe(void *p, size_t bytes)
 {
     if (p)
         explicit_bzero(p, bytes);
+}
+
+/* The first number of a file, 0 where there is none ("max"). */
+static uint64_t number_in(const char *path)
+{
+    uint64_t n = 0;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return 0;
+    if (fscanf(f, "%" SCNu64, &n) != 1)
+        n = 0;
+    fclose(f);
+    return n;
+}
+
+uint64_t mem_available_bytes(void)
+{
+    char line[128];
+    uint64_t kib = 0, most = number_in("/sys/fs/cgroup/memory.max");
+    FILE *f = fopen("/proc/meminfo", "re");
+    if (!f)
+        return 0;
+    while (fgets(line, sizeof(line), f))
+        if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
+            break;
+    fclose(f);
+    if (most == 0)
+        return kib << 10;
+    uint64_t used = number_in("/sys/fs/cgroup/memory.current"),
+             left = most > used ? most - used : 0;
+    return left < kib << 10 ? left : kib << 10;
 }
 
 uint64_t mem_machine_bytes(void)

@@ -36,6 +36,9 @@ void mem_wipe(void *p, size_t bytes);
 
 /* Bytes of the machine's memory; 0: the system does not say. */
 uint64_t mem_machine_bytes(void);
+/* Bytes of it that new work could have now, clean pages of files counted in, within the control
+ * group's bound; 0: the system does not say. */
+uint64_t mem_available_bytes(void);
 
 void mem_seal_thread(void);
 void mem_unseal_thread(void);

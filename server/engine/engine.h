@@ -19,6 +19,9 @@ struct engine_options {
     uint32_t waiting_max; /* requests queued; past it engine_submit answers FULL */
     uint32_t context_max; /* tokens per sequence, <= model pos_max */
     uint64_t kv_bytes; /* KV pool; 0 on a device: all that the rest leaves, at most for seqs_max */
+    uint64_t packed_bytes_max; /* the base's packed copy, where the backend has one: what needs more
+                                  is read as mapped, with the same bits; 0: half of the memory that
+                                  is free */
     uint32_t adapters_per_batch_max;
     uint32_t rank_sum_max; /* widest s row: largest sum of ranks of a group over a composition */
     bool prefix_cache;

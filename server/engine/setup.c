@@ -3,11 +3,13 @@
 #include "chain_client/ids.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
 #include "server/engine/steps.h"
 #include "server/text/unicode.h"
 
+#include <inttypes.h>
 #include <sodium.h>
 #include <string.h>
 
@@ -221,8 +223,44 @@ static struct forward_options forward_options_of(const struct engine *e)
                                     .logits_rows_max = e->head.tile};
 }
 
+/* The packed copies stand for the mapped weights, of which only the embedding's rows are still
+ * read. */
+static bool plan_packed(struct engine *e)
+{
+    const struct model *m = e->model;
+    uint64_t need = resident_packed_bytes(m, e->backend), most = e->opt.packed_bytes_max;
+    if (need == 0)
+        return false;
+    if (most == 0)
+        most = mem_available_bytes() / 2;
+    if (need > most) {
+        log_warn("engine",
+                 "base not packed for products: a copy needs %" PRIu64 " MiB, packed_bytes_max "
+                 "allows %" PRIu64 " MiB; products read the mapped files, slower, same results",
+                 need >> 20, most >> 20);
+        return false;
+    }
+    memplan_add(&e->plan,
+                &(struct memplan_block){.at = &e->weights,
+                                        .bytes = need,
+                                        .place = MEMPLAN_HOST,
+                                        .what = "model weights",
+                                        .key = "packed_bytes_max"},
+                "packed once, read by each step");
+    memplan_add(&e->plan,
+                &(struct memplan_block){.bytes = (uint64_t)m->embed.d_out * m->embed.d_in *
+                                                 dtype_bytes(m->embed.dtype),
+                                        .place = MEMPLAN_HOST,
+                                        .what = "embedding",
+                                        .key = "model (choose a smaller one)"},
+                "rows read by each step");
+    return true;
+}
+
 static void plan_base(struct engine *e)
 {
+    if (plan_packed(e))
+        return;
     struct memplan_block b = {.bytes = e->model->weight_bytes,
                               .place = MEMPLAN_HOST,
                               .what = "model weights",

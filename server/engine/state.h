@@ -70,7 +70,7 @@ struct engine {
     struct store *store;
     struct memplan plan;
     uint32_t passes_max; /* that the backend records */
-    void *weights;       /* the base on a device */
+    void *weights;       /* the base on a device; packed copies in host memory */
     struct resident *resident;
     void *basis_memory; /* the backend's, of basis_pool */
     uint32_t basis_places;

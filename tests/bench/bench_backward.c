@@ -65,20 +65,21 @@ static double best(const struct bench *k, const char *name, run_fn *fn, uint32_t
 
 static void run_gemm(const struct bench *k, uint32_t d_in, uint32_t d_out)
 {
-    struct gemm_args a = {k->dy, k->x, {{k->w, DTYPE_BF16, d_out, d_in}}, 1, k->rows, d_in, d_out};
+    struct gemm_args a = {k->dy, k->x, {{k->w, DTYPE_BF16, d_out, d_in, NULL}}, 1, k->rows,
+                          d_in,  d_out};
     CHECK(!k->b->ops->gemm(k->b, &a));
 }
 
 static void run_gemm_back(const struct bench *k, uint32_t d_in, uint32_t d_out)
 {
-    struct gemm_back_args a = {k->dx, k->dy, {{k->w, DTYPE_BF16, d_out, d_in}}, 1, k->rows,
+    struct gemm_back_args a = {k->dx, k->dy, {{k->w, DTYPE_BF16, d_out, d_in, NULL}}, 1, k->rows,
                                d_in,  d_out};
     CHECK(!k->b->ops->back->gemm_back(k->b, &a));
 }
 
 static void run_head(const struct bench *k, uint32_t d_in, uint32_t d_out)
 {
-    struct gemm_back_args a = {k->dx, k->dy, {{k->w, DTYPE_BF16, d_out, d_in}}, 1, HEAD_ROWS,
+    struct gemm_back_args a = {k->dx, k->dy, {{k->w, DTYPE_BF16, d_out, d_in, NULL}}, 1, HEAD_ROWS,
                                d_in,  d_out};
     CHECK(!k->b->ops->back->gemm_back(k->b, &a));
 }

@@ -1,11 +1,17 @@
 /* Kernel bench: each op's median time on the shapes of Qwen2.5-0.5B, with the bytes or the flops it
  * must move, as GB/s and share of a read bandwidth measured in the same run, or GFLOP/s.
  *
- *   bench_kernels [--backend cpu|cpu:PATH|ref] [--threads N] [--repeats N]
+ *   bench_kernels [--backend cpu|cpu:PATH|ref] [--threads N] [--repeats N] [--packed 0|1]
+ *
+ * Matrices are packed as the engine packs them where memory allows; --packed 0 reads them mapped.
+ * Peak: what independent vdpbf16ps on registers reach on all threads, in the same run.
  *
  * Weights rotate over copies larger than the last-level cache, so that decode shapes read memory.
  * Other load on the machine shows in the medians; the best time of the repeats is what the kernel
  * does when nobody interferes, and rates are computed from it. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include "kernels/backend.h"
 #include "kernels/bf16.h"
 #include "kernels/cpu/pool.h"
@@ -27,6 +33,8 @@ struct bench {
     struct backend *b;
     struct pool *pool;
     double probe_gbs;
+    double peak; /* GFLOP/s of native bf16 products; 0: this machine has none */
+    bool pack;
 };
 
 typedef void bench_fn(void *arg, uint32_t round);
@@ -101,13 +109,58 @@ static double probe_gbs(struct pool *pool)
     return (double)PROBE_BYTES / s * 1e-9;
 }
 
+/* ---- peak of native bf16 products ---- */
+
+#define PEAK_ROUNDS 200000
+#define PEAK_CHAINS 24
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f,avx512bf16"))) static void peak_share(void *arg, uint32_t worker,
+                                                                     uint32_t n_worker)
+{
+    __m512 acc[PEAK_CHAINS];
+    __m512bh x = (__m512bh)_mm512_set1_epi32((int)worker), y = x;
+    (void)arg, (void)n_worker;
+    for (int i = 0; i < PEAK_CHAINS; i++)
+        acc[i] = _mm512_setzero_ps();
+    for (int r = 0; r < PEAK_ROUNDS; r++) {
+        __asm__ volatile("" : "+v"(x), "+v"(y));
+#pragma GCC unroll 24
+        for (int i = 0; i < PEAK_CHAINS; i++)
+            acc[i] = _mm512_dpbf16_ps(acc[i], x, y);
+    }
+    for (int i = 0; i < PEAK_CHAINS; i++)
+        __asm__ volatile("" : : "v"(acc[i]));
+}
+
+static void peak_run(void *arg, uint32_t round)
+{
+    (void)round;
+    pool_run(arg, peak_share, NULL);
+}
+
+static double peak_gflops(struct pool *pool, const struct backend *b)
+{
+    if (!b->has_bf16)
+        return 0;
+    return (double)pool_size(pool) * PEAK_ROUNDS * PEAK_CHAINS * 64e-9 /
+           measure(peak_run, pool).best;
+}
+#else
+static double peak_gflops(struct pool *pool, const struct backend *b)
+{
+    (void)pool, (void)b;
+    return 0;
+}
+#endif
+
 /* ---- gemm ---- */
 
 struct gemm_bench {
     struct backend *b;
     struct gemm_args a;
-    char *w;
-    size_t w_bytes;
+    char *w, *packed;
+    size_t w_bytes, packed_bytes;
     uint32_t copies;
 };
 
@@ -115,6 +168,8 @@ static void gemm_run(void *arg, uint32_t round)
 {
     struct gemm_bench *g = arg;
     g->a.part[0].data = g->w + (round % g->copies) * g->w_bytes;
+    if (g->packed)
+        g->a.part[0].packed = g->packed + (round % g->copies) * g->packed_bytes;
     g->b->ops->gemm(g->b, &g->a);
 }
 
@@ -124,6 +179,20 @@ static void fill(void *p, enum dtype t, size_t n)
     for (size_t i = 0; i < n; i++) {
         s = s * 1664525u + 1013904223u;
         elem_store(p, t, i, ((float)(s >> 8) * (1.0f / 16777216.0f) - 0.5f) * 0.1f);
+    }
+}
+
+/* The copies that the engine makes at start, where the backend has such. */
+static void gemm_pack(struct gemm_bench *g)
+{
+    struct weight w = g->a.part[0];
+    g->packed_bytes = g->b->ops->pack_bytes(g->b, &w);
+    if (g->packed_bytes == 0)
+        return;
+    g->packed = mem_alloc_aligned(g->packed_bytes * g->copies);
+    for (uint32_t i = 0; i < g->copies; i++) {
+        w.data = g->w + i * g->w_bytes;
+        g->b->ops->pack(g->b, g->packed + i * g->packed_bytes, &w);
     }
 }
 
@@ -140,17 +209,25 @@ static void bench_gemm(const struct bench *be, enum dtype t, uint32_t d_in, uint
     fill(x, DTYPE_F32, (size_t)n_tok * d_in);
     g.a = (struct gemm_args){.y = y,
                              .x = x,
-                             .part = {{g.w, t, d_out, d_in}},
+                             .part = {{g.w, t, d_out, d_in, NULL}},
                              .part_count = 1,
                              .n_tok = n_tok,
                              .x_stride = d_in,
                              .y_stride = d_out};
+    if (be->pack)
+        gemm_pack(&g);
     struct timing m = measure(gemm_run, &g);
-    double s = m.best, gbs = (double)g.w_bytes / s * 1e-9;
+    double s = m.best, gbs = (double)g.w_bytes / s * 1e-9, flop = 2e-9 * n_tok * d_in * d_out;
     printf("gemm %-4s %6u -> %6u  rows %3u  median %8.1f us  best %8.1f us  %6.1f GB/s "
-           "(%3.0f %% of read)  %7.1f GFLOP/s\n",
+           "(%3.0f %% of read)  %7.1f GFLOP/s",
            t == DTYPE_F32 ? "f32" : "bf16", d_in, d_out, n_tok, m.median * 1e6, s * 1e6, gbs,
-           100 * gbs / be->probe_gbs, 2e-9 * n_tok * d_in * d_out / s);
+           100 * gbs / be->probe_gbs, flop / s);
+    if (be->peak && t == DTYPE_BF16)
+        printf("  median %3.0f %% of peak, best %3.0f %%", 100 * flop / m.median / be->peak,
+               100 * flop / s / be->peak);
+    printf("\n");
+    if (g.packed)
+        mem_free_aligned(g.packed, g.packed_bytes * g.copies);
     mem_free_aligned(g.w, g.w_bytes * g.copies);
     mem_free_aligned(x, x_bytes);
     mem_free_aligned(y, y_bytes);
@@ -356,7 +433,12 @@ static void bench_score(const struct bench *be, uint32_t n)
     int32_t *target = mem_array(n, 4);
     fill(w, DTYPE_BF16, (size_t)V * D);
     fill(x, DTYPE_F32, (size_t)n * D);
-    t.a = (struct score_args){out, x, {w, DTYPE_BF16, V, D}, target, scratch, n};
+    t.a = (struct score_args){out, x, {w, DTYPE_BF16, V, D, NULL}, target, scratch, n};
+    size_t packed_bytes = be->pack ? be->b->ops->pack_bytes(be->b, &t.a.w) : 0;
+    void *packed = packed_bytes ? mem_alloc_aligned(packed_bytes) : NULL;
+    if (packed)
+        be->b->ops->pack(be->b, packed, &t.a.w);
+    t.a.w.packed = packed;
     uint32_t kept = repeats;
     repeats = MIN(repeats, 7u);
     struct timing m = measure(score_run, &t);
@@ -366,6 +448,8 @@ static void bench_score(const struct bench *be, uint32_t n)
            "GFLOP/s\n",
            n, m.median * 1e6, s * 1e6, (double)w_bytes / s * 1e-9, 2e-9 * n * (double)V * D / s);
     mem_free_aligned(w, w_bytes);
+    if (packed)
+        mem_free_aligned(packed, packed_bytes);
     mem_free(x);
     mem_free(out);
     mem_free(scratch);
@@ -451,7 +535,7 @@ int main(int argc, char **argv)
 {
     struct backend_options opt = {.name = "cpu", .deterministic = true};
     struct errtext err = ERRTEXT_INIT;
-    struct bench be;
+    struct bench be = {.pack = true};
     for (int i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--backend") == 0)
             opt.name = argv[i + 1];
@@ -459,6 +543,8 @@ int main(int argc, char **argv)
             opt.thread_count = (uint32_t)strtoul(argv[i + 1], NULL, 10);
         else if (strcmp(argv[i], "--repeats") == 0)
             repeats = (uint32_t)strtoul(argv[i + 1], NULL, 10);
+        else if (strcmp(argv[i], "--packed") == 0)
+            be.pack = strcmp(argv[i + 1], "0") != 0;
     }
     repeats = MAX(1u, MIN(repeats, (uint32_t)REPEATS_MAX));
     if (argc % 2 == 0 || backend_create(&be.b, &opt, &err) != STATUS_OK ||
@@ -467,8 +553,12 @@ int main(int argc, char **argv)
         return 1;
     }
     be.probe_gbs = probe_gbs(be.pool);
-    printf("%s, %u threads; read bandwidth %.1f GB/s; %u repeats\n", be.b->version,
-           be.b->worker_count, be.probe_gbs, repeats);
+    be.peak = peak_gflops(be.pool, be.b);
+    be.pack = be.pack && be.b->ops->pack;
+    printf("%s, %u threads, weights %s; read bandwidth %.1f GB/s; bf16 peak %.0f GFLOP/s; %u "
+           "repeats\n",
+           be.b->version, be.b->worker_count, be.pack ? "packed" : "mapped", be.probe_gbs, be.peak,
+           repeats);
     run_all(&be);
     pool_destroy(be.pool);
     backend_destroy(be.b);

@@ -89,7 +89,7 @@ static void gemm_back_equals_ref(void **state)
         on = a;
         for (uint32_t p = 0; p < 2; p++) {
             void *w = fx_tensor((size_t)wide[p] * d, DTYPE_BF16, 0.1f, 0);
-            a.part[p] = on.part[p] = (struct weight){w, DTYPE_BF16, wide[p], d};
+            a.part[p] = on.part[p] = (struct weight){w, DTYPE_BF16, wide[p], d, NULL};
             on.part[p].data = ec_put(&e, w, (size_t)wide[p] * d * 2);
         }
         on.dy = put(&e, dy, (size_t)n * a.dy_stride);

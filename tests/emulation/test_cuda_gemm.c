@@ -35,7 +35,7 @@ static void product_make(struct ec *e, struct product *p, uint32_t n_row, uint32
     p->ref.x_stride = d_in + 8 * fx_below(3);
     for (uint32_t i = 0; i < GEMM_PARTS_MAX && d_out[i]; i++) {
         p->w[i] = fx_tensor((size_t)d_out[i] * d_in, DTYPE_BF16, 1.0f / sqrtf((float)d_in), 0);
-        p->ref.part[i] = (struct weight){p->w[i], DTYPE_BF16, d_out[i], d_in};
+        p->ref.part[i] = (struct weight){p->w[i], DTYPE_BF16, d_out[i], d_in, NULL};
         p->ref.part_count++;
         p->width += d_out[i];
     }

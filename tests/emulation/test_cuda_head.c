@@ -47,7 +47,7 @@ static void run_score(struct ec *e, const struct head_case *c, uint32_t first, u
 {
     struct score_args a = {out,
                            (const uint16_t *)c->dev_x + (size_t)first * c->d,
-                           {c->dev_w, DTYPE_BF16, c->n_vocab, c->d},
+                           {c->dev_w, DTYPE_BF16, c->n_vocab, c->d, NULL},
                            c->target + first,
                            NULL,
                            n};
@@ -59,7 +59,7 @@ static void run_score(struct ec *e, const struct head_case *c, uint32_t first, u
 static void check_against_ref(struct ec *e, const struct head_case *c, const float *score)
 {
     float *want = fx_poisoned(c->n), *scratch = fx_poisoned((size_t)c->n * SCORE_TILE);
-    struct score_args a = {want,      c->x,    {c->w, DTYPE_BF16, c->n_vocab, c->d},
+    struct score_args a = {want,      c->x,    {c->w, DTYPE_BF16, c->n_vocab, c->d, NULL},
                            c->target, scratch, c->n};
     assert_int_equal(e->ref->ops->score(e->ref, &a), STATUS_OK);
     for (uint32_t t = 0; t < c->n; t++) {
@@ -80,7 +80,8 @@ static void check_against_sample(struct ec *e, const struct head_case *c, const 
     struct sample_out *out = mem_array(c->n, sizeof(*out)), *top = mem_array(c->n, sizeof(*top));
     uint32_t *count = mem_array(c->n, sizeof(*count));
     float *logits = ec_alloc(e, (size_t)c->n * c->n_vocab * sizeof(float));
-    struct logits_args la = {logits, c->dev_x, {c->dev_w, DTYPE_BF16, c->n_vocab, c->d}, c->n};
+    struct logits_args la = {
+        logits, c->dev_x, {c->dev_w, DTYPE_BF16, c->n_vocab, c->d, NULL}, c->n};
     assert_int_equal(e->cuda->ops->logits(e->cuda, &la), STATUS_OK);
     for (uint32_t t = 0; t < c->n; t++) {
         count[t] = MIN(t % 6, c->n_vocab);

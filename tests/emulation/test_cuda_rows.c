@@ -19,7 +19,7 @@ static void embed_equals_ref(void **state)
                 ids[i] = (int32_t)fx_below(vocab);
             float *want = fx_poisoned(size);
             struct embed_args a = {
-                .out = want, .table = {table, DTYPE_BF16, vocab, d}, .ids = ids, .n_tok = n};
+                .out = want, .table = {table, DTYPE_BF16, vocab, d, NULL}, .ids = ids, .n_tok = n};
             assert_int_equal(e.ref->ops->embed(e.ref, &a), STATUS_OK);
             void *dev_table = ec_put(&e, table, (size_t)vocab * d * 2);
             void *out = ec_alloc(&e, size * sizeof(float));
@@ -147,7 +147,7 @@ static void dependents_start_early(void **state)
     ec_open(&e);
     float *x = ec_alloc(&e, 3 * 64 * 4), *gain = ec_alloc(&e, 64 * 4);
     void *table = ec_alloc(&e, 64 * 2), *out = ec_alloc(&e, 3 * 64 * 2);
-    struct embed_args embed = {x, {table, DTYPE_BF16, 1, 64}, ids, 3};
+    struct embed_args embed = {x, {table, DTYPE_BF16, 1, 64, NULL}, ids, 3};
     struct norm_args norm = {.out = out, .x = x, .gain = gain, .n_tok = 3, .d_model = 64};
     ec_step_rows(&e, ids, 2, NULL, 0); /* a block of padding too */
     uint64_t late = emu_late_launches();

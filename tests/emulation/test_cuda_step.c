@@ -223,7 +223,7 @@ static bool run_pass(struct world *w, const struct buffers *m, float *hidden)
     assert_int_equal(b->ops->pass_begin(b, &a, &p), STATUS_OK);
     enum status st = STATUS_OK;
     for (p.again = !p.replayed; p.again && !st;) {
-        struct embed_args embed = {m->h, {m->table, DTYPE_BF16, VOCAB, D}, w->ids, p.n_tok};
+        struct embed_args embed = {m->h, {m->table, DTYPE_BF16, VOCAB, D, NULL}, w->ids, p.n_tok};
         struct norm_args norm = {.out = m->hidden,
                                  .x = m->h,
                                  .gain = m->gain,

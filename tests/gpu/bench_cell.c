@@ -256,7 +256,7 @@ enum status cell_gemm(void *cell, uint32_t layer)
         .y_stride = c->dims.d_out,
     };
     for (uint32_t m = 0; m < a.part_count; m++) {
-        a.part[m] = (struct weight){w, DTYPE_BF16, c->dims.width[m], c->dims.d_in};
+        a.part[m] = (struct weight){w, DTYPE_BF16, c->dims.width[m], c->dims.d_in, NULL};
         w += (size_t)c->dims.width[m] * c->dims.d_in * 2;
     }
     return c->rig->b->ops->gemm(c->rig->b, &a);

@@ -199,7 +199,7 @@ static enum status run_embed(void *arg, uint32_t layer)
     struct rig *r = b->c->rig;
     (void)layer;
     struct embed_args a = {.out = b->c->h,
-                           .table = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model},
+                           .table = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model, NULL},
                            .ids = b->c->ids,
                            .n_tok = b->c->n_tok};
     return r->b->ops->embed(r->b, &a);
@@ -212,7 +212,7 @@ static enum status run_logits(void *arg, uint32_t layer)
     (void)layer;
     struct logits_args a = {.out = b->logits,
                             .x = b->c->x,
-                            .w = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model},
+                            .w = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model, NULL},
                             .n_row = b->c->n_tok};
     return r->b->ops->logits(r->b, &a);
 }
@@ -241,7 +241,7 @@ static enum status run_score(void *arg, uint32_t layer)
     (void)layer;
     uint32_t ticket;
     struct score_args a = {.x = b->c->x,
-                           .w = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model},
+                           .w = {b->w, DTYPE_BF16, r->shape.n_vocab, r->shape.d_model, NULL},
                            .target = b->target,
                            .scratch = b->scratch,
                            .n_row = b->c->n_tok};

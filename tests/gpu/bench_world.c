@@ -11,7 +11,7 @@
 
 static bool matrix(struct rig *r, struct weight *w, uint32_t d_out, uint32_t d_in)
 {
-    *w = (struct weight){rig_bf16(r, (size_t)d_out * d_in), DTYPE_BF16, d_out, d_in};
+    *w = (struct weight){rig_bf16(r, (size_t)d_out * d_in), DTYPE_BF16, d_out, d_in, NULL};
     return w->data != NULL;
 }
 
@@ -23,7 +23,7 @@ static bool group(struct rig *r, enum group g, struct weight *const w[3])
     if (!at)
         return false;
     for (uint32_t m = 0; m < d.module_count; m++) {
-        *w[m] = (struct weight){at, DTYPE_BF16, d.width[m], d.d_in};
+        *w[m] = (struct weight){at, DTYPE_BF16, d.width[m], d.d_in, NULL};
         at += 2 * (size_t)d.width[m] * d.d_in;
     }
     return true;

@@ -462,8 +462,8 @@ static void test_entropy_is_score(void **state)
     for (uint32_t i = 0; i <= f.n_cpu; i++) {
         struct backend *b = i < f.n_cpu ? f.cpu[i] : f.ref;
         float score[N], logprob[N];
-        struct logits_args l = {logits, x, {w, DTYPE_F32, V, D}, N};
-        struct score_args s = {score, x, {w, DTYPE_F32, V, D}, target, scratch, N};
+        struct logits_args l = {logits, x, {w, DTYPE_F32, V, D, NULL}, N};
+        struct score_args s = {score, x, {w, DTYPE_F32, V, D, NULL}, target, scratch, N};
         struct cross_entropy_args e = {logits, target, one, logprob, N, V};
         b->ops->score(b, &s);
         b->ops->logits(b, &l);

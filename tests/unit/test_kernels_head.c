@@ -19,7 +19,7 @@ static void case_make(struct head_case *c, uint32_t n_vocab, uint32_t d, uint32_
     c->d = d;
     c->n = n;
     c->w = fx_tensor((size_t)n_vocab * d, t, 3.0f / sqrtf((float)d), shift);
-    c->weight = (struct weight){c->w + shift, t, n_vocab, d};
+    c->weight = (struct weight){c->w + shift, t, n_vocab, d, NULL};
     c->x = fx_floats((size_t)n * d, 1);
     c->target = mem_array(n + 1, sizeof(int32_t));
     for (uint32_t i = 0; i < n; i++)
@@ -156,7 +156,7 @@ static void test_score_hand(void **state)
         int32_t target[1] = {2999};
         for (uint32_t v = 0; v < 3000; v++)
             w[v] = 2.5f;
-        struct score_args a = {score, x, {w, DTYPE_F32, 3000, 1}, target, scratch, 1};
+        struct score_args a = {score, x, {w, DTYPE_F32, 3000, 1, NULL}, target, scratch, 1};
         b->ops->score(b, &a);
         assert_true(fabsf(score[0] + logf(3000.0f)) < 1e-5f);
         w[2999] = 200;

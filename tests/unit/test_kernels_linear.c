@@ -15,7 +15,7 @@ static void test_embed(void **state)
         for (uint32_t i = 0; i < n; i++)
             ids[i] = (int32_t)fx_below(v);
         float *want = fx_poisoned((size_t)n * d);
-        struct embed_args a = {want, {table + round % 4, t, v, d}, ids, n};
+        struct embed_args a = {want, {table + round % 4, t, v, d, NULL}, ids, n};
         f.ref->ops->embed(f.ref, &a);
         for (uint32_t i = 0; i < f.n_cpu; i++) {
             float *got = fx_poisoned((size_t)n * d);
@@ -92,7 +92,7 @@ static void gemm_case_make(struct gemm_case *c, uint32_t n_tok, uint32_t d_in, e
         uint32_t d_out = 1 + fx_below(p ? 40 : 120);
         size_t shift = fx_below(4);
         c->w[p] = fx_tensor((size_t)d_out * d_in, t, 1.0f / sqrtf((float)d_in), shift);
-        c->a.part[p] = (struct weight){c->w[p] + shift, t, d_out, d_in};
+        c->a.part[p] = (struct weight){c->w[p] + shift, t, d_out, d_in, NULL};
         c->d_out += d_out;
     }
     c->a.n_tok = n_tok;
@@ -128,6 +128,34 @@ static void check_rows_alone(struct backend *b, const struct gemm_case *c, const
     mem_free(one);
 }
 
+/* The packed copy gives the bits of the mapped rows, at every row count. */
+static void check_packed(struct backend *b, const struct gemm_case *c, const float *got)
+{
+    struct gemm_args a = c->a;
+    size_t n = (size_t)c->a.n_tok * c->a.y_stride, bytes[GEMM_PARTS_MAX];
+    void *packed[GEMM_PARTS_MAX];
+    if (!b->ops->pack)
+        return;
+    a.y = fx_poisoned(n);
+    for (uint32_t p = 0; p < a.part_count; p++) {
+        bytes[p] = b->ops->pack_bytes(b, &a.part[p]);
+        assert_true(!b->has_bf16 || strstr(b->version, "dnnl") || a.part[p].dtype != DTYPE_BF16 ||
+                    bytes[p] > 0);
+        packed[p] = bytes[p] ? mem_alloc_aligned(bytes[p]) : NULL;
+        if (!packed[p])
+            continue;
+        b->ops->pack(b, packed[p], &a.part[p]);
+        a.part[p].packed = packed[p];
+        a.part[p].data = NULL;
+    }
+    b->ops->gemm(b, &a);
+    fx_bits(a.y, got, n);
+    for (uint32_t p = 0; p < a.part_count; p++)
+        if (packed[p])
+            mem_free_aligned(packed[p], bytes[p]);
+    mem_free(a.y);
+}
+
 static void gemm_compare(struct fx_backends *f, const struct gemm_case *c, bool alone)
 {
     size_t n = (size_t)c->a.n_tok * c->a.y_stride;
@@ -138,6 +166,7 @@ static void gemm_compare(struct fx_backends *f, const struct gemm_case *c, bool 
         a.y = got;
         assert_int_equal(f->cpu[i]->ops->gemm(f->cpu[i], &a), STATUS_OK);
         fx_near(got, c->want, n, 2e-5, "gemm");
+        check_packed(f->cpu[i], c, got);
         if (i > 0 && fx_same_path(f->cpu[i], f->cpu[i - 1])) {
             fx_bits(got, first, n);
             mem_free(got);

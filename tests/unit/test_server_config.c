@@ -54,6 +54,7 @@ static const struct {
     N(seqs_max, 256, 1, 4096),
     N(waiting_max, 4096, 1, 65536),
     N(kv_bytes, 0, 0, 1ull << 44),
+    N(packed_bytes_max, 0, 0, 1ull << 44),
     N(adapters_registered_max, 16384, 0, 1 << 20),
     N(adapters_per_batch_max, 64, 1, 1024),
     N(adapters_resident_max, 2048, 1, 65536),
