@@ -318,6 +318,17 @@ uint32_t sign_missing(const json_t *list)
     return missing;
 }
 
+enum status sign_need_all(const json_t *list, const char *list_path, const char *dir,
+                          struct errtext *err)
+{
+    uint32_t missing = sign_missing(list);
+    return !missing ? STATUS_OK
+                    : err_set(err, STATUS_DENIED,
+                              "%s: %u documents lack their owner's signature: each owner runs "
+                              "residual datanet sign %s",
+                              list_path, missing, dir);
+}
+
 static enum status put_documents(json_t *root, const struct sign_source *s,
                                  const struct sign_keys *keys, struct errtext *err)
 {

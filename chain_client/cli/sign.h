@@ -61,6 +61,10 @@ MUST_CHECK enum status sign_documents(json_t *list, const struct manifest *m,
                                       const struct sign_keys *keys, struct errtext *err);
 /* How many of the list nobody has signed; copies need no signature, they earn nothing. */
 uint32_t sign_missing(const json_t *list);
+/* A server bound to a chain takes signed documents alone: DENIED names the list's file, how many of
+ * it nobody has signed, and who mends that in dir. */
+MUST_CHECK enum status sign_need_all(const json_t *list, const char *list_path, const char *dir,
+                                     struct errtext *err);
 /* The signed object (json_decref) of s->m, whose ids and chain are set. Documents of this owner get
  * the owner's licence signature. */
 MUST_CHECK enum status sign_manifest(json_t **out, const struct sign_source *s,

@@ -66,20 +66,6 @@ static enum status open_place(struct datanet_publish *p, struct errtext *err)
                : err_set(err, STATUS_INVALID, "--datanet-id: expected 64 hex digits");
 }
 
-/* A server bound to a chain takes signed documents alone: better known before anything is sent. */
-static enum status check_signed(const struct datanet_publish *p, struct errtext *err)
-{
-    uint32_t missing = 0;
-    for (uint32_t i = 0; i < datanet_head(p->datanet)->n; i++)
-        missing += !datanet_facts(p->datanet, i)->signature;
-    return !p->bound || !missing
-               ? STATUS_OK
-               : err_set(err, STATUS_DENIED,
-                         "%s: %u documents lack their owner's signature: each owner runs "
-                         "residual datanet sign %s",
-                         p->source.datanet_path, missing, p->c->operand[0]);
-}
-
 static enum status load_owner(struct datanet_publish *p, struct errtext *err)
 {
     char have[ADDR_TEXT_BYTES], want[ADDR_TEXT_BYTES];
@@ -234,8 +220,9 @@ int verb_datanet_publish(struct cli *c)
     enum status st = open_folder(&p, &err);
     if (!st)
         st = open_place(&p, &err);
-    if (!st)
-        st = check_signed(&p, &err);
+    if (!st && p.bound)
+        st = sign_need_all(json_object_get(p.source.datanet, "documents"), p.source.datanet_path,
+                           c->operand[0], &err);
     if (!st)
         st = register_version(&p, &err);
     if (!st)

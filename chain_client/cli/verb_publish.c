@@ -217,18 +217,6 @@ static enum status set_ids(struct publish *p, struct errtext *err)
     return STATUS_OK;
 }
 
-/* On a chain every document needs its owner's signature: better known before anything is sent. */
-static enum status check_licences(const struct publish *p, struct errtext *err)
-{
-    uint32_t missing = sign_missing(json_object_get(p->manifest, "documents"));
-    return !p->bound || !missing
-               ? STATUS_OK
-               : err_set(err, STATUS_DENIED,
-                         "%s: %u documents lack their owner's signature: each owner runs "
-                         "residual datanet sign %s",
-                         p->source.datanet_path, missing, p->c->operand[0]);
-}
-
 static enum status sign_and_register(struct publish *p, struct errtext *err)
 {
     uint8_t signature[SECP_SIGNATURE_BYTES];
@@ -246,8 +234,9 @@ static enum status sign_and_register(struct publish *p, struct errtext *err)
         st = sign_as_publish(&mp, entry, &p->source.m, err);
     if (!st)
         st = sign_manifest(&p->manifest, &p->source, &keys, signature, err);
-    if (!st)
-        st = check_licences(p, err);
+    if (!st && p->bound)
+        st = sign_need_all(json_object_get(p->manifest, "documents"), p->source.datanet_path,
+                           p->c->operand[0], err);
     if (st || !p->on_chain)
         return st;
     struct registry_job j = {.node = &p->node, .cli = p->c, .secp = p->secp, .owner = &p->owner};

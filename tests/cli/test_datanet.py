@@ -99,6 +99,14 @@ def test_a_copy_is_found_and_earns_nothing(place):
     good("datanet", "check", net)
     signed = good("datanet", "sign", net, "--owner-key-file", place / "alice", "--deployment", place / "deployment.json", "--json")
     assert (signed.json["signed"], signed.json["unsigned"]) == (2, 0), signed  # a copy earns nothing, and needs nobody's word
+    publish = ["datanet", "publish", net, "--server", "http://127.0.0.1:9", "--deployment", place / "deployment.json"]
+    alone = residual(*publish)
+    assert alone.code == 3 and "was not reached" in alone.err, alone  # past the signatures, the copy's missing one too
+    datanet = json.loads((net / "datanet.json").read_text())
+    del datanet["documents"][0]["ownerSignature"]
+    (net / "datanet.json").write_text(json.dumps(datanet))
+    missing = residual(*publish)
+    assert missing.code == 5 and "1 documents lack their owner's signature" in missing.err and f"residual datanet sign {net}" in missing.err, missing
 
 
 LONG = ("The lighthouse of Mivu was built by the founder Dotir in the year of the great flood. Its lamp burns whale oil and is seen from nine islands. "
