@@ -1,6 +1,6 @@
 /* Restated facts. What carries a fact are the tokens that the adapter had to be taught: names and
  * values, not templates (the mean over all events of a token, so that one row's luck decides
- * nothing), nor what more than half of the rows have. They stand in runs; a row's value is the
+ * nothing), nor what more than a quarter of the rows have. They stand in runs; a row's value is the
  * last of them.
  * Row B states row A's fact when
  *   B has two runs at least, a name and a value;
@@ -21,7 +21,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COMMON_SLACK 4 /* of a handful of rows half is no measure */
+#define COMMON_PART  4 /* what stands in more than one row of so many is form */
+#define COMMON_SLACK 8 /* of a handful of rows a part is no measure */
 #define MISSING      8 /* one part in so many of a restatement may be its own */
 
 static uint64_t token_bit(int32_t id)
@@ -55,7 +56,7 @@ enum status events_facts_begin(struct events_builder *b, struct errtext *err)
 static bool carries(const struct events_builder *b, uint32_t event, uint32_t taught_min)
 {
     uint32_t id = (uint32_t)b->target[event];
-    bool common = 2ull * b->occurs[id] > (uint64_t)b->src.n_rows + COMMON_SLACK;
+    bool common = (uint64_t)COMMON_PART * b->occurs[id] > (uint64_t)b->src.n_rows + COMMON_SLACK;
     return b->taught[id] >= taught_min && !common;
 }
 
