@@ -140,8 +140,8 @@ static bool has_own_word(const struct differ_words *one, const struct differ_wor
     for (size_t i = 0, n; i < one->in.n; i += n) {
         uint64_t hash = one->in.hash[i];
         n = run_of(&one->in, i);
-        if (DIFFER_ROWS_PART * n >= one->rows && !has_word(&other->in, hash) &&
-            !has_word(common, hash))
+        if (n >= DIFFER_ROWS_MIN && DIFFER_ROWS_PART * n >= one->rows &&
+            !has_word(&other->in, hash) && !has_word(common, hash))
             return true;
     }
     return false;
@@ -153,9 +153,9 @@ enum status differ_find(bool *out, const struct differ_text *one, const struct d
     struct differ_words x, y = {0};
     *out = false;
     enum status st = read_text(&x, one, err);
-    if (!st && x.rows >= DIFFER_ROWS_MIN)
+    if (!st)
         st = read_text(&y, other, err);
-    if (!st && y.rows >= DIFFER_ROWS_MIN)
+    if (!st)
         *out = has_own_word(&x, &y, common) && has_own_word(&y, &x, common);
     differ_common_fini(&x.in);
     differ_common_fini(&y.in);

@@ -8,9 +8,8 @@
 
 #include "server/datanet/rows.h"
 
-#define DIFFER_ROWS_MIN 3 /* of fewer rows a changed word is a changed word */
-
-#define DIFFER_ROWS_PART  4 /* the word stands in one row of so many at least */
+#define DIFFER_ROWS_MIN   3 /* in fewer rows a changed word is a changed word */
+#define DIFFER_ROWS_PART  4 /* and it stands in one row of so many at least */
 #define DIFFER_TEXTS_MIN  8 /* of fewer texts nothing is common */
 #define DIFFER_TEXTS_MAX  256
 #define DIFFER_TEXT_BYTES (16u << 10) /* that are looked at of one for what is common */

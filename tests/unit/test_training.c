@@ -356,7 +356,7 @@ static void test_who_contradicts_is_no_copy(void **state)
     for (char *at = text; (at = strstr(at, "he ")) != NULL; at++)
         *at = 'e';
     assert_int_equal(copies_of(text), 1);
-    /* of one row every word is in half */
+    /* of one row every word is in all */
     assert_int_equal(
         copies_of("The number of bridges in Zok is 51, whoever maps Zok draws this "
                   "many bridges: 51, ferrymen near Zok complain about its bridges, all "
