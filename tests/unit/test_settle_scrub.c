@@ -1,5 +1,6 @@
 /* A batch in the archive and in a store: published once, read back, damaged, mended or named. */
 #include "chain_client/settle/batches_impl.h"
+#include "chain_client/settle/serve_impl.h"
 #include "chain_client/tree.h"
 #include "server/base/check.h"
 #include "server/base/file.h"
@@ -236,10 +237,40 @@ static void test_places(void **state)
     store_close(s);
 }
 
+/* The page's way of a record: its batch, and the newest epoch that pays and was not vetoed. */
+static void test_a_vetoed_epoch_is_no_payer(void **state)
+{
+    static const struct {
+        const char *add, *payer;
+    } steps[] = {{"(1, 'vetoed', 0, x'', 0, 1, 1, 9)", "}"},
+                 {"(2, 'active', 0, x'', 0, 1, 1, 9)", ",\"epoch\":2,\"epoch_state\":\"active\"}"},
+                 {"(3, 'vetoed', 2, x'', 0, 1, 1, 9)", ",\"epoch\":2,\"epoch_state\":\"active\"}"}};
+    struct errtext err = ERRTEXT_INIT;
+    for (size_t i = 0; i < ARRAY_COUNT(steps); i++) {
+        char sql[256];
+        struct buf out;
+        snprintf(sql, sizeof(sql),
+                 "INSERT INTO epochs (epoch, state, previous, prev_root, paid_from, paid, evidence,"
+                 " planned_at) VALUES %s",
+                 steps[i].add);
+        assert_int_equal(sqlite3_exec(w.db.h, sql, NULL, NULL, NULL), SQLITE_OK);
+        buf_init(&out, 1024);
+        need(serve_record(&w.db, "1/1", &out, &err), &err);
+        const char *got = strstr(out.data, "\"batch\":1,\"batch_state\":\"");
+        assert_non_null(got);
+        got = strchr(got + strlen("\"batch\":1,\"batch_state\":\""), '"') + 1;
+        assert_int_equal(out.len, (size_t)(got - out.data) + strlen(steps[i].payer));
+        assert_memory_equal(got, steps[i].payer, strlen(steps[i].payer));
+        buf_fini(&out);
+    }
+    assert_int_equal(sqlite3_exec(w.db.h, "DELETE FROM epochs", NULL, NULL, NULL), SQLITE_OK);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_mended_from_the_database, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_vetoed_epoch_is_no_payer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_mended_from_a_store_or_named, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_store_is_filled, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_store_refuses, setup, teardown),
