@@ -119,8 +119,9 @@ static int32_t *read_ints(const json_t *list, uint32_t *n, bool *bad)
     *n = (uint32_t)count;
     int32_t *out = mem_array(count, sizeof(*out));
     for (size_t i = 0; i < count; i++) {
-        json_int_t v = json_integer_value(json_array_get(list, i));
-        *bad |= v < INT32_MIN || v > INT32_MAX;
+        const json_t *item = json_array_get(list, i);
+        json_int_t v = json_integer_value(item);
+        *bad |= !json_is_integer(item) || v < INT32_MIN || v > INT32_MAX;
         out[i] = (int32_t)v;
     }
     return out;

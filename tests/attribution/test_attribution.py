@@ -158,6 +158,24 @@ def test_the_command_line_names_what_was_changed(server):
         assert code == 1 and not said["ok"] and any(what in d for d in said["differences"]), (said, err)
 
 
+def test_the_command_line_reads_no_nonsense(server):
+    """A stranger's server is asked: what is no integer is none, whatever it looks like."""
+    name = sorted(FACTS["adapters"])[0]
+    request_id = ask(server, name, FACTS["adapters"][name][5], FACTS["stop"])[1]
+    attribution(server, request_id)
+    for value in ("7", 7.5, None, [], 1 << 40):
+        def nonsense(path, body):
+            if not path.endswith("/inputs"):
+                return body
+            inputs = json.loads(body)
+            inputs["choices"][0]["base"][0] = value
+            return json.dumps(inputs).encode()
+
+        with Liar(server, nonsense) as liar:
+            code, _, err = audit(liar, request_id)
+        assert code != 0 and "choices" in err, (value, err)
+
+
 def test_a_changed_input_is_noticed(server):
     name = sorted(FACTS["adapters"])[0]
     request_id = ask(server, name, FACTS["adapters"][name][3], FACTS["stop"])[1]
