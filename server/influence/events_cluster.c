@@ -1,6 +1,6 @@
 /* Restated facts. What carries a fact are the tokens that the adapter had to be taught: names and
  * values, not templates (the mean over all events of a token, so that one row's luck decides
- * nothing), nor what more than a quarter of the rows have. They stand in runs; a row's value is the
+ * nothing), nor what more than a third of the rows have. They stand in runs; a row's value is the
  * last of them.
  * Row B states row A's fact when
  *   B has two runs at least, a name and a value;
@@ -21,8 +21,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COMMON_PART  4 /* what stands in more than one row of so many is form */
-#define COMMON_SLACK 8 /* of a handful of rows a part is no measure */
+#define COMMON_PART  3 /* what stands in more than one row of so many is form */
+#define COMMON_SLACK 6 /* of a handful of rows a part is no measure */
 #define MISSING      8 /* one part in so many of a restatement may be its own */
 
 static uint64_t token_bit(int32_t id)

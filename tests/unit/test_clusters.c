@@ -58,7 +58,7 @@ static void slow_taught(struct slow *s)
                     n++, sum += learned_of(&s->w->text[r], at);
             }
         }
-        s->taught[v] = n && 4 * n <= s->w->n_rows + 8 ? sum / n : 0;
+        s->taught[v] = n && 3 * n <= s->w->n_rows + 6 ? sum / n : 0;
     }
 }
 

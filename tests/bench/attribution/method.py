@@ -119,7 +119,7 @@ class Index:
         self.cluster = np.arange(len(rows))
         self.live = np.ones(len(rows), bool)
         self.taught = self._taught(len(self.embedding))
-        self.taught[4 * np.bincount(self.target, minlength=len(self.taught)) > len(rows) + 8] = 0
+        self.taught[3 * np.bincount(self.target, minlength=len(self.taught)) > len(rows) + 6] = 0
         self.begin = np.searchsorted(self.row, np.arange(len(rows) + 1))
 
     def _surprise(self, n_vocab):
