@@ -5,12 +5,14 @@
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/train/train_output.h"
 
 #include <inttypes.h>
 #include <libgen.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -176,6 +178,23 @@ static enum status make_config(struct training_run *r, struct buf *out, struct e
     return st;
 }
 
+/* The file's lora_dropout is what is trained with. */
+static enum status read_dropout(struct training_run *r, const char *config, size_t len,
+                                struct errtext *err)
+{
+    json_t *json;
+    enum status st = json_doc_parse(&json, "adapter_config.json", config, len, 0, err);
+    if (st)
+        return st;
+    double p = json_number_value(json_object_get(json, "lora_dropout"));
+    json_decref(json);
+    if (cli_has(r->c, OPT_DROPOUT) && fabs(r->opt.dropout - p) > 0)
+        return err_set(err, STATUS_INVALID, "--dropout: found %g, lora_dropout of %s is %g",
+                       r->opt.dropout, r->c->value[OPT_PEFT_CONFIG], p);
+    r->opt.dropout = p;
+    return STATUS_OK;
+}
+
 static enum status new_adapter(struct training_run *r, struct errtext *err)
 {
     struct buf config;
@@ -185,6 +204,8 @@ static enum status new_adapter(struct training_run *r, struct errtext *err)
     enum status st;
     if (cli_has(r->c, OPT_PEFT_CONFIG)) {
         st = file_read(r->c->value[OPT_PEFT_CONFIG], CONFIG_BYTES_MAX, &given, &len, err);
+        if (!st)
+            st = read_dropout(r, given, len, err);
         if (!st)
             buf_put(&config, given, len);
         mem_free(given);

@@ -159,6 +159,21 @@ def test_patterns_of_peft_hold(tmp_path):
     assert len(ranks) == 8 and sorted(set(ranks.values())) == [4, 7] and ranks["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"] == 7
 
 
+def test_the_dropout_of_a_config_is_trained_with(tmp_path):
+    folder, config = datanet(tmp_path / "a"), {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    seen = []
+    for p in (0.0, 0.5):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "lora_dropout": p}))
+        trained(folder, "--epochs", 1, "--peft-config", tmp_path / "config.json", "--replace")
+        seen.append(json.loads((folder / "train.json").read_text()))
+    assert [s["dropout"] for s in seen] == [0, 0.5] and seen[0]["adapterId"] != seen[1]["adapterId"]
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+    assert "lora_dropout" in refused(folder, "--peft-config", tmp_path / "config.json", "--dropout", 0.1)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "lora_dropout": 1.0}))
+    assert "dropout" in refused(folder, "--peft-config", tmp_path / "config.json")
+
+
 def test_a_loss_that_diverges_stops(tmp_path):
     folder = datanet(tmp_path / "a")
     code, said, _ = train(folder, "--lr", 10, "--clip", 0, "--warmup", 0, "--epochs", 20, "--checkpoint-steps", 1, "--init", DEMO / "adapters" / NAME, "--weight-decay", 1)
