@@ -2,6 +2,7 @@
  * it stands. Of all texts each once a text. */
 #include "server/datanet/differ.h"
 #include "server/base/mem.h"
+#include "server/base/order.h"
 #include "server/text/unicode.h"
 
 #include <sodium.h>
@@ -14,12 +15,6 @@ struct differ_words {
     uint32_t rows;
     struct buf words; /* of a row */
 };
-
-static int compare_hash(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
 
 static uint64_t hash_word(const char *word, size_t len)
 {
@@ -58,7 +53,7 @@ static enum status keep_words(struct differ_common *c, struct buf *words, const 
         at += n + 1;
     }
     if (c->n > first)
-        qsort(c->hash + first, c->n - first, sizeof(*c->hash), compare_hash);
+        qsort(c->hash + first, c->n - first, sizeof(*c->hash), order_u64);
     for (size_t i = first; i < c->n; i++) {
         if (i == first || c->hash[i] != c->hash[kept - 1])
             c->hash[kept++] = c->hash[i];
@@ -82,7 +77,7 @@ static enum status read_text(struct differ_words *w, const struct differ_text *t
     enum status st = rows_each(t->kind, t->text, t->len, read_row, w, err);
     buf_fini(&w->words);
     if (w->in.n)
-        qsort(w->in.hash, w->in.n, sizeof(*w->in.hash), compare_hash);
+        qsort(w->in.hash, w->in.n, sizeof(*w->in.hash), order_u64);
     return st;
 }
 
@@ -96,7 +91,7 @@ static size_t run_of(const struct differ_common *c, size_t i)
 
 static bool has_word(const struct differ_common *c, uint64_t hash)
 {
-    return c->n && bsearch(&hash, c->hash, c->n, sizeof(hash), compare_hash);
+    return c->n && bsearch(&hash, c->hash, c->n, sizeof(hash), order_u64);
 }
 
 enum status differ_common_add(struct differ_common *c, const char *text, size_t len,
@@ -119,7 +114,7 @@ void differ_common_close(struct differ_common *c)
 {
     size_t kept = 0;
     if (c->n)
-        qsort(c->hash, c->n, sizeof(*c->hash), compare_hash);
+        qsort(c->hash, c->n, sizeof(*c->hash), order_u64);
     for (size_t i = 0, n; i < c->n; i += n) {
         n = run_of(c, i);
         if (c->texts >= DIFFER_TEXTS_MIN && 2 * n > c->texts)

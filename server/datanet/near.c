@@ -4,6 +4,7 @@
 #include "server/datanet/near.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
+#include "server/base/order.h"
 
 #include <sodium.h>
 #include <stdbool.h>
@@ -128,19 +129,13 @@ static enum status keep_hash(struct near *n, uint64_t hash, struct errtext *err)
     return STATUS_OK;
 }
 
-static int compare_hash(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
 /* A form that comes again and again ("Q: Tell me how people here ...") counts once; what is said a
  * few times counts as often, or else a copied part could be hidden behind as much of one's own. */
 static void count_forms_once(struct near *n)
 {
     uint32_t kept = 0;
     if (n->n_hash)
-        qsort(n->hashes, n->n_hash, sizeof(*n->hashes), compare_hash);
+        qsort(n->hashes, n->n_hash, sizeof(*n->hashes), order_u64);
     for (uint32_t i = 0, times; i < n->n_hash; i += times) {
         for (times = 1; i + times < n->n_hash && n->hashes[i + times] == n->hashes[i];)
             times++;

@@ -6,6 +6,7 @@
 #include "server/base/hex.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/order.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -163,12 +164,6 @@ static enum status open_file(const struct opening *o, uint64_t file, struct errt
     return STATUS_OK;
 }
 
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
 static enum status open_files(const struct opening *o, struct errtext *err)
 {
     uint64_t *file = mem_array(65536, sizeof(*file));
@@ -185,7 +180,7 @@ static enum status open_files(const struct opening *o, struct errtext *err)
     }
     if (d)
         closedir(d);
-    qsort(file, count, sizeof(*file), compare_u64);
+    qsort(file, count, sizeof(*file), order_u64);
     for (size_t i = 0; !st && i < count; i++)
         st = open_file(o, file[i], err);
     mem_free(file);

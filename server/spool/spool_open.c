@@ -5,6 +5,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/base/order.h"
 #include "server/spool/spool_impl.h"
 
 #include <dirent.h>
@@ -43,12 +44,6 @@ void spool_push_segment(struct spool *s, uint64_t first_seq)
 
 /* ---- the folder ---- */
 
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
 /* 0: not the name of a segment */
 static uint64_t name_seq(const char *name)
 {
@@ -78,7 +73,7 @@ enum status spool_list(const char *dir, uint64_t **first, size_t *count, struct 
             list[(*count)++] = seq;
     }
     closedir(d);
-    qsort(list, *count, sizeof(*list), compare_u64);
+    qsort(list, *count, sizeof(*list), order_u64);
     *first = list;
     return STATUS_OK;
 }
