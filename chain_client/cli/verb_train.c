@@ -218,18 +218,6 @@ static enum status new_adapter(struct training_run *r, struct errtext *err)
     return st;
 }
 
-static enum status old_adapter(struct training_run *r, struct errtext *err)
-{
-    struct peft_adapter a;
-    const char *dir = r->c->value[OPT_INIT];
-    enum status st = peft_read_dir(&a, dir, NULL, &r->model->config, UINT32_MAX, err);
-    if (st)
-        return st;
-    memcpy(r->report.first_id, a.id, 32);
-    peft_fini(&a);
-    return train_lora_read(&r->lora, dir, &r->model->config, err);
-}
-
 /* Nothing that somebody else put there is overwritten. */
 static enum status check_folder(const struct training_run *r, struct errtext *err)
 {
@@ -252,7 +240,9 @@ static enum status prepare(struct training_run *r, struct errtext *err)
     if (!st)
         st = fit_options(r, err);
     if (!st)
-        st = cli_has(r->c, OPT_INIT) ? old_adapter(r, err) : new_adapter(r, err);
+        st = cli_has(r->c, OPT_INIT)
+                 ? train_lora_read(&r->lora, r->c->value[OPT_INIT], &r->model->config, err)
+                 : new_adapter(r, err);
     if (st)
         return st;
     const struct train_base base = {r->model, r->backend, r->resident};
@@ -260,8 +250,9 @@ static enum status prepare(struct training_run *r, struct errtext *err)
     r->report.datanet = r->datanet;
     r->report.training = r->training;
     r->report.options = &r->opt;
+    r->report.lora = &r->lora;
     r->report.version = RS_VERSION;
-    train_what(r->what, &r->report, &r->lora);
+    train_what(r->what, &r->report);
     st = trainer_create(&r->trainer, &base, &r->lora, &r->rows, &r->opt, err);
     r->report.trainer = r->trainer;
     return st;
@@ -325,7 +316,7 @@ static enum status train_all(struct training_run *r, struct errtext *err)
     if (!st)
         st = run_steps(r, err);
     if (!st)
-        st = train_output(r->c->operand[0], &r->report, &r->lora, r->id, err);
+        st = train_output(r->c->operand[0], &r->report, r->id, err);
     if (!st)
         (void)unlink(r->state);
     return st;

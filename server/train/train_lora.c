@@ -140,6 +140,7 @@ enum status train_lora_read(struct train_lora *out, const char *dir,
     lay_out(out);
     out->config_json = a.config_json;
     out->config_bytes = a.config_bytes;
+    memcpy(out->from, a.id, sizeof(out->from));
     a.config_json = NULL;
     st = take_memory(out, err);
     if (!st)

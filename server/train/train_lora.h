@@ -17,6 +17,7 @@ struct train_lora {
     size_t n;    /* floats of the blob */
     uint32_t modules, rank_sum_max;
     uint64_t weights; /* that are trained */
+    uint8_t from[32]; /* adapterId of what was read; zeros: new */
 };
 
 /* New: A uniform in +-1/sqrt(d_in) from seed (what peft's kaiming_uniform with a = sqrt 5 is), B

@@ -46,18 +46,18 @@ static void put_recipe(struct buf *out, const struct train_report *r)
     put_hex(out, "base", r->model->id);
     buf_printf(out, "\"computedIn\":\"%s\",", r->model->dtype == DTYPE_BF16 ? "bf16" : "f32");
     put_hex(out, "documentRoot", datanet_head(r->datanet)->document_root);
-    if (!sodium_is_zero(r->first_id, 32))
-        put_hex(out, "from", r->first_id);
+    if (!sodium_is_zero(r->lora->from, 32))
+        put_hex(out, "from", r->lora->from);
     put_options(out, r->options);
     put_hex(out, "training", r->training->digest);
 }
 
-void train_what(uint8_t what[32], const struct train_report *r, const struct train_lora *lora)
+void train_what(uint8_t what[32], const struct train_report *r)
 {
     struct buf text;
     buf_init(&text, TEXT_BYTES_MAX);
     put_recipe(&text, r);
-    buf_put(&text, lora->config_json, lora->config_bytes);
+    buf_put(&text, r->lora->config_json, r->lora->config_bytes);
     CHECK(!text.failed);
     crypto_generichash(what, 32, (const uint8_t *)text.data, text.len, NULL, 0);
     buf_fini(&text);
@@ -166,9 +166,10 @@ static enum status adapter_id(const struct train_lora *lora, const struct buf *w
     return STATUS_OK;
 }
 
-enum status train_output(const char *dir, const struct train_report *r,
-                         const struct train_lora *lora, uint8_t id[32], struct errtext *err)
+enum status train_output(const char *dir, const struct train_report *r, uint8_t id[32],
+                         struct errtext *err)
 {
+    const struct train_lora *lora = r->lora;
     struct buf weights, text;
     buf_init(&weights, SIZE_MAX / 2);
     buf_init(&text, TEXT_BYTES_MAX);

@@ -16,16 +16,15 @@ struct train_report {
     const struct training *training;
     const struct train_options *options;
     const struct trainer *trainer;
-    const char *version;  /* of this program */
-    uint8_t first_id[32]; /* adapterId that was gone on from; zeros: a new one */
+    const struct train_lora *lora;
+    const char *version; /* of this program */
 };
 /* 32 bytes of everything that the result depends on but the state itself: base, rows, options,
  * first weights. */
-void train_what(uint8_t what[32], const struct train_report *r, const struct train_lora *lora);
+void train_what(uint8_t what[32], const struct train_report *r);
 /* adapter_config.json, adapter_model.safetensors, train.json and loss.svg in dir; id: the
  * adapter's. */
-MUST_CHECK enum status train_output(const char *dir, const struct train_report *r,
-                                    const struct train_lora *lora, uint8_t id[32],
+MUST_CHECK enum status train_output(const char *dir, const struct train_report *r, uint8_t id[32],
                                     struct errtext *err);
 
 #endif
