@@ -15,11 +15,6 @@
 #define GROUPS      4
 #define NAME_PREFIX "base_model.model."
 
-static uint64_t aligned(uint64_t bytes)
-{
-    return (bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
-}
-
 static uint32_t entry_count(const struct train_lora *l)
 {
     return l->base->n_layer * LORA_MODULE_COUNT;
@@ -40,10 +35,8 @@ static void lay_out(struct train_lora *l)
         l->rank_sum_max = MAX(l->rank_sum_max, sum[group[m]]);
         l->modules += e->rank > 0;
         l->weights += (uint64_t)e->rank * (d_in + d_out);
-        e->a_off = at;
-        at += aligned((uint64_t)e->rank * d_in * sizeof(float));
-        e->b_off = at;
-        at += aligned((uint64_t)e->rank * d_out * sizeof(float));
+        if (e->rank)
+            peft_place(e, &at, d_in, d_out, DTYPE_F32);
     }
     l->blob_bytes = at;
     l->n = at / sizeof(float);

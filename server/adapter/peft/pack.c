@@ -80,6 +80,14 @@ static uint64_t align_up(uint64_t n)
     return (n + BLOB_ALIGN - 1) / BLOB_ALIGN * BLOB_ALIGN;
 }
 
+void peft_place(struct lora_entry *e, uint64_t *at, uint64_t d_in, uint64_t d_out, enum dtype dtype)
+{
+    e->a_off = *at;
+    *at += align_up(e->rank * d_in * dtype_bytes(dtype));
+    e->b_off = *at;
+    *at += align_up(e->rank * d_out * dtype_bytes(dtype));
+}
+
 void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtype,
                  struct lora_entry *entry, uint64_t *blob_bytes)
 {
@@ -99,10 +107,7 @@ void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtyp
             struct lora_entry *e = &entry[layer * LORA_MODULE_COUNT + k];
             e->rank = m->rank;
             e->scale = (float)m->scale;
-            e->a_off = at;
-            at += align_up(m->a->dim[0] * m->a->dim[1] * dtype_bytes(dtype));
-            e->b_off = at;
-            at += align_up(m->b->dim[0] * m->b->dim[1] * dtype_bytes(dtype));
+            peft_place(e, &at, m->a->dim[1], m->b->dim[0], dtype);
         }
     }
     *blob_bytes = at;

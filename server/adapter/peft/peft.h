@@ -63,6 +63,9 @@ void peft_fini(struct peft_adapter *a);
  * Errors name the tensor and index. */
 MUST_CHECK enum status peft_check_values(const struct peft_adapter *a, struct errtext *err);
 
+/* Where the matrices of an entry's rank stand in a blob, behind *at: 64-byte aligned, A first. */
+void peft_place(struct lora_entry *e, uint64_t *at, uint64_t d_in, uint64_t d_out,
+                enum dtype dtype);
 /* Device form: layout entries [n_layer][LORA_MODULE_COUNT] and the blob (A as stored, B transposed,
  * converted to dtype). blob: blob_bytes bytes, 64-byte aligned, every one of which is written. */
 void peft_layout(const struct peft_adapter *a, uint32_t n_layer, enum dtype dtype,
