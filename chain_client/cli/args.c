@@ -104,7 +104,7 @@ static const struct {
 
 static bool takes(const struct cli_verb *v, unsigned o)
 {
-    return (v->options | CLI_BIT(OPT_JSON) | CLI_BIT(OPT_HELP)) & CLI_BIT(o);
+    return ((v->options | CLI_BIT(OPT_JSON) | CLI_BIT(OPT_HELP)) & CLI_BIT(o)) != 0;
 }
 
 const struct cli_verb *args_verb(const struct cli_verb *table, size_t count, int argc,

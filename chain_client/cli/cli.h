@@ -86,14 +86,15 @@ enum cli_option {
     OPT_HELP,
     OPT_COUNT
 };
-#define CLI_BIT(o) (1ull << (o))
+typedef u128 cli_options; /* a set of them */
+#define CLI_BIT(o) ((cli_options)1 << (o))
 
 struct cli;
 struct cli_verb {
     const char *words; /* "adapter check" */
     const char *operand;
     uint32_t operands_min, operands_max;
-    uint64_t options, required; /* CLI_BIT of each; --json and --help always go */
+    cli_options options, required; /* CLI_BIT of each; --json and --help always go */
     int (*run)(struct cli *c);
     const char *line; /* what it does, for the list */
     const char *more; /* for --help of the verb, or NULL */
@@ -176,6 +177,7 @@ int verb_datanet_check(struct cli *c);
 int verb_datanet_build(struct cli *c);
 int verb_datanet_withdraw(struct cli *c);
 int verb_train(struct cli *c);
+#define VERB_TRAIN_DIRS_MAX 256
 int verb_datanet_show(struct cli *c);
 int verb_lane_tariff(struct cli *c);
 int verb_lane_show(struct cli *c);

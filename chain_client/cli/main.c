@@ -94,7 +94,7 @@ static const struct cli_verb verbs[] = {
      "--model is the base: rows are cut for its tokenizer. A document that says what an earlier "
      "one\n"
      "says is marked copyOf: it earns nothing of its own. Built again, the files are the same."},
-    {"train", "DIR", 1, 1,
+    {"train", "DIR...", 1, VERB_TRAIN_DIRS_MAX,
      B(MODEL) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) | B(INIT) | B(LR) | B(SCHEDULE) | B(WARMUP) |
          B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) |
          B(IN_ORDER) | B(COMPLETION_ONLY) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) |
@@ -104,7 +104,7 @@ static const struct cli_verb verbs[] = {
      "adapter\nis written beside them, as peft saves it, with train.json (how it was made) and "
      "loss.svg:\nthe folder can be served. Ended before its time it goes on where its state was "
      "kept\n(train.state), to the same bits. The same base, rows and options give the same "
-     "adapterId."},
+     "adapterId.\nSeveral folders train in the same passes, each to what it becomes alone."},
     {"datanet publish", "DIR", 1, 1,
      REMOTE | CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID) | B(WAIT_S),
      B(SERVER), verb_datanet_publish,

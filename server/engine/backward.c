@@ -271,7 +271,7 @@ static enum status head_tile(struct backward *w, uint32_t r0, uint32_t n)
     enum status st = w->backend->ops->logits(w->backend, &l);
     if (!st)
         st = w->backend->ops->back->cross_entropy(w->backend, &e);
-    if (!st)
+    if (!st && w->trains)
         st = w->backend->ops->back->gemm_back(w->backend, &g);
     return st;
 }
@@ -288,7 +288,7 @@ static enum status head_end(struct backward *w)
                                .n_tok = w->n_out,
                                .d_model = w->model->config.d_model};
     const struct backend_ops *ops = w->backend->ops;
-    enum status st = ops->back->norm_back(w->backend, &a);
+    enum status st = w->trains ? ops->back->norm_back(w->backend, &a) : STATUS_OK;
     if (!st)
         st = ops->mem_read(w->backend, w->host_logprob, w->logprob, w->n_out * sizeof(float));
     for (uint32_t r = 0; !st && r < w->n_out; r++)
@@ -298,6 +298,14 @@ static enum status head_end(struct backward *w)
 
 /* ---- the pass ---- */
 
+static bool wants_gradient(const struct backward_batch *b)
+{
+    bool any = false;
+    for (uint32_t i = 0; b->lora && i < b->lora->n_slot; i++)
+        any |= b->grad[i] != NULL;
+    return any;
+}
+
 enum status backward_begin(struct backward *w, const struct backward_batch *b)
 {
     const struct model_config *c = &w->model->config;
@@ -305,6 +313,7 @@ enum status backward_begin(struct backward *w, const struct backward_batch *b)
     lay_out(w);
     w->forward_done = w->head_done = 0;
     w->back_left = c->n_layer;
+    w->trains = wants_gradient(b);
     enum status st = upload(w);
     if (!st)
         st = w->backend->ops->mem_zero(w->backend, w->dh,
@@ -356,7 +365,8 @@ enum status backward_next(struct backward *w, bool *done)
         st = head_piece(w);
     else
         st = layer_piece(w);
-    *done = w->back_left == 0 || (w->n_out == 0 && w->forward_done == w->model->config.n_layer);
+    bool head_done = w->forward_done == w->model->config.n_layer && w->head_done == w->n_out;
+    *done = w->back_left == 0 || (head_done && (w->n_out == 0 || !w->trains));
     return st;
 }
 

@@ -52,7 +52,7 @@ struct backward_batch {
 };
 
 /* n_tok > 0. The batch and what it points to stay until done. A batch without targets is done when
- * its forward pass is. */
+ * its forward pass is, one that trains nothing when its head is. */
 MUST_CHECK enum status backward_begin(struct backward *w, const struct backward_batch *b);
 MUST_CHECK enum status backward_next(struct backward *w, bool *done);
 MUST_CHECK enum status backward_run(struct backward *w, const struct backward_batch *b);

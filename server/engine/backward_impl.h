@@ -27,6 +27,7 @@ struct backward {
     struct backward_batch batch;
     /* what comes next: forward layers, rows of the head, layers back */
     uint32_t forward_done, head_done, back_left;
+    bool trains; /* a gradient is wanted */
 };
 
 /* Rows of a tile of the head; pages of the one layer's cache. */

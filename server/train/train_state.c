@@ -79,6 +79,7 @@ enum status trainer_resume(struct trainer *t, const char *path, const uint8_t wh
     if (!st) {
         const char *at = data + HEAD_BYTES;
         memcpy(&t->done, data + 40, 4);
+        t->open = false;
         memcpy(t->loss, at, t->done * sizeof(float));
         at += t->done * sizeof(float);
         memcpy(t->lora->blob, at, bytes);

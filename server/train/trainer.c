@@ -1,5 +1,5 @@
-/* See trainer.h. A step's rows are cut into passes of at most `tokens` tokens; gradients add up
- * over the passes as backward.h promises, so where the cuts fall changes no bit. */
+/* See trainer.h. Gradients add up over the passes as backward.h promises, so where a step's rows
+ * are cut into passes changes no bit. */
 #include "server/train/trainer.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
@@ -26,9 +26,6 @@ static enum status check_options(const struct trainer *t, struct errtext *err)
         return err_set(err, STATUS_INVALID, "epochs, batch and tokens: expected 1 or more each");
     if (!(o->dropout >= 0 && o->dropout < 1))
         return err_set(err, STATUS_INVALID, "dropout: found %g, expected 0 to below 1", o->dropout);
-    if (o->tokens > t->base.model->config.pos_max)
-        return err_set(err, STATUS_INVALID, "tokens: found %u, the base's context is %u", o->tokens,
-                       t->base.model->config.pos_max);
     uint64_t learned = 0;
     for (uint32_t r = 0; r < t->rows->n; r++) {
         uint32_t n = row_length(t, r);
@@ -47,24 +44,6 @@ static enum status check_options(const struct trainer *t, struct errtext *err)
                          steps, TRAIN_STEPS_MAX);
 }
 
-static enum status make_passes(struct trainer *t, struct errtext *err)
-{
-    const struct model *m = resident_model(t->base.resident);
-    uint32_t n = t->opt.tokens;
-    const struct forward_options fo = {.rows_max = n,
-                                       .pos_max = n,
-                                       .rank_sum_max = t->lora->rank_sum_max,
-                                       .seqs_max = n,
-                                       .slots_max = 1,
-                                       .layouts_max = 1};
-    const uint64_t most = t->opt.keep_max;
-    struct backward_options bo = {.recompute = t->opt.recompute, .dropout = t->opt.dropout > 0};
-    if (most && backward_bytes(t->base.backend, &m->config, &fo, &bo) > most)
-        bo.recompute = true;
-    enum status st = forward_create(&t->forward, m, t->base.backend, &fo, err);
-    return st ? st : backward_create(&t->backward, m, t->base.backend, t->forward, &bo, err);
-}
-
 static enum status make_room(struct trainer *t, struct errtext *err)
 {
     size_t n = t->opt.tokens, w = t->lora->n;
@@ -73,34 +52,28 @@ static enum status make_room(struct trainer *t, struct errtext *err)
     t->grad = mem_try_array(w, sizeof(*t->grad));
     t->m = mem_try_array(w, sizeof(*t->m));
     t->v = mem_try_array(w, sizeof(*t->v));
-    t->ids = mem_try_array(n, sizeof(*t->ids));
     t->target = mem_try_array(n, sizeof(*t->target));
     t->weight = mem_try_array(n, sizeof(*t->weight));
     t->logprob = mem_try_array(n, sizeof(*t->logprob));
-    t->seq = mem_try_array(n, sizeof(*t->seq));
-    t->drop = mem_try_array(n, sizeof(*t->drop));
-    bool ok = t->order && t->loss && t->grad && t->m && t->v && t->ids && t->target && t->weight &&
-              t->logprob && t->seq && t->drop;
+    bool ok =
+        t->order && t->loss && t->grad && t->m && t->v && t->target && t->weight && t->logprob;
     return ok ? STATUS_OK
               : err_set(err, STATUS_NO_MEMORY, "no memory to train %" PRIu64 " weights",
                         t->lora->weights);
 }
 
-enum status trainer_create(struct trainer **out, const struct train_base *base,
-                           struct train_lora *lora, const struct training_rows *rows,
-                           const struct train_options *opt, struct errtext *err)
+enum status trainer_create(struct trainer **out, struct train_lora *lora,
+                           const struct training_rows *rows, const struct train_options *opt,
+                           struct errtext *err)
 {
     struct trainer *t = mem_alloc(sizeof(*t));
     *out = NULL;
-    *t = (struct trainer){
-        .base = *base, .lora = lora, .rows = rows, .opt = *opt, .epoch = UINT32_MAX};
+    *t = (struct trainer){.lora = lora, .rows = rows, .opt = *opt, .epoch = UINT32_MAX};
     t->per_epoch = opt->batch ? (rows->n + opt->batch - 1) / opt->batch : 0;
     enum status st = check_options(t, err);
     t->opt.optim.steps = t->per_epoch * opt->epochs;
     if (!st)
         st = make_room(t, err);
-    if (!st)
-        st = make_passes(t, err);
     if (st)
         trainer_free(t);
     else
@@ -112,20 +85,20 @@ void trainer_free(struct trainer *t)
 {
     if (!t)
         return;
-    backward_destroy(t->backward);
-    forward_destroy(t->forward);
     mem_free(t->order);
     mem_free(t->loss);
     mem_free(t->grad);
     mem_free(t->m);
     mem_free(t->v);
-    mem_free(t->ids);
     mem_free(t->target);
     mem_free(t->weight);
     mem_free(t->logprob);
-    mem_free(t->seq);
-    mem_free(t->drop);
     mem_free(t);
+}
+
+uint64_t trainer_bytes(size_t n)
+{
+    return 3 * (uint64_t)n * sizeof(float);
 }
 
 uint32_t trainer_steps(const struct trainer *t)
@@ -178,83 +151,86 @@ static uint64_t count_targets(const struct trainer *t, const uint32_t *row, uint
     return count;
 }
 
-static void add_row(struct trainer *t, uint32_t row, float weight)
+static void open_step(struct trainer *t)
 {
-    const int32_t *ids = t->rows->ids + t->rows->begin[row];
-    uint32_t n = row_length(t, row);
-    /* a row's mask follows from the seed, the step and the row, wherever it stands */
-    t->drop[t->n_seq] = (struct dropout_seg){.tok_begin = t->n_tok,
-                                             .tok_count = n,
-                                             .p = (float)t->opt.dropout,
-                                             .seed = t->opt.seed * 0x9e3779b97f4a7c15u +
-                                                     ((uint64_t)t->done << 32) + row};
-    t->seq[t->n_seq++] = (struct attention_back_seq){.row = t->n_tok, .n_row = n};
-    for (uint32_t i = 0; i < n; i++, t->n_tok++) {
-        bool learned = i + 1 < n && is_target(t, row, i + 1);
-        t->ids[t->n_tok] = ids[i];
-        t->target[t->n_tok] = learned ? ids[i + 1] : -1;
-        t->weight[t->n_tok] = learned ? weight : 0;
-    }
-}
-
-static enum status run_pass(struct trainer *t, double *loss)
-{
-    const struct lora_layout layout = {.entry = t->lora->entry, .blob_bytes = t->lora->blob_bytes};
-    const struct lora_slot slot = {.blob = t->lora->blob};
-    const struct lora_table table = {.slot = &slot,
-                                     .layout = &layout,
-                                     .n_slot = 1,
-                                     .n_layout = 1,
-                                     .n_layer = t->base.model->config.n_layer,
-                                     .dtype = DTYPE_F32};
-    const struct lora_seg seg = {
-        .tok_count = t->n_tok, .part_count = 1, .part = {{.slot = 0, .weight_q16 = 65536}}};
-    float *grad[1] = {t->grad};
-    const struct backward_batch b = {.ids = t->ids,
-                                     .seq = t->seq,
-                                     .n_tok = t->n_tok,
-                                     .n_seq = t->n_seq,
-                                     .lora = &table,
-                                     .seg = &seg,
-                                     .n_seg = 1,
-                                     .dropout = t->opt.dropout > 0 ? t->drop : NULL,
-                                     .n_dropout = t->n_seq,
-                                     .target = t->target,
-                                     .weight = t->weight,
-                                     .grad = grad,
-                                     .logprob = t->logprob};
-    enum status st = backward_run(t->backward, &b);
-    for (uint32_t i = 0; i < t->n_tok && !st; i++)
-        *loss -= t->target[i] < 0 ? 0 : (double)t->logprob[i];
-    t->n_tok = t->n_seq = 0;
-    return st;
-}
-
-enum status trainer_step(struct trainer *t, struct train_step *out, struct errtext *err)
-{
-    uint32_t epoch = t->done / t->per_epoch, first = t->done % t->per_epoch * t->opt.batch;
+    uint32_t first = t->done % t->per_epoch * t->opt.batch;
     CHECK(t->done < t->opt.optim.steps);
-    draw_order(t, epoch);
-    const uint32_t *row = t->order + first;
-    uint32_t n = MIN(t->opt.batch, t->rows->n - first);
-    uint64_t targets = count_targets(t, row, n);
-    double loss = 0;
-    enum status st = STATUS_OK;
-    *out = (struct train_step){.step = t->done, .lr = optim_lr(&t->opt.optim, t->done)};
+    draw_order(t, t->done / t->per_epoch);
+    t->open = true;
+    t->row = t->order + first;
+    t->n_row = MIN(t->opt.batch, t->rows->n - first);
+    t->taken = t->used = 0;
+    t->targets = count_targets(t, t->row, t->n_row);
+    t->tokens = 0;
+    t->sum = 0;
     memset(t->grad, 0, t->lora->n * sizeof(*t->grad));
-    for (uint32_t i = 0; i < n && !st; i++) {
-        uint32_t len = row_length(t, row[i]);
-        if (t->n_tok + len > t->opt.tokens)
-            st = run_pass(t, &loss);
-        if (len > 1)
-            add_row(t, row[i], (float)(1.0 / (double)MAX(targets, 1u)));
-        out->tokens += len;
+}
+
+/* Rows of one token teach nothing; they are read past. */
+static bool has_row(struct trainer *t)
+{
+    if (!t->open)
+        open_step(t);
+    while (t->taken < t->n_row && row_length(t, t->row[t->taken]) < 2)
+        t->tokens += row_length(t, t->row[t->taken++]);
+    return t->taken < t->n_row;
+}
+
+bool trainer_next(struct trainer *t, struct train_seq *out)
+{
+    if (!has_row(t))
+        return false;
+    uint32_t row = t->row[t->taken], n = row_length(t, row), at = t->used;
+    const int32_t *ids = t->rows->ids + t->rows->begin[row];
+    float weight = (float)(1.0 / (double)MAX(t->targets, 1u));
+    if (at + n > t->opt.tokens)
+        return false;
+    for (uint32_t i = 0; i < n; i++) {
+        bool learned = i + 1 < n && is_target(t, row, i + 1);
+        t->target[at + i] = learned ? ids[i + 1] : -1;
+        t->weight[at + i] = learned ? weight : 0;
     }
-    if (!st && t->n_tok)
-        st = run_pass(t, &loss);
-    if (st)
-        return err_set(err, st, "step %u: the backend failed", t->done);
-    out->loss = targets ? (float)(loss / (double)targets) : 0;
+    *out = (struct train_seq){
+        .lora = t->lora,
+        .grad = t->grad,
+        .ids = ids,
+        .target = t->target + at,
+        .weight = t->weight + at,
+        .logprob = t->logprob + at,
+        .n = n,
+        .dropout = (float)t->opt.dropout,
+        /* a row's mask follows from the seed, the step and the row, wherever it stands */
+        .dropout_seed = t->opt.seed * 0x9e3779b97f4a7c15u + ((uint64_t)t->done << 32) + row};
+    return true;
+}
+
+void trainer_take(struct trainer *t)
+{
+    uint32_t n = row_length(t, t->row[t->taken++]);
+    t->used += n;
+    t->tokens += n;
+}
+
+void trainer_ran(struct trainer *t)
+{
+    for (uint32_t i = 0; i < t->used; i++)
+        t->sum -= t->target[i] < 0 ? 0 : (double)t->logprob[i];
+    t->used = 0;
+}
+
+bool trainer_complete(struct trainer *t)
+{
+    return !has_row(t) && t->used == 0;
+}
+
+enum status trainer_finish(struct trainer *t, struct train_step *out, struct errtext *err)
+{
+    CHECK(trainer_complete(t));
+    t->open = false;
+    *out = (struct train_step){.step = t->done,
+                               .loss = t->targets ? (float)(t->sum / (double)t->targets) : 0,
+                               .lr = optim_lr(&t->opt.optim, t->done),
+                               .tokens = t->tokens};
     out->norm = optim_step(&t->opt.optim, t->done, t->lora->blob, t->m, t->v, t->grad, t->lora->n);
     if (!isfinite(out->loss) || !isfinite(out->norm))
         return err_set(err, STATUS_CORRUPT,
@@ -263,4 +239,37 @@ enum status trainer_step(struct trainer *t, struct train_step *out, struct errte
                        t->done, (double)out->loss, out->norm);
     t->loss[t->done++] = out->loss;
     return STATUS_OK;
+}
+
+/* ---- several ---- */
+
+/* In turns, so that nobody's long step keeps the others waiting. */
+static void fill(struct train_pass *p, const struct train_round *r)
+{
+    bool any = true;
+    while (any) {
+        any = false;
+        for (uint32_t k = 0; k < r->n; k++) {
+            struct trainer *t = r->trainer[(r->first + k) % r->n];
+            struct train_seq s;
+            if (!trainer_next(t, &s) || !train_pass_add(p, &s))
+                continue;
+            trainer_take(t);
+            any = true;
+        }
+    }
+}
+
+enum status train_round(struct train_pass *p, const struct train_round *r)
+{
+    fill(p, r);
+    enum status st = train_pass_tokens(p) ? train_pass_run(p) : STATUS_OK;
+    for (uint32_t i = 0; i < r->n; i++) {
+        struct trainer *t = r->trainer[i];
+        trainer_ran(t);
+        r->stepped[i] = !st && trainer_complete(t);
+        if (r->stepped[i])
+            r->st[i] = trainer_finish(t, &r->step[i], r->err ? &r->err[i] : NULL);
+    }
+    return st;
 }

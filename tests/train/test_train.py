@@ -77,6 +77,15 @@ def test_the_same_bits_however_it_is_cut(undisturbed, tmp_path, how):
     assert trained(datanet(tmp_path / "a"), *SHORT, *how) == undisturbed[0]
 
 
+def test_several_folders_each_as_it_is_alone(undisturbed, tmp_path):
+    folders = [datanet(tmp_path / n, n) for n in (NAME, "birch-vale")]
+    alone = trained(datanet(tmp_path / "alone", "birch-vale"), *SHORT)
+    run = subprocess.run(command(folders[0], folders[1], *SHORT, "--json"), capture_output=True, text=True)
+    said = json.loads(run.stdout)
+    assert [t["adapter_id"] for t in said["trained"]] == [undisturbed[0], alone] and [t["folder"] for t in said["trained"]] == [str(f) for f in folders], run.stderr
+    assert "twice" in subprocess.run(command(folders[0], folders[0], *SHORT, "--replace"), capture_output=True, text=True).stderr
+
+
 def test_another_seed_is_another_adapter(undisturbed, tmp_path):
     assert trained(datanet(tmp_path / "a"), *SHORT, "--seed", 1) != undisturbed[0]
 

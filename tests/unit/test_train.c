@@ -31,6 +31,7 @@ struct rig {
     struct train_lora lora;
     struct training_rows rows;
     struct trainer *trainer;
+    struct train_pass *pass;
 };
 
 static struct train_options standard(void)
@@ -59,7 +60,8 @@ static void fill_rows(struct training_rows *r)
     }
 }
 
-static void rig_open(struct rig *g, const struct train_options *opt, uint32_t threads)
+static void rig_open_as(struct rig *g, const struct train_options *opt, uint32_t threads,
+                        bool recompute)
 {
     struct errtext err = ERRTEXT_INIT;
     struct backend_options bo = {.name = "cpu", .thread_count = threads, .deterministic = true};
@@ -71,13 +73,25 @@ static void rig_open(struct rig *g, const struct train_options *opt, uint32_t th
         train_lora_new(&g->lora, config, strlen(config), &g->model->config, 3, &err))
         fail_msg("%s", err.text);
     const struct train_base base = {g->model, g->backend, g->resident};
-    if (trainer_create(&g->trainer, &base, &g->lora, &g->rows, opt, &err))
+    const struct train_pass_options po = {.tokens = opt->tokens,
+                                          .adapters_max = 4,
+                                          .rank_sum_max = 9,
+                                          .dropout = true,
+                                          .recompute = recompute};
+    if (train_pass_create(&g->pass, &base, &po, &err) ||
+        trainer_create(&g->trainer, &g->lora, &g->rows, opt, &err))
         fail_msg("%s", err.text);
+}
+
+static void rig_open(struct rig *g, const struct train_options *opt, uint32_t threads)
+{
+    rig_open_as(g, opt, threads, false);
 }
 
 static void rig_close(struct rig *g)
 {
     trainer_free(g->trainer);
+    train_pass_free(g->pass);
     train_lora_fini(&g->lora);
     training_rows_fini(&g->rows);
     resident_destroy(g->resident);
@@ -85,11 +99,38 @@ static void rig_close(struct rig *g)
     backend_destroy(g->backend);
 }
 
+/* One step of each, through the first one's passes. */
+static enum status step_all(struct rig *g, struct trainer **trainer, uint32_t n,
+                            struct train_step *step)
+{
+    enum status st[4], worst = STATUS_OK;
+    struct train_step made[4];
+    bool stepped[4];
+    for (uint32_t left = n; left > 0;) {
+        const struct train_round r = {trainer, made, st, stepped, left, 1 % left, NULL};
+        assert_int_equal(train_round(g->pass, &r), STATUS_OK);
+        for (uint32_t k = left; k-- > 0;) {
+            if (!stepped[k])
+                continue;
+            worst = st[k] ? st[k] : worst;
+            *step = made[k];
+            trainer[k] = trainer[--left];
+        }
+    }
+    return worst;
+}
+
+static enum status step_one(struct rig *g, struct train_step *step)
+{
+    struct trainer *t = g->trainer;
+    return step_all(g, &t, 1, step);
+}
+
 static void run(struct rig *g, uint32_t steps)
 {
     struct train_step s;
     for (uint32_t i = 0; i < steps; i++)
-        assert_int_equal(trainer_step(g->trainer, &s, NULL), STATUS_OK);
+        assert_int_equal(step_one(g, &s), STATUS_OK);
 }
 
 static void same_weights(const struct rig *a, const struct rig *b)
@@ -109,8 +150,7 @@ static void test_bits(void **state)
     assert_int_equal(trainer_steps(plain.trainer), 6); /* of 3, 3 and 1 rows, twice */
     run(&plain, 6);
     opt.tokens = 32;
-    opt.recompute = true;
-    rig_open(&other, &opt, 2);
+    rig_open_as(&other, &opt, 2, true);
     run(&other, 6);
     same_weights(&plain, &other);
     rig_close(&other);
@@ -121,7 +161,6 @@ static void test_bits(void **state)
     run(&dropped, 6);
     assert_memory_not_equal(plain.lora.blob, dropped.lora.blob, plain.lora.n * sizeof(float));
     opt.tokens = 24;
-    opt.recompute = false;
     rig_open(&other, &opt, 1);
     run(&other, 6);
     same_weights(&dropped, &other);
@@ -134,6 +173,41 @@ static void test_bits(void **state)
     assert_memory_not_equal(plain.lora.blob, other.lora.blob, plain.lora.n * sizeof(float));
     rig_close(&other);
     rig_close(&plain);
+}
+
+/* Four in the same passes, one of them with dropout: each as it is alone. */
+static void test_company(void **state)
+{
+    enum { JOBS = 4 };
+    static const uint32_t batch[JOBS] = {3, 3, 2, 5};
+    struct rig alone[JOBS], beside[JOBS];
+    struct trainer *t[JOBS];
+    struct train_step s;
+    (void)state;
+    for (uint32_t k = 0; k < JOBS; k++) {
+        struct train_options opt = standard();
+        opt.seed = 5 + k;
+        opt.batch = batch[k];
+        opt.dropout = k == 1 ? 0.25 : 0;
+        rig_open(&alone[k], &opt, 1);
+        run(&alone[k], 4);
+        rig_open(&beside[k], &opt, 2);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t k = 0; k < JOBS; k++)
+            t[k] = beside[k].trainer;
+        assert_int_equal(step_all(&beside[0], t, JOBS, &s), STATUS_OK);
+    }
+    for (uint32_t k = 0; k < JOBS; k++) {
+        same_weights(&alone[k], &beside[k]);
+        rig_close(&alone[k]);
+    }
+    assert_memory_not_equal(beside[0].lora.blob, beside[3].lora.blob,
+                            beside[0].lora.n * sizeof(float));
+    struct train_pass_stats st = train_pass_stats(beside[0].pass);
+    assert_true(st.passes > 8 && st.tokens * 2 > st.room);
+    for (uint32_t k = 0; k < JOBS; k++)
+        rig_close(&beside[k]);
 }
 
 static void test_state(void **state)
@@ -239,11 +313,9 @@ static void test_no_number_changes_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_state),
-        cmocka_unit_test(test_file),
-        cmocka_unit_test(test_rates),
-        cmocka_unit_test(test_no_number_changes_nothing),
+        cmocka_unit_test(test_bits),  cmocka_unit_test(test_company),
+        cmocka_unit_test(test_state), cmocka_unit_test(test_file),
+        cmocka_unit_test(test_rates), cmocka_unit_test(test_no_number_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
