@@ -15,7 +15,7 @@ const { Wallet, getAddress, keccak256 } = require('ethers');
 const { values: args } = parseArgs({ options: { run: { type: 'string' }, server: { type: 'string' }, out: { type: 'string' } } });
 const json = (path) => JSON.parse(readFileSync(path, 'utf8'));
 const demo = join(root, 'configs/demo');
-const METHOD = keccak256(new TextEncoder().encode('residual.method.s0-s1-s2.1'));
+const METHOD = keccak256(new TextEncoder().encode('residual.method.s0-s1-s2.2'));
 
 const address = (name) => new Wallet('0x' + readFileSync(join(args.run, 'keys', name + '.key'), 'utf8').trim()).address;
 

@@ -30,36 +30,55 @@ int32_t gain_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t 
     return (int32_t)MIN(MAX(moved, 0), GAIN_TOKEN_MAX);
 }
 
-static uint64_t solo_gain(const struct gain_in *in, uint32_t k)
+/* Signed sums over all tokens; |sum| < 2^32 x tokens, and an answer has fewer than 2^24. */
+struct moves {
+    int64_t set, sum, one[TAIL_ADAPTERS_MAX];
+    bool moves[TAIL_ADAPTERS_MAX]; /* differs from the base at some token */
+    uint32_t movers;
+};
+
+static void add_moves(struct moves *m, struct gain_result *out, const struct gain_in *in,
+                      uint32_t k)
 {
-    uint64_t sum = 0;
     for (uint32_t s = 0; s < in->choice_count; s++) {
-        for (uint32_t t = 0; t < in->choice[s].n; t++)
-            sum += (uint64_t)MAX(moved_at(in, s, k, t), 0);
+        for (uint32_t t = 0; t < in->choice[s].n; t++) {
+            int64_t moved = moved_at(in, s, k, t);
+            m->one[k] += moved;
+            m->moves[k] |= moved != 0;
+            out->solo_q8[k] += (uint64_t)MAX(moved, 0);
+        }
     }
-    return sum;
+    m->sum += m->one[k];
+    m->movers += m->moves[k];
 }
 
-static uint64_t total_move(const struct gain_in *in)
+static void sum_moves(struct moves *m, struct gain_result *out, const struct gain_in *in)
 {
-    uint64_t sum = 0;
+    *m = (struct moves){0};
+    for (uint32_t k = 0; k < in->adapter_count; k++)
+        add_moves(m, out, in, k);
     for (uint32_t s = 0; s < in->choice_count; s++) {
-        for (uint32_t t = 0; t < in->choice[s].n; t++)
-            sum += (uint64_t)llabs((int64_t)in->choice[s].set[t] - in->choice[s].row[0][t]);
+        for (uint32_t t = 0; t < in->choice[s].n; t++) {
+            int64_t moved = (int64_t)in->choice[s].set[t] - in->choice[s].row[0][t];
+            m->set += moved;
+            out->moved_q8 += (uint64_t)llabs(moved);
+        }
     }
-    return sum;
 }
 
-static void split_gain(struct gain_result *out, const struct gain_in *in)
+/* movers times what gain.h says, so that nothing is rounded before LR. */
+static void split_gain(struct gain_result *out, const struct gain_in *in, const struct moves *m)
 {
     u128 part[TAIL_ADAPTERS_MAX];
     struct u256 weight[TAIL_ADAPTERS_MAX];
+    int64_t w[TAIL_ADAPTERS_MAX];
     bool any = false;
+    for (uint32_t k = 0; k < in->adapter_count; k++) {
+        w[k] = m->moves[k] ? MAX(m->movers * m->one[k] + m->set - m->sum, 0) : 0;
+        any |= w[k] != 0;
+    }
     for (uint32_t k = 0; k < in->adapter_count; k++)
-        any |= out->solo_q8[k] != 0;
-    for (uint32_t k = 0; k < in->adapter_count; k++)
-        weight[k] =
-            u256_from(any ? out->solo_q8[k] : (u128)llabs((int64_t)in->adapter[k].weight_q16));
+        weight[k] = u256_from((u128)(any ? w[k] : llabs((int64_t)in->adapter[k].weight_q16)));
     CHECK(lr_split(part, TAIL_E9, weight, in->adapter_count) ==
           STATUS_OK); /* weights are never all zero */
     for (uint32_t k = 0; k < in->adapter_count; k++)
@@ -135,12 +154,11 @@ static void pay_treasury(struct tail_credit *credit)
 
 enum status gain_compute(struct gain_result *out, const struct gain_in *in, struct errtext *err)
 {
+    struct moves moves;
     memset(out, 0, sizeof(*out));
     out->influence.count = in->adapter_count;
-    out->moved_q8 = total_move(in);
-    for (uint32_t k = 0; k < in->adapter_count; k++)
-        out->solo_q8[k] = solo_gain(in, k);
-    split_gain(out, in);
+    sum_moves(&moves, out, in);
+    split_gain(out, in, &moves);
     enum status st = STATUS_OK;
     for (uint32_t k = 0; !st && k < in->adapter_count; k++) {
         if (in->adapter[k].events && out->solo_q8[k])

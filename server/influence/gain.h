@@ -2,7 +2,11 @@
  * who has the logged inputs and the index files gets the same, bit for bit, on every machine.
  *
  *   solo_k = sum over tokens of max(0, l_k - l_base)     K = 1: l_k is the set row
- *   gain   = LR(E9, solo), ties to the lower adapter id; all zero: LR(E9, |weight|)
+ *   S_k    = sum over tokens of l_k - l_base, S the same of the set row
+ *   gain   = LR(E9, max(0, S_k + (S - sum of S_k) / movers)) over the movers, the adapters whose
+ *            row is not the base's, others 0; ties to the lower id; all zero: LR(E9, |weight|).
+ *            For two adapters Shapley's values of the answer's log-probability; of more, what they
+ *            do together beyond their sum is divided equally
  *   shares = of an adapter with an index: events_score.h and shares.h; the zero payee, which is the
  *            treasury, when solo_k = 0. Without an index none.
  *
@@ -15,7 +19,7 @@
 
 /* Keccak of this name is the methodHash of records scored this way; it must be registered on chain.
  */
-#define GAIN_METHOD "residual.method.s0-s1-s2.1"
+#define GAIN_METHOD "residual.method.s0-s1-s2.2"
 
 /* One output sequence: its tokens, and Q8 log-probabilities. row 0 is the base's; for a mix rows
  * 1..K are the adapters' alone, in set order. */

@@ -104,7 +104,7 @@ def attribution(n, state="recorded", name="amber-coast", shown=None, lambda_ppb=
     row = {"document": "0x" + "dd" * 32, "docId": 3, "owner": OWNERS[0], "offset": 120, "bytes": 44, "licence": "CC-BY-4.0"}
     named = {**row, **({"text": shown} if shown else {})}
     return {"object": "residual.attribution", "request_id": "ab" * 32, "state": state, "signed": state == "recorded", "lane": 7, "inference_seq": 41,
-            "method": "residual.method.s0-s1-s2.1", "record_state": "durable",
+            "method": "residual.method.s0-s1-s2.2", "record_state": "durable",
             **({"seq": 42, "outcome": 0, "signature": "0x" + "ee" * 65, "record_digest": "0x" + "cc" * 32, "signer": OWNERS[2]} if state == "recorded" else {}),
             "choices": [{"index": 0, "prompt_tokens": 12, "tokens": [{"gain_nats": [5.6, 0.02, 1.2][i % 3], "logprob": -0.1, "base_logprob": -5.7} for i in range(n)]}],
             "adapters": [{"name": name, "id": "0x" + "99" * 32, "weight": 1, "gain_ppb": E9, "gain_nats": 7.25,

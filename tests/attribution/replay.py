@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from keccak import keccak as keccak256  # noqa: E402
 
 E9 = 1_000_000_000
-METHOD = "residual.method.s0-s1-s2.1"
+METHOD = "residual.method.s0-s1-s2.2"
 METHOD_FIELDS = ("gain_floor", "learned_floor", "learned_min", "fallback_tokens", "squarings", "half1_part", "w1", "w2", "w3", "taught_min", "cluster_dot")
 COUNTS = ("n_events", "n_learned", "n_rows", "n_documents", "n_owners", "n_vocab", "d_model", "n_lists_learned", "n_lists_rest", "n_joined")
 
@@ -182,6 +182,15 @@ def shares(index, tokens, spans):
     return [(index.owners[i][0], part) for i, part in enumerate(parts) if part]
 
 
+def mixed(inputs, gains):
+    """The weights by which an answer's gain is divided among its adapters; None where nobody has any."""
+    total = sum(l - b for c in inputs["choices"] for l, b in zip(c["set"], c["base"]))
+    own = [sum(map(sum, g)) for g in gains]
+    moves = [any(map(any, g)) for g in gains]
+    weights = [max(0, sum(moves) * s + total - sum(own)) if m else 0 for s, m in zip(own, moves)]
+    return weights if any(weights) else None
+
+
 def influence(inputs, indexes):
     """([(gain, [(payee, ppb)])] in set order, inputsDigest, indexHash) of what /inputs answers; indexes by root hex."""
     choices, k_count = inputs["choices"], len(inputs["set"])
@@ -191,7 +200,7 @@ def influence(inputs, indexes):
     row = lambda c, k: c["set"] if k_count == 1 else c["alone"][k]
     gains = [[[l - b for l, b in zip(row(c, k), c["base"])] for c in choices] for k in range(k_count)]
     solo = [sum(max(0, g) for c in gains[k] for g in c) for k in range(k_count)]
-    gain = lr(E9, solo if any(solo) else [abs(a["weight"]) for a in inputs["set"]])
+    gain = lr(E9, mixed(inputs, gains) or [abs(a["weight"]) for a in inputs["set"]])
     out = []
     for k in range(k_count):
         if not adapters[k]["root"]:

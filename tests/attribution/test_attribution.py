@@ -73,7 +73,7 @@ def test_owners_of_the_facts_are_paid(server):
 
 def test_a_third_party_recomputes_the_record(server):
     answers = [ask(server, name, FACTS["adapters"][name][i], FACTS["stop"])[1] for name in sorted(FACTS["adapters"])[:3] for i in (0, 7)]
-    answers.append(mix(server, sorted(FACTS["adapters"])[:2], FACTS["demoQuestions"][0]["prompt"]))
+    answers.append(mix(server, sorted(FACTS["adapters"])[:3], FACTS["demoQuestions"][0]["prompt"]))
     answers.append(mix(server, sorted(FACTS["adapters"])[:1], [FACTS["demoQuestions"][0]["prompt"], "Q:"], n=2, temperature=1))
     for request_id in answers:
         shown, inputs = attribution(server, request_id), inputs_of(server, request_id)

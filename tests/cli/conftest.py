@@ -13,7 +13,7 @@ import sign  # noqa: E402
 from server import DEMO, ROOT, Redis, Server, binary, free_port, http, wait_for  # noqa: E402
 
 CONTRACTS = ROOT / "chain_client" / "contracts"
-METHOD_TEXT = "residual.method.s0-s1-s2.1"
+METHOD_TEXT = "residual.method.s0-s1-s2.2"
 
 
 class Run:

@@ -160,7 +160,7 @@ static void score(struct tool *t, const struct made *m)
     att->prefix.seq = ++t->seq;
     att->inf_seq = m->seq;
     memcpy(att->inf_digest, m->digest, 32);
-    keccak_256(att->method_hash, "residual.method.s0-s1-s2.1", 26);
+    keccak_256(att->method_hash, "residual.method.s0-s1-s2.2", 26);
     name_hash(att->inputs_digest, "inputs", m->idx);
     att->outcome = m->idx % 40 == 13 ? RECORD_OUTCOME_INPUTS_LOST : RECORD_OUTCOME_SCORED;
     if (att->outcome == RECORD_OUTCOME_SCORED) {

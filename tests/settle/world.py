@@ -128,7 +128,7 @@ class World:
         """Adapters 0 to 2 with datanets and adapter 3 without, as lane_tool names them; adapter 2 stays unused. The payees own each datanet."""
         h = json.loads(node("""
             import { keccak256, toUtf8Bytes, Wallet } from 'ethers';
-            const h = (s) => keccak256(toUtf8Bytes(s)), out = { base: h('base'), method: h('residual.method.s0-s1-s2.1'), x: h('x') };
+            const h = (s) => keccak256(toUtf8Bytes(s)), out = { base: h('base'), method: h('residual.method.s0-s1-s2.2'), x: h('x') };
             for (let i = 0; i < 4; i++) { out['a' + i] = h('adapter ' + i); out['p' + i] = h('payee ' + i).slice(0, 42); }
             for (const [n, k] of Object.entries(%s)) out[n] = new Wallet('0x' + k).address;
             console.log(JSON.stringify(out));""" % json.dumps(KEYS)))

@@ -81,22 +81,33 @@ static void test_one(void **state)
     (void)state;
 }
 
-/* Mixes use each adapter alone; LR in integers, ties to the lower id. */
+/* Signed sums of each adapter alone, and what the set gains beyond them in equal parts. */
 static void test_mix(void **state)
 {
-    int32_t set[2] = {-10, -10}, base[2] = {-500, -500};
-    int32_t one[2] = {-400, -500}, two[2] = {-300, -500}, three[2] = {-900, -500};
+    int32_t set[2] = {-100, -450}, base[2] = {-500, -500};
+    int32_t one[2] = {-400, -500}, two[2] = {-300, -540}, three[2] = {-500, -560};
     const int32_t *row[4] = {base, one, two, three};
     struct gain_choice c;
     struct gain_in in = make_in(&c, 3, set, row);
     struct gain_result g;
     assert_int_equal(gain_row_count(3), 4);
-    compute(&g, &in);
+    compute(&g, &in); /* 100, 160, -60 and a rest of 250 */
     assert_int_equal(g.solo_q8[0], 100);
     assert_int_equal(g.solo_q8[1], 200);
     assert_int_equal(g.solo_q8[2], 0);
-    assert_int_equal(g.influence.adapter[0].gain, 333333333);
-    assert_int_equal(g.influence.adapter[1].gain, 666666667);
+    assert_int_equal(g.influence.adapter[0].gain, 407407407); /* 550, 730, 70 of 1350 */
+    assert_int_equal(g.influence.adapter[1].gain, 540740741);
+    assert_int_equal(g.influence.adapter[2].gain, 51851852);
+    set[0] = -440; /* 100, 160, -60 and a rest of -90 */
+    compute(&g, &in);
+    assert_int_equal(g.influence.adapter[0].gain, 350000000); /* 210, 390, floored of 600 */
+    assert_int_equal(g.influence.adapter[1].gain, 650000000);
+    assert_int_equal(g.influence.adapter[2].gain, 0);
+    memcpy(three, base, sizeof(three)); /* changes nothing, so nothing of the rest is its */
+    set[0] = -100;                      /* 100, 160, 0 and a rest of 190 */
+    compute(&g, &in);
+    assert_int_equal(g.influence.adapter[0].gain, 433333333); /* 390 and 510 of 900 */
+    assert_int_equal(g.influence.adapter[1].gain, 566666667);
     assert_int_equal(g.influence.adapter[2].gain, 0);
     memcpy(two, one, sizeof(two));
     memcpy(three, one, sizeof(three));
@@ -104,6 +115,114 @@ static void test_mix(void **state)
     assert_int_equal(g.influence.adapter[0].gain, 333333334); /* tie: the lower id */
     assert_int_equal(g.influence.adapter[1].gain, 333333333);
     assert_int_equal(g.influence.adapter[2].gain, 333333333);
+    (void)state;
+}
+
+/* ---- the rule read slowly, in whole numbers ---- */
+
+#define MIX_TOKENS 6
+
+struct mix { /* two choices of random lengths, one behind the other in each row */
+    int32_t set[MIX_TOKENS], row[1 + TAIL_ADAPTERS_MAX][MIX_TOKENS], target[MIX_TOKENS];
+    uint8_t in_prompt[MIX_TOKENS];
+    uint32_t n, first; /* tokens; of them in the first choice */
+    struct gain_choice choice[2];
+};
+
+static int32_t any_logprob(struct world_random *r)
+{
+    uint32_t kind = world_draw(r, 16);
+    if (kind < 2)
+        return kind ? INT32_MIN : INT32_MAX;
+    return -(int32_t)world_draw(r, kind < 9 ? 4 : 4000);
+}
+
+static void make_mix(struct mix *m, struct gain_in *in, struct world_random *r)
+{
+    uint32_t adapters = 2 + world_draw(r, TAIL_ADAPTERS_MAX - 1);
+    *m = (struct mix){.n = world_draw(r, MIX_TOKENS + 1)};
+    m->first = world_draw(r, m->n + 1);
+    *in = (struct gain_in){.adapter_count = adapters, .choice_count = 2, .choice = m->choice};
+    for (uint32_t c = 0; c < 2; c++)
+        m->choice[c] = (struct gain_choice){.n = c ? m->n - m->first : m->first,
+                                            .target = m->target,
+                                            .set = m->set + c * m->first,
+                                            .in_prompt = m->in_prompt};
+    for (uint32_t t = 0; t < m->n; t++)
+        m->set[t] = any_logprob(r);
+    for (uint32_t k = 0; k <= adapters; k++) {
+        bool still = k && world_draw(r, 4) == 0;
+        for (uint32_t t = 0; t < m->n; t++)
+            m->row[k][t] = still ? m->row[0][t] : any_logprob(r);
+        for (uint32_t c = 0; c < 2; c++)
+            m->choice[c].row[k] = m->row[k] + c * m->first;
+        if (k)
+            in->adapter[k - 1].weight_q16 = (int32_t)world_draw(r, 9) + 1;
+    }
+}
+
+/* The parts of E9, one unit after another to the largest remainder. */
+static void slow_lr(uint32_t part[TAIL_ADAPTERS_MAX], const __int128 *w, uint32_t n)
+{
+    __int128 whole = 0, rest[TAIL_ADAPTERS_MAX];
+    uint32_t left = TAIL_E9;
+    for (uint32_t k = 0; k < n; k++)
+        whole += w[k];
+    for (uint32_t k = 0; k < n; k++) {
+        part[k] = (uint32_t)(TAIL_E9 * w[k] / whole);
+        rest[k] = TAIL_E9 * w[k] % whole;
+        left -= part[k];
+    }
+    for (; left; left--) {
+        uint32_t best = 0;
+        for (uint32_t k = 1; k < n; k++)
+            best = rest[k] > rest[best] ? k : best;
+        part[best]++;
+        rest[best] = -1;
+    }
+}
+
+static __int128 slow_sum(const struct mix *m, const int32_t *row)
+{
+    __int128 sum = 0;
+    for (uint32_t t = 0; t < m->n; t++)
+        sum += (__int128)row[t] - m->row[0][t];
+    return sum;
+}
+
+static void slow_gain(uint32_t part[TAIL_ADAPTERS_MAX], const struct mix *m,
+                      const struct gain_in *in)
+{
+    __int128 rest = slow_sum(m, m->set), w[TAIL_ADAPTERS_MAX] = {0}, movers = 0, all = 0;
+    for (uint32_t k = 0; k < in->adapter_count; k++) {
+        rest -= slow_sum(m, m->row[1 + k]);
+        movers += memcmp(m->row[1 + k], m->row[0], m->n * sizeof(int32_t)) != 0;
+    }
+    for (uint32_t k = 0; k < in->adapter_count; k++) {
+        if (memcmp(m->row[1 + k], m->row[0], m->n * sizeof(int32_t)) != 0)
+            w[k] = movers * slow_sum(m, m->row[1 + k]) + rest;
+        w[k] = w[k] < 0 ? 0 : w[k];
+        all += w[k];
+    }
+    for (uint32_t k = 0; k < in->adapter_count && !all; k++)
+        w[k] = in->adapter[k].weight_q16;
+    slow_lr(part, w, in->adapter_count);
+}
+
+static void test_random_mixes(void **state)
+{
+    struct world_random r = {.seed = 12};
+    for (uint32_t i = 0; i < 4000; i++) {
+        struct mix m;
+        struct gain_in in;
+        struct gain_result g;
+        uint32_t want[TAIL_ADAPTERS_MAX];
+        make_mix(&m, &in, &r);
+        compute(&g, &in);
+        slow_gain(want, &m, &in);
+        for (uint32_t k = 0; k < in.adapter_count; k++)
+            assert_int_equal(g.influence.adapter[k].gain, want[k]);
+    }
     (void)state;
 }
 
@@ -246,9 +365,10 @@ static void test_digests(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one),         cmocka_unit_test(test_mix),
-        cmocka_unit_test(test_mix_no_gain), cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_treasury),    cmocka_unit_test(test_digests),
+        cmocka_unit_test(test_one),          cmocka_unit_test(test_mix),
+        cmocka_unit_test(test_random_mixes), cmocka_unit_test(test_mix_no_gain),
+        cmocka_unit_test(test_shares),       cmocka_unit_test(test_treasury),
+        cmocka_unit_test(test_digests),
     };
     return cmocka_run_group_tests(tests, make_world, drop_world);
 }

@@ -1,4 +1,4 @@
-"""The reference of residual.method.s0-s1-s2.1 in numpy: an index of token events, row scores, shares.
+"""The reference of residual.method.s0-s1-s2.2 in numpy: an index of token events, row scores, shares.
 
 `Index` holds what a server's index holds, in the same integers; `score`, `shares` and their helpers are the exact
 integer rules, so that a server's shares can be compared with these. What the ablations and variants of the bench turn

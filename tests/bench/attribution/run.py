@@ -173,27 +173,29 @@ class Bench:
         import truth
 
         folders = {n: demo.folder(n, self.cache) for n in demo.NAMES}
-        mix, rng = truth.Mix(demo.BASE, folders), random.Random(4)
+        mix = truth.Mix(demo.BASE, folders)
         tok = self.train.load_tokenizer(demo.BASE)
-        rows = []
-        for _ in range(self.opt.mixes):
-            names = rng.sample(demo.NAMES, rng.choice((2, 3, 4)))
-            home = rng.choice(names)
-            q = rng.choice(json.loads((folders[home] / "questions.json").read_text()))
-            p = tok.encode(q["prompt"]).ids
-            ids = mix.answer(names, p, 0)
-            value, solo = mix.shapley(names, ids, len(p)), mix.split(names, ids, len(p))
-            right = tok.decode(ids[len(p) : -1], skip_special_tokens=False) == q["answer"]
-            if solo.sum() > 0 and np.std(value) > 0:
-                rows.append((right, int(np.argmax(solo) == np.argmax(value)), np.corrcoef(solo, value)[0, 1],
-                             int(names[int(np.argmax(solo))] == home)))
-        v = np.array(rows, float)
-        self.say("\n### Mixes of 2 to 4 demo adapters, exact Shapley of the answer's log-probability as truth, %d answers\n"
-                 % len(v))
-        ok = v[:, 0] == 1
-        self.say("| answers | adapter picked | correlation | adapter that has the fact |\n|---|--:|--:|--:|")
-        for name, sel in (("all", ok | ~ok), ("right ones", ok)):
-            self.say("| %s (%d) | %.3f | %.3f | %.3f |" % (name, sel.sum(), *v[sel, 1:].mean(0)))
+        self.say("\n### Mixes of 2 to 4 demo adapters, exact Shapley of the answer's log-probability as truth\n")
+        self.say("| draw, answers | split | adapter picked | correlation | adapter that has the fact |\n|---|---|--:|--:|--:|")
+        for seed in self.opt.seeds:
+            rng, rows = random.Random(seed), {}
+            for _ in range(self.opt.mixes):
+                names = rng.sample(demo.NAMES, rng.choice((2, 3, 4)))
+                home = rng.choice(names)
+                q = rng.choice(json.loads((folders[home] / "questions.json").read_text()))
+                p = tok.encode(q["prompt"]).ids
+                ids = mix.answer(names, p, 0)
+                right = tok.decode(ids[len(p) : -1], skip_special_tokens=False) == q["answer"]
+                value = mix.shapley(names, ids, len(p))
+                for split, parts in mix.splits(names, ids, len(p)).items():
+                    best = int(np.argmax(parts))
+                    r = np.corrcoef(parts, value)[0, 1] if np.std(parts) > 0 else 0.0
+                    rows.setdefault(split, []).append((right, best == int(np.argmax(value)), r, names[best] == home))
+            for split, got in rows.items():
+                v = np.array(got, float)
+                ok = v[:, 0] == 1
+                for name, sel in (("all", ok | ~ok), ("right", ok)):
+                    self.say("| %d, %s (%d) | %s | %.3f | %.3f | %.3f |" % (seed, name, sel.sum(), split, *v[sel, 1:].mean(0)))
 
     # ---- attacks and trust
 

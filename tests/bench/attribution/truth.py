@@ -90,8 +90,12 @@ class Mix:
                     out[i] += w * (value[tuple(x for x in names if x in s or x == name)] - value[s])
         return out
 
-    def split(self, names, ids, n):
-        """The gain split as served: each adapter's own gain over the base, summed over tokens, never negative."""
-        base = np.rint(self.gains((), ids, n) * 256)
-        solo = [np.maximum(0, np.rint(self.gains((k,), ids, n) * 256) - base).sum() for k in names]
-        return np.array(solo)
+    def splits(self, names, ids, n):
+        """How an answer's gain is divided: as served, and with each adapter's gain floored token by token."""
+        row = lambda some: np.rint(self.gains(some, ids, n) * 256).astype(np.int64)
+        base = row(())
+        alone = [row((k,)) - base for k in names]
+        own, moves = np.array([g.sum() for g in alone]), np.array([g.any() for g in alone])
+        rest = (row(tuple(names)) - base).sum() - own.sum()
+        return {"residual": np.where(moves, np.maximum(0, moves.sum() * own + rest), 0),
+                "each alone, floored by token": np.array([np.maximum(0, g).sum() for g in alone])}
