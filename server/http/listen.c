@@ -342,6 +342,7 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
         .method = method,
         .path = x->path,
         .authorization = header(c, "Authorization"),
+        .api_key = header(c, "X-API-Key"),
         .origin = header(c, "Origin"),
         .host = authority[0] ? authority : header(c, "Host"),
         .request_id = header(c, "x-request-id"),

@@ -77,7 +77,8 @@ static void set_request_id(struct exchange *x, const char *inbound)
 
 static void preflight(struct exchange *x, const char *asked)
 {
-    static const char base[] = "authorization, content-type, x-request-id, idempotency-key";
+    static const char base[] =
+        "authorization, content-type, x-api-key, x-request-id, idempotency-key";
     x->code = 204;
     if (!copy_token(x->cors_headers, sizeof(x->cors_headers), asked))
         snprintf(x->cors_headers, sizeof(x->cors_headers), "%s", base);
@@ -113,7 +114,7 @@ static bool refuse(struct exchange *x, const struct prepare_headers *h, int code
     return false;
 }
 
-static bool check_key(struct exchange *x, const struct prepare_headers *h)
+static bool check_bearer(struct exchange *x, const struct prepare_headers *h)
 {
     struct errtext err = ERRTEXT_INIT;
     char wanted[64], had[64];
@@ -134,6 +135,20 @@ static bool check_key(struct exchange *x, const struct prepare_headers *h)
     (void)err_set(&err, STATUS_DENIED, "%s %s needs a key with the role %s; this key has: %s",
                   route_method_name(x->route->method), x->route->path, wanted, had);
     return refuse(x, h, 403, &err);
+}
+
+/* A key in X-API-Key (Tinker's SDK) is one in Authorization. */
+static bool check_key(struct exchange *x, const struct prepare_headers *h)
+{
+    char bearer[600] = "";
+    struct prepare_headers same = *h;
+    if (!h->authorization && h->api_key && strlen(h->api_key) < sizeof(bearer) - 8) {
+        snprintf(bearer, sizeof(bearer), "Bearer %s", h->api_key);
+        same.authorization = bearer;
+    }
+    bool ok = check_bearer(x, &same);
+    mem_wipe(bearer, sizeof(bearer));
+    return ok;
 }
 
 static bool check_length(struct exchange *x, const char *content_length)

@@ -12,7 +12,8 @@ struct prepare_headers {
     const char *transfer_encoding, *content_encoding;
     uint32_t host_count;
     bool lengths_differ, codings_many, blank_in_name, bad_target;
-    const char *authorization, *origin, *host, *request_id, *idempotency_key, *accept;
+    const char *authorization, *api_key; /* X-API-Key, where there is no Authorization */
+    const char *origin, *host, *request_id, *idempotency_key, *accept;
     const char *retry_count, *content_length, *cors_headers;
     const char *query_first, *query_last;
 };
