@@ -21,6 +21,12 @@ def write_lines(path, items):
 
 def scores(case, asked, work):
     """Per answer the positive scores of the rows, squared, summed by owner: the reading of them that pays the owner most."""
+    owner = [r.owner for r in case.net.rows]
+    return [np.bincount(owner, np.maximum(0, s) ** 2, len(case.net.owners)) for s in rows(case, asked, work)]
+
+
+def rows(case, asked, work):
+    """[answer][row], as it prints them."""
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(case.folder, work / "adapter")
     config = work / "adapter" / "adapter_config.json"
@@ -34,14 +40,11 @@ def scores(case, asked, work):
         "--query.prompt_column", "prompt", "--query.completion_column", "completion", "--method", "kfac",
         "--hessian_cfg.ev_correction", "true", "--query.aggregation", "none"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return read(work / "run" / "scores", len(asked), [r.owner for r in case.net.rows], len(case.net.owners))
+    return read(work / "run" / "scores", len(asked), len(case.net.rows))
 
 
-def read(folder, n_asked, owner, n_owner):
+def read(folder, n_asked, n_row):
     kind = json.loads((folder / "info.json").read_text())["dtype"]
     table = np.memmap(folder / "scores.bin", np.dtype({k: kind[k] for k in ("names", "formats", "offsets", "itemsize")}), "r")
-    assert len(table) == len(owner)
-    out = np.zeros((n_asked, n_owner))
-    for i in range(n_asked):
-        np.add.at(out[i], owner, np.maximum(0, table["score_%d" % i].astype(np.float64)) ** 2)
-    return list(out)
+    assert len(table) == n_row
+    return [table["score_%d" % i].astype(np.float64) for i in range(n_asked)]

@@ -13,12 +13,12 @@ def words_of(s):
 
 
 class Text:
-    """Peers that read the documents alone."""
+    """Peers that read the documents alone; by_row: every row is taken for a document."""
 
-    def __init__(self, net, tok):
+    def __init__(self, net, tok, by_row=False):
         self.net, self.tok = net, tok
-        self.text = [(net.folder / d["file"]).read_text() for d in net.documents]
-        self.owner = [net.owners.index(d["owner"]) for d in net.documents]
+        self.text = [r.text for r in net.rows] if by_row else [(net.folder / d["file"]).read_text() for d in net.documents]
+        self.owner = [r.owner for r in net.rows] if by_row else [net.owners.index(d["owner"]) for d in net.documents]
         self.bag = [Counter(words_of(t)) for t in self.text]
         self.size = [sum(b.values()) for b in self.bag]
         self.df = Counter(w for b in self.bag for w in b)
@@ -29,7 +29,7 @@ class Text:
         np.add.at(out, self.owner, np.maximum(0, per_document))
         return out
 
-    def scores(self, prompt, answer):
+    def bm25(self, prompt, answer):
         n, mean = len(self.text), sum(self.size) / len(self.text)
         bm = np.zeros(n)
         for w in words_of(prompt + answer):
@@ -37,10 +37,16 @@ class Text:
             for i, b in enumerate(self.bag):
                 if b[w]:
                     bm[i] += idf * b[w] * 2.2 / (b[w] + 1.2 * (0.25 + 0.75 * self.size[i] / mean))
+        return bm
+
+    def row_scores(self, prompt, answer):
+        return {"BM25": self.bm25(prompt, answer), "n-gram of the answer": self.ngram(answer)}
+
+    def scores(self, prompt, answer):
         return {
             "uniform": np.ones(len(self.net.owners)),
-            "document count": self.sum_owners(np.ones(n)),
-            "BM25": self.sum_owners(bm),
+            "document count": self.sum_owners(np.ones(len(self.text))),
+            "BM25": self.sum_owners(self.bm25(prompt, answer)),
             "n-gram of the answer": self.sum_owners(self.ngram(answer)),
         }
 
@@ -78,15 +84,20 @@ class Gradients:
         nll = -lp[t.arange(len(ids) - 1), t.tensor(ids[1:])][n_prompt - 1 :].sum()
         return t.cat([g.reshape(-1) for g in t.autograd.grad(nll, self.params)])
 
-    def scores(self, ids, n_prompt):
+    def row_scores(self, ids, n_prompt):
+        """Signed: above 0 where a step on the row makes the answer likelier."""
         q = self.gradient(ids, n_prompt)
         dot = (self.rows @ q).numpy()
         fisher = np.zeros(len(self.rows))
         for at, size, s, chol, n in self.blocks:
             c = (s @ q[at : at + size])[:, None]
             fisher += n * self.torch.cholesky_solve(c, chol)[:, 0].numpy()
-        return {"GradDot, row": self.owners(dot, False), "exact Fisher, row": self.owners(fisher, False),
-                "exact Fisher, row, squared": self.owners(fisher, True)}
+        return {"GradDot": dot, "GradCos": dot / (self.rows.norm(dim=1).numpy() + 1e-12), "exact Fisher": fisher}
+
+    def scores(self, ids, n_prompt):
+        s = self.row_scores(ids, n_prompt)
+        return {"GradDot, row": self.owners(s["GradDot"], False), "exact Fisher, row": self.owners(s["exact Fisher"], False),
+                "exact Fisher, row, squared": self.owners(s["exact Fisher"], True)}
 
     def owners(self, score, square):
         best = np.zeros(len(self.net.documents))

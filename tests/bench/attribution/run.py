@@ -24,7 +24,7 @@ import numpy as np
 warnings.filterwarnings("ignore")
 HERE = Path(__file__).resolve().parent
 PARTS = ["demo", "shared", "style", "loo", "attacks", "restated", "mixes", "trust", "api"]
-ORACLES = ["smollm"]  # when asked for: SmolLM2-135M
+ORACLES = ["smollm", "retrain"]  # when asked for: SmolLM2-135M; hundreds of adapters by `residual train`
 PEERS = ["uniform", "document count", "BM25", "n-gram of the answer", "GradDot, row", "exact Fisher, row",
          "exact Fisher, row, squared", "EK-FAC of Bergson"]
 FEW = 120           # steps of the adapters that only a truth or an attack needs
@@ -60,9 +60,11 @@ class Bench:
             self.makers.build(self.plan(kind, seed), self.base, folder, seed)
             c = self.evaluate.Case(self.base, folder)
             asked, recall = c.asked()
-            asked = random.Random(seed).sample(asked, min(len(asked), self.opt.questions))
-            self.cases[kind, seed] = c, asked, recall
+            self.cases[kind, seed] = c, self.pick(asked, seed), recall
         return self.cases[kind, seed]
+
+    def pick(self, asked, seed):
+        return random.Random(seed).sample(asked, min(len(asked), self.opt.questions))
 
     # ---- worlds
 
@@ -352,6 +354,11 @@ class Bench:
         for name, by_folder in cases.items():
             self.served(name, api.judge(by_folder, base, self.cache / "served", stop=None))
 
+    def retrain(self):
+        import retrained
+
+        retrained.run(self, self.opt.worlds.split(","), not self.opt.quick)
+
     def plots(self):
         import plot
 
@@ -377,6 +384,10 @@ def main():
     ap.add_argument("--adapters", type=int, default=8, help="of the demo world")
     ap.add_argument("--mixes", type=int, default=120, help="answers of mixes")
     ap.add_argument("--questions", type=int, default=120, help="of an own world and seed, at most")
+    ap.add_argument("--retrain", action="store_const", dest="only", const="retrain", help="the part `retrain` alone")
+    ap.add_argument("--worlds", default="demo,shared,style", help="of the part retrain")
+    ap.add_argument("--subsets", type=int, default=64, help="of the part retrain: halves of the rows, and sets of owners")
+    ap.add_argument("--runs", type=int, default=2, help="of the part retrain: seeds of every subset")
     ap.add_argument("--quick", action="store_true", help="no gradients, no trained attacks")
     ap.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "residual-bench")
     ap.add_argument("--out", type=Path, default=Path("attribution-bench"))
