@@ -98,7 +98,7 @@ enum status train_setup_base(struct train_setup *s, struct errtext *err)
         st = model_load(&s->model, s->c->value[OPT_MODEL], &mo, err);
     }
     if (!st)
-        st = resident_create(&s->resident, s->model, s->backend, NULL, err);
+        s->resident = resident_create_own(s->model, s->backend);
     s->base = (struct train_base){s->model, s->backend, s->resident};
     return st;
 }

@@ -17,8 +17,10 @@ struct gemm_pass {
     size_t x_stride_bytes;
     uint32_t tile;                           /* outputs */
     uint32_t t0, rows, part_first, part_end; /* parts of one dtype */
-    /* What is left of each worker's tiles, first << 32 | end. It takes pieces from the front, in
-     * the order of memory; others, when their own are done, from the back. */
+    uint32_t block;                          /* rows that go through all tiles together */
+    uint64_t tiles;                          /* of a block */
+    /* What is left of each worker's tiles, block after block, first << 32 | end. It takes pieces
+     * from the front, in the order of memory; others, when their own are done, from the back. */
     _Atomic uint64_t left[POOL_WORKERS_MAX];
 };
 
@@ -47,38 +49,52 @@ static uint64_t pass_tiles(const struct gemm_pass *p)
     return total;
 }
 
-/* Tiles [piece[0], piece[1]), counted over the pass's parts. go_on: those behind are the worker's
- * too. */
-static void gemm_tiles(const struct gemm_pass *p, const uint64_t piece[2], uint32_t worker,
-                       bool go_on)
+/* Tiles [lo, hi) of one block of rows, counted over the pass's parts. go_on: those behind are the
+ * worker's too. */
+static void block_tiles(const struct gemm_pass *p, struct product *j, uint64_t lo, uint64_t hi,
+                        bool go_on)
 {
-    uint64_t lo = piece[0], hi = piece[1];
     const struct gemm_args *a = p->a;
     uint64_t begin = 0;
-    float *y = a->y + p->t0 * (size_t)a->y_stride;
-    for (uint32_t i = 0; i < p->part_first; i++)
-        y += a->part[i].d_out;
+    float *y = j->y;
     for (uint32_t i = p->part_first; i < p->part_end; i++) {
         const struct weight *w = &a->part[i];
         uint64_t end = begin + part_tiles(p, w);
         uint64_t from = MAX(lo, begin), to = MIN(hi, end);
         if (from < to) {
             uint64_t n0 = (from - begin) * p->tile, n1 = (to - begin) * p->tile;
-            struct product j = {.x = p->x,
-                                .x_stride_bytes = p->x_stride_bytes,
-                                .w = w,
-                                .rows = p->rows,
-                                .y = y + n0,
-                                .y_stride = a->y_stride,
-                                .scratch = cpu_scratch(p->c, worker)};
+            j->w = w;
+            j->y = y + n0;
+            j->then = NULL;
             if (to < end && go_on)
-                j.then = (const char *)w->data + n1 * w->d_in * dtype_bytes(w->dtype);
+                j->then = (const char *)w->data + n1 * w->d_in * dtype_bytes(w->dtype);
             else if (to == end && i + 1 < p->part_end)
-                j.then = w[1].data;
-            ISA(product_range)(&j, (uint32_t)n0, (uint32_t)MIN(n1, (uint64_t)w->d_out));
+                j->then = w[1].data;
+            ISA(product_range)(j, (uint32_t)n0, (uint32_t)MIN(n1, (uint64_t)w->d_out));
         }
         begin = end;
         y += w->d_out;
+    }
+}
+
+/* Tiles [piece[0], piece[1]), counted over the pass's blocks. */
+static void gemm_tiles(const struct gemm_pass *p, const uint64_t piece[2], uint32_t worker,
+                       bool go_on)
+{
+    const struct gemm_args *a = p->a;
+    size_t col = 0;
+    for (uint32_t i = 0; i < p->part_first; i++)
+        col += a->part[i].d_out;
+    for (uint64_t at = piece[0], end; at < piece[1]; at = end) {
+        uint64_t block = at / p->tiles, first = block * p->tiles, row = block * p->block;
+        struct product j = {.x = p->x + row * p->x_stride_bytes,
+                            .x_stride_bytes = p->x_stride_bytes,
+                            .rows = (uint32_t)MIN(p->rows - row, (uint64_t)p->block),
+                            .y = a->y + (p->t0 + row) * a->y_stride + col,
+                            .y_stride = a->y_stride,
+                            .scratch = cpu_scratch(p->c, worker)};
+        end = MIN(piece[1], first + p->tiles);
+        block_tiles(p, &j, at - first, end - first, go_on);
     }
 }
 
@@ -119,7 +135,7 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
     uint32_t n_worker = pool_size(c->pool);
     p->c = c;
     p->tile = ISA(product_tile)(w->dtype);
-    total = pass_tiles(p);
+    p->tiles = pass_tiles(p);
     for (uint32_t i = p->part_first; i < p->part_end; i++)
         out += a->part[i].d_out;
     p->x = c->x;
@@ -128,6 +144,8 @@ static void gemm_parts(struct cpu_backend *c, struct gemm_pass *p)
     CHECK(fit > 0);
     for (p->t0 = 0; p->t0 < a->n_tok; p->t0 += p->rows) {
         p->rows = MIN(a->n_tok - p->t0, fit);
+        p->block = ISA(product_block)(w->dtype, w->d_in, p->rows);
+        total = (p->rows + p->block - 1) / p->block * p->tiles;
         cpu_run(c, convert_work, p, (uint64_t)p->rows * w->d_in < 65536);
         bool alone = p->rows * (uint64_t)w->d_in * out < 32768;
         for (uint32_t i = 0; i < (alone ? 1 : n_worker); i++) {

@@ -160,8 +160,6 @@ INLINE __m512i pair_up(const char *lo, const char *hi, __mmask16 live)
     return _mm512_or_si512(a, _mm512_slli_epi32(b, 16));
 }
 
-#define AHEAD 24 /* rows fetched before they are packed: 128 bytes of each, far apart */
-
 static void pack_pairs(char *out, const struct panel *p, uint32_t n_col)
 {
     const size_t stride = 2 * (size_t)p->d_in;
@@ -173,8 +171,6 @@ static void pack_pairs(char *out, const struct panel *p, uint32_t n_col)
                                         : 0;
     for (uint32_t r = 0; r < p->n; r += 2, row += 2 * stride, out += 4 * PANEL_COLS) {
         const bool both = r + 1 < p->n;
-        for (uint32_t i = 0; i < 4 && r + AHEAD + 1 < p->n; i++)
-            __builtin_prefetch(row + (AHEAD + i / 2) * stride + i % 2 * 64, 0, 3);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < 4; v++)
             _mm512_storeu_si512(out + v * 64,
@@ -261,6 +257,11 @@ INLINE void pair_tile(const struct panel_product *p, float *c, const char *x, st
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < 4; v++)
             acc[m][v] = _mm512_maskz_loadu_ps(go_on, c + m * c_stride + v * VW);
+#pragma GCC unroll 6
+    for (uint32_t m = 0; m < n_row; m++)
+#pragma GCC unroll 4
+        for (uint32_t v = 0; v < 4; v++)
+            __builtin_prefetch(c + m * c_stride + v * VW, 1, 3);
     for (uint32_t k = 0; k < pairs; k++, b += 4 * PANEL_COLS) {
         __m512bh bv[4];
         if (ahead)
@@ -356,6 +357,8 @@ void ISA(panel_product)(const struct panel_product *p)
         return;
     }
 #endif
+    for (uint32_t m = 0; p->begin && m < p->m; m++)
+        memset(p->c + m * p->c_stride, 0, p->n_col * sizeof(*p->c));
     struct outer o = {.c = p->c,
                       .c_stride = p->c_stride,
                       .a = (const float *)(const void *)p->x,

@@ -56,10 +56,9 @@ struct panel_product {
     const void *panel;
     enum dtype dtype;
     uint32_t m, n, n_col;
-    /* Native pairs only. */
     bool begin; /* c starts at zero instead of being added to */
-    const char
-        *ahead; /* as many bytes as the panel's, used next, to be fetched meanwhile; or NULL */
+    /* Native pairs only: as many bytes as the panel's, used next, are fetched meanwhile; or NULL */
+    const char *ahead;
 };
 void ISA(panel_product)(const struct panel_product *p);
 

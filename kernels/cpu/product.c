@@ -10,6 +10,10 @@
 
 #define TILE_DOT 4
 
+#define BLOCK_BYTES    ((size_t)384 << 10)
+#define BLOCK_ROWS_MIN 48u
+#define BLOCK_ROWS_MAX 192u
+
 #if defined(__AVX512BF16__)
 #define NATIVE(dtype) ((dtype) == DTYPE_BF16)
 #define K_BLOCK       1024
@@ -58,6 +62,15 @@ static void pairs_range(const struct product *p, uint32_t n0, uint32_t n1)
 uint32_t ISA(product_tile)(enum dtype dtype)
 {
     return NATIVE(dtype) ? PANEL_COLS : TILE_DOT;
+}
+
+uint32_t ISA(product_block)(enum dtype dtype, uint32_t d_in, uint32_t rows)
+{
+    if (!NATIVE(dtype))
+        return rows;
+    uint32_t fit = (uint32_t)(BLOCK_BYTES / ISA(dot_row_bytes)(dtype, d_in));
+    uint32_t most = MAX(MIN(fit, BLOCK_ROWS_MAX), BLOCK_ROWS_MIN), n = (rows + most - 1) / most;
+    return (rows + n - 1) / n;
 }
 
 void ISA(product_range)(const struct product *p, uint32_t n0, uint32_t n1)

@@ -27,6 +27,8 @@ struct product {
 
 /* Outputs that ranges must begin at a multiple of. */
 uint32_t ISA(product_tile)(enum dtype dtype);
+/* Rows of a range that are best taken together, of `rows`: their inputs stay in L2. */
+uint32_t ISA(product_block)(enum dtype dtype, uint32_t d_in, uint32_t rows);
 void ISA(product_range)(const struct product *p, uint32_t n0, uint32_t n1);
 
 /* backend.h */

@@ -333,7 +333,8 @@ static enum status forward_piece(struct backward *w)
 
 static enum status head_piece(struct backward *w)
 {
-    uint32_t n = MIN(backward_head_rows(&w->fo, &w->opt), w->n_out - w->head_done);
+    uint32_t rows = backward_head_rows(&w->model->config, &w->fo, &w->opt);
+    uint32_t n = MIN(rows, w->n_out - w->head_done);
     enum status st = head_tile(w, w->head_done, n);
     w->head_done += n;
     return !st && w->head_done == w->n_out ? head_end(w) : st;

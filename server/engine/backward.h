@@ -20,7 +20,7 @@
 struct backward;
 
 struct backward_options {
-    uint32_t head_rows; /* rows whose logits exist at once; 0: 128 */
+    uint32_t head_rows; /* rows whose logits exist at once; 0: 128 to 512, by the vocabulary */
     bool recompute;
     bool dropout; /* room for batches that have it */
 };

@@ -6,7 +6,10 @@
 
 #include <string.h>
 
-#define HEAD_ROWS 128
+/* Rows of the head's tile: the more, the less often its matrix is read. */
+#define HEAD_BYTES    ((uint64_t)128 << 20) /* of logits */
+#define HEAD_ROWS_MIN 128u
+#define HEAD_ROWS_MAX 512u
 
 struct back_buffer {
     void **at;
@@ -16,9 +19,12 @@ struct back_buffer {
 #define KEEP_BUFFERS 19
 #define OWN_BUFFERS  17
 
-uint32_t backward_head_rows(const struct forward_options *fo, const struct backward_options *opt)
+uint32_t backward_head_rows(const struct model_config *c, const struct forward_options *fo,
+                            const struct backward_options *opt)
 {
-    uint32_t rows = opt->head_rows ? opt->head_rows : HEAD_ROWS;
+    uint64_t fit = HEAD_BYTES / (sizeof(float) * c->n_vocab);
+    uint32_t most = fit < HEAD_ROWS_MAX ? (uint32_t)fit : HEAD_ROWS_MAX;
+    uint32_t rows = opt->head_rows ? opt->head_rows : MAX(most, HEAD_ROWS_MIN);
     return MIN(rows, fo->logits_rows_max ? MIN(fo->logits_rows_max, fo->rows_max) : fo->rows_max);
 }
 
@@ -80,7 +86,7 @@ static void list_own(struct backward *w, const struct backend *b, const struct m
                      const struct forward_options *fo, const struct backward_options *opt,
                      struct back_buffer list[OWN_BUFFERS])
 {
-    uint64_t rows = fo->rows_max, f32 = sizeof(float), head = backward_head_rows(fo, opt);
+    uint64_t rows = fo->rows_max, f32 = sizeof(float), head = backward_head_rows(c, fo, opt);
     uint64_t inner = MAX(MAX(c->d_ff, c->n_head * c->d_head), c->d_model);
     struct kv_cache kv = cache_of(c, DTYPE_F32);
     const struct back_buffer all[OWN_BUFFERS] = {

@@ -31,7 +31,8 @@ struct backward {
 };
 
 /* Rows of a tile of the head; pages of the one layer's cache. */
-uint32_t backward_head_rows(const struct forward_options *fo, const struct backward_options *opt);
+uint32_t backward_head_rows(const struct model_config *c, const struct forward_options *fo,
+                            const struct backward_options *opt);
 uint32_t backward_pages(const struct forward_options *fo);
 
 #endif

@@ -19,6 +19,8 @@
 struct resident {
     struct model model;        /* borrows all but layer */
     struct model_layer *layer; /* NULL: the model's own */
+    void *own;                 /* packed copies that are its own */
+    uint64_t own_bytes;
 };
 
 /* One walk over the weights serves the sum of their bytes and the upload. */
@@ -191,6 +193,25 @@ enum status resident_create(struct resident **out, const struct model *m, struct
     return STATUS_OK;
 }
 
+struct resident *resident_create_own(const struct model *m, struct backend *b)
+{
+    struct resident *r = mem_alloc(sizeof(*r));
+    uint64_t need = resident_packed_bytes(m, b), most = mem_available_bytes() / 2;
+    CHECK(!b->is_device);
+    r->model = *m;
+    if (need > most)
+        log_warn("engine",
+                 "base not packed for products: a copy needs %" PRIu64 " MiB, half of what is "
+                 "available is %" PRIu64 " MiB; products read the mapped files, slower, same results",
+                 need >> 20, most >> 20);
+    else if (need > 0) {
+        r->own = mem_alloc_aligned(need);
+        r->own_bytes = need;
+        pack(r, m, b, r->own);
+    }
+    return r;
+}
+
 const struct model *resident_model(const struct resident *r)
 {
     return &r->model;
@@ -198,7 +219,10 @@ const struct model *resident_model(const struct resident *r)
 
 void resident_destroy(struct resident *r)
 {
-    if (r)
-        mem_free(r->layer);
+    if (!r)
+        return;
+    if (r->own)
+        mem_free_aligned(r->own, r->own_bytes);
+    mem_free(r->layer);
     mem_free(r);
 }

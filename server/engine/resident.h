@@ -24,6 +24,9 @@ uint64_t resident_packed_bytes(const struct model *m, struct backend *b);
  * caller's. Errors: IO from the device. */
 MUST_CHECK enum status resident_create(struct resident **out, const struct model *m,
                                        struct backend *b, void *block, struct errtext *err);
+/* For who plans no memory, on a backend in host memory: the packed copies are its own, where twice
+ * as much memory is available; else nothing is packed. The same bits either way. */
+struct resident *resident_create_own(const struct model *m, struct backend *b);
 /* The model with weights that the ops can read; its texts and tokenizer are the original's. */
 const struct model *resident_model(const struct resident *r);
 void resident_destroy(struct resident *r);

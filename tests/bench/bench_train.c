@@ -2,11 +2,12 @@
  * rows: tokens/s and peak memory. Jobs share the batch, each with sequences of its own.
  *
  *   bench_train MODEL_DIR [--threads N] [--seqs N] [--jobs N] [--recompute 0|1] [--repeats N]
- *               [--dtype f32|bf16] [--length N] */
+ *               [--dtype f32|bf16] [--length N] [--lora f32|bf16] [--packed 0|1] */
 #include "kernels/bf16.h"
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/engine/backward.h"
+#include "server/engine/resident.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -19,10 +20,12 @@ enum { RANK = 16, JOBS_MAX = 16, SEQS_MAX = 64 };
 
 struct bench {
     const char *dir;
-    uint32_t threads, seqs, jobs, recompute, repeats, length;
+    uint32_t threads, seqs, jobs, recompute, repeats, length, packed;
     enum dtype_choice dtype;
+    enum dtype lora; /* of the adapters' matrices: f32 as the trainer has them */
     struct backend *backend;
     struct model *model;
+    struct resident *resident;
     struct forward *forward;
     struct backward *backward;
     struct lora_entry *entry;
@@ -33,11 +36,16 @@ struct bench {
     size_t n_grad;
 };
 
-static double now(void)
+static double seconds(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static double now(void)
+{
+    return seconds(CLOCK_MONOTONIC);
 }
 
 static void must(enum status st, const struct errtext *err)
@@ -56,7 +64,7 @@ static float noise(size_t i)
 static void make_adapters(struct bench *b)
 {
     const struct model_config *c = &b->model->config;
-    size_t item = dtype_bytes(b->model->dtype), n = (size_t)c->n_layer * LORA_MODULE_COUNT;
+    size_t item = dtype_bytes(b->lora), n = (size_t)c->n_layer * LORA_MODULE_COUNT;
     uint64_t at = 0;
     b->entry = mem_array(n, sizeof(*b->entry));
     for (size_t i = 0; i < n; i++) {
@@ -70,11 +78,11 @@ static void make_adapters(struct bench *b)
     for (uint32_t j = 0; j < b->jobs; j++) {
         void *blob = mem_array(b->n_grad, item);
         for (size_t i = 0; i < b->n_grad; i++)
-            elem_store(blob, b->model->dtype, i, noise(i + j) * 0.05f);
+            elem_store(blob, b->lora, i, noise(i + j) * 0.05f);
         b->slot[j] = (struct lora_slot){blob, 0};
         b->grad[j] = mem_array(b->n_grad, sizeof(float));
     }
-    b->table = (struct lora_table){b->slot, &b->layout, b->jobs, 1, c->n_layer, b->model->dtype};
+    b->table = (struct lora_table){b->slot, &b->layout, b->jobs, 1, c->n_layer, b->lora};
 }
 
 static void open_all(struct bench *b)
@@ -84,6 +92,11 @@ static void open_all(struct bench *b)
     must(backend_create(&b->backend, &bo, &err), &err);
     struct model_options mo = {.dtype = b->dtype, .id_cache_dir = ""};
     must(model_load(&b->model, b->dir, &mo, &err), &err);
+    if (b->packed)
+        b->resident = resident_create_own(b->model, b->backend);
+    else
+        must(resident_create(&b->resident, b->model, b->backend, NULL, &err), &err);
+    const struct model *m = resident_model(b->resident);
     make_adapters(b);
     struct forward_options fo = {.rows_max = b->seqs * b->length,
                                  .pos_max = b->length,
@@ -92,8 +105,8 @@ static void open_all(struct bench *b)
                                  .slots_max = b->jobs,
                                  .layouts_max = 1};
     struct backward_options wo = {.recompute = b->recompute};
-    must(forward_create(&b->forward, b->model, b->backend, &fo, &err), &err);
-    must(backward_create(&b->backward, b->model, b->backend, b->forward, &wo, &err), &err);
+    must(forward_create(&b->forward, m, b->backend, &fo, &err), &err);
+    must(backward_create(&b->backward, m, b->backend, b->forward, &wo, &err), &err);
     printf("%s, %u threads, %u jobs, %u x %u rows, %s, %.0f MB of activations\n",
            b->backend->version, b->backend->worker_count, b->jobs, b->seqs, b->length,
            b->recompute ? "recompute" : "all kept",
@@ -128,7 +141,7 @@ static double step(struct bench *b)
                                    .weight = weight,
                                    .grad = b->grad,
                                    .logprob = logprob};
-    double t0 = now(), longest = 0;
+    double t0 = now(), spent = seconds(CLOCK_PROCESS_CPUTIME_ID), longest = 0;
     CHECK(!backward_begin(b->backward, &batch));
     for (bool done = false; !done;) {
         double t = now();
@@ -136,10 +149,11 @@ static double step(struct bench *b)
         longest = fmax(longest, now() - t);
     }
     double took = now() - t0;
+    spent = seconds(CLOCK_PROCESS_CPUTIME_ID) - spent;
     for (uint32_t t = 0; t < rows; t++)
         loss -= (double)(weight[t] * logprob[t]);
-    printf("%8.1f tokens/s: %.2f s, the longest piece %.0f ms; loss %.4f\n", rows / took, took,
-           longest * 1e3, loss);
+    printf("%8.1f tokens/s (%.1f of processor time): %.2f s, the longest piece %.0f ms; loss %.4f\n",
+           rows / took, rows / spent, took, longest * 1e3, loss);
     mem_free(ids);
     mem_free(target);
     mem_free(weight);
@@ -156,18 +170,20 @@ static void close_all(struct bench *b)
         mem_free(b->grad[j]);
     }
     mem_free(b->entry);
+    resident_destroy(b->resident);
     model_free(b->model);
     backend_destroy(b->backend);
 }
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.threads = 1, .seqs = 4, .jobs = 1, .repeats = 3, .length = 512};
+    struct bench b = {.threads = 1, .seqs = 4, .jobs = 1, .repeats = 3, .length = 512, .packed = 1};
     struct rusage use;
     b.dtype = DTYPE_CHOICE_BF16;
     if (argc < 2) {
         fprintf(stderr, "usage: bench_train MODEL_DIR [--threads N] [--seqs N] [--jobs N] "
-                        "[--recompute 0|1] [--repeats N] [--dtype f32|bf16] [--length N]\n");
+                        "[--recompute 0|1] [--repeats N] [--dtype f32|bf16] [--length N] "
+                        "[--lora f32|bf16] [--packed 0|1]\n");
         return 2;
     }
     b.dir = argv[1];
@@ -185,6 +201,10 @@ int main(int argc, char **argv)
             b.repeats = n;
         else if (!strcmp(argv[i], "--length"))
             b.length = MAX(n, 1u);
+        else if (!strcmp(argv[i], "--packed"))
+            b.packed = n;
+        else if (!strcmp(argv[i], "--lora"))
+            b.lora = strcmp(argv[i + 1], "f32") ? DTYPE_BF16 : DTYPE_F32;
         else if (!strcmp(argv[i], "--dtype"))
             b.dtype = strcmp(argv[i + 1], "f32") ? DTYPE_CHOICE_BF16 : DTYPE_CHOICE_F32;
     }

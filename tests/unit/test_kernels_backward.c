@@ -309,12 +309,13 @@ static void op_gemm_back(struct backend *b, float *out, const void *arg)
     assert_int_equal(b->ops->back->gemm_back(b, &a), STATUS_OK);
 }
 
-static void gemm_back_case(struct versus *v, uint32_t rows, enum dtype dtype)
+/* d: d_in, d_out at most */
+static void gemm_back_case(struct versus *v, uint32_t rows, const uint32_t d[2], enum dtype dtype)
 {
     struct gemm_back_args a = {.part_count = 1 + fx_below(3), .n_tok = rows};
-    uint32_t d_in = 1 + fx_below(300), width = 0;
+    uint32_t d_in = 1 + fx_below(d[0]), width = 0;
     for (uint32_t i = 0; i < a.part_count; i++) {
-        a.part[i] = (struct weight){.dtype = dtype, .d_out = 1 + fx_below(700), .d_in = d_in};
+        a.part[i] = (struct weight){.dtype = dtype, .d_out = 1 + fx_below(d[1]), .d_in = d_in};
         a.part[i].data = fx_tensor((size_t)a.part[i].d_out * d_in, dtype, 0.1f, 0);
         width += a.part[i].d_out;
     }
@@ -344,13 +345,19 @@ static void gemm_back_case(struct versus *v, uint32_t rows, enum dtype dtype)
 
 static void test_gemm_back(void **state)
 {
-    static const uint32_t rows[] = {0, 1, 2, 5, 13, 70, 301};
+    static const uint32_t rows[] = {0, 1, 2, 5, 13, 70, 301}, usual[2] = {300, 700};
+    static const uint32_t slabs[2] = {130, 2600}, passes[2] = {20, 300};
     struct versus v = {.tol = 1e-5};
     (void)state;
     fx_open(&v.f);
     for (size_t r = 0; r < ARRAY_COUNT(rows); r++) {
-        gemm_back_case(&v, rows[r], DTYPE_F32);
-        gemm_back_case(&v, rows[r], DTYPE_BF16);
+        gemm_back_case(&v, rows[r], usual, DTYPE_F32);
+        gemm_back_case(&v, rows[r], usual, DTYPE_BF16);
+    }
+    for (uint32_t i = 0; i < 2; i++) { /* W in several slabs, rows in several passes */
+        gemm_back_case(&v, 30 + 200 * i, slabs, DTYPE_BF16);
+        gemm_back_case(&v, 30 + 200 * i, slabs, DTYPE_F32);
+        gemm_back_case(&v, 1500 + 1000 * i, passes, i ? DTYPE_BF16 : DTYPE_F32);
     }
     fx_close(&v.f);
 }

@@ -34,6 +34,10 @@ struct rig {
     struct train_pass *pass;
 };
 
+/* How the next rig's base is opened. */
+static enum dtype_choice base_dtype = DTYPE_CHOICE_F32;
+static bool base_packed;
+
 static struct train_options standard(void)
 {
     return (struct train_options){
@@ -65,12 +69,15 @@ static void rig_open_as(struct rig *g, const struct train_options *opt, uint32_t
 {
     struct errtext err = ERRTEXT_INIT;
     struct backend_options bo = {.name = "cpu", .thread_count = threads, .deterministic = true};
-    struct model_options mo = {.dtype = DTYPE_CHOICE_F32, .id_cache_dir = ""};
+    struct model_options mo = {.dtype = base_dtype, .id_cache_dir = ""};
     memset(g, 0, sizeof(*g));
     fill_rows(&g->rows);
     if (backend_create(&g->backend, &bo, &err) || model_load(&g->model, MODEL, &mo, &err) ||
-        resident_create(&g->resident, g->model, g->backend, NULL, &err) ||
         train_lora_new(&g->lora, config, strlen(config), &g->model->config, 3, &err))
+        fail_msg("%s", err.text);
+    if (base_packed)
+        g->resident = resident_create_own(g->model, g->backend);
+    else if (resident_create(&g->resident, g->model, g->backend, NULL, &err))
         fail_msg("%s", err.text);
     const struct train_base base = {g->model, g->backend, g->resident};
     const struct train_pass_options po = {.tokens = opt->tokens,
@@ -173,6 +180,27 @@ static void test_bits(void **state)
     assert_memory_not_equal(plain.lora.blob, other.lora.blob, plain.lora.n * sizeof(float));
     rig_close(&other);
     rig_close(&plain);
+}
+
+/* A bf16 base with packed copies, where the backend has such, trains to the bits of the mapped. */
+static void test_packed(void **state)
+{
+    struct rig mapped, packed;
+    struct train_options opt = standard();
+    (void)state;
+    base_dtype = DTYPE_CHOICE_BF16;
+    rig_open(&mapped, &opt, 1);
+    run(&mapped, 6);
+    base_packed = true;
+    rig_open(&packed, &opt, 2);
+    const struct model *m = resident_model(packed.resident);
+    assert_true(!packed.backend->has_bf16 || (m->layer[0].q.packed && m->lm_head.packed));
+    run(&packed, 6);
+    same_weights(&mapped, &packed);
+    rig_close(&packed);
+    rig_close(&mapped);
+    base_dtype = DTYPE_CHOICE_F32;
+    base_packed = false;
 }
 
 /* Four in the same passes, one of them with dropout: each as it is alone. */
@@ -313,7 +341,8 @@ static void test_no_number_changes_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bits),  cmocka_unit_test(test_company),
+        cmocka_unit_test(test_bits),  cmocka_unit_test(test_packed),
+        cmocka_unit_test(test_company),
         cmocka_unit_test(test_state), cmocka_unit_test(test_file),
         cmocka_unit_test(test_rates), cmocka_unit_test(test_no_number_changes_nothing),
     };
