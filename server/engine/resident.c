@@ -202,7 +202,8 @@ struct resident *resident_create_own(const struct model *m, struct backend *b)
     if (need > most)
         log_warn("engine",
                  "base not packed for products: a copy needs %" PRIu64 " MiB, half of what is "
-                 "available is %" PRIu64 " MiB; products read the mapped files, slower, same results",
+                 "available is %" PRIu64
+                 " MiB; products read the mapped files, slower, same results",
                  need >> 20, most >> 20);
     else if (need > 0) {
         r->own = mem_alloc_aligned(need);

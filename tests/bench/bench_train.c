@@ -152,8 +152,9 @@ static double step(struct bench *b)
     spent = seconds(CLOCK_PROCESS_CPUTIME_ID) - spent;
     for (uint32_t t = 0; t < rows; t++)
         loss -= (double)(weight[t] * logprob[t]);
-    printf("%8.1f tokens/s (%.1f of processor time): %.2f s, the longest piece %.0f ms; loss %.4f\n",
-           rows / took, rows / spent, took, longest * 1e3, loss);
+    printf(
+        "%8.1f tokens/s (%.1f of processor time): %.2f s, the longest piece %.0f ms; loss %.4f\n",
+        rows / took, rows / spent, took, longest * 1e3, loss);
     mem_free(ids);
     mem_free(target);
     mem_free(weight);

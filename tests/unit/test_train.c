@@ -341,10 +341,13 @@ static void test_no_number_changes_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bits),  cmocka_unit_test(test_packed),
+        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_packed),
         cmocka_unit_test(test_company),
-        cmocka_unit_test(test_state), cmocka_unit_test(test_file),
-        cmocka_unit_test(test_rates), cmocka_unit_test(test_no_number_changes_nothing),
+        cmocka_unit_test(test_state),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_no_number_changes_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
