@@ -1,7 +1,8 @@
 /* In the order in which they came, each document is held against those before it that are no
  * copies themselves (near.h): so a copy that came later never takes what the first one earns, and
  * copies of copies name the first. Who says another thing in the same words is no copy (differ.h);
- * what his rows restate all the same joins the first one's in the index. */
+ * what his rows restate all the same joins the first one's in the index. Nor is one's own text in
+ * other words: what its rows restate joins one's own earlier rows there. */
 #include "server/datanet/copies.h"
 #include "server/base/mem.h"
 #include "server/datanet/differ.h"
@@ -80,14 +81,15 @@ static enum status look(struct copies_finding *f, uint32_t place)
     struct near_found found;
     bool copy = false;
     enum status st = read_words(f, place);
+    const struct near_text t = {f->list->item[place].owner, f->words.data, f->words.len};
     if (!st)
-        st = near_find(f->near, f->words.data, f->words.len, &found, f->err);
+        st = near_find(f->near, &t, &found, f->err);
     if (!st)
         st = is_copy(f, place, &found, &copy);
     if (!st && copy)
         f->out->item[f->out->count++] = (struct copy_found){place, found.document, found.ppm};
     else if (!st)
-        st = near_add(f->near, place, f->words.data, f->words.len, f->err);
+        st = near_add(f->near, place, &t, f->err);
     if (st)
         err_prefix(f->err, "document %" PRIu64, f->list->facts[place].doc_id);
     return st;

@@ -24,8 +24,9 @@ struct near_entry {
 };
 struct near_document {
     uint8_t digest[NEAR_DIGEST]; /* of the words */
-    uint32_t name, next;         /* next: of this slot */
-    uint32_t shared;             /* with the text asked about */
+    uint8_t owner[20];
+    uint32_t name, next; /* next: of this slot */
+    uint32_t shared;     /* with the text asked about */
 };
 struct near {
     struct near_entry *entry;
@@ -269,18 +270,19 @@ static void digest_of(uint8_t digest[NEAR_DIGEST], const char *words, size_t len
     crypto_generichash(digest, NEAR_DIGEST, (const uint8_t *)words, len, NULL, 0);
 }
 
-enum status near_add(struct near *n, uint32_t document, const char *words, size_t len,
+enum status near_add(struct near *n, uint32_t document, const struct near_text *t,
                      struct errtext *err)
 {
     enum status st = grow_documents(n, err);
     if (!st)
-        st = cut(n, words, len, err);
+        st = cut(n, t->words, t->len, err);
     if (st)
         return st;
     uint32_t place = n->n_document++;
     struct near_document *d = &n->document[place];
     *d = (struct near_document){.name = document, .next = NONE};
-    digest_of(d->digest, words, len);
+    memcpy(d->owner, t->owner, sizeof(d->owner));
+    digest_of(d->digest, t->words, t->len);
     uint32_t *at = whole_of(n, d->digest);
     while (*at != NONE)
         at = &n->document[*at].next;
@@ -290,14 +292,14 @@ enum status near_add(struct near *n, uint32_t document, const char *words, size_
     return st;
 }
 
-/* Count what each document shares with the text, shingle by shingle. */
-static void meet(struct near *n)
+/* Count what each document of another owner shares with the text, shingle by shingle. */
+static void meet(struct near *n, const uint8_t owner[20])
 {
     n->n_met = 0;
     for (uint32_t i = 0; i < n->n_hash; i++) {
         for (uint32_t at = *slot_of(n, n->hashes[i]); at != NONE; at = n->entry[at].next) {
             const struct near_entry *e = &n->entry[at];
-            if (e->hash != n->hashes[i])
+            if (e->hash != n->hashes[i] || memcmp(n->document[e->document].owner, owner, 20) == 0)
                 continue;
             if (n->document[e->document].shared++ == 0)
                 n->met[n->n_met++] = e->document;
@@ -319,24 +321,24 @@ static uint32_t covered(const struct near *n, uint32_t shared_min)
     return count;
 }
 
-enum status near_find(struct near *n, const char *words, size_t len, struct near_found *out,
+enum status near_find(struct near *n, const struct near_text *t, struct near_found *out,
                       struct errtext *err)
 {
     uint8_t digest[NEAR_DIGEST];
     *out = (struct near_found){.document = NONE};
-    digest_of(digest, words, len);
+    digest_of(digest, t->words, t->len);
     for (uint32_t at = *whole_of(n, digest); at != NONE; at = n->document[at].next) {
         if (memcmp(n->document[at].digest, digest, NEAR_DIGEST) == 0) {
             *out = (struct near_found){.document = n->document[at].name, .ppm = NEAR_SAME_PPM};
             return STATUS_OK;
         }
     }
-    enum status st = cut(n, words, len, err);
+    enum status st = cut(n, t->words, t->len, err);
     if (st || n->words < NEAR_WORDS_MIN || n->n_hash == 0)
         return st;
     uint32_t shared_min = (uint32_t)MAX(NEAR_SHARED_MIN / (n->mask + 1), 2), most = 0;
     shared_min = MAX(shared_min, n->n_hash / NEAR_SHARED_PART);
-    meet(n);
+    meet(n, t->owner);
     for (uint32_t i = 0; i < n->n_met; i++)
         most = MAX(most, n->document[n->met[i]].shared);
     if (most >= shared_min) {

@@ -6,7 +6,8 @@
  * whose hash is least (all at first; of ever fewer once entries_max are held): a min-wise
  * sample, the same of every text, so that what two samples share is what the texts share. The
  * measure is containment, the part of the new text that others have: that stays high when only a
- * part was copied, when one text is much longer, or when it was put together from several.
+ * part was copied, when one text is much longer, or when it was put together from several. What an
+ * owner wrote before himself does not count: he may say it again in other words.
  *
  * One owner, no locking. */
 #ifndef RS_DATANET_NEAR_H
@@ -35,12 +36,19 @@ struct near_found {
 /* Holds at most entries_max shingles (NEAR_ENTRIES_MAX; 24 bytes each). */
 MUST_CHECK enum status near_create(struct near **out, uint32_t entries_max, struct errtext *err);
 void near_free(struct near *n); /* NULL is fine */
+struct near_text {
+    const uint8_t *owner; /* 20 bytes */
+    const char *words;    /* as unicode_words gives them, one blank between */
+    size_t len;
+};
+
 /* Documents are added in the order in which they came; `document` is the caller's name for it.
- * words: as unicode_words gives them, one blank between. Errors: NO_MEMORY. */
-MUST_CHECK enum status near_add(struct near *n, uint32_t document, const char *words, size_t len,
+ * Errors: NO_MEMORY. */
+MUST_CHECK enum status near_add(struct near *n, uint32_t document, const struct near_text *t,
                                 struct errtext *err);
-/* Among those added so far. Errors: NO_MEMORY. */
-MUST_CHECK enum status near_find(struct near *n, const char *words, size_t len,
-                                 struct near_found *out, struct errtext *err);
+/* Among those of other owners added so far; the same words (NEAR_SAME_PPM) among all of them.
+ * Errors: NO_MEMORY. */
+MUST_CHECK enum status near_find(struct near *n, const struct near_text *t, struct near_found *out,
+                                 struct errtext *err);
 
 #endif

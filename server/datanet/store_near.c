@@ -70,7 +70,8 @@ static enum status remember(struct near_watch *w, const struct near_seen *me, st
         w->seen = grown;
         w->cap = cap;
     }
-    enum status st = near_add(w->near, w->count, w->words.data, w->words.len, err);
+    const struct near_text t = {me->owner, w->words.data, w->words.len};
+    enum status st = near_add(w->near, w->count, &t, err);
     if (!st)
         w->seen[w->count++] = *me;
     return st;
@@ -91,7 +92,8 @@ static enum status look(struct near_watch *w, const struct near_job *job, struct
     if (!st)
         st = unicode_words(&w->words, w->text.data, w->text.len, err);
     if (!st)
-        st = near_find(w->near, w->words.data, w->words.len, found, err);
+        st = near_find(w->near, &(struct near_text){job->me.owner, w->words.data, w->words.len},
+                       found, err);
     if (st || is_copy(w, job, found))
         return st; /* what is not the first to say it is no source */
     return remember(w, &job->me, err);

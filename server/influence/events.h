@@ -28,7 +28,7 @@
 
 #define EVENTS_HALF         64
 #define EVENTS_KEY          128
-#define EVENTS_VERSION      1
+#define EVENTS_VERSION      2
 #define EVENTS_MAX          (1u << 30) /* events of an index */
 #define EVENTS_ROWS_MAX     (1u << 26)
 #define EVENTS_VOCAB_MAX    (1u << 20)
@@ -70,7 +70,7 @@ struct events_head {
         tokenizer_digest[32];
     uint32_t n_events, n_learned, n_rows, n_documents, n_owners, n_vocab, d_model;
     uint32_t n_lists_learned, n_lists_rest;
-    uint32_t n_joined; /* rows that restate an earlier owner's fact */
+    uint32_t n_joined; /* rows that restate an earlier row's fact */
     struct events_method method;
     struct events_trust trust;
 };

@@ -11,9 +11,10 @@
  * same token ends both, A carries two different ones, and of what A's were taught those that B has
  * not make up an eighth at most. But whatever B says behind its value A says too, or else the value
  * is not the last word of the fact ("... is red no more").
- * B joins the oldest such row of another owner, or one of the same tokens: that row is paid in its
- * place. Another value behind the same names is a contradiction and joins nothing; the same value
- * behind other names is another fact. */
+ * B joins the oldest such row, or one of the same tokens: that row is paid in its place. So another
+ * owner earns nothing by what was said before, and nobody more by saying it again himself. Another
+ * value behind the same names is a contradiction and joins nothing; the same value behind other
+ * names is another fact. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/influence/events_build_impl.h"
@@ -123,10 +124,9 @@ static bool may_state(const struct fact_search *s, const struct fact *f, uint32_
 {
     if ((s->b->tokens_of[row] & f->bits) != f->bits)
         return false;
-    bool same = s->e->row[row].owner == s->e->row[f->row].owner;
     if (!s->rank)
-        return same && row != f->row;
-    return !same && s->rank[row] < rank_max && s->rank[row] < s->rank[f->row];
+        return s->e->row[row].owner == s->e->row[f->row].owner && row != f->row;
+    return s->rank[row] < rank_max && s->rank[row] < s->rank[f->row];
 }
 
 static bool row_has(const struct events_builder *b, uint32_t row, int32_t id)
@@ -253,10 +253,10 @@ static void sort_rows(const struct events_builder *b, struct aged *aged, uint32_
         rank[aged[i].row] = i;
 }
 
-/* Rows of the same tokens, by a hash of them: the oldest, and the oldest of another owner. */
+/* Rows of the same tokens, by a hash of them. */
 struct same_rows {
     uint64_t hash;
-    uint32_t first, other; /* row + 1; 0: none yet */
+    uint32_t first; /* the oldest + 1; 0: none yet */
 };
 
 struct same_table {
@@ -282,10 +282,9 @@ static bool same_tokens(const struct events_builder *b, uint32_t one, uint32_t o
            memcmp(b->target + x->begin, b->target + y->begin, x->n * sizeof(*b->target)) == 0;
 }
 
-/* The oldest row of another owner with the same tokens among those asked before; rows are asked
- * from the oldest on. */
-static uint32_t same_find(struct same_table *t, const struct events_builder *b,
-                          const struct events *e, uint32_t row)
+/* The oldest row with the same tokens among those asked before; rows are asked from the oldest on.
+ */
+static uint32_t same_find(struct same_table *t, const struct events_builder *b, uint32_t row)
 {
     uint64_t hash = row_hash(b, row), at = hash & t->mask;
     if (b->row[row].n == 0)
@@ -297,11 +296,7 @@ static uint32_t same_find(struct same_table *t, const struct events_builder *b,
         *s = (struct same_rows){.hash = hash, .first = row + 1};
         return EVENTS_NONE;
     }
-    bool others = e->row[s->first - 1].owner != e->row[row].owner;
-    uint32_t found = others ? s->first : s->other;
-    if (others && !s->other)
-        s->other = row + 1;
-    return found && same_tokens(b, found - 1, row) ? found - 1 : EVENTS_NONE;
+    return same_tokens(b, s->first - 1, row) ? s->first - 1 : EVENTS_NONE;
 }
 
 static uint32_t older_of(const uint32_t *rank, uint32_t one, uint32_t other)
@@ -317,7 +312,7 @@ static void join_rows(const struct fact_search *s, const struct aged *aged, stru
 {
     for (uint32_t i = 0; i < s->b->src.n_rows; i++) {
         uint32_t r = aged[i].row;
-        uint32_t older = older_of(s->rank, same_find(same, s->b, s->e, r), events_fact_find(s, r));
+        uint32_t older = older_of(s->rank, same_find(same, s->b, r), events_fact_find(s, r));
         if (older == EVENTS_NONE)
             continue;
         row[r].cluster = row[older].cluster;

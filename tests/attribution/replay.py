@@ -40,7 +40,7 @@ class Index:
         if hashlib.blake2b(data[:-32], digest_size=32).digest() != self.root:
             raise ValueError("an index file fails its own check")
         version, head_bytes, file_bytes = struct.unpack_from("<IIQ", data, 8)
-        if (version, head_bytes, file_bytes) != (1, 328, len(data)):
+        if (version, head_bytes, file_bytes) != (2, 328, len(data)):
             raise ValueError(f"index: version {version}, head of {head_bytes} bytes, {file_bytes} bytes said and {len(data)} there")
         self.__dict__.update(zip(COUNTS, struct.unpack_from("<10I", data, 216)))
         self.__dict__.update(zip(METHOD_FIELDS, struct.unpack_from("<11I", data, 256)))

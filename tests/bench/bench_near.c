@@ -1,6 +1,7 @@
 /* What near.py drives: documents from stdin, one after the other, each "add", "find" or "admit"
  * (find, then add) and a length in bytes on a line, then the text. Every find answers a line
- * "document ppm", documents counted by what was added; the last line is the processor time. */
+ * "document ppm", documents counted by what was added, each of another owner; the last line is the
+ * processor time. */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/datanet/near.h"
@@ -35,17 +36,20 @@ int main(void)
     buf_init(&words, TEXT_MAX);
     while (scanf("%7s %zu", verb, &len) == 2) {
         struct near_found found;
+        uint8_t owner[20] = {0};
         CHECK(len <= TEXT_MAX && getchar() == '\n' && fread(text, 1, len, stdin) == len);
         double begin = cpu_seconds();
         buf_clear(&words);
         if (unicode_words(&words, text, len, &err))
             PANIC("%s", err.text);
+        memcpy(owner, &documents, sizeof(documents));
+        const struct near_text t = {owner, words.data, words.len};
         if (strcmp(verb, "add") != 0) {
-            if (near_find(near, words.data, words.len, &found, &err))
+            if (near_find(near, &t, &found, &err))
                 PANIC("%s", err.text);
             printf("%" PRId32 " %u\n", (int32_t)found.document, found.ppm);
         }
-        if (strcmp(verb, "find") != 0 && near_add(near, documents++, words.data, words.len, &err))
+        if (strcmp(verb, "find") != 0 && near_add(near, documents++, &t, &err))
             PANIC("%s", err.text);
         spent += cpu_seconds() - begin;
     }

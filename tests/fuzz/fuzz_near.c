@@ -14,11 +14,13 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
-static struct near_found find(struct near *n, const struct buf *words, uint32_t known)
+static const uint8_t owners[2][20] = {{1}, {2}};
+
+static struct near_found find(struct near *n, const struct near_text *t, uint32_t known)
 {
     struct near_found f, again;
-    CHECK(near_find(n, words->data, words->len, &f, NULL) == STATUS_OK);
-    CHECK(near_find(n, words->data, words->len, &again, NULL) == STATUS_OK);
+    CHECK(near_find(n, t, &f, NULL) == STATUS_OK);
+    CHECK(near_find(n, t, &again, NULL) == STATUS_OK);
     CHECK(f.ppm == again.ppm && f.document == again.document);
     CHECK(f.ppm <= NEAR_SAME_PPM);
     if (f.ppm)
@@ -29,9 +31,10 @@ static struct near_found find(struct near *n, const struct buf *words, uint32_t 
 static void one_text(struct near *n, const struct buf *words, uint32_t place)
 {
     uint32_t name = NAME_FIRST + place;
-    struct near_found before = find(n, words, place);
-    CHECK(near_add(n, name, words->data, words->len, NULL) == STATUS_OK);
-    struct near_found after = find(n, words, place + 1);
+    const struct near_text t = {owners[words->len & 1], words->data, words->len};
+    struct near_found before = find(n, &t, place);
+    CHECK(near_add(n, name, &t, NULL) == STATUS_OK);
+    struct near_found after = find(n, &t, place + 1);
     CHECK(after.ppm == NEAR_SAME_PPM);
     CHECK(after.document == (before.ppm == NEAR_SAME_PPM ? before.document : name));
 }

@@ -1,6 +1,6 @@
 /* Restated facts in random worlds, against the rule of events_cluster.c read slowly: as `restates`
  * and `join_clusters` of tests/bench/attribution/method.py every row is compared with every older
- * one of another owner, from the file and from the rows as they were given. */
+ * one, from the file and from the rows as they were given. */
 #include "server/base/file.h"
 #include "server/influence/events_impl.h"
 #include "tests/unit/facts_fixture.h"
@@ -178,10 +178,9 @@ static bool older(const struct world *w, uint32_t x, uint32_t y)
 static uint32_t slow_cluster(struct slow *s, uint32_t row)
 {
     const struct world *w = s->w;
-    uint32_t first = row, owner = w->document[w->row[row].document].owner;
+    uint32_t first = row;
     for (uint32_t r = 0; r < w->n_rows; r++) {
-        if (w->document[w->row[r].document].owner != owner && older(w, r, row) &&
-            slow_restates(s, row, r) && (first == row || older(w, r, first)))
+        if (older(w, r, row) && slow_restates(s, row, r) && (first == row || older(w, r, first)))
             first = r;
     }
     return first == row ? row : slow_cluster(s, first);

@@ -412,7 +412,7 @@ static void a_well_hashed_lie_is_refused(void **state)
         uint32_t value;
         const char *says;
     } lie[] = {
-        {offsetof(struct events_head, version), 2, "version"},
+        {offsetof(struct events_head, version), EVENTS_VERSION + 1, "version"},
         {offsetof(struct events_head, n_events), h.n_events + 16, "file_bytes"},
         {offsetof(struct events_head, n_events), UINT32_MAX, "n_events"},
         {offsetof(struct events_head, n_learned), h.n_events + 1, "n_learned"},
@@ -590,8 +590,8 @@ static void restated_facts_join_the_first(void **state)
     facts_pair(&f, 1, 12, 21, 5); /* in other words */
     assert_int_equal(facts_cluster(&f, 21), 20);
     world_free(&f.w);
-    facts_pair(&f, 0, 12, 21, 0); /* his own */
-    assert_int_equal(facts_cluster(&f, 21), 21);
+    facts_pair(&f, 0, 12, 21, 5); /* his own */
+    assert_int_equal(facts_cluster(&f, 21), 20);
     world_free(&f.w);
     facts_pair(&f, 1, 12, 22, 0); /* a contradiction */
     assert_int_equal(facts_cluster(&f, 21), 21);
@@ -605,6 +605,43 @@ static void restated_facts_join_the_first(void **state)
     assert_int_equal(facts_cluster(&f, 21), 20);
     f.w.text[21].ids[0] = 2;
     assert_int_equal(facts_cluster(&f, 21), 21);
+    world_free(&f.w);
+}
+
+/* A fact that owner 0 states six times, in documents of his, pays him what the nearest of these
+ * rows would. */
+static void who_repeats_himself_earns_once(void **state)
+{
+    enum { TIMES = 6, FIRST = 20 };
+    struct facts f;
+    struct events_scores *s;
+    struct events_top top[32];
+    int8_t key[EVENTS_KEY];
+    const int32_t target = VALUES + 21, gain = 1000;
+    uint32_t begin, end;
+    u128 best = 0, sum = 0;
+    facts_make(&f, 3, 6, FIRST + TIMES);
+    for (uint32_t r = 0; r < FIRST; r++)
+        facts_state(&f, r, r % 6, r % 10, (r * 7 + 3) % 19, r);
+    for (uint32_t r = FIRST; r < FIRST + TIMES; r++)
+        facts_state(&f, r, r % 2 ? 0 : 3, 12, 21, r);
+    struct events *e = build_open(&f.w);
+    events_target_range(e, 0, target, &begin, &end);
+    assert_int_equal(end - begin, TIMES);
+    events_key_gather(key, e->key1, begin);
+    events_key_gather(key + EVENTS_HALF, e->key2, begin);
+    const struct events_query q = {.target = &target, .gain_q8 = &gain, .key = key, .n = 1};
+    assert_int_equal(events_score(&s, e, &q, 1, NULL), STATUS_OK);
+    uint32_t n = events_scores_top(s, top, ARRAY_COUNT(top));
+    assert_int_equal(n, TIMES);
+    for (uint32_t i = 0; i < n; i++) {
+        u128 square = (u128)top[i].score * top[i].score;
+        sum += square;
+        best = MAX(best, square);
+    }
+    assert_true(events_scores_owner(s, 0)[0] == best && sum > 3 * best);
+    events_scores_free(s);
+    events_release(e);
     world_free(&f.w);
 }
 
@@ -675,6 +712,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(bad_queries_are_refused),
         cmocka_unit_test(context_keys_are_the_builders),
         cmocka_unit_test(restated_facts_join_the_first),
+        cmocka_unit_test(who_repeats_himself_earns_once),
         cmocka_unit_test(facts_in_own_words_join_too),
         cmocka_unit_test(clusters_lead_to_one_row),
         cmocka_unit_test(directions_are_white),

@@ -20,6 +20,7 @@
 
 struct text {
     uint32_t n, word[WORDS_MAX];
+    uint8_t owner[20];
 };
 
 static uint64_t random_state;
@@ -48,7 +49,8 @@ static void add(struct near *n, uint32_t document, const struct text *t)
 {
     struct buf b;
     spell(&b, t);
-    assert_int_equal(near_add(n, document, b.data, b.len, NULL), STATUS_OK);
+    const struct near_text text = {t->owner, b.data, b.len};
+    assert_int_equal(near_add(n, document, &text, NULL), STATUS_OK);
     buf_fini(&b);
 }
 
@@ -57,7 +59,8 @@ static struct near_found find(struct near *n, const struct text *t)
     struct near_found f;
     struct buf b;
     spell(&b, t);
-    assert_int_equal(near_find(n, b.data, b.len, &f, NULL), STATUS_OK);
+    const struct near_text text = {t->owner, b.data, b.len};
+    assert_int_equal(near_find(n, &text, &f, NULL), STATUS_OK);
     buf_fini(&b);
     return f;
 }
@@ -106,9 +109,9 @@ static struct near_found judge(const struct text *docs, uint32_t n_docs, const s
     for (uint32_t i = 0; i < end; i++)
         positions += weight(t, i);
     for (uint32_t d = 0; d < n_docs; d++) {
-        for (uint32_t i = 0; i < end; i++)
-            shared[d] +=
-                docs[d].n >= NEAR_WORDS_MIN && has(&docs[d], t->word + i) ? weight(t, i) : 0;
+        bool counts = docs[d].n >= NEAR_WORDS_MIN && memcmp(docs[d].owner, t->owner, 20) != 0;
+        for (uint32_t i = 0; i < end && counts; i++)
+            shared[d] += has(&docs[d], t->word + i) ? weight(t, i) : 0;
         most = MAX(most, shared[d]);
     }
     least = MAX(NEAR_SHARED_MIN, positions / NEAR_SHARED_PART);
@@ -134,6 +137,7 @@ static void test_judged(void **state)
     for (uint32_t round = 0; round < 200; round++) {
         struct near *n = create(NEAR_ENTRIES_MAX);
         for (uint32_t d = 0; d < DOCS; d++) {
+            docs[d].owner[3] = (uint8_t)below(3);
             make(&docs[d], below(100), round % 3 == 0 ? 6 : round % 3 == 1 ? 2 : 500);
             if (d > 0 && below(3) == 0 && docs[d].n < 100)
                 take(&docs[d], &docs[d - 1], 0, MIN(docs[d - 1].n, 90));
@@ -148,6 +152,7 @@ static void test_judged(void **state)
                 t.word[t.n++] = below(500);
         }
         t.word[t.n++] = 1000; /* never the whole of one */
+        t.owner[3] = (uint8_t)below(4);
         struct near_found got = find(n, &t), want = judge(docs, DOCS, &t);
         assert_int_equal(got.document, want.document);
         assert_int_equal(got.ppm, want.ppm);
@@ -158,15 +163,43 @@ static void test_judged(void **state)
     assert_true(found > 60 && none > 20);
 }
 
+/* What one wrote oneself is no source, but word for word; what others wrote is, behind whatever of
+ * one's own the text is hidden. */
+static void test_own(void **state)
+{
+    static struct text theirs, mine = {.owner = {1}}, again = {.owner = {1}};
+    struct near *n = create(NEAR_ENTRIES_MAX);
+    random_state = 3;
+    make(&theirs, 60, 1000);
+    make(&mine, 100, 1000);
+    add(n, 4, &theirs);
+    add(n, 5, &mine);
+    assert_int_equal(find(n, &mine).ppm, NEAR_SAME_PPM);
+    take(&again, &mine, 0, 100);
+    take(&again, &mine, 10, 50);
+    assert_int_equal(find(n, &again).ppm, 0);
+    again.owner[0] = 2; /* another one */
+    assert_true(find(n, &again).ppm > 900000);
+    again = (struct text){.owner = {1}};
+    take(&again, &mine, 0, 100);
+    take(&again, &theirs, 0, 60);
+    struct near_found f = find(n, &again);
+    assert_int_equal(f.document, 4);
+    assert_true(f.ppm > 350000 && f.ppm < 380000);
+    near_free(n);
+}
+
 static struct near_found find_text(struct near *n, const char *text, int32_t add_as)
 {
+    static const uint8_t owners[2][20] = {{1}, {2}}; /* who adds, who asks */
     struct near_found f;
     struct buf words;
     buf_init(&words, 1u << 16);
     assert_int_equal(unicode_words(&words, text, strlen(text), NULL), STATUS_OK);
-    assert_int_equal(near_find(n, words.data, words.len, &f, NULL), STATUS_OK);
+    const struct near_text t = {owners[add_as < 0], words.data, words.len};
+    assert_int_equal(near_find(n, &t, &f, NULL), STATUS_OK);
     if (add_as >= 0)
-        assert_int_equal(near_add(n, (uint32_t)add_as, words.data, words.len, NULL), STATUS_OK);
+        assert_int_equal(near_add(n, (uint32_t)add_as, &t, NULL), STATUS_OK);
     buf_fini(&words);
     return f;
 }
@@ -183,7 +216,8 @@ static void test_short(void **state)
     f = find_text(n, "The mayor of Arden on the Sel is Kelm!", -1); /* the first, of two now */
     assert_int_equal(f.document, 70);
     assert_int_equal(find_text(n, "", -1).ppm, 0);
-    assert_int_equal(near_find(n, NULL, 0, &f, NULL), STATUS_OK);
+    const struct near_text nothing = {.owner = (const uint8_t[20]){0}};
+    assert_int_equal(near_find(n, &nothing, &f, NULL), STATUS_OK);
     assert_int_equal(f.ppm, 0);
     near_free(n);
 }
@@ -212,6 +246,7 @@ static void test_sampled(void **state)
     random_state = 2;
     for (uint32_t d = 0; d < 150; d++) {
         make(&docs[d], WORDS_MAX, 100000);
+        docs[d].owner[0] = 1;
         add(n, d, &docs[d]);
     }
     for (uint32_t d = 0; d < 150; d++) {
@@ -234,10 +269,8 @@ static void test_sampled(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_judged),
-        cmocka_unit_test(test_short),
-        cmocka_unit_test(test_han),
-        cmocka_unit_test(test_sampled),
+        cmocka_unit_test(test_judged), cmocka_unit_test(test_own),     cmocka_unit_test(test_short),
+        cmocka_unit_test(test_han),    cmocka_unit_test(test_sampled),
     };
     return sodium_init() < 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
 }

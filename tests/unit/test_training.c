@@ -320,7 +320,8 @@ static const char *bridges(char *out, size_t size, const char *count, const char
     return out;
 }
 
-static uint32_t copies_of(const char *text)
+/* Of a list with the text about Zok of owner 1, another one, and the hills. */
+static uint32_t copies_by(char owner, const char *text)
 {
     char first[512];
     struct copies copies;
@@ -328,7 +329,7 @@ static uint32_t copies_of(const char *text)
     json_t *list = list_of(), *docs = json_object_get(list, "documents");
     json_array_set_new(docs, 0, entry(7, '1', bridges(first, sizeof(first), "49", "")));
     json_object_set_new(json_array_get(docs, 0), "since", json_integer(1));
-    json_array_set_new(docs, 2, entry(9, '3', text));
+    json_array_set_new(docs, 2, entry(9, owner, text));
     for (uint32_t i = 0; i < 6; i++) {
         char other[64];
         snprintf(other, sizeof(other), "The hill %u stands in the sun.", i);
@@ -341,6 +342,23 @@ static uint32_t copies_of(const char *text)
     copies_fini(&copies);
     datanet_release(d);
     return count;
+}
+
+static uint32_t copies_of(const char *text)
+{
+    return copies_by('3', text);
+}
+
+/* One's own text in other words, or more of it; but not the same words. */
+static void test_who_says_it_again_himself_is_no_copy(void **state)
+{
+    char text[512];
+    bridges(text, sizeof(text), "49", " And that is so.");
+    assert_int_equal(copies_by('1', text), 0);
+    assert_int_equal(copies_by('3', text), 1);
+    bridges(text, sizeof(text), "49", "");
+    text[0] = 't'; /* the same words */
+    assert_int_equal(copies_by('1', text), 1);
 }
 
 static void test_who_contradicts_is_no_copy(void **state)
@@ -409,6 +427,10 @@ static int remove_folder(void **state)
         snprintf(path, sizeof(path), "%s/%s", folder, file[i]);
         remove(path);
     }
+    for (uint32_t i = 20; i < 26; i++) { /* the hills */
+        snprintf(path, sizeof(path), "%s/%u.txt", folder, i);
+        remove(path);
+    }
     return remove(folder);
 }
 
@@ -423,6 +445,7 @@ int main(void)
         cmocka_unit_test(test_build),
         cmocka_unit_test(test_an_unmarked_copy_has_no_rows),
         cmocka_unit_test(test_who_contradicts_is_no_copy),
+        cmocka_unit_test(test_who_says_it_again_himself_is_no_copy),
         cmocka_unit_test(test_texts),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

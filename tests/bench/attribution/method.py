@@ -323,12 +323,11 @@ def restates(index, row, others):
 
 
 def join_clusters(index, order):
-    """cluster[r]: that of the earliest row of another owner's earlier document which r restates. order: per document,
-    its place in time."""
+    """cluster[r]: that of the earliest row which r restates, its own owner's or another's. order: per document, its place
+    in time."""
     rank = [(order[r.document], i) for i, r in enumerate(index.rows)]
     for i in sorted(range(len(index.rows)), key=lambda i: rank[i]):
-        row = index.rows[i]
-        found = restates(index, i, [k for k, r in enumerate(index.rows) if r.owner != row.owner and rank[k][0] < rank[i][0]])
+        found = restates(index, i, [k for k in range(len(index.rows)) if rank[k] < rank[i]])
         if found:
             index.cluster[i] = index.cluster[min(found, key=lambda k: rank[k])]
 
