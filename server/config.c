@@ -72,6 +72,10 @@ static const struct option_row keys[] = {
         "published files of one API key"),
     NUM(datanet_bytes_max, 1 << 12, 1ull << 50, 16 * GIB, "bytes",
         "texts of datanets that publishers brought"),
+    NUM(files_bytes_max, 1 << 12, 1ull << 50, 16 * GIB, "bytes",
+        "files of all API keys (/v1/files)"),
+    NUM(files_key_bytes_max, 1 << 12, 1ull << 50, 4 * GIB, "bytes", "the same of one API key"),
+    NUM(files_key_max, 1, 65536, 1000, "files", "that one API key may keep"),
     BOOL(allow_runtime_loading, 1, "serve /v1/load_lora_adapter (admin keys, adapter_roots only)"),
     TEXT(data_dir, NULL, "DIR",
          "lane key, records, published adapters; default: STATE_DIRECTORY, else the user's state "

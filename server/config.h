@@ -21,7 +21,7 @@ struct config {
     uint64_t adapters_registered_max, adapters_per_batch_max, adapters_resident_max,
         adapters_host_bytes_max, adapters_device_bytes_max, device, device_bytes;
     uint64_t adapter_rank_max, adapter_wait_ms_max, adapter_bytes_max, publisher_bytes_max,
-        datanet_bytes_max;
+        datanet_bytes_max, files_bytes_max, files_key_bytes_max, files_key_max;
     uint64_t score_rate_ppb, score_rows_max, score_queue_max, score_bytes_max, score_age_s_max,
         score_stuck_s, basis_bytes_max, keys_bytes_max, index_bytes_max, index_ahead,
         evidence_bytes_max;

@@ -16,6 +16,7 @@
 #include "server/registry.h"
 #include "server/spool/ship.h"
 #include "server/text/unicode.h"
+#include "server/train/file_store.h"
 #include "server/values.h"
 
 #include <limits.h>
@@ -35,6 +36,7 @@ struct server {
     struct catalog *catalog;
     struct publisher *publisher;
     struct datanet_store *datanets;
+    struct file_store *files;
     struct registry_from registry_from; /* no book without a chain */
     struct store *store;
     struct engine *engine;
@@ -240,7 +242,12 @@ static enum status make_datanets(struct server *s, struct errtext *err)
     enum status st = datanet_store_open(&s->datanets, dir, s->config->datanet_bytes_max, err);
     if (!st)
         catalog_each(s->catalog, note_datanet, s);
-    return st;
+    snprintf(dir, sizeof(dir), "%s/files", s->config->data_dir);
+    const struct file_store_options files = {.dir = dir,
+                                             .bytes_max = s->config->files_bytes_max,
+                                             .owner_bytes_max = s->config->files_key_bytes_max,
+                                             .owner_files_max = (uint32_t)s->config->files_key_max};
+    return st ? st : file_store_open(&s->files, &files, err);
 }
 
 static enum status make_adapters(struct server *s, struct errtext *err)
@@ -416,7 +423,8 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .recorder = s->recorder,
                              .book = s->registry_from.book,
                              .datanets = s->datanets,
-                             .indexes = s->indexes};
+                             .indexes = s->indexes,
+                             .files = s->files};
     enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
     if (st)
         return st;
@@ -437,6 +445,7 @@ static void destroy(struct server *s)
     indexes_destroy(s->indexes);
     store_destroy(s->store);
     datanet_store_close(s->datanets);
+    file_store_close(s->files);
     publisher_destroy(s->publisher);
     catalog_destroy(s->catalog);
     registry_end(&s->registry_from);

@@ -42,6 +42,8 @@ struct exchange {
     bool request_id_given;                      /* by the client */
     char idempotency_key[EXCHANGE_IDEM_BYTES_MAX + 1];
     char query_first[24], query_last[24];
+    /* "": absent; "?": nothing that is known here (too long, or no text) */
+    char query_after[48], query_limit[12], query_order[8], query_purpose[24], query_stream[8];
     bool openmetrics;
     uint64_t arrive_ns, arrive_wall_ms;
     uint64_t body_bytes; /* received, kept or not */

@@ -40,6 +40,11 @@ void handle_datanet_get(struct exchange *x);
 void handle_datanet_publish(struct exchange *x);
 void handle_datanet_put(struct exchange *x);
 void handle_datanet_delete(struct exchange *x);
+/* files.c */
+void handle_files_list(struct exchange *x);
+void handle_file_upload(struct exchange *x);
+void handle_file_get(struct exchange *x);
+void handle_file_delete(struct exchange *x);
 /* upload.c */
 void handle_upload(struct exchange *x);
 void handle_publish(struct exchange *x);

@@ -268,6 +268,11 @@ static const char *header(struct MHD_Connection *c, const char *name)
     return MHD_lookup_connection_value(c, MHD_HEADER_KIND, name);
 }
 
+static const char *query(struct MHD_Connection *c, const char *name)
+{
+    return MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, name);
+}
+
 static void set_peer(struct exchange *x)
 {
     const union MHD_ConnectionInfo *info =
@@ -338,21 +343,26 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
     snprintf(x->version, sizeof(x->version), "%s", version);
     set_peer(x);
     x->http10 = strcmp(version, "HTTP/1.0") == 0;
-    struct prepare_headers h = {
-        .method = method,
-        .path = x->path,
-        .authorization = header(c, "Authorization"),
-        .api_key = header(c, "X-API-Key"),
-        .origin = header(c, "Origin"),
-        .host = authority[0] ? authority : header(c, "Host"),
-        .request_id = header(c, "x-request-id"),
-        .idempotency_key = header(c, "Idempotency-Key"),
-        .accept = header(c, "Accept"),
-        .retry_count = header(c, "x-stainless-retry-count"),
-        .content_encoding = header(c, "Content-Encoding"),
-        .cors_headers = header(c, "Access-Control-Request-Headers"),
-        .query_first = MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, "first"),
-        .query_last = MHD_lookup_connection_value(c, MHD_GET_ARGUMENT_KIND, "last")};
+    struct prepare_headers h = {.method = method,
+                                .path = x->path,
+                                .authorization = header(c, "Authorization"),
+                                .api_key = header(c, "X-API-Key"),
+                                .origin = header(c, "Origin"),
+                                .host = authority[0] ? authority : header(c, "Host"),
+                                .request_id = header(c, "x-request-id"),
+                                .idempotency_key = header(c, "Idempotency-Key"),
+                                .accept = header(c, "Accept"),
+                                .retry_count = header(c, "x-stainless-retry-count"),
+                                .content_encoding = header(c, "Content-Encoding"),
+                                .cors_headers = header(c, "Access-Control-Request-Headers"),
+                                .query_first = query(c, "first"),
+                                .content_type = header(c, "Content-Type"),
+                                .query_last = query(c, "last"),
+                                .query_after = query(c, "after"),
+                                .query_limit = query(c, "limit"),
+                                .query_order = query(c, "order"),
+                                .query_purpose = query(c, "purpose"),
+                                .query_stream = query(c, "stream")};
     (void)MHD_get_connection_values(c, MHD_HEADER_KIND, see_header, &h);
     h.bad_target = !known;
     prepare_exchange(x, &h);

@@ -30,6 +30,8 @@ uint64_t prepare_body_max(const struct exchange *x)
         return upload_bytes_max(x);
     if (x->route->body == ROUTE_BODY_TEXT)
         return DOCUMENT_BYTES_MAX;
+    if (x->route->body == ROUTE_BODY_FORM)
+        return UPLOAD_FORM_BYTES_MAX;
     return x->server->opt.body_bytes_max;
 }
 
@@ -63,6 +65,12 @@ static bool copy_token(char *out, size_t out_bytes, const char *text)
     }
     memcpy(out, text, n + 1);
     return true;
+}
+
+static void copy_query(char *out, size_t out_bytes, const char *text)
+{
+    if (text && *text && !copy_token(out, out_bytes, text))
+        snprintf(out, out_bytes, "?");
 }
 
 static void set_request_id(struct exchange *x, const char *inbound)
@@ -251,9 +259,16 @@ void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
     }
     (void)copy_token(x->query_first, sizeof(x->query_first), h->query_first);
     (void)copy_token(x->query_last, sizeof(x->query_last), h->query_last);
+    copy_query(x->query_after, sizeof(x->query_after), h->query_after);
+    copy_query(x->query_limit, sizeof(x->query_limit), h->query_limit);
+    copy_query(x->query_order, sizeof(x->query_order), h->query_order);
+    copy_query(x->query_purpose, sizeof(x->query_purpose), h->query_purpose);
+    copy_query(x->query_stream, sizeof(x->query_stream), h->query_stream);
     buf_init(&x->body, (size_t)prepare_body_max(x));
     if (x->route->body == ROUTE_BODY_UPLOAD)
         upload_stage(x);
     else if (x->route->body == ROUTE_BODY_TEXT)
         upload_stage_text(x);
+    else if (x->route->body == ROUTE_BODY_FORM)
+        upload_stage_form(x, h->content_type);
 }

@@ -15,7 +15,9 @@ struct prepare_headers {
     const char *authorization, *api_key; /* X-API-Key, where there is no Authorization */
     const char *origin, *host, *request_id, *idempotency_key, *accept;
     const char *retry_count, *content_length, *cors_headers;
+    const char *content_type;
     const char *query_first, *query_last;
+    const char *query_after, *query_limit, *query_order, *query_purpose, *query_stream;
 };
 
 /* The path of a request target; of one in absolute form (RFC 9112 3.2.2) also the authority, which

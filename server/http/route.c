@@ -17,6 +17,7 @@
 #define JSON    ROUTE_BODY_JSON
 #define UPLOAD  ROUTE_BODY_UPLOAD
 #define TEXT    ROUTE_BODY_TEXT
+#define FORM    ROUTE_BODY_FORM
 
 static const struct route table[] = {
     {HTTP_POST, "/v1/chat/completions", handle_chat, INFER, JSON, false},
@@ -41,6 +42,10 @@ static const struct route table[] = {
     {HTTP_GET, "/v1/datanets/", handle_datanet_get, NOBODY, NONE, true},
     {HTTP_PUT, "/v1/datanets/", handle_datanet_put, PUBLISH, TEXT, true},
     {HTTP_DELETE, "/v1/datanets/", handle_datanet_delete, PUBLISH, NONE, true},
+    {HTTP_GET, "/v1/files", handle_files_list, PUBLISH, NONE, true},
+    {HTTP_POST, "/v1/files", handle_file_upload, PUBLISH, FORM, true},
+    {HTTP_GET, "/v1/files/", handle_file_get, PUBLISH, NONE, true},
+    {HTTP_DELETE, "/v1/files/", handle_file_delete, PUBLISH, NONE, true},
     {HTTP_POST, "/tokenize", handle_tokenize, INFER, JSON, false},
     {HTTP_POST, "/detokenize", handle_detokenize, INFER, JSON, false},
     {HTTP_GET, "/tokenizer_info", handle_tokenizer_info, INFER, NONE, false},

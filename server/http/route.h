@@ -19,7 +19,8 @@ enum route_body {
     ROUTE_BODY_NONE,   /* a body is read and ignored, up to 64 KiB */
     ROUTE_BODY_JSON,   /* kept, up to http_options.body_bytes_max */
     ROUTE_BODY_UPLOAD, /* streamed to a staging file, bounded by the publisher's quota */
-    ROUTE_BODY_TEXT    /* the same of a document: up to DOCUMENT_BYTES_MAX */
+    ROUTE_BODY_TEXT,   /* the same of a document: up to DOCUMENT_BYTES_MAX */
+    ROUTE_BODY_FORM    /* the same of multipart/form-data: up to UPLOAD_FORM_BYTES_MAX */
 };
 
 #define ROUTE_ROLE_NONE 0u /* no key needed */

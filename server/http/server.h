@@ -73,8 +73,10 @@ struct http_deps {
     struct book *book; /* NULL: a lane without a chain */
     struct datanet_store *datanets;
     struct indexes *indexes; /* NULL: scoring is off */
+    struct file_store *files;
 };
 
+struct file_store;
 struct http_server;
 /* The listening socket, bound: worth doing before anything heavy is loaded. Errors: IO with
  * "address already in use: ..." and what to change; DENIED for a public address without keys. */

@@ -126,6 +126,19 @@ void upload_stage_text(struct exchange *x)
     take_staging(x, up, st, &err);
 }
 
+void upload_stage_form(struct exchange *x, const char *content_type)
+{
+    char boundary[MULTIPART_BOUNDARY_MAX + 1];
+    struct errtext err = ERRTEXT_INIT;
+    enum status st = multipart_boundary(boundary, content_type, &err);
+    if (st)
+        exchange_fail(x, st, &err);
+    else
+        upload_stage_text(x);
+    if (x->upload)
+        memcpy(x->upload->boundary, boundary, sizeof(boundary));
+}
+
 void upload_stage(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;

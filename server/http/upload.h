@@ -13,6 +13,8 @@
 #define RS_HTTP_UPLOAD_H
 
 #include "server/http/exchange.h"
+#include "server/http/multipart.h"
+#include "server/train/file_store.h"
 
 #include <pthread.h>
 
@@ -23,12 +25,16 @@
 
 enum upload_part { UPLOAD_CONFIG, UPLOAD_TENSORS, UPLOAD_TRAINING, UPLOAD_PART_COUNT };
 
+/* A file in a form, and what stands around it. */
+#define UPLOAD_FORM_BYTES_MAX (FILE_STORE_BYTES_MAX + (64u << 10))
+
 /* One body on its way in. Owned by its exchange until it is stored. */
 struct upload {
     enum upload_part part;
     char name[CATALOG_NAME_MAX + 1];
     int fd;
     uint64_t bytes;
+    char boundary[MULTIPART_BOUNDARY_MAX + 1]; /* of a form */
 };
 
 struct upload_slot { /* staged bodies of one (key, name) */
@@ -51,6 +57,8 @@ void uploads_fini(struct uploads *u);
 void upload_stage(struct exchange *x);
 /* The same for one text, which its handler takes out of x->upload. */
 void upload_stage_text(struct exchange *x);
+/* The same of a form; content_type: the header, or NULL. */
+void upload_stage_form(struct exchange *x, const char *content_type);
 void upload_write(struct exchange *x, const char *data, size_t len);
 /* Most bytes this body may have. */
 uint64_t upload_bytes_max(const struct exchange *x);

@@ -45,7 +45,7 @@ MAY_INCLUDE = {
                          "chain_client"],
     "server/record": ["server/record", "server/influence", "server/engine", "server/datanet", "server/adapter", "server/terms", "server/model", "server/spool",
                       "kernels", "server/base", "chain_client"],
-    "server/http": ["server/http", "server/engine", "server/datanet", "server/adapter", "server/terms", "server/record", "server/influence", "server/model",
+    "server/http": ["server/http", "server/train", "server/engine", "server/datanet", "server/adapter", "server/terms", "server/record", "server/influence", "server/model",
                     "server/text", "server/base", "kernels", "chain_client"],
     "server": ["server", "kernels", "chain_client"],
 }
