@@ -80,6 +80,10 @@ enum cli_option {
     OPT_IN_ORDER,
     OPT_COMPLETION_ONLY,
     OPT_CHECKPOINT_STEPS,
+    OPT_EVAL,
+    OPT_FOLDS,
+    OPT_SEEDS,
+    OPT_VERSION,
     OPT_DTYPE,
     OPT_THREADS,
     OPT_JSON, /* these two go with every verb */
@@ -176,6 +180,7 @@ int verb_datanet_add(struct cli *c);
 int verb_datanet_check(struct cli *c);
 int verb_datanet_build(struct cli *c);
 int verb_datanet_withdraw(struct cli *c);
+int verb_datanet_value(struct cli *c);
 int verb_train(struct cli *c);
 #define VERB_TRAIN_DIRS_MAX 256
 int verb_datanet_show(struct cli *c);

@@ -1,7 +1,9 @@
-/* Datanets come from strangers: the list, the training manifest and the texts. Whatever the bytes,
- * each is answered; what is accepted keeps its own rules. The first byte says which it is. */
+/* Datanets come from strangers: the list, the training manifest, value.json and the texts. Whatever
+ * the bytes, each is answered; what is accepted keeps its own rules. The first byte says which it
+ * is. */
 #include "server/base/mem.h"
 #include "server/datanet/training.h"
+#include "server/datanet/value_file.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -88,15 +90,35 @@ static void try_list(const char *text, size_t len)
     datanet_release(d);
 }
 
-static void try_training(const char *text, size_t len)
+static const struct datanet *known(void)
 {
     static struct datanet *d;
-    struct training *t;
-    struct errtext err = ERRTEXT_INIT;
     if (!d && datanet_open(&d, RS_TEST_ROOT "/configs/demo/adapters/elm-reach", NULL, NULL))
         abort();
-    if (training_parse(&t, text, len, d, &err) == STATUS_OK) {
-        check_training(t, d, text, len);
+    return d;
+}
+
+static void try_value(const char *text, size_t len)
+{
+    struct value_report *v;
+    struct errtext err = ERRTEXT_INIT;
+    if (value_report_parse(&v, text, len, known(), &err) == STATUS_OK) {
+        for (uint32_t i = 1; i < v->n; i++) {
+            if (v->line[i - 1].worth.value < v->line[i].worth.value)
+                abort();
+        }
+        value_report_free(v);
+    } else if (!err.text[0]) {
+        abort();
+    }
+}
+
+static void try_training(const char *text, size_t len)
+{
+    struct training *t;
+    struct errtext err = ERRTEXT_INIT;
+    if (training_parse(&t, text, len, known(), &err) == STATUS_OK) {
+        check_training(t, known(), text, len);
         training_free(t);
     } else if (!err.text[0]) {
         abort();
@@ -108,10 +130,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (!len)
         return 0;
     char *text = mem_try_strndup((const char *)data + 1, len - 1);
-    if (data[0] % 3 == 0)
+    if (data[0] % 4 == 0)
         try_text(text, len - 1);
-    else if (data[0] % 3 == 1)
+    else if (data[0] % 4 == 1)
         try_list(text, len - 1);
+    else if (data[0] % 4 == 3)
+        try_value(text, len - 1);
     else
         try_training(text, len - 1);
     mem_free(text);
