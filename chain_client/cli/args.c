@@ -91,7 +91,9 @@ static const struct {
                     "more memory"},
     [OPT_SEED] = {"seed", "N", "of the first weights and of the rows' order (default 0)"},
     [OPT_IN_ORDER] = {"in-order", NULL, "rows as they stand in training.json, each epoch"},
-    [OPT_COMPLETION_ONLY] = {"completion-only", NULL, "prompts are read and not learned"},
+    [OPT_MASK] = {"mask", "all|completion|assistant",
+                  "what of a row is learned: all (standard), the completion, or what the "
+                  "assistant says by the base's own chat template"},
     [OPT_CHECKPOINT_STEPS] = {"checkpoint-steps", "N",
                               "steps after which its state is kept (default 50; 0: never)"},
     [OPT_EVAL] = {"eval", "DIR", "a datanet's folder whose rows are held out and judge"},

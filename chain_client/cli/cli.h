@@ -78,7 +78,7 @@ enum cli_option {
     OPT_TOKENS,
     OPT_SEED,
     OPT_IN_ORDER,
-    OPT_COMPLETION_ONLY,
+    OPT_MASK,
     OPT_CHECKPOINT_STEPS,
     OPT_EVAL,
     OPT_FOLDS,

@@ -97,8 +97,7 @@ static const struct cli_verb verbs[] = {
     {"train", "DIR...", 1, VERB_TRAIN_DIRS_MAX,
      B(MODEL) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) | B(INIT) | B(LR) | B(SCHEDULE) | B(WARMUP) |
          B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) |
-         B(IN_ORDER) | B(COMPLETION_ONLY) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) |
-         B(REPLACE),
+         B(IN_ORDER) | B(MASK) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE),
      B(MODEL), verb_train, "train an adapter on the rows of a datanet, here",
      "DIR has the datanet's list, its texts and training.json (residual datanet build). The "
      "adapter\nis written beside them, as peft saves it, with train.json (how it was made) and "
@@ -108,7 +107,7 @@ static const struct cli_verb verbs[] = {
     {"datanet value", "DIR", 1, 1,
      B(MODEL) | B(VERSION) | B(EVAL) | B(FOLDS) | B(SEEDS) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) |
          B(LR) | B(SCHEDULE) | B(WARMUP) | B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) |
-         B(BATCH) | B(TOKENS) | B(SEED) | B(IN_ORDER) | B(COMPLETION_ONLY) | B(DTYPE) | B(THREADS),
+         B(BATCH) | B(TOKENS) | B(SEED) | B(IN_ORDER) | B(MASK) | B(DTYPE) | B(THREADS),
      0, verb_datanet_value, "measure what each contributor's rows are worth",
      "The adapter is trained on all rows of DIR and without each contributor's, with the options "
      "of\nresidual train. A contributor's worth is what held-out rows of the others cost more "

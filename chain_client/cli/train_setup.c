@@ -34,6 +34,15 @@ static enum status read_schedule(struct train_setup *s, struct errtext *err)
     return STATUS_OK;
 }
 
+static enum status read_mask(struct train_setup *s, struct errtext *err)
+{
+    const char *name = s->c->value[OPT_MASK];
+    if (name && !row_mask_parse(&s->opt.mask, name))
+        return err_set(err, STATUS_INVALID,
+                       "--mask: found '%s', expected all, completion or assistant", name);
+    return STATUS_OK;
+}
+
 enum status train_setup_options(struct train_setup *s, struct errtext *err)
 {
     const struct cli *c = s->c;
@@ -41,8 +50,7 @@ enum status train_setup_options(struct train_setup *s, struct errtext *err)
     uint64_t any[2] = {0, INT64_MAX};
     *o = (struct train_options){
         .optim = {.lr = 2e-4, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1},
-        .shuffle = !cli_has(c, OPT_IN_ORDER),
-        .completion_only = cli_has(c, OPT_COMPLETION_ONLY)};
+        .shuffle = !cli_has(c, OPT_IN_ORDER)};
     enum status st = args_real(c, OPT_LR, 10, &o->optim.lr, err);
     if (!st)
         st = args_real(c, OPT_WEIGHT_DECAY, 1, &o->optim.weight_decay, err);
@@ -56,6 +64,8 @@ enum status train_setup_options(struct train_setup *s, struct errtext *err)
         st = read_count(c, OPT_BATCH, 4096, 8, &o->batch, err);
     if (!st)
         st = args_number(c, OPT_SEED, any, 0, &o->seed, err);
+    if (!st)
+        st = read_mask(s, err);
     return st ? st : read_schedule(s, err);
 }
 
@@ -132,10 +142,14 @@ enum status train_source_open(struct train_source *out, const struct train_setup
         st = err_set(err, STATUS_INVALID,
                      "%s/" TRAINING_FILE ": tokenizerDigest is of another base than %s", dir, base);
     if (!st)
-        st = training_rows_read(&out->rows, out->datanet, out->training, s->model, NULL, err);
+        st = training_rows_read(&out->rows, out->datanet, out->training, s->model, s->opt.mask,
+                                NULL, err);
     if (!st && out->rows.cut)
         cli_note(s->c, "%u rows are longer than %d tokens: what follows is not learned",
                  out->rows.cut, ROW_TOKENS_MAX);
+    if (!st && out->rows.idle)
+        cli_note(s->c, "%u of %u rows have nothing to learn (--mask %s)", out->rows.idle,
+                 out->rows.n, row_mask_name(s->opt.mask));
     return st;
 }
 

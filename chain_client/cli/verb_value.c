@@ -138,11 +138,11 @@ static json_t *options_json(const struct value_run *r)
 {
     const struct train_options *o = &r->setup.opt;
     json_t *j =
-        json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:b, s:f, s:I, s:f, s:f, s:s, s:b, s:f}",
+        json_pack("{s:s, s:I, s:I, s:f, s:f, s:f, s:s, s:f, s:I, s:f, s:f, s:s, s:b, s:f}",
                   "adapter", r->config.data, "batch", (json_int_t)o->batch, "epochs",
                   (json_int_t)o->epochs, "beta1", o->optim.beta1, "beta2", o->optim.beta2, "clip",
-                  o->optim.clip, "completionOnly", (int)o->completion_only, "dropout", o->dropout,
-                  "tokens", (json_int_t)o->tokens, "eps", o->optim.eps, "learningRate", o->optim.lr,
+                  o->optim.clip, "mask", row_mask_name(o->mask), "dropout", o->dropout, "tokens",
+                  (json_int_t)o->tokens, "eps", o->optim.eps, "learningRate", o->optim.lr,
                   "schedule", optim_schedule_name(o->optim.schedule), "shuffle", (int)o->shuffle,
                   "weightDecay", o->optim.weight_decay);
     json_object_set_new(j, "computedIn",

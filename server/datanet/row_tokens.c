@@ -2,52 +2,29 @@
  * control tokens; everything else is plain text, whatever it looks like. */
 #include "server/base/json.h"
 #include "server/base/mem.h"
-#include "server/datanet/rows.h"
+#include "server/datanet/row_chat.h"
 
 #include <string.h>
 
 #define TEXT_BYTES_MAX (8u << 20) /* a line of JSON, rendered */
-
-/* Templates that walk content as parts get one part of text. */
-static int shape_messages(json_t *messages, const struct chat_shape *shape)
-{
-    size_t i;
-    json_t *m;
-    int failed = 0;
-    if (!shape->content_parts)
-        return 0;
-    json_array_foreach(messages, i, m)
-    {
-        json_t *content = json_object_get(m, "content");
-        failed |= json_object_set_new(m, "content",
-                                      json_pack("[{s:s, s:O}]", "type", "text", "text", content));
-    }
-    return failed;
-}
-
-static enum status render(const struct row_form *form, json_t *row, struct buf *out,
-                          struct errtext *err)
-{
-    json_t *messages = json_object_get(row, "messages"), *context = json_object();
-    int failed = shape_messages(messages, chat_template_shape(form->chat));
-    for (size_t i = 0; i < form->model->special_count; i++)
-        failed |= json_object_set_new(context, form->model->special[i].name,
-                                      json_string(form->model->special[i].text));
-    failed |= json_object_set_new(context, "tools", json_null());
-    failed |= json_object_set_new(context, "documents", json_null());
-    failed |= json_object_set_new(context, "add_generation_prompt", json_false());
-    failed |= json_object_set(context, "messages", messages);
-    enum status st = failed ? err_set(err, STATUS_NO_MEMORY, "no memory for a row")
-                            : chat_template_render(form->chat, context, out, err);
-    json_decref(context);
-    return st;
-}
 
 static void put(struct buf *out, const json_t *row, const char *key)
 {
     const json_t *v = json_object_get(row, key);
     if (v)
         buf_put(out, json_string_value(v), json_string_length(v));
+}
+
+static enum status render_chat(const struct row_form *form, const char *row, size_t len,
+                               struct buf *out, struct errtext *err)
+{
+    struct row_chat c;
+    enum status st = row_chat_open(&c, form, row, len, err);
+    if (st)
+        return st;
+    st = row_chat_render(&c, form, out, NULL, err);
+    row_chat_close(&c);
+    return st;
 }
 
 enum status row_render(const struct row_form *form, enum rows_kind kind, const char *row,
@@ -58,21 +35,16 @@ enum status row_render(const struct row_form *form, enum rows_kind kind, const c
         buf_put(out, row, len);
         return out->failed ? err_set(err, STATUS_NO_MEMORY, "no memory for a row") : STATUS_OK;
     }
-    if (kind == ROWS_CHATS && (!form || !form->chat))
-        return err_set(err, STATUS_UNSUPPORTED,
-                       "a row of messages needs a chat template, and the model has none");
+    if (kind == ROWS_CHATS)
+        return render_chat(form, row, len, out, err);
     enum status st = json_doc_parse(&json, "row", row, len, 0, err);
     if (st)
         return st;
-    if (kind == ROWS_CHATS) {
-        st = render(form, json, out, err);
-    } else {
-        put(out, json, "text");
-        put(out, json, "prompt");
-        put(out, json, "completion");
-    }
+    put(out, json, "text");
+    put(out, json, "prompt");
+    put(out, json, "completion");
     json_decref(json);
-    return st || !out->failed ? st : err_set(err, STATUS_NO_MEMORY, "no memory for a row");
+    return out->failed ? err_set(err, STATUS_NO_MEMORY, "no memory for a row") : STATUS_OK;
 }
 
 static enum status put_special(const struct row_form *form, const char *name,

@@ -5,12 +5,11 @@
 #include "server/datanet/rows.h"
 #include "server/base/json.h"
 #include "server/base/mem.h"
+#include "server/datanet/row_chat.h"
 #include "server/text/utf8.h"
 
 #include <ctype.h>
 #include <string.h>
-
-#define MESSAGES_MAX 4096
 
 static const char *const kind_name[ROWS_KIND_COUNT] = {"text", "markdown", "rows", "chats"};
 
@@ -251,14 +250,7 @@ static enum status read_line(json_t **out, enum rows_kind kind, const char *row,
         if (r.st && err && !json_has(&r, "prompt"))
             err_prefix(err, "neither \"text\" nor \"prompt\" with \"completion\"");
     } else {
-        const json_t *list = json_need_list(&r, "messages", MESSAGES_MAX);
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            struct json_reader m = json_enter_item(&r, "messages", i, json_array_get(list, i));
-            (void)json_need_string(&m, "role");
-            (void)json_need_string(&m, "content");
-        }
-        if (!r.st && json_array_size(list) == 0)
-            json_fail(&r, STATUS_INVALID, "messages", "found none, expected {role, content}");
+        row_chat_check(&r);
     }
     if (r.st) {
         json_decref(*out);

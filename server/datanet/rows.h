@@ -7,7 +7,9 @@
  *   markdown  the same inside of a block; a heading, an item, a quoted or a table line begins one;
  *             a fenced block is a row
  *   rows      a line, JSON: {"text"} or {"prompt", "completion"}
- *   chats     a line, JSON: {"messages": [{"role", "content"}]}
+ *   chats     a line, JSON: {"messages": [{"role", "content"}]}, as OpenAI's fine-tuning has it:
+ *             "name", "tool_calls", content in parts, "weight" 0 or 1 of an assistant's message
+ *             (1: learned), and "tools" beside the messages
  *
  * White space around a row is no part of it. Pure. Thread: any. */
 #ifndef RS_DATANET_ROWS_H
@@ -32,6 +34,18 @@ typedef enum status rows_visit(void *arg, size_t offset, size_t bytes, struct er
  * what visit returns ends it. */
 MUST_CHECK enum status rows_each(enum rows_kind kind, const char *text, size_t len,
                                  rows_visit *visit, void *arg, struct errtext *err);
+
+/* Which tokens are learned.
+ *   all         every one but the first
+ *   completion  of prompt and completion, the completion; of a conversation, the assistant's last
+ *               message; of others, all
+ *   assistant   as completion, but of a conversation every message of the assistant, by where the
+ *               template puts them
+ * Messages of the weight 0 are learned under `all` alone. */
+enum row_mask { ROW_MASK_ALL, ROW_MASK_COMPLETION, ROW_MASK_ASSISTANT, ROW_MASK_COUNT };
+
+const char *row_mask_name(enum row_mask mask);
+MUST_CHECK bool row_mask_parse(enum row_mask *out, const char *name);
 
 struct row_form { /* how rows become tokens for one adapter */
     const struct model *model;

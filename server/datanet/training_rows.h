@@ -11,18 +11,28 @@
 #define TRAINING_TOKENS_MAX (1ull << 30) /* of all rows */
 
 struct training_rows {
-    int32_t *ids;     /* the rows' tokens, one after another */
-    uint64_t *begin;  /* [n + 1] */
-    uint32_t *prompt; /* [n] tokens of its own that a row begins with and that its writer did not
-                         say: the prompt of prompt and completion; 0 for others */
+    int32_t *ids;    /* the rows' tokens, one after another */
+    uint64_t *begin; /* [n + 1] */
+    uint8_t *learn;  /* a bit for each of them: it is learned; NULL: all are */
+    enum row_mask mask;
     uint32_t n;
-    uint32_t cut; /* rows longer than ROW_TOKENS_MAX, of which the first are there */
+    uint32_t idle; /* rows of which nothing is learned */
+    uint32_t cut;  /* rows longer than ROW_TOKENS_MAX, of which the first are there */
 };
-/* stop: looked at row by row, or NULL. Errors: CANCELLED; INVALID naming document and row;
+static inline bool training_rows_learns(const struct training_rows *r, uint64_t token)
+{
+    return !r->learn || (r->learn[token / 8] >> token % 8 & 1);
+}
+/* stop: looked at row by row, or NULL. Errors: CANCELLED; INVALID naming document and row or line;
  * TOO_LARGE, NO_MEMORY, as datanet_text. */
 MUST_CHECK enum status training_rows_read(struct training_rows *out, const struct datanet *d,
                                           const struct training *t, const struct model *model,
-                                          const _Atomic bool *stop, struct errtext *err);
+                                          enum row_mask mask, const _Atomic bool *stop,
+                                          struct errtext *err);
+/* Of all, the rows that take says (1), as they are there. NO_MEMORY: *out is empty. */
+MUST_CHECK enum status training_rows_pick(struct training_rows *out,
+                                          const struct training_rows *all, const uint8_t *take,
+                                          struct errtext *err);
 void training_rows_fini(struct training_rows *r);
 
 #endif

@@ -39,9 +39,6 @@ MUST_CHECK enum status parse_params(struct parse_state *p);
 /* prompt.c */
 MUST_CHECK enum status parse_prompts(struct parse_state *p);
 MUST_CHECK enum status parse_messages(struct parse_state *p);
-/* messages.c: the request's messages as a new list in the shape that the template wants. */
-MUST_CHECK enum status messages_shape(const json_t *list, const struct chat_shape *shape,
-                                      json_t **out, struct errtext *err);
 /* prompt.c. Before a text is tokenized: INVALID if it cannot fit into the context, by its bytes
  * alone. */
 MUST_CHECK enum status prompt_check_bytes(const struct parse_state *p, size_t len);

@@ -1,7 +1,8 @@
 /* Prompts to token ids. Completions take text (with the tokenizer's own special tokens) or ids,
- * one or many. Chat messages take the shape the model's template wants (messages.c), are rendered
- * by it, and tokenized without adding what the template already wrote. A token that the model has
- * no row for (a tokenizer may have more than the embedding) is refused where it is used. */
+ * one or many. Chat messages take the shape the model's template wants (text/messages.c), are
+ * rendered by it, and tokenized without adding what the template already wrote. A token that the
+ * model has no row for (a tokenizer may have more than the embedding) is refused where it is used.
+ */
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/http/parse_state.h"

@@ -8,11 +8,11 @@
 
 #include "server/engine/request.h"
 #include "server/http/server.h"
+#include "server/text/messages.h"
 
 #include <jansson.h>
 
-#define REQUEST_MESSAGES_MAX              2048
-#define REQUEST_TEXT_BYTES_MAX            (16u << 20) /* one prompt, or a rendered chat */
+#define REQUEST_TEXT_BYTES_MAX            CHAT_TEXT_BYTES_MAX /* one prompt, or a rendered chat */
 #define REQUEST_BAD_WORDS_MAX             64
 #define REQUEST_WEIGHT_MAX                16.0
 #define REQUEST_TEMPERATURE_MAX           2.0

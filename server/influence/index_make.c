@@ -225,9 +225,10 @@ static enum status build_events(struct making *k, struct errtext *err)
     enum status st = leave_copies_out(k, err);
     if (st)
         return st;
-    st = lists_init(&lists, k) ? training_rows_read(&rows, k->datanet, k->training,
-                                                    k->maker->deps.model, &k->maker->stop, err)
-                               : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
+    st = lists_init(&lists, k)
+             ? training_rows_read(&rows, k->datanet, k->training, k->maker->deps.model,
+                                  ROW_MASK_ALL, &k->maker->stop, err)
+             : err_set(err, STATUS_NO_MEMORY, "index: no memory for its lists");
     if (!st && rows.cut)
         log_warn("index",
                  "adapter %s: %u rows are longer than %d tokens: what follows is not indexed",

@@ -16,6 +16,7 @@ struct chat_template {
     struct arena arena;
     struct jnode *top;
     struct chat_shape shape;
+    bool marks;
 };
 
 /* \r\n and \r become \n, as the reference's lexer does. */
@@ -56,6 +57,7 @@ enum status chat_template_parse(struct chat_template **out, const char *text, si
         chat_template_free(t);
         return p.st ? p.st : STATUS_INVALID;
     }
+    t->marks = p.marks;
     t->shape = chat_shape_probe(t);
     *out = t;
     return STATUS_OK;
@@ -68,6 +70,11 @@ void chat_template_free(struct chat_template *t)
     arena_fini(&t->arena);
     mem_free(t->text);
     mem_free(t);
+}
+
+bool chat_template_has_marks(const struct chat_template *t)
+{
+    return t->marks;
 }
 
 const struct chat_shape *chat_template_shape(const struct chat_template *t)
@@ -166,15 +173,21 @@ static struct jrun run_make(struct buf *out, uint64_t work, struct errtext *err)
     return r;
 }
 
+static enum status render(const struct chat_template *t, const json_t *context, struct jrun *r)
+{
+    if (bind_context(r, context))
+        jinja_exec(r, t->top);
+    arena_fini(&r->arena);
+    return r->st;
+}
+
 enum status chat_template_try(const struct chat_template *t, const json_t *context, uint64_t *work,
                               struct buf *out, struct errtext *err)
 {
     struct jrun r = run_make(out, *work, err);
-    if (bind_context(&r, context))
-        jinja_exec(&r, t->top);
-    arena_fini(&r.arena);
+    enum status st = render(t, context, &r);
     *work = r.work_left;
-    return r.st;
+    return st;
 }
 
 enum status chat_template_render(const struct chat_template *t, const json_t *context,
@@ -182,6 +195,17 @@ enum status chat_template_render(const struct chat_template *t, const json_t *co
 {
     uint64_t work = JINJA_WORK_MAX;
     return chat_template_try(t, context, &work, out, err);
+}
+
+enum status chat_template_render_marked(const struct chat_template *t, const json_t *context,
+                                        struct buf *out, struct chat_spans *marks,
+                                        struct errtext *err)
+{
+    struct jrun r = run_make(out, JINJA_WORK_MAX, err);
+    r.marks = marks;
+    r.top = out;
+    marks->n = 0;
+    return render(t, context, &r);
 }
 
 enum status chat_json_text(const json_t *v, struct buf *out, struct errtext *err)

@@ -54,6 +54,22 @@ const struct chat_shape *chat_template_shape(const struct chat_template *t);
 MUST_CHECK enum status chat_template_render(const struct chat_template *t, const json_t *context,
                                             struct buf *out, struct errtext *err);
 
+/* Which bytes of the text `{% generation %}` blocks wrote, in order: the assistant's, where a
+ * template has them. */
+#define CHAT_SPANS_MAX 4096u
+struct chat_span {
+    size_t begin, end;
+};
+struct chat_spans {
+    size_t n;
+    struct chat_span at[CHAT_SPANS_MAX];
+};
+bool chat_template_has_marks(const struct chat_template *t);
+/* As chat_template_render. Also UNSUPPORTED: such a block stands where its place is not known. */
+MUST_CHECK enum status chat_template_render_marked(const struct chat_template *t,
+                                                   const json_t *context, struct buf *out,
+                                                   struct chat_spans *marks, struct errtext *err);
+
 /* v as Python's json.dumps(v, ensure_ascii=False) writes it, appended: what a template that dumps
  * it would show. Errors as chat_template_render. */
 MUST_CHECK enum status chat_json_text(const json_t *v, struct buf *out, struct errtext *err);

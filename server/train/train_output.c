@@ -28,16 +28,15 @@ static void put_hex(struct buf *out, const char *key, const uint8_t v[32])
 
 static void put_options(struct buf *out, const struct train_options *o)
 {
-    buf_printf(
-        out,
-        "\"batch\":%u,\"beta1\":%.17g,\"beta2\":%.17g,\"clip\":%.17g,\"completionOnly\":%s,"
-        "\"dropout\":%.17g,"
-        "\"epochs\":%u,\"eps\":%.17g,\"learningRate\":%.17g,\"schedule\":\"%s\",\"seed\":%" PRIu64
-        ",\"shuffle\":%s,\"warmup\":%u,\"weightDecay\":%.17g,",
-        o->batch, o->optim.beta1, o->optim.beta2, o->optim.clip,
-        o->completion_only ? "true" : "false", o->dropout, o->epochs, o->optim.eps, o->optim.lr,
-        optim_schedule_name(o->optim.schedule), o->seed, o->shuffle ? "true" : "false",
-        o->optim.warmup, o->optim.weight_decay);
+    buf_printf(out,
+               "\"batch\":%u,\"beta1\":%.17g,\"beta2\":%.17g,\"clip\":%.17g,"
+               "\"dropout\":%.17g,"
+               "\"epochs\":%u,\"eps\":%.17g,\"learningRate\":%.17g,\"mask\":\"%s\",\"schedule\":\"%"
+               "s\",\"seed\":%" PRIu64 ",\"shuffle\":%s,\"warmup\":%u,\"weightDecay\":%.17g,",
+               o->batch, o->optim.beta1, o->optim.beta2, o->optim.clip, o->dropout, o->epochs,
+               o->optim.eps, o->optim.lr, row_mask_name(o->mask),
+               optim_schedule_name(o->optim.schedule), o->seed, o->shuffle ? "true" : "false",
+               o->optim.warmup, o->optim.weight_decay);
 }
 
 /* What fixes the result. */

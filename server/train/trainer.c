@@ -22,20 +22,20 @@ static uint32_t row_length(const struct trainer *t, uint32_t row)
 static enum status check_options(const struct trainer *t, struct errtext *err)
 {
     const struct train_options *o = &t->opt;
+    CHECK(o->mask == t->rows->mask);
     if (!o->epochs || !o->batch || !o->tokens)
         return err_set(err, STATUS_INVALID, "epochs, batch and tokens: expected 1 or more each");
     if (!(o->dropout >= 0 && o->dropout < 1))
         return err_set(err, STATUS_INVALID, "dropout: found %g, expected 0 to below 1", o->dropout);
-    uint64_t learned = 0;
     for (uint32_t r = 0; r < t->rows->n; r++) {
         uint32_t n = row_length(t, r);
         if (n > o->tokens)
             return err_set(err, STATUS_INVALID, "row %u: %u tokens, at most %u (tokens)", r, n,
                            o->tokens);
-        learned += n > 1 && (!o->completion_only || t->rows->prompt[r] < n);
     }
-    if (!learned)
-        return err_set(err, STATUS_INVALID, "no row has a token to learn");
+    if (t->rows->idle == t->rows->n)
+        return err_set(err, STATUS_INVALID, "no row of %u has a token to learn (mask %s)",
+                       t->rows->n, row_mask_name(t->rows->mask));
     uint64_t steps = (uint64_t)t->per_epoch * o->epochs;
     return steps <= TRAIN_STEPS_MAX
                ? STATUS_OK
@@ -138,7 +138,7 @@ static void draw_order(struct trainer *t, uint32_t epoch)
 
 static bool is_target(const struct trainer *t, uint32_t row, uint32_t at)
 {
-    return at > 0 && (!t->opt.completion_only || at >= t->rows->prompt[row]);
+    return at > 0 && training_rows_learns(t->rows, t->rows->begin[row] + at);
 }
 
 static uint64_t count_targets(const struct trainer *t, const uint32_t *row, uint32_t n)

@@ -25,9 +25,9 @@ struct train_options {
     uint32_t epochs, batch;
     uint32_t tokens; /* of a pass, and of a row: a longer one is refused */
     uint64_t seed;
-    bool shuffle;         /* false: as they stand */
-    bool completion_only; /* prompts are read and not learned */
-    double dropout;       /* share of LoRA's inputs that falls in a step: 0 to below 1 */
+    bool shuffle;       /* false: as they stand */
+    enum row_mask mask; /* that the rows were read with */
+    double dropout;     /* share of LoRA's inputs that falls in a step: 0 to below 1 */
 };
 
 struct trainer;

@@ -97,13 +97,14 @@ static void free_room(struct measure *m)
     train_pass_free(m->pass);
 }
 
-/* What a prompt's writer did not say is no target. */
+/* What training would not learn is not asked either. */
 static void set_targets(struct measure *m)
 {
     const struct training_rows *held = m->held->rows;
     for (uint32_t r = 0; r < held->n; r++) {
         for (uint32_t i = 0; i < length(held, r); i++) {
-            bool asked = i + 1 < length(held, r) && i + 1 >= held->prompt[r];
+            bool asked =
+                i + 1 < length(held, r) && training_rows_learns(held, held->begin[r] + i + 1);
             m->target[held->begin[r] + i] = asked ? held->ids[held->begin[r] + i + 1] : -1;
             m->count[r] += asked;
         }
@@ -227,21 +228,14 @@ static enum status take_rows(struct training_rows *out, const struct measure *m,
                              uint32_t without, struct errtext *err)
 {
     const struct training_rows *all = m->job->learned.rows;
-    out->ids = mem_try_array(all->begin[all->n] + 1, sizeof(*out->ids));
-    out->begin = mem_try_array((size_t)all->n + 1, sizeof(*out->begin));
-    out->prompt = mem_try_array((size_t)all->n + 1, sizeof(*out->prompt));
-    if (!out->ids || !out->begin || !out->prompt)
+    uint8_t *take = mem_try_array((size_t)all->n + 1, 1);
+    if (!take)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %u rows", all->n);
-    for (uint32_t i = 0; i < all->n; i++) {
-        if (!is_learned(m, i, fold, without))
-            continue;
-        memcpy(out->ids + out->begin[out->n], all->ids + all->begin[i],
-               length(all, i) * sizeof(*all->ids));
-        out->prompt[out->n] = all->prompt[i];
-        out->begin[out->n + 1] = out->begin[out->n] + length(all, i);
-        out->n++;
-    }
-    return STATUS_OK;
+    for (uint32_t i = 0; i < all->n; i++)
+        take[i] = is_learned(m, i, fold, without);
+    enum status st = training_rows_pick(out, all, take, err);
+    mem_free(take);
+    return st;
 }
 
 static enum status open_runner(struct measure *m, struct runner *r, uint64_t seed, uint32_t fold,

@@ -136,9 +136,53 @@ def test_completions_alone_are_learned(tmp_path):
     run("build", folder, "--model", DEMO / "base")
     trained(folder, "--epochs", 1, "--batch", 20, "--in-order")
     every = json.loads((folder / "train.json").read_text())["losses"][0]
-    trained(folder, "--epochs", 1, "--batch", 20, "--in-order", "--completion-only", "--replace")
+    trained(folder, "--epochs", 1, "--batch", 20, "--in-order", "--mask", "completion", "--replace")
     alone = json.loads((folder / "train.json").read_text())["losses"][0]
     assert alone > every + 0.1, "names are harder than the questions' form"
+
+
+def chats(folder, lines, base=DEMO / "base"):
+    """A datanet of one file of conversations, built; what build or add said where it was refused."""
+    run = lambda *a: subprocess.run([str(x) for x in (binary("residual"), "datanet", *a)], capture_output=True, text=True)
+    run("new", folder, "--name", "chats", "--owner", "0x" + "11" * 20)
+    file = folder.parent / "chats.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = run("add", folder, file, "--owner", "0x" + "11" * 20, "--licence", "CC0-1.0")
+    return said.stderr if said.returncode else run("build", folder, "--model", base).stderr
+
+
+def test_what_the_assistant_says_is_learned(tmp_path):
+    talk = lambda f, w: {"messages": [{"role": "user", "content": f["prompt"], "name": "ann"}, {"role": "assistant", "content": f["answer"], "weight": w},
+                                      {"role": "user", "content": "And again?"}, {"role": "assistant", "content": f["answer"]}]}
+    facts, folder = FACTS["adapters"][NAME][:12], tmp_path / "a"
+    chats(folder, [talk(f, i % 2) for i, f in enumerate(facts)])
+    losses = {}
+    for mask in ("all", "completion", "assistant"):
+        trained(folder, "--epochs", 1, "--batch", 12, "--in-order", "--mask", mask, "--replace")
+        report = json.loads((folder / "train.json").read_text())
+        assert report["mask"] == mask
+        losses[mask] = report["losses"][0]
+    assert len(set(losses.values())) == 3
+    assert "all, completion or assistant" in train(folder, "--mask", "some", "--replace")[1]["error"]["message"]
+
+
+def test_a_conversation_that_is_none_is_refused_by_line_and_field(tmp_path):
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    bad = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 3}]}
+    assert "line 3: messages[1].weight: found 3" in chats(tmp_path / "a", [good, good, bad])
+    base = tmp_path / "base"
+    shutil.copytree(DEMO / "base", base)
+    (base / "chat_template.jinja").write_text("{% for m in messages %}{% if m.role == 'critic' %}{{ raise_exception('no critics') }}{% endif %}{{ m.content }}{% endfor %}")
+    odd = {"messages": [good["messages"][0], {"role": "critic", "content": "b"}]}
+    chats(tmp_path / "b", [good, odd], base)
+    run = subprocess.run([str(a) for a in (binary("residual"), "train", tmp_path / "b", "--model", base)], capture_output=True, text=True)
+    assert run.returncode and all(w in run.stderr for w in ("document 1, line 2", "messages[1] (role critic)", "no critics")), run.stderr
+    # what was said before is written otherwise once more follows
+    (base / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.content if loop.last else m.content[:1] }}]{% endfor %}")
+    long = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "bee"}, {"role": "user", "content": "sea"}]}
+    chats(tmp_path / "c", [long], base)
+    run = subprocess.run([str(a) for a in (binary("residual"), "train", tmp_path / "c", "--model", base, "--mask", "assistant")], capture_output=True, text=True)
+    assert run.returncode and "otherwise once messages follow" in run.stderr and "generation" in run.stderr, run.stderr
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):

@@ -55,9 +55,7 @@ static void fill_rows(struct training_rows *r)
     *r = (struct training_rows){.n = ROWS};
     r->ids = mem_array(64, sizeof(*r->ids));
     r->begin = mem_array(ROWS + 1, sizeof(*r->begin));
-    r->prompt = mem_array(ROWS, sizeof(*r->prompt));
     for (uint32_t i = 0; i < ROWS; i++) {
-        r->prompt[i] = i % 3;
         for (uint32_t k = 0; k < lengths[i]; k++, at++)
             r->ids[at] = (int32_t)((at * 37 + i * 11 + 5) % 256);
         r->begin[i + 1] = at;

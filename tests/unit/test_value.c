@@ -33,7 +33,6 @@ static void rows_add(struct test_rows *t, uint32_t owner, const int32_t *ids, ui
     if (!r->ids) {
         r->ids = mem_array(1024, sizeof(*r->ids));
         r->begin = mem_array(65, sizeof(*r->begin));
-        r->prompt = mem_array(64, sizeof(*r->prompt));
     }
     memcpy(r->ids + r->begin[r->n], ids, n * sizeof(*ids));
     r->begin[r->n + 1] = r->begin[r->n] + n;

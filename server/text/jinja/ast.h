@@ -45,7 +45,7 @@ enum jnode_kind {
     JN_MACRO,        /* name; params JN_ARG (a default or NULL); list */
     JN_CALL_BLOCK,   /* a call; b JN_MACRO of the caller */
     JN_FILTER_BLOCK, /* a filters; list */
-    JN_SCOPE,        /* params JN_ARG; list: with, generation */
+    JN_SCOPE,        /* params JN_ARG; list: with, generation (flag) */
     JN_BREAK,
     JN_CONTINUE
 };
@@ -91,6 +91,7 @@ struct jparser {
     struct jtoken tok; /* the current token */
     struct arena *arena;
     uint32_t nest, loops;
+    bool marks; /* a generation block was read */
     enum status st;
     struct errtext *err;
 };

@@ -184,8 +184,23 @@ static bool exec_call_block(struct jrun *r, const struct jnode *node)
            jinja_call_value(r, func, &args, caller, &v) && put_value(r, v);
 }
 
+/* What a generation block has put behind `begin`. */
+static bool mark(struct jrun *r, size_t begin)
+{
+    struct chat_spans *m = r->marks;
+    if (r->out != r->top)
+        return jrun_fail(r, STATUS_UNSUPPORTED,
+                         "'generation' inside of a macro, a call, a filter or a set block: where "
+                         "its text ends up is not known");
+    if (m->n == CHAT_SPANS_MAX)
+        return jrun_fail(r, STATUS_TOO_LARGE, "more than %u 'generation' blocks", CHAT_SPANS_MAX);
+    m->at[m->n++] = (struct chat_span){begin, r->out->len};
+    return true;
+}
+
 static bool exec_scope(struct jrun *r, const struct jnode *node)
 {
+    size_t begin = r->out->len;
     struct jscope *saved;
     struct jargs args;
     if (!jinja_eval_args(r, node->params, &args) || !jscope_push(r, r->scope, &saved))
@@ -195,7 +210,7 @@ static bool exec_scope(struct jrun *r, const struct jnode *node)
         ok = jscope_set(r, args.named[i].key.str, args.named[i].value);
     ok = ok && jinja_exec(r, node->list);
     r->scope = saved;
-    return ok;
+    return ok && node->flag && r->marks ? mark(r, begin) : ok;
 }
 
 static bool exec_node(struct jrun *r, const struct jnode *node)

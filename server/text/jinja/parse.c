@@ -342,6 +342,7 @@ static struct jnode *parse_generation(struct jparser *p)
     struct jnode *node = jparse_node(p, JN_SCOPE);
     if (!node || !jparse_advance(p) || !end_tag(p))
         return NULL;
+    node->flag = p->marks = true;
     return parse_closed_body(p, "endgeneration", &node->list) ? node : NULL;
 }
 

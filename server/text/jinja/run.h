@@ -5,6 +5,7 @@
 
 #include "server/base/arena.h"
 #include "server/base/errtext.h"
+#include "server/text/chat.h"
 #include "server/text/jinja/ast.h"
 #include "server/text/jinja/value.h"
 
@@ -35,8 +36,10 @@ struct jrun {
     uint64_t work_left;
     uint32_t depth, value_depth;
     enum jflow flow;
-    uint32_t line;          /* of the node being evaluated */
-    struct jval block_text; /* what the filters of a block apply to */
+    uint32_t line;            /* of the node being evaluated */
+    struct jval block_text;   /* what the filters of a block apply to */
+    struct chat_spans *marks; /* bytes of `top` that generation blocks wrote; NULL: not asked */
+    const struct buf *top;
     enum status st;
     struct errtext *err;
 };

@@ -1,11 +1,12 @@
-/* Chat messages as a client sends them -> messages as the template was written for. Clients send
+/* Chat messages as they are sent -> messages as the template was written for. Clients send
  * what SDKs dump: nulls for what is not there, empty lists, tool arguments as JSON text, content as
  * a string, as parts or as null. Templates test `is defined`, iterate or concatenate, each its own
  * way (struct chat_shape). So every field that is absent, null or an empty list of calls is dropped
  * here, and content and arguments take the form that the template wants. Everything else that a
  * message carries is passed on. */
-#include "server/base/check.h"
-#include "server/http/parse_state.h"
+#include "server/text/messages.h"
+#include "server/base/buf.h"
+#include "server/base/json.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -93,7 +94,7 @@ static enum status shape_parts(const struct shaping *s, json_t *message, const j
     size_t i;
     json_t *item, *list = json_array();
     enum status st = list ? STATUS_OK : no_memory(s->err);
-    buf_init(&text, REQUEST_TEXT_BYTES_MAX);
+    buf_init(&text, CHAT_TEXT_BYTES_MAX);
     json_array_foreach(parts, i, item)
     {
         const json_t *v = NULL;
@@ -107,7 +108,7 @@ static enum status shape_parts(const struct shaping *s, json_t *message, const j
     }
     if (!st && text.failed)
         st = err_param(s->err, STATUS_INVALID, "messages",
-                       "'messages' has more than %u bytes of text", REQUEST_TEXT_BYTES_MAX);
+                       "'messages' has more than %u bytes of text", CHAT_TEXT_BYTES_MAX);
     if (!st)
         st = set_member(s, message, "content",
                         s->shape->content_parts
@@ -176,7 +177,7 @@ static enum status decode_arguments(const struct shaping *s, json_t *holder, con
 static enum status encode_arguments(const struct shaping *s, json_t *holder, const json_t *v)
 {
     struct buf text;
-    buf_init(&text, REQUEST_TEXT_BYTES_MAX);
+    buf_init(&text, CHAT_TEXT_BYTES_MAX);
     enum status st = chat_json_text(v, &text, s->err);
     if (!st)
         st = set_member(s, holder, "arguments", json_stringn(text.data, text.len));
@@ -266,9 +267,9 @@ enum status messages_shape(const json_t *list, const struct chat_shape *shape, j
     enum status st = STATUS_OK;
     *out = NULL;
     if (!json_is_array(list) || json_array_size(list) == 0 ||
-        json_array_size(list) > REQUEST_MESSAGES_MAX)
+        json_array_size(list) > CHAT_MESSAGES_MAX)
         return err_param(err, STATUS_INVALID, "messages",
-                         "'messages' must be a list of 1 to %d messages", REQUEST_MESSAGES_MAX);
+                         "'messages' must be a list of 1 to %d messages", CHAT_MESSAGES_MAX);
     json_t *shaped = json_array();
     for (; !st && s.idx < json_array_size(list); s.idx++) {
         json_t *item = json_array_get(list, s.idx);
