@@ -130,7 +130,7 @@ static int32_t *read_ints(const json_t *list, uint32_t *n, bool *bad)
 static void read_choice(struct attribution_audit *a, struct gain_choice *c, const json_t *from,
                         bool *bad)
 {
-    const json_t *alone = json_object_get(from, "alone");
+    const json_t *alone = json_object_get(from, "alone"), *less = json_object_get(from, "without");
     c->n = UINT32_MAX;
     c->target = read_ints(json_object_get(from, "target"), &c->n, bad);
     c->set = read_ints(json_object_get(from, "set"), &c->n, bad);
@@ -143,10 +143,11 @@ static void read_choice(struct attribution_audit *a, struct gain_choice *c, cons
     }
     c->in_prompt = in_prompt;
     mem_free(wide);
-    uint32_t rows = gain_row_count(a->in.adapter_count);
-    *bad |= json_array_size(alone) != rows - 1;
+    uint32_t rows = gain_row_count(a->in.adapter_count), end = MIN(rows, 1 + a->in.adapter_count);
+    *bad |= json_array_size(alone) != end - 1 || json_array_size(less) != rows - end;
     for (uint32_t r = 1; r < rows && !*bad; r++)
-        c->row[r] = read_ints(json_array_get(alone, r - 1), &c->n, bad);
+        c->row[r] = read_ints(
+            r < end ? json_array_get(alone, r - 1) : json_array_get(less, r - end), &c->n, bad);
 }
 
 static enum status read_choices(struct attribution_audit *a, struct errtext *err)

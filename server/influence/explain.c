@@ -204,6 +204,18 @@ static void put_base64(struct buf *out, const int8_t *data, size_t n)
     buf_putc(out, '"');
 }
 
+static void put_rows_between(struct buf *out, const struct gain_choice *c, uint32_t first,
+                             uint32_t end)
+{
+    buf_putc(out, '[');
+    for (uint32_t r = first; r < end; r++) {
+        if (r > first)
+            buf_putc(out, ',');
+        put_ints(out, c->row[r], c->n);
+    }
+    buf_putc(out, ']');
+}
+
 static void put_logged_choice(struct buf *out, const struct gain_in *in, uint32_t i)
 {
     const struct gain_choice *c = &in->choice[i];
@@ -213,13 +225,12 @@ static void put_logged_choice(struct buf *out, const struct gain_in *in, uint32_
     put_ints(out, c->set, c->n);
     buf_puts(out, ",\"base\":");
     put_ints(out, c->row[0], c->n);
-    buf_puts(out, ",\"alone\":[");
-    for (uint32_t r = 1; r < gain_row_count(in->adapter_count); r++) {
-        if (r > 1)
-            buf_putc(out, ',');
-        put_ints(out, c->row[r], c->n);
-    }
-    buf_puts(out, "],\"in_prompt\":[");
+    uint32_t rows = gain_row_count(in->adapter_count), end = MIN(rows, 1 + in->adapter_count);
+    buf_puts(out, ",\"alone\":");
+    put_rows_between(out, c, 1, end);
+    buf_puts(out, ",\"without\":");
+    put_rows_between(out, c, end, rows);
+    buf_puts(out, ",\"in_prompt\":[");
     for (uint32_t t = 0; t < c->n; t++)
         buf_printf(out, "%s%u", t ? "," : "", c->in_prompt[t]);
     buf_puts(out, "]}");

@@ -14,7 +14,14 @@
 
 uint32_t gain_row_count(uint32_t adapter_count)
 {
-    return adapter_count >= 2 ? 1 + adapter_count : 1;
+    return adapter_count <= 1 ? 1 : adapter_count == 2 ? 3 : 1 + 2 * adapter_count;
+}
+
+/* Under the set without adapter k: the base, or the other one alone, where that is all of it. */
+static const int32_t *row_without(const struct gain_in *in, const struct gain_choice *c, uint32_t k)
+{
+    uint32_t n = in->adapter_count;
+    return c->row[n <= 1 ? 0 : n == 2 ? 2 - k : 1 + n + k];
 }
 
 static int64_t moved_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t t)
@@ -30,10 +37,10 @@ int32_t gain_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t 
     return (int32_t)MIN(MAX(moved, 0), GAIN_TOKEN_MAX);
 }
 
-/* Signed sums over all tokens; |sum| < 2^32 x tokens, and an answer has fewer than 2^24. */
+/* Signed sums over all tokens; each is below 2^32 x tokens, and an answer has fewer than 2^24. */
 struct moves {
-    int64_t set, sum, one[TAIL_ADAPTERS_MAX];
-    bool moves[TAIL_ADAPTERS_MAX]; /* differs from the base at some token */
+    int64_t set, both[TAIL_ADAPTERS_MAX], sum; /* S, S_k + V_k, and the sum of these */
+    bool moves[TAIL_ADAPTERS_MAX];
     uint32_t movers;
 };
 
@@ -41,14 +48,16 @@ static void add_moves(struct moves *m, struct gain_result *out, const struct gai
                       uint32_t k)
 {
     for (uint32_t s = 0; s < in->choice_count; s++) {
+        const int32_t *without = row_without(in, &in->choice[s], k);
         for (uint32_t t = 0; t < in->choice[s].n; t++) {
-            int64_t moved = moved_at(in, s, k, t);
-            m->one[k] += moved;
-            m->moves[k] |= moved != 0;
-            out->solo_q8[k] += (uint64_t)MAX(moved, 0);
+            int64_t first = moved_at(in, s, k, t),
+                    last = (int64_t)in->choice[s].set[t] - without[t];
+            m->both[k] += first + last;
+            m->moves[k] |= first || last;
+            out->solo_q8[k] += (uint64_t)MAX(first, 0);
         }
     }
-    m->sum += m->one[k];
+    m->sum += m->both[k];
     m->movers += m->moves[k];
 }
 
@@ -66,7 +75,7 @@ static void sum_moves(struct moves *m, struct gain_result *out, const struct gai
     }
 }
 
-/* movers times what gain.h says, so that nothing is rounded before LR. */
+/* 2 x movers times what gain.h says, so that nothing is rounded before LR. */
 static void split_gain(struct gain_result *out, const struct gain_in *in, const struct moves *m)
 {
     u128 part[TAIL_ADAPTERS_MAX];
@@ -74,7 +83,7 @@ static void split_gain(struct gain_result *out, const struct gain_in *in, const 
     int64_t w[TAIL_ADAPTERS_MAX];
     bool any = false;
     for (uint32_t k = 0; k < in->adapter_count; k++) {
-        w[k] = m->moves[k] ? MAX(m->movers * m->one[k] + m->set - m->sum, 0) : 0;
+        w[k] = m->moves[k] ? MAX(m->movers * m->both[k] + 2 * m->set - m->sum, 0) : 0;
         any |= w[k] != 0;
     }
     for (uint32_t k = 0; k < in->adapter_count; k++)

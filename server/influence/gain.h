@@ -2,11 +2,13 @@
  * who has the logged inputs and the index files gets the same, bit for bit, on every machine.
  *
  *   solo_k = sum over tokens of max(0, l_k - l_base)     K = 1: l_k is the set row
- *   S_k    = sum over tokens of l_k - l_base, S the same of the set row
- *   gain   = LR(E9, max(0, S_k + (S - sum of S_k) / movers)) over the movers, the adapters whose
- *            row is not the base's, others 0; ties to the lower id; all zero: LR(E9, |weight|).
- *            For two adapters Shapley's values of the answer's log-probability; of more, what they
- *            do together beyond their sum is divided equally
+ *   S_k    = sum over tokens of l_k - l_base; S the same of the set row; V_k = S less that of the
+ *            set without k: what k adds as the first of the set, and as its last
+ *   a_k    = (S_k + V_k) / 2
+ *   gain   = LR(E9, max(0, a_k + (S - sum of a) / movers)) over the movers, which are those that
+ *            change any token as first or last, others 0; ties to the lower id; all zero:
+ *            LR(E9, |weight|). Of two adapters Shapley's values of the answer's log-probability, of
+ *            more close to them
  *   shares = of an adapter with an index: events_score.h and shares.h; the zero payee, which is the
  *            treasury, when solo_k = 0. Without an index none.
  *
@@ -21,13 +23,15 @@
  */
 #define GAIN_METHOD "residual.method.s0-s1-s2.2"
 
+#define GAIN_ROWS_MAX (1 + 2 * TAIL_ADAPTERS_MAX)
+
 /* One output sequence: its tokens, and Q8 log-probabilities. row 0 is the base's; for a mix rows
- * 1..K are the adapters' alone, in set order. */
+ * 1..K are the adapters' alone, in set order, and from three on K+1..2K the set's without each. */
 struct gain_choice {
     uint32_t n;
     const int32_t *target, *set;
     const uint8_t *in_prompt; /* [n] 1: the token stands in the prompt, too */
-    const int32_t *row[1 + TAIL_ADAPTERS_MAX];
+    const int32_t *row[GAIN_ROWS_MAX];
 };
 
 struct gain_adapter { /* one of the set */
@@ -53,7 +57,7 @@ struct gain_result {
     struct events_scores *scores[TAIL_ADAPTERS_MAX];
 };
 
-/* Rows of a choice beside the set's: 1 for one adapter, 1 + K for a mix. */
+/* Rows of a choice beside the set's: 1 for one adapter, 3 for two, 1 + 2 K for more. */
 uint32_t gain_row_count(uint32_t adapter_count);
 /* Q8 nats that adapter k gained at token t of a choice, 0 to 65535: what S1 counts. */
 int32_t gain_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t t);
@@ -61,10 +65,9 @@ int32_t gain_at(const struct gain_in *in, uint32_t choice, uint32_t k, uint32_t 
 MUST_CHECK enum status gain_compute(struct gain_result *out, const struct gain_in *in,
                                     struct errtext *err);
 void gain_result_fini(struct gain_result *r);
-/* inputsDigest: keccak(s_4 ‖ per choice: set row, base row, of a mix the adapters' rows, i32 each,
- * then in_prompt;
- * per adapter with an index: per choice 128 bytes a token, then its owners with S2: count u32, each
- * place u32 and weight u64). */
+/* inputsDigest: keccak(s_4 ‖ per choice: set row, base row, of a mix its other rows, i32 each,
+ * then in_prompt; per adapter with an index: per choice 128 bytes a token, then its owners with S2:
+ * count u32, each place u32 and weight u64). */
 void gain_inputs_digest(uint8_t out[32], const struct gain_in *in, const uint8_t salt[32]);
 /* indexHash: keccak over the adapters' index roots in set order, zeros for none; zero when none has
  * one. */

@@ -23,7 +23,7 @@ struct score_row {
     int32_t
         *ids; /* prompt + output, shared by the rows of a sequence; owned by the row that `owns` */
     bool owns;
-    uint32_t seq_idx, kind; /* kind 0: base; 1 + k: adapter k alone */
+    uint32_t seq_idx, kind; /* 0: base; 1 + k: adapter k of K alone; 1 + K + k: the set without k */
 };
 
 struct task_list {
@@ -147,14 +147,18 @@ void score_task_free(struct score_task *t)
 static bool set_composition(struct scorer *s, struct score_row *row, const struct job *j)
 {
     struct score_job *sj = &row->job;
-    if (row->kind > 0) {
-        const struct job_adapter *a = &j->adapter[row->kind - 1];
-        sj->entry[0] = catalog_find_id(s->opt.catalog, a->id);
-        if (!sj->entry[0])
+    for (uint32_t k = 0; k < j->adapter_count && row->kind > 0; k++) {
+        bool alone = row->kind <= j->adapter_count;
+        if (alone != (k == (row->kind - 1) % j->adapter_count))
+            continue;
+        const struct job_adapter *a = &j->adapter[k];
+        uint32_t at = sj->comp.n;
+        sj->entry[at] = catalog_find_id(s->opt.catalog, a->id);
+        if (!sj->entry[at])
             return false;
-        sj->comp.n = 1;
-        memcpy(sj->comp.part[0].adapter, a->id, 32);
-        sj->comp.part[0].weight_q16 = a->weight_q16;
+        memcpy(sj->comp.part[at].adapter, a->id, 32);
+        sj->comp.part[at].weight_q16 = a->weight_q16;
+        sj->comp.n++;
     }
     return composition_seal(&sj->comp, NULL) == STATUS_OK;
 }
@@ -162,7 +166,7 @@ static bool set_composition(struct scorer *s, struct score_row *row, const struc
 /* Whose keys this row brings, or NULL. */
 static struct score_part *part_of_row(struct score_task *t, uint32_t kind)
 {
-    struct score_part *p = kind > 0 ? &t->part[kind - 1] : NULL;
+    struct score_part *p = kind > 0 && kind <= t->job->adapter_count ? &t->part[kind - 1] : NULL;
     return p && p->index ? p : NULL;
 }
 
@@ -213,12 +217,12 @@ static bool take_kept_keys(struct score_task *t, uint32_t seq_idx)
     return true;
 }
 
-/* Rows of sequence i beside the base's: of a mix each adapter, else one for keys that are not at
+/* Rows of sequence i beside the base's: of a mix those of gain.h, else one for keys that are not at
  * hand. */
 static uint32_t rows_beside(struct score_task *t, uint32_t i)
 {
     if (t->job->adapter_count >= 2)
-        return t->job->adapter_count;
+        return gain_row_count(t->job->adapter_count) - 1;
     return t->part[0].index && !take_kept_keys(t, i);
 }
 
@@ -227,7 +231,7 @@ static bool make_columns(struct score_task *t)
     const struct job *j = t->job;
     uint32_t kinds = gain_row_count(j->adapter_count);
     bool good = true;
-    t->row = mem_array(j->seq_count * (1 + j->adapter_count), sizeof(*t->row));
+    t->row = mem_array(j->seq_count * MAX(kinds, 2), sizeof(*t->row));
     t->q8 = mem_array(j->seq_count * kinds, sizeof(*t->q8));
     for (uint32_t i = 0; i < j->seq_count * kinds; i++) {
         t->q8[i] = mem_try_array(j->seq[i / kinds].n_out, sizeof(**t->q8));

@@ -1,5 +1,5 @@
-/* Scoring tasks: one per job, made of rows (base, for a mix each adapter alone, and where keys are
- * not at hand one for them) that the engine scores as low-priority prefill. Tasks queue in memory,
+/* Scoring tasks: one per job, made of rows (base, for a mix those of gain.h, and where keys are not
+ * at hand one for them) that the engine scores as low-priority prefill. Tasks queue in memory,
  * those whose index is being made apart; rows are handed over as the engine takes them. What is
  * computed from them is computed by a thread of its own, for no reply may wait for it.
  * Thread: the recorder's, but for the completion that the engine posts into a mailbox. */

@@ -185,9 +185,11 @@ def shares(index, tokens, spans):
 def mixed(inputs, gains):
     """The weights by which an answer's gain is divided among its adapters; None where nobody has any."""
     total = sum(l - b for c in inputs["choices"] for l, b in zip(c["set"], c["base"]))
-    own = [sum(map(sum, g)) for g in gains]
-    moves = [any(map(any, g)) for g in gains]
-    weights = [max(0, sum(moves) * s + total - sum(own)) if m else 0 for s, m in zip(own, moves)]
+    without = lambda c, k: c["base"] if len(gains) == 1 else c["alone"][1 - k] if len(gains) == 2 else c["without"][k]
+    last = [[[l - w for l, w in zip(c["set"], without(c, k))] for c in inputs["choices"]] for k in range(len(gains))]
+    both = [sum(map(sum, g)) + sum(map(sum, v)) for g, v in zip(gains, last)]
+    moves = [any(map(any, g + v)) for g, v in zip(gains, last)]
+    weights = [max(0, sum(moves) * b + 2 * total - sum(both)) if m else 0 for b, m in zip(both, moves)]
     return weights if any(weights) else None
 
 
@@ -217,7 +219,7 @@ def influence(inputs, indexes):
     ints = lambda v: struct.pack(f">{len(v)}i", *v)
     data = keccak256(bytes.fromhex(inputs["salt"][2:]) + b"\x04")
     for c in choices:
-        data += ints(c["set"]) + ints(c["base"]) + b"".join(ints(a) for a in c["alone"]) + bytes(c["in_prompt"])
+        data += ints(c["set"]) + ints(c["base"]) + b"".join(ints(a) for a in c["alone"] + c["without"]) + bytes(c["in_prompt"])
     for k in range(k_count):
         if adapters[k]["root"]:
             data += b"".join(keys[k]) + struct.pack(">I", len(spans[k])) + b"".join(struct.pack(">IQ", o, w) for o, w in sorted(spans[k].items()))

@@ -45,7 +45,7 @@ static const uint8_t in_prompt[2] = {1, 0};
 
 /* One choice of two tokens; weights 1, 2, 3. */
 static struct gain_in make_in(struct gain_choice *c, uint32_t adapters, const int32_t set[2],
-                              const int32_t *const row[4])
+                              const int32_t *const *row)
 {
     struct gain_in in = {.adapter_count = adapters, .choice_count = 1, .choice = c};
     *c = (struct gain_choice){.n = 2, .target = targets, .set = set, .in_prompt = in_prompt};
@@ -81,36 +81,45 @@ static void test_one(void **state)
     (void)state;
 }
 
-/* Signed sums of each adapter alone, and what the set gains beyond them in equal parts. */
+/* Two adapters: Shapley's values. Of three the mean of what each adds first and last, and equal
+ * parts of the rest. */
 static void test_mix(void **state)
 {
     int32_t set[2] = {-100, -450}, base[2] = {-500, -500};
-    int32_t one[2] = {-400, -500}, two[2] = {-300, -540}, three[2] = {-500, -560};
-    const int32_t *row[4] = {base, one, two, three};
+    int32_t one[2] = {-400, -500}, two[2] = {-300, -540}, three[2] = {-500, -500};
+    int32_t less_one[2] = {-300, -540}, less_two[2] = {-400, -500}, less_three[2] = {-100, -450};
+    const int32_t *row[GAIN_ROWS_MAX] = {base, one, two, three, less_one, less_two, less_three};
     struct gain_choice c;
-    struct gain_in in = make_in(&c, 3, set, row);
+    struct gain_in in = make_in(&c, 2, set, row);
     struct gain_result g;
-    assert_int_equal(gain_row_count(3), 4);
-    compute(&g, &in); /* 100, 160, -60 and a rest of 250 */
+    assert_int_equal(gain_row_count(2), 3);
+    compute(&g, &in); /* alone 100 and 160, together 450: 195 and 255 */
     assert_int_equal(g.solo_q8[0], 100);
     assert_int_equal(g.solo_q8[1], 200);
-    assert_int_equal(g.solo_q8[2], 0);
-    assert_int_equal(g.influence.adapter[0].gain, 407407407); /* 550, 730, 70 of 1350 */
-    assert_int_equal(g.influence.adapter[1].gain, 540740741);
-    assert_int_equal(g.influence.adapter[2].gain, 51851852);
-    set[0] = -440; /* 100, 160, -60 and a rest of -90 */
-    compute(&g, &in);
-    assert_int_equal(g.influence.adapter[0].gain, 350000000); /* 210, 390, floored of 600 */
-    assert_int_equal(g.influence.adapter[1].gain, 650000000);
-    assert_int_equal(g.influence.adapter[2].gain, 0);
-    memcpy(three, base, sizeof(three)); /* changes nothing, so nothing of the rest is its */
-    set[0] = -100;                      /* 100, 160, 0 and a rest of 190 */
-    compute(&g, &in);
-    assert_int_equal(g.influence.adapter[0].gain, 433333333); /* 390 and 510 of 900 */
+    assert_int_equal(g.influence.adapter[0].gain, 433333333);
+    assert_int_equal(g.influence.adapter[1].gain, 566666667);
+    in = make_in(&c, 3, set, row);
+    assert_int_equal(gain_row_count(3), 7);
+    compute(&g, &in); /* the third changes nothing: as before */
+    assert_int_equal(g.influence.adapter[0].gain, 433333333);
     assert_int_equal(g.influence.adapter[1].gain, 566666667);
     assert_int_equal(g.influence.adapter[2].gain, 0);
-    memcpy(two, one, sizeof(two));
-    memcpy(three, one, sizeof(three));
+    less_three[0] = -130; /* but as the last: (100 + 290) / 2, (160 + 350) / 2, 30 / 2, rest -15 */
+    compute(&g, &in);
+    assert_int_equal(g.influence.adapter[0].gain, 422222222); /* 190, 250, 10 of 450 */
+    assert_int_equal(g.influence.adapter[1].gain, 555555556);
+    assert_int_equal(g.influence.adapter[2].gain, 22222222);
+    less_three[0] = -40; /* as the last it costs 60, */
+    three[0] = -560;     /* and alone; */
+    less_one[0] = -250;  /* the first adds 50 less as the last: 170, 255, -60 and a rest of 85 */
+    compute(&g, &in);
+    assert_int_equal(g.influence.adapter[0].gain, 411764706); /* 595, 850 of 1445; -95 is none */
+    assert_int_equal(g.influence.adapter[1].gain, 588235294);
+    assert_int_equal(g.influence.adapter[2].gain, 0);
+    for (uint32_t t = 0; t < 2; t++) {
+        two[t] = three[t] = one[t];
+        less_one[t] = less_two[t] = less_three[t];
+    }
     compute(&g, &in);
     assert_int_equal(g.influence.adapter[0].gain, 333333334); /* tie: the lower id */
     assert_int_equal(g.influence.adapter[1].gain, 333333333);
@@ -123,7 +132,7 @@ static void test_mix(void **state)
 #define MIX_TOKENS 6
 
 struct mix { /* two choices of random lengths, one behind the other in each row */
-    int32_t set[MIX_TOKENS], row[1 + TAIL_ADAPTERS_MAX][MIX_TOKENS], target[MIX_TOKENS];
+    int32_t set[MIX_TOKENS], row[GAIN_ROWS_MAX][MIX_TOKENS], target[MIX_TOKENS];
     uint8_t in_prompt[MIX_TOKENS];
     uint32_t n, first; /* tokens; of them in the first choice */
     struct gain_choice choice[2];
@@ -150,15 +159,15 @@ static void make_mix(struct mix *m, struct gain_in *in, struct world_random *r)
                                             .in_prompt = m->in_prompt};
     for (uint32_t t = 0; t < m->n; t++)
         m->set[t] = any_logprob(r);
-    for (uint32_t k = 0; k <= adapters; k++) {
-        bool still = k && world_draw(r, 4) == 0;
+    for (uint32_t k = 0; k < gain_row_count(adapters); k++) {
+        const int32_t *same = k == 0 || world_draw(r, 3) ? NULL : k > adapters ? m->set : m->row[0];
         for (uint32_t t = 0; t < m->n; t++)
-            m->row[k][t] = still ? m->row[0][t] : any_logprob(r);
+            m->row[k][t] = same ? same[t] : any_logprob(r);
         for (uint32_t c = 0; c < 2; c++)
             m->choice[c].row[k] = m->row[k] + c * m->first;
-        if (k)
-            in->adapter[k - 1].weight_q16 = (int32_t)world_draw(r, 9) + 1;
     }
+    for (uint32_t k = 0; k < adapters; k++)
+        in->adapter[k].weight_q16 = (int32_t)world_draw(r, 9) + 1;
 }
 
 /* The parts of E9, one unit after another to the largest remainder. */
@@ -182,31 +191,41 @@ static void slow_lr(uint32_t part[TAIL_ADAPTERS_MAX], const __int128 *w, uint32_
     }
 }
 
-static __int128 slow_sum(const struct mix *m, const int32_t *row)
+static __int128 slow_sum(const struct mix *m, const int32_t *row, const int32_t *from)
 {
     __int128 sum = 0;
     for (uint32_t t = 0; t < m->n; t++)
-        sum += (__int128)row[t] - m->row[0][t];
+        sum += (__int128)row[t] - from[t];
     return sum;
 }
 
+static bool differ(const struct mix *m, const int32_t *row, const int32_t *from)
+{
+    return memcmp(row, from, m->n * sizeof(*row)) != 0;
+}
+
+/* Twice what each is worth, times those that move. */
 static void slow_gain(uint32_t part[TAIL_ADAPTERS_MAX], const struct mix *m,
                       const struct gain_in *in)
 {
-    __int128 rest = slow_sum(m, m->set), w[TAIL_ADAPTERS_MAX] = {0}, movers = 0, all = 0;
-    for (uint32_t k = 0; k < in->adapter_count; k++) {
-        rest -= slow_sum(m, m->row[1 + k]);
-        movers += memcmp(m->row[1 + k], m->row[0], m->n * sizeof(int32_t)) != 0;
+    uint32_t n = in->adapter_count, movers = 0;
+    __int128 rest = 2 * slow_sum(m, m->set, m->row[0]), w[TAIL_ADAPTERS_MAX] = {0}, all = 0;
+    bool moves[TAIL_ADAPTERS_MAX];
+    for (uint32_t k = 0; k < n; k++) {
+        const int32_t *alone = m->row[1 + k], *without = n == 2 ? m->row[2 - k] : m->row[1 + n + k];
+        w[k] = slow_sum(m, alone, m->row[0]) + slow_sum(m, m->set, without);
+        moves[k] = differ(m, alone, m->row[0]) || differ(m, m->set, without);
+        movers += moves[k];
+        rest -= w[k];
     }
-    for (uint32_t k = 0; k < in->adapter_count; k++) {
-        if (memcmp(m->row[1 + k], m->row[0], m->n * sizeof(int32_t)) != 0)
-            w[k] = movers * slow_sum(m, m->row[1 + k]) + rest;
+    for (uint32_t k = 0; k < n; k++) {
+        w[k] = moves[k] ? movers * w[k] + rest : 0;
         w[k] = w[k] < 0 ? 0 : w[k];
         all += w[k];
     }
-    for (uint32_t k = 0; k < in->adapter_count && !all; k++)
+    for (uint32_t k = 0; k < n && !all; k++)
         w[k] = in->adapter[k].weight_q16;
-    slow_lr(part, w, in->adapter_count);
+    slow_lr(part, w, n);
 }
 
 static void test_random_mixes(void **state)
@@ -229,7 +248,8 @@ static void test_random_mixes(void **state)
 /* Nobody helped, or nothing was said: by |weight| (1, -2, 3 of 6). */
 static void test_mix_no_gain(void **state)
 {
-    const int32_t set[2] = {-900, -900}, base[2] = {-500, -500}, *row[4] = {base, set, set, set};
+    const int32_t set[2] = {-900, -900}, base[2] = {-500, -500},
+                  *row[7] = {base, set, set, set, base, base, base};
     struct gain_choice c;
     struct gain_in in = make_in(&c, 3, set, row);
     struct gain_result g;

@@ -91,11 +91,14 @@ class Mix:
         return out
 
     def splits(self, names, ids, n):
-        """How an answer's gain is divided: as served, and with each adapter's gain floored token by token."""
+        """How an answer's gain is divided: as served, without the rows of the set less one, and floored token by token."""
         row = lambda some: np.rint(self.gains(some, ids, n) * 256).astype(np.int64)
-        base = row(())
+        base, all_ = row(()), row(tuple(names))
         alone = [row((k,)) - base for k in names]
-        own, moves = np.array([g.sum() for g in alone]), np.array([g.any() for g in alone])
-        rest = (row(tuple(names)) - base).sum() - own.sum()
-        return {"residual": np.where(moves, np.maximum(0, moves.sum() * own + rest), 0),
-                "each alone, floored by token": np.array([np.maximum(0, g).sum() for g in alone])}
+        last = [all_ - row(tuple(x for x in names if x != k)) for k in names]
+        own, total = np.array([g.sum() for g in alone]), (all_ - base).sum()
+        both = own + [v.sum() for v in last]
+        moves = np.array([g.any() or v.any() for g, v in zip(alone, last)])
+        return {"residual": np.where(moves, np.maximum(0, moves.sum() * both + 2 * total - both.sum()), 0),
+                "as the first alone": np.maximum(0, len(names) * own + total - own.sum()),
+                "as the first, floored by token": np.array([np.maximum(0, g).sum() for g in alone])}
