@@ -86,6 +86,10 @@ enum cli_option {
     OPT_VERSION,
     OPT_DTYPE,
     OPT_THREADS,
+    OPT_ASKED,
+    OPT_PROJECT,
+    OPT_DAMPING,
+    OPT_OUT,
     OPT_JSON, /* these two go with every verb */
     OPT_HELP,
     OPT_COUNT
@@ -182,6 +186,7 @@ int verb_datanet_build(struct cli *c);
 int verb_datanet_withdraw(struct cli *c);
 int verb_datanet_value(struct cli *c);
 int verb_train(struct cli *c);
+int verb_gradients(struct cli *c);
 #define VERB_TRAIN_DIRS_MAX 256
 int verb_datanet_show(struct cli *c);
 int verb_lane_tariff(struct cli *c);

@@ -104,6 +104,14 @@ static const struct cli_verb verbs[] = {
      "loss.svg:\nthe folder can be served. Ended before its time it goes on where its state was "
      "kept\n(train.state), to the same bits. The same base, rows and options give the same "
      "adapterId.\nSeveral folders train in the same passes, each to what it becomes alone."},
+    {"gradients", "DIR", 1, 1,
+     B(MODEL) | B(ASKED) | B(PROJECT) | B(DAMPING) | B(OUT) | B(MASK) | B(TOKENS) | B(DTYPE) |
+         B(THREADS),
+     B(MODEL), verb_gradients, "what learning a row does to an answer: a second opinion, offline",
+     "DIR has an adapter beside the datanet that it was trained on. Of every row and every answer "
+     "of\n--asked the gradient is taken for each LoRA matrix; a row's score for an answer is "
+     "theirs through\nthe inverse of the rows' Fisher, above 0 where the row made the answer "
+     "likelier. Nobody is paid\nby it. --out has all that is needed to compute the scores again."},
     {"datanet value", "DIR", 1, 1,
      B(MODEL) | B(VERSION) | B(EVAL) | B(FOLDS) | B(SEEDS) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) |
          B(LR) | B(SCHEDULE) | B(WARMUP) | B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) |

@@ -63,30 +63,49 @@ static void say_where(const struct row_walk *w, uint32_t i, struct errtext *err)
         err_prefix(err, "document %" PRIu64 ", row %u", facts->doc_id, i);
 }
 
-static enum status take_row(struct row_walk *w, uint32_t i, struct errtext *err)
+/* Begins and room for n rows. */
+static enum status make_room(struct training_rows *out, uint32_t n, enum row_mask mask,
+                             struct errtext *err)
 {
-    const struct training_row *row = &w->training->row[i];
-    const struct documents_facts *facts = datanet_facts(w->datanet, row->document);
-    struct row_masking r = {.form = &w->form, .kind = facts->kind, .len = row->bytes};
+    *out = (struct training_rows){.mask = mask};
+    out->begin = mem_try_array((size_t)n + 1, sizeof(*out->begin));
+    return out->begin ? STATUS_OK : err_set(err, STATUS_NO_MEMORY, "no memory for %u rows", n);
+}
+
+static enum status add_row(struct row_walk *w, enum rows_kind kind, const char *row, size_t len,
+                           struct errtext *err)
+{
+    struct row_masking r = {.form = &w->form,
+                            .mask = w->out->mask,
+                            .kind = kind,
+                            .row = row,
+                            .len = len,
+                            .at = w->list.n};
     bool cut = false;
-    enum status st = STATUS_OK;
-    r.at = w->list.n;
-    r.mask = w->out->mask;
-    if (w->document != row->document) {
-        st = datanet_text(w->datanet, row->document, &w->text, err);
-        w->document = st ? UINT32_MAX : row->document;
-    }
-    r.row = w->text.data + row->offset;
-    if (!st)
-        st = row_tokens(&w->form, facts->kind, r.row, r.len, &w->list, &cut, err);
+    enum status st = row_tokens(&w->form, kind, row, len, &w->list, &cut, err);
     r.ids = w->list.ids + r.at;
     r.n = w->list.n - r.at;
     if (!st)
         st = take_mask(w, &r, err);
+    w->out->cut += cut;
+    if (!st)
+        w->out->begin[++w->out->n] = w->list.n;
+    return st;
+}
+
+static enum status take_row(struct row_walk *w, uint32_t i, struct errtext *err)
+{
+    const struct training_row *row = &w->training->row[i];
+    enum status st = STATUS_OK;
+    if (w->document != row->document) {
+        st = datanet_text(w->datanet, row->document, &w->text, err);
+        w->document = st ? UINT32_MAX : row->document;
+    }
+    if (!st)
+        st = add_row(w, datanet_facts(w->datanet, row->document)->kind, w->text.data + row->offset,
+                     row->bytes, err);
     if (st)
         say_where(w, i, err);
-    w->out->cut += cut;
-    w->out->begin[i + 1] = w->list.n;
     return st;
 }
 
@@ -101,19 +120,52 @@ enum status training_rows_read(struct training_rows *out, const struct datanet *
         .out = out,
         .list = {.n_max = TRAINING_TOKENS_MAX},
         .document = UINT32_MAX};
-    *out = (struct training_rows){.n = t->n, .mask = mask};
-    out->begin = mem_try_array((size_t)t->n + 1, sizeof(*out->begin));
-    if (!out->begin) {
-        training_rows_fini(out);
-        return err_set(err, STATUS_NO_MEMORY, "no memory for %u rows", t->n);
-    }
+    enum status st = make_room(out, t->n, mask, err);
+    if (st)
+        return st;
     buf_init(&w.text, DOCUMENT_BYTES_MAX);
-    enum status st = STATUS_OK;
     for (uint32_t i = 0; !st && i < t->n && !(stop && atomic_load(stop)); i++)
         st = take_row(&w, i, err);
     if (!st && stop && atomic_load(stop))
         st = err_set(err, STATUS_CANCELLED, "the server stops");
     buf_fini(&w.text);
+    out->ids = w.list.ids;
+    if (st)
+        training_rows_fini(out);
+    return st;
+}
+
+struct line_walk {
+    struct row_walk *row; /* NULL: lines are counted */
+    const char *text;
+    uint32_t n;
+};
+
+static enum status visit_line(void *arg, size_t offset, size_t bytes, struct errtext *err)
+{
+    struct line_walk *w = arg;
+    enum status st = ++w->n > TRAINING_ROWS_MAX
+                         ? err_set(err, STATUS_TOO_LARGE, "at most %u", TRAINING_ROWS_MAX)
+                         : STATUS_OK;
+    if (!st && w->row)
+        st = add_row(w->row, ROWS_ROWS, w->text + offset, bytes, err);
+    if (st)
+        err_prefix(err, "row %u", w->n);
+    return st;
+}
+
+enum status training_rows_lines(struct training_rows *out, const struct row_form *form,
+                                enum row_mask mask, const char *text, size_t len,
+                                struct errtext *err)
+{
+    struct row_walk w = {.form = *form, .out = out, .list = {.n_max = TRAINING_TOKENS_MAX}};
+    struct line_walk counted = {.text = text}, taken = {.row = &w, .text = text};
+    enum status st = rows_each(ROWS_ROWS, text, len, visit_line, &counted, err);
+    if (!st)
+        st = make_room(out, counted.n, mask, err);
+    if (st)
+        return st;
+    st = rows_each(ROWS_ROWS, text, len, visit_line, &taken, err);
     out->ids = w.list.ids;
     if (st)
         training_rows_fini(out);

@@ -29,6 +29,10 @@ MUST_CHECK enum status training_rows_read(struct training_rows *out, const struc
                                           const struct training *t, const struct model *model,
                                           enum row_mask mask, const _Atomic bool *stop,
                                           struct errtext *err);
+/* The same of lines of kind ROWS that are in no datanet; errors name the row, from 1. */
+MUST_CHECK enum status training_rows_lines(struct training_rows *out, const struct row_form *form,
+                                           enum row_mask mask, const char *text, size_t len,
+                                           struct errtext *err);
 /* Of all, the rows that take says (1), as they are there. NO_MEMORY: *out is empty. */
 MUST_CHECK enum status training_rows_pick(struct training_rows *out,
                                           const struct training_rows *all, const uint8_t *take,

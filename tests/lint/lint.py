@@ -41,7 +41,7 @@ MAY_INCLUDE = {
     "server/adapter/peft": ["server/adapter/peft", "server/model", "kernels", "server/base"],
     "server/engine": ["server/engine", "server/datanet", "server/adapter", "server/terms", "server/model", "server/text", "kernels", "server/base", "chain_client"],
     "server/train": ["server/train", "server/engine", "server/datanet", "server/adapter", "server/model", "server/text", "kernels", "server/base"],
-    "server/influence": ["server/influence", "server/engine", "server/datanet", "server/adapter", "server/terms", "server/model", "kernels", "server/base",
+    "server/influence": ["server/influence", "server/train", "server/engine", "server/datanet", "server/adapter", "server/terms", "server/model", "kernels", "server/base",
                          "chain_client"],
     "server/record": ["server/record", "server/influence", "server/engine", "server/datanet", "server/adapter", "server/terms", "server/model", "server/spool",
                       "kernels", "server/base", "chain_client"],

@@ -41,8 +41,9 @@ def write_rows(source, folder, rows):
 class Retraining:
     """The adapter of all rows in work/whole, those of subsets beside it. settings: options of `residual train`."""
 
-    def __init__(self, source, base, work, settings):
+    def __init__(self, source, base, work, settings, threads=1):
         what = hashlib.sha256(json.dumps([str(s) for s in settings]).encode()).hexdigest()[:8]
+        self.threads = str(threads)
         self.base, self.work, self.settings = base, Path(work) / what, [str(s) for s in settings]
         self.whole = self.work / "whole"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class Retraining:
                 shutil.copy(self.whole / "datanet.json", folder)
                 shutil.copytree(self.whole / "documents", folder / "documents", copy_function=os.link)
                 write_rows(self.whole, folder, self.rows if subset is None else [self.rows[i] for i in subset])
-        run = subprocess.run(["nice", "-n", "10", binary("residual"), "train", *map(str, folders), "--model", str(self.base), "--threads", "1",
+        run = subprocess.run(["nice", "-n", "10", binary("residual"), "train", *map(str, folders), "--model", str(self.base), "--threads", self.threads,
                               "--seed", str(seed), *self.settings], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr + run.stdout
         for path in [p for f in folders if f != self.whole for p in f.iterdir() if p.name not in KEPT]:

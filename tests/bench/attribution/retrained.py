@@ -24,8 +24,10 @@ def source(bench, kind, seed):
     """(base, folder) of a world: the demo world's adapters stand for its seeds."""
     if kind == "demo":
         return demo.BASE, demo.folder(demo.NAMES[seed], bench.cache)
-    folder = bench.cache / ("%s-%d" % (kind, seed))
-    bench.makers.build(bench.plan(kind, seed), bench.base, folder, seed)
+    folder = bench.cache / "retrained" / ("%s-%d" % (kind, seed)) / "source"
+    if not (folder / "questions.json").exists():
+        bench.train.make_base(bench.base)
+        bench.makers.write_files(bench.plan(kind, seed), bench.base, folder)
     return bench.base, folder
 
 

@@ -41,7 +41,7 @@ class Bench:
         self.tables, self.cases, self.made = {}, {}, {}
         opt.cache.mkdir(parents=True, exist_ok=True)
         opt.out.mkdir(parents=True, exist_ok=True)
-        if set(opt.only) - {"demo", "mixes", "smollm"}:
+        if set(opt.only) - {"demo", "mixes", "smollm", "retrain"}:
             train.make_base(self.base)
 
     def say(self, *what):
