@@ -11,7 +11,7 @@
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
-#include "server/influence/indexes.h"
+#include "server/influence/publish_indexed.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -313,35 +313,13 @@ static enum status read_part(const struct upload_slot *s, enum upload_part part,
     return file_read_fd(s->fd[part], part_name[part], (size_t)s->bytes[part], data, len, err);
 }
 
-struct others {
-    const uint8_t *id;
-    const char *publisher;
-    bool found;
-};
-
-static bool visit_others(void *arg, struct adapter_entry *e)
-{
-    struct others *o = arg;
-    o->found = memcmp(e->id, o->id, 32) == 0 && strcmp(e->publisher, o->publisher) != 0;
-    return !o->found;
-}
-
-/* What an adapter was trained on is its publisher's to say, while nobody else has it too. */
-static enum status keep_training(struct exchange *x, const struct publish_upload *p,
-                                 const uint8_t id[32], struct errtext *err)
-{
-    struct others o = {.id = id, .publisher = p->key_name};
-    catalog_each(x->server->deps.catalog, visit_others, &o);
-    return datanet_store_put_training(x->server->deps.datanets, id, p->training, p->training_bytes,
-                                      !o.found, err);
-}
-
 static enum status publish(struct exchange *x, struct upload_slot *s, struct publish_upload *p,
                            struct errtext *err)
 {
     char *part[UPLOAD_PART_COUNT] = {NULL};
     size_t bytes[UPLOAD_PART_COUNT] = {0};
-    uint8_t id[32] = {0}, root[32];
+    const struct http_deps *d = &x->server->deps;
+    const struct publish_indexed to = {d->publisher, d->catalog, d->datanets, d->indexes};
     enum status st = STATUS_OK;
     for (int i = 0; !st && i < UPLOAD_PART_COUNT; i++) {
         if (s->fd[i] >= 0)
@@ -353,17 +331,8 @@ static enum status publish(struct exchange *x, struct upload_slot *s, struct pub
     p->tensor_bytes = bytes[UPLOAD_TENSORS];
     p->training = part[UPLOAD_TRAINING];
     p->training_bytes = bytes[UPLOAD_TRAINING];
-    p->id = id;
-    if (!st && p->training)
-        st = datanet_store_check_training(x->server->deps.datanets, p->training, p->training_bytes,
-                                          root, err);
-    p->training_root = p->training ? root : NULL;
     if (!st)
-        st = publisher_upload(x->server->deps.publisher, p, &x->out, err);
-    if (!st && p->training && !p->dry_run)
-        st = keep_training(x, p, id, err);
-    if (!st && p->training && !p->dry_run && x->server->deps.indexes)
-        indexes_expect(x->server->deps.indexes, id);
+        st = publish_indexed(&to, p, &x->out, err);
     for (int i = 0; i < UPLOAD_PART_COUNT; i++)
         mem_free(part[i]);
     return st;
