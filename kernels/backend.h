@@ -139,6 +139,8 @@ struct backend_options {
     uint64_t device_bytes;   /* cuda: the one allocation of device memory; 0: device_percent */
     uint32_t device_percent; /* of the free memory; 0: 90 */
     uint32_t device;         /* cuda: which one */
+    bool background;         /* its threads run where no other thread wants the processor; the
+                                caller's priority stays its own */
 };
 
 /* Errors: UNSUPPORTED for a backend this build or machine lacks, with what was found; INVALID for

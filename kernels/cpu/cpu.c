@@ -119,7 +119,7 @@ enum status cpu_backend_create(struct backend **out, const struct backend_option
         return err_param(err, STATUS_UNSUPPORTED, "backend",
                          "this CPU has no %s; the best path here is %s", path, path_find("")->name);
     struct pool *pool;
-    enum status st = pool_create(&pool, opt->thread_count, err);
+    enum status st = pool_create(&pool, opt->thread_count, opt->background, err);
     if (st != STATUS_OK)
         return st;
     struct cpu_backend *c = mem_alloc(sizeof(*c));

@@ -35,6 +35,7 @@ struct pool {
     pool_fn *fn;
     void *arg;
     uint32_t size, started;
+    bool background;
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
     struct pool_worker worker[];
@@ -88,6 +89,8 @@ static void *worker_main(void *arg)
     struct pool_worker *w = arg;
     struct pool *p = w->pool;
     uint32_t run = 0, share;
+    if (p->background)
+        thread_background();
     while (!atomic_load(&p->stop)) { /* first: take_share may have seen the last run go by */
         wait_for_run(p, run);
         while ((share = take_share(p, &run)) != UINT32_MAX) {
@@ -178,7 +181,8 @@ static uint32_t usable_cpus(void)
     return quota > 0 && quota < n ? quota : n;
 }
 
-enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext *err)
+enum status pool_create(struct pool **out, uint32_t thread_count, bool background,
+                        struct errtext *err)
 {
     char name[THREAD_NAME_MAX + 1];
     *out = NULL;
@@ -190,12 +194,13 @@ enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext
     size_t bytes = sizeof(struct pool) + n * sizeof(struct pool_worker);
     struct pool *p = mem_alloc_aligned(bytes);
     p->size = n;
+    p->background = background;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->done, NULL);
     for (uint32_t i = 1; i < n; i++) {
         p->worker[i] = (struct pool_worker){.pool = p};
-        snprintf(name, sizeof(name), "rs-compute-%u", i);
+        snprintf(name, sizeof(name), background ? "rs-train-%u" : "rs-compute-%u", i);
         enum status st = thread_start(&p->worker[i].thread, name, worker_main, &p->worker[i], err);
         if (st) {
             pool_destroy(p);

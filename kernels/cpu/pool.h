@@ -9,6 +9,7 @@
 
 #include "server/base/errtext.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct pool;
@@ -17,8 +18,10 @@ struct pool;
 
 typedef void pool_fn(void *arg, uint32_t worker, uint32_t n_worker);
 
-/* thread_count includes the caller; 0: as many as the process may use (affinity, cgroup quota). */
-MUST_CHECK enum status pool_create(struct pool **out, uint32_t thread_count, struct errtext *err);
+/* thread_count includes the caller; 0: as many as the process may use (affinity, cgroup quota).
+ * background: thread_background for the threads it starts. */
+MUST_CHECK enum status pool_create(struct pool **out, uint32_t thread_count, bool background,
+                                   struct errtext *err);
 void pool_destroy(struct pool *p);
 uint32_t pool_size(const struct pool *p);
 

@@ -2,6 +2,7 @@
 #include "server/base/thread.h"
 #include "server/base/check.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -26,6 +27,12 @@ enum status thread_start(pthread_t *out, const char *name, void *(*run)(void *),
 void thread_name_self(const char *name)
 {
     set_name(pthread_self(), name);
+}
+
+void thread_background(void)
+{
+    const struct sched_param none = {0};
+    (void)sched_setscheduler(0, SCHED_IDLE, &none); /* of this thread; a lower one needs no right */
 }
 
 void thread_cond_init(pthread_cond_t *cond)

@@ -16,6 +16,10 @@ MUST_CHECK enum status thread_start(pthread_t *out, const char *name, void *(*ru
 /* Names the calling thread; for threads that a library started. */
 void thread_name_self(const char *name);
 
+/* From here on the calling thread runs only where no other wants the processor, and can not go
+ * back: it must hold no lock that others wait for. */
+void thread_background(void);
+
 /* A condition whose timed waits follow the monotonic clock; destroyed with pthread_cond_destroy. */
 void thread_cond_init(pthread_cond_t *cond);
 /* The moment wait_ms from now, for pthread_cond_timedwait on such a condition. */

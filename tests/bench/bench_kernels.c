@@ -548,7 +548,7 @@ int main(int argc, char **argv)
     }
     repeats = MAX(1u, MIN(repeats, (uint32_t)REPEATS_MAX));
     if (argc % 2 == 0 || backend_create(&be.b, &opt, &err) != STATUS_OK ||
-        pool_create(&be.pool, opt.thread_count, &err) != STATUS_OK) {
+        pool_create(&be.pool, opt.thread_count, false, &err) != STATUS_OK) {
         fprintf(stderr, "bench_kernels: %s\n", err.text[0] ? err.text : "every option has a value");
         return 1;
     }

@@ -29,7 +29,7 @@ static void test_runs(void **state)
     for (uint32_t size = 1; size <= 5; size++) {
         struct pool *p;
         struct tally t = {0};
-        assert_int_equal(pool_create(&p, size, NULL), STATUS_OK);
+        assert_int_equal(pool_create(&p, size, false, NULL), STATUS_OK);
         assert_int_equal(pool_size(p), size);
         for (uint32_t i = 0; i < 3000; i++) {
             pool_run(p, count_share, &t);
@@ -51,7 +51,7 @@ static void test_create_destroy(void **state)
     for (uint32_t i = 0; i < 50; i++) {
         struct pool *p;
         struct tally t = {0};
-        assert_int_equal(pool_create(&p, 1 + i % 6, NULL), STATUS_OK);
+        assert_int_equal(pool_create(&p, 1 + i % 6, i % 2, NULL), STATUS_OK);
         if (i & 1)
             pool_run(p, count_share, &t);
         if (i % 10 == 0)
