@@ -8,6 +8,7 @@
 #include "server/base/file.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/factory_make.h"
 #include "server/http/server.h"
 #include "server/influence/indexes.h"
 #include "server/keys.h"
@@ -42,11 +43,11 @@ struct server {
     struct engine *engine;
     struct indexes *indexes; /* NULL: scoring is off */
     struct recorder *recorder;
+    struct factory_parts train;
     struct http_server *http;
     struct http_key *keys;
     uint32_t key_count;
-    uint8_t ledger[20], registry[20];
-    struct tariff base_tariff;
+    struct values values;
     char adapters_dir[PATH_MAX];
     uint64_t pool_bytes; /* of adapters, on a device */
     int lock_fd;         /* data_dir/lock: one server per data folder */
@@ -60,41 +61,12 @@ struct server {
 
 /* ---- parts ---- */
 
-static enum status parse_address(uint8_t out[20], const char *text, const char *key,
-                                 struct errtext *err)
-{
-    memset(out, 0, 20);
-    if (!text || !*text || hex_decode(out, 20, text))
-        return STATUS_OK;
-    return err_param(err, STATUS_INVALID, key, "%s: found '%.64s', expected 0x and 40 hex digits",
-                     key, text);
-}
-
-static enum status parse_price(u128 *out, const char *text, const char *key, struct errtext *err)
-{
-    if (u128_parse(out, text) && *out < (u128)1 << 80)
-        return STATUS_OK;
-    return err_param(err, STATUS_INVALID, key,
-                     "%s: found '%.48s', expected a whole number of base units below 2^80", key,
-                     text);
-}
-
-static enum status parse_values(struct server *s, struct errtext *err)
+static enum status read_values(struct server *s, struct errtext *err)
 {
     const struct config *c = s->config;
     enum status st = values_check(c, err);
     if (!st)
-        st = parse_address(s->ledger, c->ledger, "ledger", err);
-    if (!st)
-        st = parse_address(s->registry, c->registry, "registry", err);
-    if (!st)
-        st = parse_price(&s->base_tariff.in, c->base_price_in, "base_price_in", err);
-    if (!st)
-        st = parse_price(&s->base_tariff.out, c->base_price_out, "base_price_out", err);
-    if (!st && c->chain_id && !c->ledger)
-        st = err_param(err, STATUS_INVALID, "ledger",
-                       "ledger: missing; chain_id %llu is set and needs the ledger's address",
-                       (unsigned long long)c->chain_id);
+        st = values_read(&s->values, c, err);
     if (!st)
         st = registry_check(c, err);
     return st ? st : keys_load(&s->keys, &s->key_count, c, err);
@@ -128,7 +100,7 @@ static enum status take_address(struct server *s, struct errtext *err)
                                  .page = c->page,
                                  .chain_id = c->chain_id,
                                  .settle_url = c->settle_url};
-    memcpy(opt->registry, s->registry, 20);
+    memcpy(opt->registry, s->values.registry, 20);
     snprintf(opt->model_name, sizeof(opt->model_name), "%s", c->model_name);
     enum status st = hostport_parse(&opt->listen, "listen", c->listen, err);
     if (!st)
@@ -271,7 +243,7 @@ static enum status make_adapters(struct server *s, struct errtext *err)
         .ask_1271 = registry_ask_1271,
         .ask_1271_arg = &s->registry_from};
     memcpy(opt.model_id, s->model->id, 32);
-    memcpy(opt.registry, s->registry, 20);
+    memcpy(opt.registry, s->values.registry, 20);
     for (uint32_t i = 0; i < c->adapter_roots.count; i++)
         opt.root[opt.root_count++] = c->adapter_roots.item[i];
     if (c->adapter_dir)
@@ -378,7 +350,7 @@ static enum status make_recorder(struct server *s, struct errtext *err)
     struct recorder_options opt = {.data_dir = c->data_dir,
                                    .lane = (uint32_t)c->lane,
                                    .chain_id = c->chain_id,
-                                   .base_tariff = s->base_tariff,
+                                   .base_tariff = s->values.base_tariff,
                                    .score_bytes_max = c->score_bytes_max,
                                    .evidence_bytes_max = c->evidence_bytes_max,
                                    .score_age_s_max = (uint32_t)c->score_age_s_max,
@@ -398,9 +370,9 @@ static enum status make_recorder(struct server *s, struct errtext *err)
                                  .catalog = s->catalog,
                                  .book = s->registry_from.book,
                                  .indexes = s->indexes};
-    memcpy(opt.ledger, s->ledger, 20);
+    memcpy(opt.ledger, s->values.ledger, 20);
     if (c->chain_id)
-        opt.ledger_used = registry_lane_used(&s->registry_from, c, s->ledger);
+        opt.ledger_used = registry_lane_used(&s->registry_from, c, s->values.ledger);
     if (!c->chain_id)
         log_info("records",
                  "no chain settings: records stay unbound in the local spool (%s), "
@@ -424,7 +396,8 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .book = s->registry_from.book,
                              .datanets = s->datanets,
                              .indexes = s->indexes,
-                             .files = s->files};
+                             .files = s->files,
+                             .factory = s->train.factory};
     enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
     if (st)
         return st;
@@ -439,6 +412,7 @@ static enum status make_http(struct server *s, struct errtext *err)
 
 static void destroy(struct server *s)
 {
+    factory_parts_destroy(&s->train);
     if (s->engine)
         engine_destroy(s->engine);
     recorder_destroy(s->recorder);
@@ -469,7 +443,7 @@ enum status server_start(struct server **out, const struct config *c, struct err
     s->lock_fd = -1;
     s->listen_fd = -1;
     s->access_log = LOGFILE_STDERR;
-    enum status st = parse_values(s, err);
+    enum status st = read_values(s, err);
     if (!st)
         st = take_address(s, err);
     if (!st)
@@ -479,7 +453,8 @@ enum status server_start(struct server **out, const struct config *c, struct err
     if (!st)
         st = make_model(s, err);
     if (!st && c->chain_id)
-        st = registry_begin(&s->registry_from, c, s->registry, s->model->id, &s->base_tariff, err);
+        st = registry_begin(&s->registry_from, c, s->values.registry, s->model->id,
+                            &s->values.base_tariff, err);
     if (!st)
         st = make_adapters(s, err);
     if (!st)
@@ -493,6 +468,10 @@ enum status server_start(struct server **out, const struct config *c, struct err
         st = make_indexes(s, err);
         if (!st)
             st = make_recorder(s, err);
+        if (!st)
+            st = factory_parts_make(
+                &s->train, c, s->backend, s->engine, s->model,
+                &(struct publish_indexed){s->publisher, s->catalog, s->datanets, s->indexes}, err);
     }
     if (!st)
         st = make_http(s, err);
@@ -502,6 +481,7 @@ enum status server_start(struct server **out, const struct config *c, struct err
     }
     if (s->engine)
         engine_stop(s->engine, 0);
+    factory_parts_stop(&s->train);
     indexes_stop(s->indexes);
     if (s->recorder)
         recorder_stop(s->recorder, 0);
@@ -561,6 +541,7 @@ void server_stop(struct server *s)
                        ? 0
                        : (uint32_t)s->config->lame_duck_s *
                              1000); /* routers notice, late requests are still served */
+    factory_parts_stop(&s->train);
     engine_stop(s->engine, drain_ms);
     indexes_stop(s->indexes);
     recorder_stop(s->recorder, 5000);

@@ -1,6 +1,7 @@
 /* Names, folders and addresses: looked at in the order of the table of keys. */
 #include "server/values.h"
 #include "server/adapter/publish.h"
+#include "server/base/hex.h"
 #include "server/spool/ship.h"
 
 #include <string.h>
@@ -30,4 +31,39 @@ enum status values_check(const struct config *c, struct errtext *err)
                                 .password_file = c->redis_password_file,
                                 .ca_file = c->redis_ca_file};
     return c->redis_url ? ship_check(&ship, err) : STATUS_OK;
+}
+
+static enum status parse_address(uint8_t out[20], const char *text, const char *key,
+                                 struct errtext *err)
+{
+    memset(out, 0, 20);
+    if (!text || !*text || hex_decode(out, 20, text))
+        return STATUS_OK;
+    return err_param(err, STATUS_INVALID, key, "%s: found '%.64s', expected 0x and 40 hex digits",
+                     key, text);
+}
+
+static enum status parse_price(u128 *out, const char *text, const char *key, struct errtext *err)
+{
+    if (u128_parse(out, text) && *out < (u128)1 << 80)
+        return STATUS_OK;
+    return err_param(err, STATUS_INVALID, key,
+                     "%s: found '%.48s', expected a whole number of base units below 2^80", key,
+                     text);
+}
+
+enum status values_read(struct values *out, const struct config *c, struct errtext *err)
+{
+    enum status st = parse_address(out->ledger, c->ledger, "ledger", err);
+    if (!st)
+        st = parse_address(out->registry, c->registry, "registry", err);
+    if (!st)
+        st = parse_price(&out->base_tariff.in, c->base_price_in, "base_price_in", err);
+    if (!st)
+        st = parse_price(&out->base_tariff.out, c->base_price_out, "base_price_out", err);
+    if (!st && c->chain_id && !c->ledger)
+        st = err_param(err, STATUS_INVALID, "ledger",
+                       "ledger: missing; chain_id %llu is set and needs the ledger's address",
+                       (unsigned long long)c->chain_id);
+    return st;
 }

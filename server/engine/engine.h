@@ -12,6 +12,7 @@
 #include "server/model/model.h"
 
 struct engine;
+struct resident;
 
 struct engine_options {
     uint32_t rows_max; /* tokens per step, prefill and decode together (max_num_batched_tokens) */
@@ -54,6 +55,8 @@ MUST_CHECK enum status engine_create(struct engine **out, const struct engine_op
                                      const struct engine_deps *deps, struct errtext *err);
 /* The loader has something for the store: wake the loop. Thread: any. */
 void engine_wake(struct engine *e);
+/* The base as the engine's ops read it, for others that only read it too. */
+const struct resident *engine_resident(const struct engine *e);
 void engine_print_plan(const struct engine *e, struct buf *out);
 /* On a device that records passes: those that decoding will ask for, before the first request and
  * for budget_ms at most; what is left is recorded when it comes. Before engine_start, by the thread

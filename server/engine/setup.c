@@ -462,6 +462,11 @@ enum status engine_create(struct engine **out, const struct engine_options *opt,
     return STATUS_OK;
 }
 
+const struct resident *engine_resident(const struct engine *e)
+{
+    return e->resident;
+}
+
 void engine_print_plan(const struct engine *e, struct buf *out)
 {
     memplan_print(&e->plan, out);

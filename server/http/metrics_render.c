@@ -9,6 +9,7 @@
 #include "server/http/route.h"
 #include "server/http/state.h"
 #include "server/influence/indexes.h"
+#include "server/train/factory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -330,6 +331,34 @@ static void put_indexes(struct page *p)
     plain(p, "residual_index_bytes", "gauge", "Bytes of index files.", (double)i.bytes);
 }
 
+static void put_factory(struct page *p)
+{
+    struct factory_stats f;
+    if (!p->s->deps.factory)
+        return;
+    factory_get_stats(p->s->deps.factory, &f);
+    plain(p, "residual_train_jobs_waiting", "gauge", "Training jobs that wait.", f.queued);
+    plain(p, "residual_train_jobs_running", "gauge", "Training jobs that train.", f.running);
+    plain(p, "residual_train_jobs_paused", "gauge", "Training jobs that are paused.", f.paused);
+    plain(p, "residual_train_learners", "gauge", "Adapters that clients train step by step.",
+          f.learners);
+    family(p, "residual_train_jobs_total", "counter", "Training jobs by how they ended.");
+    buf_printf(p->out, "residual_train_jobs_total{status=\"succeeded\"} %llu\n",
+               (unsigned long long)f.succeeded);
+    buf_printf(p->out, "residual_train_jobs_total{status=\"failed\"} %llu\n",
+               (unsigned long long)f.failed);
+    buf_printf(p->out, "residual_train_jobs_total{status=\"cancelled\"} %llu\n",
+               (unsigned long long)f.cancelled);
+    plain(p, "residual_train_tokens_total", "counter", "Tokens that training passes read.",
+          (double)f.tokens);
+    plain(p, "residual_train_room_total", "counter", "Tokens that these passes had room for.",
+          (double)f.pass_room);
+    plain(p, "residual_train_passes_total", "counter", "Training passes.", (double)f.passes);
+    plain(p, "residual_train_steps_total", "counter", "Steps of training jobs.", (double)f.steps);
+    plain(p, "residual_train_works_total", "counter", "Works of adapters that clients train.",
+          (double)f.works);
+}
+
 static void put_recorder(struct page *p)
 {
     struct recorder_stats r;
@@ -475,6 +504,7 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     put_device_tier(&p, &e.store);
     put_recorder(&p);
     put_indexes(&p);
+    put_factory(&p);
     put_registry(&p);
     put_http(&p);
     put_process(&p);

@@ -64,6 +64,7 @@ struct http_options {
     uint64_t (*clock_ns)(void);
 };
 
+struct factory;
 struct http_deps {
     const struct model *model;
     struct engine *engine;
@@ -74,6 +75,7 @@ struct http_deps {
     struct datanet_store *datanets;
     struct indexes *indexes; /* NULL: scoring is off */
     struct file_store *files;
+    struct factory *factory; /* NULL: nothing is trained here */
 };
 
 struct file_store;

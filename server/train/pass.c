@@ -178,6 +178,22 @@ struct train_pass_stats train_pass_stats(const struct train_pass *p)
     return p->stats;
 }
 
+void train_pass_fill(struct train_pass *p, const struct seq_source *source, uint32_t n,
+                     uint32_t first)
+{
+    for (bool any = true; any;) {
+        any = false;
+        for (uint32_t k = 0; k < n; k++) {
+            const struct seq_source *from = &source[(first + k) % n];
+            struct train_seq s;
+            if (!from->next(from->self, &s) || !train_pass_add(p, &s))
+                continue;
+            from->take(from->self);
+            any = true;
+        }
+    }
+}
+
 /* ---- running ---- */
 
 static uint32_t place_sequence(struct train_pass *p, uint32_t k, uint32_t place, uint32_t row)
@@ -223,6 +239,18 @@ static void count_pass(struct train_pass *p)
     p->stats.sequences += p->n_seq;
 }
 
+static enum status run_pieces(struct train_pass *p, const struct backward_batch *b)
+{
+    bool done = b->n_tok == 0;
+    enum status st = done ? STATUS_OK : backward_begin(p->backward, b);
+    while (!st && !done) {
+        if (p->opt.stop && atomic_load_explicit(p->opt.stop, memory_order_relaxed))
+            return STATUS_CANCELLED;
+        st = backward_next(p->backward, &done);
+    }
+    return st;
+}
+
 enum status train_pass_run(struct train_pass *p)
 {
     lay_out(p);
@@ -245,7 +273,7 @@ enum status train_pass_run(struct train_pass *p)
                                      .weight = p->weight,
                                      .grad = p->grad,
                                      .logprob = p->logprob};
-    enum status st = backward_run(p->backward, &b);
+    enum status st = run_pieces(p, &b);
     for (uint32_t i = 0; i < p->n_seq && !st; i++) {
         const struct train_seq *s = &p->seq[p->place_seq[i]];
         memcpy(s->logprob, p->logprob + p->place[i].row, s->n * sizeof(*s->logprob));

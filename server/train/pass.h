@@ -11,6 +11,8 @@
 #include "server/engine/resident.h"
 #include "server/train/train_lora.h"
 
+#include <stdatomic.h>
+
 struct train_base {
     const struct model *model;
     struct backend *backend;
@@ -18,12 +20,13 @@ struct train_base {
 };
 
 struct train_pass_options {
-    uint32_t tokens;       /* of a pass, and so of a sequence; <= the base's context */
-    uint32_t adapters_max; /* in one pass */
-    uint32_t rank_sum_max; /* of an adapter: train_lora.rank_sum_max */
-    bool dropout;          /* room for sequences that have it */
-    bool recompute;        /* less memory, one more forward pass; the same bits */
-    uint64_t bytes_max;    /* of kept activations beyond which it is done; 0: any are kept */
+    uint32_t tokens;          /* of a pass, and so of a sequence; <= the base's context */
+    uint32_t adapters_max;    /* in one pass */
+    uint32_t rank_sum_max;    /* of an adapter: train_lora.rank_sum_max */
+    bool dropout;             /* room for sequences that have it */
+    bool recompute;           /* less memory, one more forward pass; the same bits */
+    uint64_t bytes_max;       /* of kept activations beyond which it is done; 0: any are kept */
+    const _Atomic bool *stop; /* looked at layer by layer: the run ends CANCELLED; or NULL */
 };
 
 struct train_seq {
@@ -49,7 +52,18 @@ uint64_t train_pass_bytes(const struct train_base *base, const struct train_pass
 /* false: there is no room for it in this pass; in an empty one there always is. */
 MUST_CHECK bool train_pass_add(struct train_pass *p, const struct train_seq *s);
 uint32_t train_pass_tokens(const struct train_pass *p); /* taken */
-/* Runs what was taken, and is empty again. Errors: what the ops say. */
+/* Whoever has sequences: next shows one (false: none now), take moves on to the one behind it. */
+struct seq_source {
+    void *self;
+    bool (*next)(void *self, struct train_seq *out);
+    void (*take)(void *self);
+};
+/* Takes from all of them in turns, from the one at `first` on, until nobody has one that fits: so
+ * nobody's long step keeps the others waiting. */
+void train_pass_fill(struct train_pass *p, const struct seq_source *source, uint32_t n,
+                     uint32_t first);
+/* Runs what was taken, and is empty again. Errors: CANCELLED; what the ops say. Gradients are of no
+ * use then. */
 MUST_CHECK enum status train_pass_run(struct train_pass *p);
 /* For statistics: passes run, their tokens, and the room they had. */
 struct train_pass_stats {

@@ -44,7 +44,7 @@ static void lay_out(struct train_lora *l)
 
 static enum status take_memory(struct train_lora *l, struct errtext *err)
 {
-    l->blob = mem_alloc_aligned(MAX(l->blob_bytes, (uint64_t)ALIGN_BYTES));
+    l->blob = mem_try_alloc_aligned(MAX(l->blob_bytes, (uint64_t)ALIGN_BYTES));
     if (!l->blob)
         return err_set(err, STATUS_NO_MEMORY, "adapter: no memory for %" PRIu64 " bytes",
                        l->blob_bytes);

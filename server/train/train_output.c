@@ -4,6 +4,7 @@
 #include "server/base/file.h"
 #include "server/base/hex.h"
 #include "server/base/mem.h"
+#include "server/train/train_options.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -26,19 +27,6 @@ static void put_hex(struct buf *out, const char *key, const uint8_t v[32])
     buf_printf(out, "\"%s\":\"0x%s\",", key, hex);
 }
 
-static void put_options(struct buf *out, const struct train_options *o)
-{
-    buf_printf(out,
-               "\"batch\":%u,\"beta1\":%.17g,\"beta2\":%.17g,\"clip\":%.17g,"
-               "\"dropout\":%.17g,"
-               "\"epochs\":%u,\"eps\":%.17g,\"learningRate\":%.17g,\"mask\":\"%s\",\"schedule\":\"%"
-               "s\",\"seed\":%" PRIu64 ",\"shuffle\":%s,\"warmup\":%u,\"weightDecay\":%.17g,",
-               o->batch, o->optim.beta1, o->optim.beta2, o->optim.clip, o->dropout, o->epochs,
-               o->optim.eps, o->optim.lr, row_mask_name(o->mask),
-               optim_schedule_name(o->optim.schedule), o->seed, o->shuffle ? "true" : "false",
-               o->optim.warmup, o->optim.weight_decay);
-}
-
 /* What fixes the result. */
 static void put_recipe(struct buf *out, const struct train_report *r)
 {
@@ -47,7 +35,8 @@ static void put_recipe(struct buf *out, const struct train_report *r)
     put_hex(out, "documentRoot", datanet_head(r->datanet)->document_root);
     if (!sodium_is_zero(r->lora->from, 32))
         put_hex(out, "from", r->lora->from);
-    put_options(out, r->options);
+    train_options_put(out, r->options);
+    buf_putc(out, ',');
     put_hex(out, "training", r->training->digest);
 }
 

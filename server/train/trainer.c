@@ -176,8 +176,9 @@ static bool has_row(struct trainer *t)
     return t->taken < t->n_row;
 }
 
-bool trainer_next(struct trainer *t, struct train_seq *out)
+static bool next_sequence(void *self, struct train_seq *out)
 {
+    struct trainer *t = self;
     if (!has_row(t))
         return false;
     uint32_t row = t->row[t->taken], n = row_length(t, row), at = t->used;
@@ -204,11 +205,23 @@ bool trainer_next(struct trainer *t, struct train_seq *out)
     return true;
 }
 
-void trainer_take(struct trainer *t)
+static void take_sequence(void *self)
 {
+    struct trainer *t = self;
     uint32_t n = row_length(t, t->row[t->taken++]);
     t->used += n;
     t->tokens += n;
+}
+
+struct seq_source trainer_source(struct trainer *t)
+{
+    return (struct seq_source){t, next_sequence, take_sequence};
+}
+
+void trainer_drop(struct trainer *t)
+{
+    t->open = false;
+    t->used = 0;
 }
 
 void trainer_ran(struct trainer *t)
@@ -243,31 +256,23 @@ enum status trainer_finish(struct trainer *t, struct train_step *out, struct err
 
 /* ---- several ---- */
 
-/* In turns, so that nobody's long step keeps the others waiting. */
-static void fill(struct train_pass *p, const struct train_round *r)
-{
-    bool any = true;
-    while (any) {
-        any = false;
-        for (uint32_t k = 0; k < r->n; k++) {
-            struct trainer *t = r->trainer[(r->first + k) % r->n];
-            struct train_seq s;
-            if (!trainer_next(t, &s) || !train_pass_add(p, &s))
-                continue;
-            trainer_take(t);
-            any = true;
-        }
-    }
-}
-
 enum status train_round(struct train_pass *p, const struct train_round *r)
 {
-    fill(p, r);
+    struct seq_source source[TRAIN_ROUND_MAX];
+    CHECK(r->n <= TRAIN_ROUND_MAX);
+    for (uint32_t i = 0; i < r->n; i++)
+        source[i] = trainer_source(r->trainer[i]);
+    train_pass_fill(p, source, r->n, r->first);
     enum status st = train_pass_tokens(p) ? train_pass_run(p) : STATUS_OK;
     for (uint32_t i = 0; i < r->n; i++) {
         struct trainer *t = r->trainer[i];
+        r->stepped[i] = false;
+        if (st) {
+            trainer_drop(t);
+            continue;
+        }
         trainer_ran(t);
-        r->stepped[i] = !st && trainer_complete(t);
+        r->stepped[i] = trainer_complete(t);
         if (r->stepped[i])
             r->st[i] = trainer_finish(t, &r->step[i], r->err ? &r->err[i] : NULL);
     }

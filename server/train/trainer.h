@@ -7,9 +7,9 @@
  * A step is `batch` rows; its loss is the mean of -log p over their targets. Rows of an epoch come
  * in a new random order, or as they stand.
  *
- * Use       trainer_create -> until trainer_done is trainer_steps: trainer_next, train_pass_add,
- *           trainer_take while there is room; train_pass_run, trainer_ran; trainer_finish once
- *           trainer_next has no more -> train_round does it for several trainers at once
+ * Use       trainer_create -> until trainer_done is trainer_steps: train_pass_fill from
+ *           trainer_source, train_pass_run, trainer_ran, and trainer_finish once trainer_complete;
+ *           or train_round, which does it for several trainers
  * Thread    one. Adapter and rows outlive it. */
 #ifndef RS_TRAIN_TRAINER_H
 #define RS_TRAIN_TRAINER_H
@@ -49,11 +49,11 @@ uint32_t trainer_steps(const struct trainer *t);      /* in all */
 uint32_t trainer_done(const struct trainer *t);       /* made */
 const float *trainer_losses(const struct trainer *t); /* [trainer_done] */
 
-/* The next sequence of the step under way, valid until trainer_ran; false: all were taken, or there
- * is no room for more before the next run. */
-MUST_CHECK bool trainer_next(struct trainer *t, struct train_seq *out);
-void trainer_take(struct trainer *t); /* it is in the pass */
-void trainer_ran(struct trainer *t);  /* the pass has run */
+/* The sequences of the step under way: none once all were taken, or while there is no more room
+ * before the next run. */
+struct seq_source trainer_source(struct trainer *t);
+void trainer_ran(struct trainer *t);  /* the pass with them has run */
+void trainer_drop(struct trainer *t); /* it has not: the step begins anew */
 /* All of the step's sequences have run. */
 bool trainer_complete(struct trainer *t);
 /* The step: the adapter's weights are changed. Errors: CORRUPT where loss or gradient is not a
@@ -61,9 +61,9 @@ bool trainer_complete(struct trainer *t);
 MUST_CHECK enum status trainer_finish(struct trainer *t, struct train_step *out,
                                       struct errtext *err);
 
-/* One pass for several trainers that have steps left, sequence by sequence in turns, from the one
- * at `first` on. step[i], st[i]: of those whose step it completed (stepped[i]). Errors: what the
- * ops say; the trainers' steps under way are lost then. */
+/* One pass for n trainers that have steps left. step[i], st[i]: of those whose step it completed
+ * (stepped[i]). Errors: of train_pass_run; the steps under way begin anew. */
+#define TRAIN_ROUND_MAX 256
 struct train_round {
     struct trainer **trainer; /* [n] */
     struct train_step *step;  /* [n] */

@@ -1,0 +1,102 @@
+/* See factory_make.h. */
+#include "server/factory_make.h"
+#include "server/base/check.h"
+#include "server/base/log.h"
+#include "server/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define WORKS_MAX 1024
+
+static enum status publish_report(void *arg, struct publish_upload *u, struct errtext *err)
+{
+    struct buf report;
+    buf_init(&report, 1u << 20);
+    enum status st = publish_indexed(arg, u, &report, err);
+    buf_fini(&report);
+    return st;
+}
+
+static enum status check_price(const struct config *c, struct errtext *err)
+{
+    size_t digits = strspn(c->train_price, "0123456789");
+    if (digits > 0 && digits < 40 && !c->train_price[digits])
+        return STATUS_OK;
+    return err_param(err, STATUS_INVALID, "train_price",
+                     "train_price: found '%.48s', expected a whole number of base units",
+                     c->train_price);
+}
+
+/* As the one that serves, so that the packed base can be read; deterministic, so that a job that
+ * goes on elsewhere comes to the same bits. */
+static enum status make_backend(struct factory_parts *p, const struct config *c,
+                                const struct backend *serving, struct errtext *err)
+{
+    bool named = strcmp(c->backend, "auto") != 0;
+    const struct backend_options opt = {.name = named ? c->backend : serving->name,
+                                        .thread_count = (uint32_t)c->train_threads,
+                                        .deterministic = true,
+                                        .background = c->train_yields};
+    return backend_create(&p->backend, &opt, err);
+}
+
+static struct factory_options options_of(const struct factory_parts *p, const struct config *c,
+                                         const struct model *m)
+{
+    uint64_t machine = mem_machine_bytes(), bytes = budget_bytes(c->train_bytes_max, machine);
+    return (struct factory_options){.dir = p->dir,
+                                    .jobs_max = (uint32_t)c->train_jobs_max,
+                                    .account_max = (uint32_t)c->train_account_max,
+                                    .running_max = (uint32_t)c->train_running_max,
+                                    .account_tokens_max = c->train_account_tokens_max,
+                                    .yields = c->train_yields,
+                                    .ended_max = (uint32_t)c->train_ended_max,
+                                    .learners_max = (uint32_t)c->train_learners_max,
+                                    .works_max = WORKS_MAX,
+                                    .tokens =
+                                        (uint32_t)MIN(c->train_tokens, (uint64_t)m->config.pos_max),
+                                    .rank_max = (uint32_t)c->adapter_rank_max,
+                                    .bytes_max = bytes ? bytes : machine / 4,
+                                    .checkpoint_s = (uint32_t)c->train_checkpoint_s,
+                                    .version = RS_VERSION};
+}
+
+enum status factory_parts_make(struct factory_parts *p, const struct config *c,
+                               const struct backend *serving, const struct engine *e,
+                               const struct model *m, const struct publish_indexed *publish,
+                               struct errtext *err)
+{
+    if (!c->train || serving->is_device || !serving->ops->back) {
+        log_info("train", "adapters are not trained here: %s",
+                 c->train ? "backend cpu does it, this one serves alone" : "train is off");
+        return STATUS_OK;
+    }
+    p->publish = *publish;
+    snprintf(p->dir, sizeof(p->dir), "%s/train", c->data_dir);
+    enum status st = check_price(c, err);
+    if (!st)
+        st = make_backend(p, c, serving, err);
+    const struct factory_options opt = options_of(p, c, m);
+    const struct factory_deps deps = {.base = {m, p->backend, engine_resident(e)},
+                                      .datanets = publish->datanets,
+                                      .catalog = publish->catalog,
+                                      .publish = publish_report,
+                                      .publish_arg = &p->publish};
+    if (!st)
+        st = factory_create(&p->factory, &opt, &deps, err);
+    return st ? st : factory_start(p->factory, err);
+}
+
+void factory_parts_stop(struct factory_parts *p)
+{
+    if (p->factory)
+        factory_stop(p->factory);
+}
+
+void factory_parts_destroy(struct factory_parts *p)
+{
+    factory_destroy(p->factory);
+    if (p->backend)
+        backend_destroy(p->backend);
+}

@@ -1,0 +1,106 @@
+/* What a job needs in memory: rows as tokens, a fresh adapter, a trainer. The same for its check,
+ * so that what was accepted can run. */
+#include "server/base/check.h"
+#include "server/base/mem.h"
+#include "server/train/factory_impl.h"
+
+#include <inttypes.h>
+#include <sodium.h>
+#include <string.h>
+
+static enum status find_datanet(struct factory *f, const uint8_t root[32], const char *param,
+                                struct datanet **out, struct errtext *err)
+{
+    *out = datanet_store_find(f->deps.datanets, root);
+    return *out ? STATUS_OK
+                : err_param(err, STATUS_NOT_FOUND, param,
+                            "%s: no datanet of this document root is here with all its texts",
+                            param);
+}
+
+/* Rows end with the end of a sequence, where the tokenizer has one. */
+static bool has_eos(const struct model *m)
+{
+    const char *text = model_special_text(m, "eos_token");
+    return text && tokenizer_token_to_id(m->tokenizer, text) >= 0;
+}
+
+static enum status open_rows(struct factory *f, const struct job_from *from, struct job_run *r,
+                             struct errtext *err)
+{
+    const struct model *m = f->deps.base.model;
+    enum status st = find_datanet(f, from->document_root, "training_file", &r->datanet, err);
+    if (!st)
+        st = from->training ? training_parse(&r->training, from->training, from->training_bytes,
+                                             r->datanet, err)
+                            : training_build(&r->training, r->datanet, m->add_bos, has_eos(m),
+                                             m->tokenizer_digest, err);
+    if (!st && memcmp(r->training->tokenizer_digest, m->tokenizer_digest, 32) != 0)
+        st = err_param(err, STATUS_INVALID, "training",
+                       TRAINING_FILE ": tokenizerDigest is of another base");
+    if (!st)
+        st = training_rows_read(&r->rows, r->datanet, r->training, m, from->train->mask, &f->stop,
+                                err);
+    if (!st && r->rows.n == 0)
+        st = err_param(err, STATUS_INVALID, "training_file", "training_file: it has no rows");
+    r->tokens = st ? 0 : r->rows.begin[r->rows.n];
+    return st;
+}
+
+static enum status open_adapter(struct factory *f, const struct job_from *from, struct job_run *r,
+                                struct errtext *err)
+{
+    enum status st = train_lora_new(&r->lora, from->peft_config, from->peft_config_bytes,
+                                    &f->deps.base.model->config, from->train->seed, err);
+    if (st)
+        return st;
+    r->bytes = r->lora.blob_bytes + trainer_bytes(r->lora.n);
+    if (r->lora.rank_sum_max > f->rank_sum_max)
+        return err_param(err, STATUS_INVALID, "rank",
+                         "rank: modules of one input add up to %u, at most %u (three of %u)",
+                         r->lora.rank_sum_max, f->rank_sum_max, f->opt.rank_max);
+    if (r->bytes > f->opt.bytes_max / 2)
+        return err_param(err, STATUS_TOO_LARGE, "rank",
+                         "rank: training %" PRIu64 " weights takes %" PRIu64
+                         " bytes, at most %" PRIu64 " (half of train_bytes_max)",
+                         r->lora.weights, r->bytes, f->opt.bytes_max / 2);
+    return STATUS_OK;
+}
+
+enum status factory_open_run(struct factory *f, const struct job_from *from, struct job_run *r,
+                             struct errtext *err)
+{
+    enum status st = open_rows(f, from, r, err);
+    if (!st && !sodium_is_zero(from->eval_root, 32))
+        st = find_datanet(f, from->eval_root, "validation_file", &r->eval, err);
+    if (!st)
+        st = open_adapter(f, from, r, err);
+    if (st)
+        return st;
+    r->opt = *from->train;
+    r->opt.tokens = f->opt.tokens;
+    if (from->warmup_percent != UINT32_MAX && r->opt.batch) {
+        uint64_t steps = (uint64_t)((r->rows.n + r->opt.batch - 1) / r->opt.batch) * r->opt.epochs;
+        r->opt.optim.warmup = (uint32_t)((steps * from->warmup_percent + 99) / 100);
+    }
+    st = trainer_create(&r->trainer, &r->lora, &r->rows, &r->opt, err);
+    r->report = (struct train_report){.model = f->deps.base.model,
+                                      .datanet = r->datanet,
+                                      .training = r->training,
+                                      .options = &r->opt,
+                                      .trainer = r->trainer,
+                                      .lora = &r->lora,
+                                      .version = f->opt.version};
+    train_what(r->what, &r->report);
+    return st;
+}
+
+void factory_close_run(struct job_run *r)
+{
+    trainer_free(r->trainer);
+    train_lora_fini(&r->lora);
+    training_rows_fini(&r->rows);
+    training_free(r->training);
+    datanet_release(r->datanet);
+    datanet_release(r->eval);
+}
