@@ -10,6 +10,7 @@
 #include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/datanet/training.h"
+#include "server/datanet/value_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@ struct datanet_publish {
     struct sign_source source;
     struct datanet *datanet;
     uint32_t tx_count, texts;
+    bool value_sent;
     const char *hint;
 };
 
@@ -163,6 +165,36 @@ static void tell_copies(const struct datanet_publish *p, struct http *http)
                        "show --server tells what it found");
 }
 
+/* value.json, where the folder has one of these documents. */
+static enum status bring_value(struct datanet_publish *p, struct http *http, struct errtext *err)
+{
+    char path[PATH_MAX], url[128], hex[65], *text;
+    struct value_report *v;
+    struct errtext why = ERRTEXT_INIT;
+    json_t *answer = NULL;
+    size_t len;
+    snprintf(path, sizeof(path), "%.*s/" VALUE_FILE, PATH_MAX - 32, p->c->operand[0]);
+    if (!file_exists(path))
+        return STATUS_OK;
+    enum status st = file_read(path, VALUE_BYTES_MAX, &text, &len, err);
+    if (st)
+        return st;
+    if (value_report_parse(&v, text, len, p->datanet, &why)) {
+        cli_note(p->c, "%s is not sent: %s", path, why.text);
+        mem_free(text);
+        return STATUS_OK;
+    }
+    value_report_free(v);
+    hex_encode(hex, datanet_head(p->datanet)->document_root, 32);
+    snprintf(url, sizeof(url), "/v1/datanets/0x%s/value", hex);
+    struct http_body body = {.text = text, .len = len};
+    st = http_call(http, "PUT", url, &body, &answer, err);
+    p->value_sent = !st;
+    json_decref(answer);
+    mem_free(text);
+    return st;
+}
+
 static enum status bring(struct datanet_publish *p, struct errtext *err)
 {
     struct http *http = NULL;
@@ -173,6 +205,8 @@ static enum status bring(struct datanet_publish *p, struct errtext *err)
         http_open(&http, p->c->value[OPT_SERVER], p->c->value[OPT_API_KEY_FILE], "server", err);
     if (!st)
         st = datanet_send(http, &parcel, &p->texts, err);
+    if (!st)
+        st = bring_value(p, http, err);
     if (!st)
         tell_copies(p, http);
     p->hint = st ? http_hint(st) : NULL;
@@ -195,8 +229,9 @@ static int print_published(const struct datanet_publish *p)
         }
         buf_printf(&out,
                    "\"version\":%" PRIu64 ",\"documents\":%u,\"texts_sent\":%u,\"registered\":%s,"
-                   "\"transactions\":%u}",
-                   h->version, h->n, p->texts, p->on_chain ? "true" : "false", p->tx_count);
+                   "\"value_sent\":%s,\"transactions\":%u}",
+                   h->version, h->n, p->texts, p->on_chain ? "true" : "false",
+                   p->value_sent ? "true" : "false", p->tx_count);
     } else {
         buf_printf(&out, "published %s version %" PRIu64 ": %u documents, root ", h->name,
                    h->version, h->n);
@@ -206,7 +241,8 @@ static int print_published(const struct datanet_publish *p)
             cli_put_hex(&out, p->source.m.datanet_id, 32);
             buf_printf(&out, " on chain %" PRIu64 " (%u transactions)", p->d.chain_id, p->tx_count);
         }
-        buf_printf(&out, "\n%u texts sent; the server has them all", p->texts);
+        buf_printf(&out, "\n%u texts sent; the server has them all%s", p->texts,
+                   p->value_sent ? ", and what they are worth" : "");
     }
     int code = cli_print(&out, CLI_FINE);
     buf_fini(&out);

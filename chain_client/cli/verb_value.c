@@ -1,7 +1,7 @@
 /* residual datanet value DIR --model BASE: what each contributor's rows are worth, measured by
  * training without them, as a table and as value.json beside the list. With --server a datanet's
  * published value is shown instead. */
-#include "chain_client/cli/http.h"
+#include "chain_client/cli/datanet_remote.h"
 #include "chain_client/cli/train_setup.h"
 #include "chain_client/eth/addr.h"
 #include "server/base/check.h"
@@ -74,8 +74,10 @@ static enum status open_rows(struct value_run *r, struct errtext *err)
     st = check_version(r, err);
     if (!st)
         st = find_owners(&r->owner, &r->learned, all, err);
+    struct train_setup judge = r->setup;
+    judge.opt.mask = ROW_MASK_ASSISTANT; /* of what judges the answers are asked, not the prompts */
     if (!st && cli_has(r->c, OPT_EVAL))
-        st = train_source_open(&r->held, &r->setup, r->c->value[OPT_EVAL], err);
+        st = train_source_open(&r->held, &judge, r->c->value[OPT_EVAL], err);
     if (!st && cli_has(r->c, OPT_EVAL))
         st = find_owners(&r->judge, &r->held, all, err);
     if (!st)
@@ -263,5 +265,5 @@ static int measure_here(struct cli *c)
 
 int verb_datanet_value(struct cli *c)
 {
-    return measure_here(c);
+    return cli_has(c, OPT_SERVER) ? datanet_remote_value(c) : measure_here(c);
 }

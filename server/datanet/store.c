@@ -26,6 +26,7 @@ void store_list_free(struct store_list *h)
     if (!h)
         return;
     datanet_release(h->open);
+    value_report_free(h->value);
     for (uint32_t i = 0; h->text && i < h->head.documents; i++)
         mem_free(h->text[i].copy);
     mem_free(h->text);
@@ -81,6 +82,8 @@ enum status store_list_open(struct store_list **out, const char *dir,
         h->text[i].here = datanet_facts(h->open, i)->file != NULL;
         h->head.missing += !h->text[i].here;
     }
+    if (!st)
+        store_value_load(h);
     if (st)
         store_list_free(h);
     else
@@ -275,7 +278,7 @@ void datanet_store_each(struct datanet_store *s, datanet_store_visit *visit, voi
 {
     pthread_mutex_lock(&s->lock);
     for (uint32_t i = 0; i < s->count; i++) {
-        if (!visit(arg, &s->list[i]->head))
+        if (!visit(arg, &s->list[i]->head, s->list[i]->value))
             break;
     }
     pthread_mutex_unlock(&s->lock);

@@ -3,6 +3,7 @@
  *     DIR/<document root hex>/datanet.json      the list; "file" of each document is its text here
  *                             <digest hex>.txt  texts, of normal form C
  *                             held.json         who brought it and when; is it complete
+ *                             value.json        what its publisher says its rows are worth
  *         training/<adapter id hex>.json        training manifests
  *
  * A folder of one is a datanet folder like any other, and datanet_open reads it. held.json is
@@ -16,6 +17,7 @@
 
 #include "server/base/buf.h"
 #include "server/datanet/datanet.h"
+#include "server/datanet/value_file.h"
 
 #define DATANET_STORE_LISTS_MAX     4096u
 #define DATANET_STORE_DOCUMENTS_MAX (2u << 20) /* of all lists together */
@@ -55,7 +57,9 @@ struct datanet_held {         /* what is known of one, a copy */
     int64_t created_ms;
     char name[DATANET_NAME_BYTES + 1], publisher[64];
 };
-typedef bool datanet_store_visit(void *arg, const struct datanet_held *h); /* false: enough */
+/* value: what its rows are worth, or NULL. Returns false: enough. */
+typedef bool datanet_store_visit(void *arg, const struct datanet_held *h,
+                                 const struct value_report *value);
 /* In the order in which they came. The store is locked: visit must not call it. */
 void datanet_store_each(struct datanet_store *s, datanet_store_visit *visit, void *arg);
 bool datanet_store_get(struct datanet_store *s, const uint8_t root[32], struct datanet_held *out);
@@ -92,6 +96,26 @@ void datanet_store_missing(struct datanet_store *s, const uint8_t root[32],
  * the operator, or another publisher's. */
 MUST_CHECK enum status datanet_store_remove(struct datanet_store *s, const uint8_t root[32],
                                             const char *publisher, bool admin, struct errtext *err);
+
+/* ---- what rows are worth ---- */
+
+/* A copy (value_report_free), or NULL: nobody has measured it. */
+struct value_report *datanet_store_value(struct datanet_store *s, const uint8_t root[32]);
+/* value.json as it came, at the end of out. NOT_FOUND. */
+MUST_CHECK enum status datanet_store_value_file(struct datanet_store *s, const uint8_t root[32],
+                                                struct buf *out, struct errtext *err);
+struct datanet_value_sent {
+    const char *text; /* value.json */
+    size_t len;
+    const char *publisher;
+    bool admin;
+    const uint8_t *base; /* [32] of the server */
+};
+/* Takes the place of an earlier one. Errors: NOT_FOUND; DENIED: another publisher's list, or a
+ * folder of the operator; INVALID as value_report_parse, and of another base; FULL, IO. */
+MUST_CHECK enum status datanet_store_put_value(struct datanet_store *s, const uint8_t root[32],
+                                               const struct datanet_value_sent *v,
+                                               struct errtext *err);
 
 /* ---- training manifests ---- */
 

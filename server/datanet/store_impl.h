@@ -18,8 +18,9 @@ struct store_list {
     struct datanet_held head;
     struct store_text *text; /* ascending by digest */
     char *dir;
-    struct datanet *open; /* a reference */
-    uint32_t cursor;      /* no text before it is here and waits to be looked at */
+    struct datanet *open;       /* a reference */
+    struct value_report *value; /* what its rows are worth, or NULL */
+    uint32_t cursor;            /* no text before it is here and waits to be looked at */
 };
 
 #define STORE_ASIDE ".new-" /* folders of lists that come in */
@@ -67,6 +68,11 @@ bool store_disk_link(const char *from, const char *to, const uint8_t digest[32])
 MUST_CHECK enum status store_disk_read(struct store_list **out, const char *root_dir,
                                        const char *name, struct errtext *err);
 void store_disk_remove(const char *dir);
+
+/* ---- store_value.c ---- */
+
+/* h->value from value.json beside its list; NULL without one that fits it. */
+void store_value_load(struct store_list *h);
 
 /* ---- store_near.c ---- */
 

@@ -89,8 +89,10 @@ static enum status write_list(struct datanet_store *s, struct store_list *h,
     enum status st = store_disk_write(h->dir, l->datanet, err);
     if (!st)
         st = datanet_open(&h->open, h->dir, NULL, err);
-    if (!st)
+    if (!st) {
+        store_value_load(h); /* of the list whose place it takes */
         link_texts(s, h);
+    }
     return st ? st : store_disk_hold(h, !h->head.missing, err);
 }
 

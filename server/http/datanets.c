@@ -24,9 +24,9 @@
 
 /* ---- paths ---- */
 
-enum datanet_part { PART_NONE, PART_SHOW, PART_OWNERS, PART_TEXT };
+enum datanet_part { PART_NONE, PART_SHOW, PART_OWNERS, PART_VALUE, PART_TEXT };
 
-struct datanet_path { /* ROOT | ID/VERSION, then "", /owners or /documents/DIGEST */
+struct datanet_path { /* ROOT | ID/VERSION, then "", /owners, /value or /documents/DIGEST */
     uint8_t id[32];   /* or the root */
     uint64_t version; /* 0: id is a root */
     uint8_t digest[32];
@@ -69,6 +69,8 @@ static struct datanet_path read_path(const char *tail)
         p.part = PART_SHOW;
     } else if (strcmp(at, "/owners") == 0 && p.version) {
         p.part = PART_OWNERS;
+    } else if (strcmp(at, "/value") == 0) {
+        p.part = PART_VALUE;
     } else if (strncmp(at, "/documents/", 11) == 0) {
         at += 11;
         p.part = take_hex(&at, p.digest) && !*at ? PART_TEXT : PART_NONE;
@@ -90,6 +92,8 @@ static enum status not_held(struct errtext *err)
 }
 
 /* ---- reading ---- */
+
+#define VALUE_LISTED_MAX 16u /* contributors of a datanet in the list of all: the worthiest */
 
 static void put_hex(struct buf *out, const char *key, const uint8_t value[32])
 {
@@ -114,23 +118,67 @@ static void put_held(struct buf *out, const struct datanet_held *h)
                h->created_ms / 1000);
 }
 
+static void put_figure(struct buf *out, const char *key, const struct value_figure *f)
+{
+    buf_printf(out,
+               "\"%s\":{\"nats_per_token\":%.6f,\"low\":%.6f,\"high\":%.6f,\"nats\":%.6f,"
+               "\"tokens\":%" PRIu64 "}",
+               key, (double)f->value * 1e-6, (double)f->low * 1e-6, (double)f->high * 1e-6,
+               (double)f->total * 1e-6, f->tokens);
+}
+
+static void put_worth(struct buf *out, const struct value_line *l)
+{
+    char owner[ADDR_TEXT_BYTES];
+    addr_format(owner, l->owner);
+    buf_printf(out, "{\"owner\":\"%s\",\"rows\":%u,\"repeated\":%u,", owner, l->rows, l->repeated);
+    put_figure(out, "worth", &l->worth);
+    buf_putc(out, '}');
+}
+
+/* Its publisher's claim, with the recipe at /value: not where it was measured on another base. */
+static void put_value(struct exchange *x, const struct datanet_held *h,
+                      const struct value_report *v, uint32_t most)
+{
+    struct buf *out = &x->out;
+    const char *by = h->own ? h->publisher : "operator";
+    if (!v || memcmp(v->base, x->server->deps.model->id, 32) != 0)
+        return;
+    buf_puts(out, ",\"value\":{\"measured_by\":");
+    buf_put_json_string(out, by, strlen(by));
+    buf_puts(out, ",\"claim\":true,");
+    put_hex(out, "digest", v->digest);
+    put_hex(out, "base", v->base);
+    buf_printf(out, "\"judged_by\":\"%s\",\"seeds\":%u,\"parts\":%u,",
+               v->has_eval ? "eval" : "rows", v->seeds, v->folds);
+    put_figure(out, "gain", &v->gain);
+    buf_printf(out, ",\"contributors_count\":%u,\"contributors\":[", v->n);
+    for (uint32_t i = 0; i < MIN(v->n, most); i++) {
+        buf_puts(out, i ? "," : "");
+        put_worth(out, &v->line[i]);
+    }
+    buf_puts(out, "]}");
+}
+
 struct datanet_lines {
-    struct buf *out;
+    struct exchange *x;
     uint32_t count;
 };
 
-static bool list_one(void *arg, const struct datanet_held *h)
+static bool list_one(void *arg, const struct datanet_held *h, const struct value_report *value)
 {
     struct datanet_lines *l = arg;
-    buf_puts(l->out, l->count++ ? "," : "");
-    put_held(l->out, h);
-    buf_putc(l->out, '}');
-    return !l->out->failed;
+    struct buf *out = &l->x->out;
+    buf_puts(out, l->count++ ? "," : "");
+    put_held(out, h);
+    put_value(l->x, h, value, VALUE_LISTED_MAX);
+    buf_putc(out, '}');
+    return !out->failed;
 }
 
 void handle_datanets_list(struct exchange *x)
 {
-    struct datanet_lines l = {.out = &x->out};
+    struct datanet_lines l = {.x = x};
     buf_puts(&x->out, "{\"object\":\"list\",\"data\":[");
     datanet_store_each(x->server->deps.datanets, list_one, &l);
     buf_printf(&x->out, "],\"count\":%u}", l.count);
@@ -205,6 +253,9 @@ static enum status show(struct exchange *x, const struct datanet_path *p, struct
     }
     last = MIN(last, MIN(first + PAGE_DOCUMENTS_MAX - 1, (uint64_t)head->n - 1));
     put_held(&x->out, &h);
+    struct value_report *value = datanet_store_value(x->server->deps.datanets, h.root);
+    put_value(x, &h, value, VALUE_CONTRIBUTORS_MAX);
+    value_report_free(value);
     buf_putc(&x->out, ',');
     put_hex(&x->out, "owner_root", head->owner_root);
     put_hex(&x->out, "tokenizer", head->tokenizer_digest);
@@ -257,6 +308,14 @@ static enum status show_text(struct exchange *x, const struct datanet_path *p, s
     return st;
 }
 
+static enum status show_value(struct exchange *x, const struct datanet_path *p, struct errtext *err)
+{
+    struct datanet_held h;
+    return find_held(x, p, &h)
+               ? datanet_store_value_file(x->server->deps.datanets, h.root, &x->out, err)
+               : not_held(err);
+}
+
 /* Public: whoever settles or audits needs the list, and its root is on the chain. */
 static enum status show_owners(struct exchange *x, const struct datanet_path *p,
                                struct errtext *err)
@@ -288,13 +347,16 @@ void handle_datanet_get(struct exchange *x)
     case PART_OWNERS:
         st = show_owners(x, &p, &err);
         break;
+    case PART_VALUE:
+        st = show_value(x, &p, &err);
+        break;
     case PART_TEXT:
         st = show_text(x, &p, &err);
         break;
     default:
         st = err_param(&err, STATUS_NOT_FOUND, "id",
                        "expected /v1/datanets/ROOT or /v1/datanets/ID/VERSION (64 hex digits, a "
-                       "number), and /owners or /documents/DIGEST behind it");
+                       "number), and /owners, /value or /documents/DIGEST behind it");
     }
     if (st) {
         exchange_fail(x, st, &err);
@@ -326,7 +388,7 @@ static void put_missing(void *arg, const uint8_t digest[32])
     struct datanet_lines *l = arg;
     char hex[65];
     hex_encode(hex, digest, 32);
-    buf_printf(l->out, "%s\"0x%s\"", l->count++ ? "," : "", hex);
+    buf_printf(&l->x->out, "%s\"0x%s\"", l->count++ ? "," : "", hex);
 }
 
 static enum status check_licences(void *arg, const struct datanet *d, struct errtext *err)
@@ -351,7 +413,7 @@ void handle_datanet_publish(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
     struct datanet_held h;
-    struct datanet_lines missing = {.out = &x->out};
+    struct datanet_lines missing = {.x = x};
     uint8_t document_root[32];
     char name[67] = "";
     json_t *root = NULL;
@@ -376,16 +438,37 @@ void handle_datanet_publish(struct exchange *x)
     exchange_json(x, 201);
 }
 
+static enum status read_upload(struct exchange *x, const char *what, size_t most, char **text,
+                               size_t *len, struct errtext *err)
+{
+    if (lseek(x->upload->fd, 0, SEEK_SET) != 0)
+        return err_set(err, STATUS_IO, "%s cannot be read: %s", what, strerror(errno));
+    return file_read_fd(x->upload->fd, what, most, text, len, err);
+}
+
 static enum status take_text(struct exchange *x, const struct datanet_path *p, struct errtext *err)
 {
     char *text;
     size_t len;
-    if (lseek(x->upload->fd, 0, SEEK_SET) != 0)
-        return err_set(err, STATUS_IO, "the text cannot be read: %s", strerror(errno));
-    enum status st = file_read_fd(x->upload->fd, "the text", DOCUMENT_BYTES_MAX, &text, &len, err);
+    enum status st = read_upload(x, "the text", DOCUMENT_BYTES_MAX, &text, &len, err);
     if (st)
         return st;
     st = datanet_store_put_text(x->server->deps.datanets, p->id, p->digest, text, len, err);
+    mem_free(text);
+    return st;
+}
+
+static enum status take_value(struct exchange *x, const struct datanet_path *p, struct errtext *err)
+{
+    struct datanet_value_sent v = {.publisher = publisher_of(x),
+                                   .admin = (x->roles & HTTP_ROLE_ADMIN) != 0,
+                                   .base = x->server->deps.model->id};
+    char *text;
+    enum status st = read_upload(x, VALUE_FILE, VALUE_BYTES_MAX, &text, &v.len, err);
+    if (st)
+        return st;
+    v.text = text;
+    st = datanet_store_put_value(x->server->deps.datanets, p->id, &v, err);
     mem_free(text);
     return st;
 }
@@ -396,19 +479,32 @@ void handle_datanet_put(struct exchange *x)
     struct datanet_held h = {0};
     struct datanet_path p = read_path(x->tail);
     CHECK(x->upload);
-    enum status st = p.part == PART_TEXT && !p.version
-                         ? take_text(x, &p, &err)
-                         : err_param(&err, STATUS_NOT_FOUND, "id",
-                                     "PUT a text to /v1/datanets/ROOT/documents/DIGEST");
+    enum status st =
+        p.version || (p.part != PART_TEXT && p.part != PART_VALUE)
+            ? err_param(&err, STATUS_NOT_FOUND, "id",
+                        "PUT a text to /v1/datanets/ROOT/documents/DIGEST, or " VALUE_FILE
+                        " to /v1/datanets/ROOT/value")
+        : p.part == PART_TEXT ? take_text(x, &p, &err)
+                              : take_value(x, &p, &err);
     uploads_detach(x);
+    if (p.part == PART_VALUE)
+        audit_action(x, "publish value", x->tail, st, &err);
     if (st) {
         fail_put(x, st, &err);
         return;
     }
     (void)datanet_store_get(x->server->deps.datanets, p.id, &h);
-    buf_putc(&x->out, '{');
-    put_hex(&x->out, "digest", p.digest);
-    buf_printf(&x->out, "\"missing\":%u}", h.missing);
+    if (p.part == PART_TEXT) {
+        buf_putc(&x->out, '{');
+        put_hex(&x->out, "digest", p.digest);
+        buf_printf(&x->out, "\"missing\":%u}", h.missing);
+    } else {
+        struct value_report *value = datanet_store_value(x->server->deps.datanets, p.id);
+        put_held(&x->out, &h);
+        put_value(x, &h, value, VALUE_CONTRIBUTORS_MAX);
+        value_report_free(value);
+        buf_putc(&x->out, '}');
+    }
     exchange_json(x, 201);
 }
 

@@ -97,6 +97,8 @@ void handle_page(struct exchange *x)
         {"shares.js", JS, page_shares_js, page_shares_js_bytes},
         {"chain.js", JS, page_chain_js, page_chain_js_bytes},
         {"adapters.js", JS, page_adapters_js, page_adapters_js_bytes},
+        {"datanets.html", HTML, page_datanets_html, page_datanets_html_bytes},
+        {"datanets.js", JS, page_datanets_js, page_datanets_js_bytes},
         {"sign.html", HTML, page_sign_html, page_sign_html_bytes},
         {"sign.js", JS, page_sign_js, page_sign_js_bytes},
         {"blake2b.js", JS, page_blake2b_js, page_blake2b_js_bytes},

@@ -20,10 +20,10 @@ void page_put_policy(char out[PAGE_POLICY_BYTES_MAX], const char *settle_url);
 /* page/, embedded by embed.cmake */
 extern const char page_index_html[], page_page_css[], page_page_js[], page_api_js[], page_dom_js[],
     page_answer_js[], page_shares_js[], page_chain_js[], page_adapters_js[], page_sign_html[],
-    page_sign_js[], page_blake2b_js[], page_wallet_js[];
+    page_sign_js[], page_blake2b_js[], page_wallet_js[], page_datanets_html[], page_datanets_js[];
 extern const size_t page_index_html_bytes, page_page_css_bytes, page_page_js_bytes,
     page_api_js_bytes, page_dom_js_bytes, page_answer_js_bytes, page_shares_js_bytes,
     page_chain_js_bytes, page_adapters_js_bytes, page_sign_html_bytes, page_sign_js_bytes,
-    page_blake2b_js_bytes, page_wallet_js_bytes;
+    page_blake2b_js_bytes, page_wallet_js_bytes, page_datanets_html_bytes, page_datanets_js_bytes;
 
 #endif

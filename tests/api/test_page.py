@@ -347,6 +347,47 @@ def test_on_a_phone_in_the_dark(page):
     assert not b.console, b.console
 
 
+def figure(value, nats=30.0):
+    return {"nats_per_token": value, "low": value - 0.01, "high": value + 0.01, "nats": nats, "tokens": 300}
+
+
+def measured(name, gain, worths, version=1, by="alice"):
+    people = [{"owner": OWNERS[i], "rows": 9 - i, "repeated": i, "worth": figure(w)} for i, w in worths]
+    return {"object": "datanet", "document_root": "0x" + f"{version}" * 64, "name": name, "version": version, "documents": 90, "bytes": 12345, "missing": 0,
+            "value": {"measured_by": by, "claim": True, "digest": "0x" + "d" * 64, "base": "0x" + "b" * 64, "judged_by": "eval", "seeds": 2, "parts": 5,
+                      "gain": figure(gain), "contributors_count": len(people), "contributors": people}}
+
+
+def test_datanets_stand_by_what_they_are_worth(page):
+    b = page.b
+    many, few = measured("many rows", 0.2, [(0, 0.15), (1, -0.04)]), measured(HOSTILE, 0.7, [(2, 0.5)], version=2)
+    plain = {k: v for k, v in {**measured("unmeasured", 0, [], version=3), "documents": 10**6}.items() if k != "value"}
+    said = {"/v1/datanets?": [], "/v1/datanets/0x1": [[200, many]], "/v1/datanets/0x3": [[200, plain]], "/v1/datanets": [[200, {"data": [plain, many, few]}]]}
+    once = b.send("Page.addScriptToEvaluateOnNewDocument", source="window.said = " + json.dumps({k: v for k, v in said.items() if v}))["identifier"]
+    b.open(page.s.url + "/page/datanets.html")
+    b.wait("document.querySelector('#people table')")
+    rows = lambda where: b.js(f"[...document.querySelectorAll('{where} tbody tr')].map((e) => [...e.cells].map((c) => c.textContent))")
+    assert [r[0] for r in rows("#datanets")] == [HOSTILE + " version 2", "many rows version 1"], "by gain, never by count"
+    assert [r[0][:6] for r in rows("#people")] == [OWNERS[2][:6], OWNERS[0][:6], OWNERS[1][:6]]
+    assert rows("#people")[2][1].startswith("\u22120.0400") and b.js("document.querySelectorAll('#people .bad').length") == 1, "a harm is shown as one"
+    assert "alice" in rows("#datanets")[0][3] and text(page, "#unmeasured") == "Not measuredunmeasured version 3"
+    assert b.js(CONTRAST) == [] and b.js("document.querySelectorAll('img').length") == 0 and b.js("window.injected") is None
+    b.js("document.querySelector('#datanets a[href=\"#0x" + "1" * 64 + "\"]').click()")
+    b.wait("!document.querySelector('#one').hidden")
+    assert text(page, "#h-one") == "many rows version 1" and "whose claim it is" in text(page, "#about") and "2 seeds" in text(page, "#about")
+    assert b.js("document.querySelector('#about a').getAttribute('href')") == "/v1/datanets/0x" + "1" * 64 + "/value"
+    assert [r[3] for r in rows("#worth")] == ["", "9", "8, and 1 that others said before"]
+    b.screen(320, 700)
+    assert b.js("document.documentElement.scrollWidth") <= 320
+    b.screen(1200, 900)
+    b.open("about:blank")
+    b.open(page.s.url + "/page/datanets.html#0x" + "3" * 64)
+    b.wait("!document.querySelector('#one').hidden")
+    assert "Nobody has measured" in text(page, "#worth")
+    b.send("Page.removeScriptToEvaluateOnNewDocument", identifier=once)
+    assert not b.console, b.console
+
+
 def test_the_policy_lets_nothing_else_in(page):
     status, headers, _ = http(page.s.url + "/")
     policy = headers["Content-Security-Policy"]

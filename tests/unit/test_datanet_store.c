@@ -397,6 +397,78 @@ static void test_a_full_disk_takes_nothing_more(void **state)
     assert_true(datanet_store_has_training(store, adapter));
 }
 
+/* ---- what rows are worth ---- */
+
+/* value.json of what ANNA wrote, measured on `base`. */
+static size_t value_text(char *out, size_t size, const uint8_t root[32], char base)
+{
+    char documents[65], hex[65];
+    hex_encode(documents, root, 32);
+    memset(hex, base, 64);
+    hex[64] = '\0';
+    return (size_t)snprintf(
+        out, size,
+        "{\"base\":\"0x%s\",\"baseLoss\":3,\"contributors\":[{\"high\":9,\"low\":-1,\"own\":null,"
+        "\"owner\":\"" ANNA "\",\"repeated\":0,\"rows\":2,\"tokens\":6,\"total\":30,\"value\":5}],"
+        "\"documentRoot\":\"0x%s\",\"eval\":null,\"folds\":2,\"format\":\"residual.value.1\","
+        "\"gain\":{\"high\":2,\"low\":1,\"tokens\":6,\"total\":6,\"value\":1},\"loss\":2,"
+        "\"options\":{},\"program\":\"p\",\"seeds\":[0],\"training\":\"0x%064d\",\"unit\":"
+        "\"micronat\"}\n",
+        hex, documents, 0);
+}
+
+static enum status put_value(const uint8_t root[32], const uint8_t of[32], char base,
+                             const char *publisher)
+{
+    static uint8_t here[32];
+    char json[2048];
+    memset(here, 0xbb, sizeof(here));
+    size_t len = value_text(json, sizeof(json), of, base);
+    const struct datanet_value_sent sent = {
+        .text = json, .len = len, .publisher = publisher, .base = here};
+    err_clear(&err);
+    return datanet_store_put_value(store, root, &sent, &err);
+}
+
+static bool list_value(void *arg, const struct datanet_held *h, const struct value_report *v)
+{
+    (void)h;
+    *(int64_t *)arg += v ? v->line[0].worth.value : 0;
+    return true;
+}
+
+static void test_a_value_is_of_these_documents_and_this_base(void **state)
+{
+    uint8_t root[32], other[32];
+    int64_t listed = 0;
+    char path[PATH_MAX], hex[65];
+    (void)state;
+    assert_int_equal(put(list(0, 2, ANNA, 1), "a", root), STATUS_OK);
+    assert_int_equal(put(list(2, 3, ANNA, 1), "a", other), STATUS_OK);
+    assert_null(datanet_store_value(store, root));
+    assert_int_equal(put_value(root, other, 'b', "a"), STATUS_INVALID);
+    assert_non_null(strstr(err.text, "other documents"));
+    assert_int_equal(put_value(root, root, 'c', "a"), STATUS_INVALID);
+    assert_non_null(strstr(err.text, "this server's is 0xbbbb"));
+    assert_int_equal(put_value(root, root, 'b', "b"), STATUS_DENIED);
+    assert_null(datanet_store_value(store, root));
+    assert_int_equal(put_value(root, root, 'b', "a"), STATUS_OK);
+    assert_int_equal(put(list(0, 2, ANNA, 1), "a", root), STATUS_OK); /* the list again */
+    reopen();
+    struct value_report *v = datanet_store_value(store, root);
+    assert_non_null(v);
+    assert_true(v->n == 1 && v->line[0].worth.value == 5 && v->line[0].worth.low == -1);
+    value_report_free(v);
+    datanet_store_each(store, list_value, &listed);
+    assert_int_equal(listed, 5);
+    hex_encode(hex, root, 32);
+    snprintf(path, sizeof(path), "%.*s/%s/value.json", PATH_MAX - 160, dir, hex);
+    write_file(path, "{}"); /* damaged: it is not shown, the list is */
+    reopen();
+    assert_null(datanet_store_value(store, root));
+    assert_int_equal(missing(root), 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -417,6 +489,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lists_without_owner_licence_or_room_are_refused, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_training_manifests_are_held_against_the_datanet, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(test_a_value_is_of_these_documents_and_this_base, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(test_a_full_disk_takes_nothing_more, setup, teardown)};
     return sodium_init() < 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

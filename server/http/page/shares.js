@@ -54,7 +54,7 @@ function bar(c, colour) {
   return svg;
 }
 
-function table(caption, heads, rows) {
+export function table(caption, heads, rows) {
   const t = make('table'), head = make('tr'), body = make('tbody');
   for (const h of heads) head.append(make('th', h, { scope: 'col' }));
   for (const cells of rows) {
