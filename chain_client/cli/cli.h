@@ -164,6 +164,8 @@ int verb_key_address(struct cli *c);
 int verb_key_hash(struct cli *c);
 int verb_adapter_check(struct cli *c);
 int verb_adapter_publish(struct cli *c);
+/* What that verb refuses before it does anything. */
+MUST_CHECK enum status adapter_publish_ready(struct cli *c, struct errtext *err);
 int verb_adapter_list(struct cli *c);
 int verb_adapter_show(struct cli *c);
 int verb_adapter_delete(struct cli *c);

@@ -10,9 +10,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#define B(o)    CLI_BIT(OPT_##o)
-#define CHAIN   (B(RPC) | B(DEPLOYMENT) | B(SETTLE)) /* the last alone gives the others */
-#define REMOTE  (B(SERVER) | B(API_KEY_FILE))
+#define B(o)   CLI_BIT(OPT_##o)
+#define CHAIN  (B(RPC) | B(DEPLOYMENT) | B(SETTLE)) /* the last alone gives the others */
+#define REMOTE (B(SERVER) | B(API_KEY_FILE))
+#define PUBLISH                                                                                    \
+    (REMOTE | CHAIN | B(NAME) | B(PUBLISHER_KEY_FILE) | B(OWNER_KEY_FILE) |                        \
+     B(OWNER_PASSPHRASE_FILE) | B(MANIFEST) | B(DATANET_ID) | B(REPLACE) | B(WITHOUT_OWNER) |      \
+     B(WAIT_S))
 #define REWARDS (CHAIN | B(ARCHIVE))
 
 static const struct cli_verb verbs[] = {
@@ -27,11 +31,7 @@ static const struct cli_verb verbs[] = {
      "an effect that is not zero, publish.json and its datanet. With --server the files are "
      "uploaded\n"
      "for a dry run and forgotten. Exit code 1: it would be refused, and why."},
-    {"adapter publish", "DIR", 1, 1,
-     REMOTE | CHAIN | B(MODEL) | B(NAME) | B(PUBLISHER_KEY_FILE) | B(OWNER_KEY_FILE) |
-         B(OWNER_PASSPHRASE_FILE) | B(MANIFEST) | B(DATANET_ID) | B(REPLACE) | B(WITHOUT_OWNER) |
-         B(WAIT_S),
-     B(SERVER) | B(NAME), verb_adapter_publish,
+    {"adapter publish", "DIR", 1, 1, PUBLISH | B(MODEL), B(SERVER) | B(NAME), verb_adapter_publish,
      "sign, register on chain (--rpc) and upload an adapter",
      "The manifest (owner, prices, split; publish.json, beside it datanet.json) is completed with\n"
      "the adapter's and the base's ids and signed by --publisher-key-file and --owner-key-file; a\n"
@@ -97,13 +97,14 @@ static const struct cli_verb verbs[] = {
     {"train", "DIR...", 1, VERB_TRAIN_DIRS_MAX,
      B(MODEL) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) | B(INIT) | B(LR) | B(SCHEDULE) | B(WARMUP) |
          B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) |
-         B(IN_ORDER) | B(MASK) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE),
+         B(IN_ORDER) | B(MASK) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE) | PUBLISH,
      B(MODEL), verb_train, "train an adapter on the rows of a datanet, here",
      "DIR has the datanet's list, its texts and training.json (residual datanet build). The "
      "adapter\nis written beside them, as peft saves it, with train.json (how it was made) and "
      "loss.svg:\nthe folder can be served. Ended before its time it goes on where its state was "
      "kept\n(train.state), to the same bits. The same base, rows and options give the same "
-     "adapterId.\nSeveral folders train in the same passes, each to what it becomes alone."},
+     "adapterId.\nSeveral folders train in the same passes, each to what it becomes alone.\n"
+     "With --server it is published there at once, as residual adapter publish does."},
     {"gradients", "DIR", 1, 1,
      B(MODEL) | B(ASKED) | B(PROJECT) | B(DAMPING) | B(OUT) | B(MASK) | B(TOKENS) | B(DTYPE) |
          B(THREADS),

@@ -9,6 +9,7 @@
 #include "chain_client/eth/addr.h"
 #include "chain_client/eth/keystore.h"
 #include "server/base/file.h"
+#include "server/base/json.h"
 #include "server/base/mem.h"
 #include "server/datanet/training.h"
 
@@ -82,12 +83,27 @@ static enum status load_source(struct publish *p, struct errtext *err)
     return st;
 }
 
+/* Without a manifest: the datanet in the folder, so that answers are attributed all the same. */
+static enum status find_rows(struct publish *p, struct errtext *err)
+{
+    struct sign_source *s = &p->source;
+    if (p->has_source)
+        return STATUS_OK;
+    snprintf(s->datanet_path, sizeof(s->datanet_path), "%s/" DATANET_FILE, p->c->operand[0]);
+    return file_exists(s->datanet_path)
+               ? json_doc_load(&s->datanet, s->datanet_path, DATANET_JSON_BYTES, 0, err)
+               : STATUS_OK;
+}
+
 /* training.json against the datanet beside the manifest, before anything is registered. */
 static enum status check_rows(struct publish *p, struct errtext *err)
 {
     char dir[PATH_MAX], *text = NULL;
     size_t len;
     struct training *t = NULL;
+    enum status found = find_rows(p, err);
+    if (found)
+        return found;
     snprintf(dir, sizeof(dir), "%s/" TRAINING_FILE, p->c->operand[0]);
     if (!p->source.datanet || !file_exists(dir))
         return STATUS_OK;
@@ -266,6 +282,19 @@ static enum status upload_rows(struct publish *p, struct errtext *err)
                                 err);
 }
 
+/* A server whose lane is bound takes no datanet that its owners have not signed: then the adapter
+ * goes alone. */
+static enum status try_rows(struct publish *p, struct errtext *err)
+{
+    struct errtext why = ERRTEXT_INIT;
+    enum status st = p->datanet ? upload_rows(p, &why) : STATUS_OK;
+    if (st == STATUS_IO)
+        return err_set(err, st, "%s", why.text);
+    if (st)
+        cli_note(p->c, "its rows are not brought, so nobody's share is measured: %s", why.text);
+    return STATUS_OK;
+}
+
 static enum status upload(struct publish *p, struct errtext *err)
 {
     struct upload_call u = {.name = p->c->value[OPT_NAME],
@@ -274,8 +303,8 @@ static enum status upload(struct publish *p, struct errtext *err)
                             .replace = cli_has(p->c, OPT_REPLACE)};
     enum status st =
         p->files_are_up ? STATUS_OK : upload_files(p->http, u.name, p->c->operand[0], err);
-    if (!st && p->manifest)
-        st = upload_rows(p, err);
+    if (!st)
+        st = p->manifest ? upload_rows(p, err) : try_rows(p, err);
     if (!st)
         st = upload_publish(p->http, &u, &p->report, err);
     p->hint = st ? http_hint(st) : NULL;
@@ -347,6 +376,16 @@ static int print_done(struct publish *p)
     int code = cli_print(&out, CLI_FINE);
     buf_fini(&out);
     return code;
+}
+
+enum status adapter_publish_ready(struct cli *c, struct errtext *err)
+{
+    struct publish p = {.c = c};
+    enum status st = check_options(&p, err);
+    if (!st)
+        st = load_source(&p, err);
+    sign_source_fini(&p.source);
+    return st;
 }
 
 int verb_adapter_publish(struct cli *c)

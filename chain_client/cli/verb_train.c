@@ -305,6 +305,19 @@ static void close_runs(struct training_runs *a)
     train_setup_fini(&a->setup);
 }
 
+/* With --server what was trained is published too: what that would refuse is refused first. */
+static enum status check_server(struct cli *c, struct errtext *err)
+{
+    if (!cli_has(c, OPT_SERVER))
+        return STATUS_OK;
+    if (c->operand_count > 1)
+        return err_set(err, STATUS_INVALID, "--server: found %u folders, expected one",
+                       c->operand_count);
+    if (!cli_has(c, OPT_NAME))
+        return err_set(err, STATUS_INVALID, "--server needs --name NAME: what it is called there");
+    return adapter_publish_ready(c, err);
+}
+
 int verb_train(struct cli *c)
 {
     struct training_runs a = {.c = c, .setup = {.c = c}, .n = c->operand_count};
@@ -314,10 +327,14 @@ int verb_train(struct cli *c)
     a.run = mem_array(a.n, sizeof(*a.run));
     for (uint32_t k = 0; k < a.n; k++)
         a.run[k].dir = c->operand[k];
-    enum status st = train_all(&a, &err);
+    enum status st = check_server(c, &err);
+    if (!st)
+        st = train_all(&a, &err);
     int code;
     if (st) {
         code = cli_fail(c, st, &err, NULL);
+    } else if (cli_has(c, OPT_SERVER)) {
+        code = verb_adapter_publish(c);
     } else {
         put_result(&a, &out);
         code = cli_print(&out, 0);

@@ -228,6 +228,9 @@ def test_nothing_is_published_without_an_owner_unless_told(tmp_path):
     assert run.code == 2 and "pay nobody" in run.err and "--without-owner" in run.err, run
     run = residual(*args, *keys, "--without-owner")
     assert run.code == 2 and "excludes" in run.err, run
+    run = residual(*args, "--without-owner")
+    assert run.code == 2 and "datanet.json" in run.err, run  # its rows would go with it
+    (folder / "datanet.json").unlink()
     assert residual(*args, "--without-owner").code == 3  # it went as far as the server, which is not there
 
 

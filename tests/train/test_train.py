@@ -127,6 +127,17 @@ def test_it_answers_and_its_owners_are_paid(tmp_path):
     assert right >= 0.9 * len(facts) and paid >= 0.9 * E9 * len(facts), (right, paid)
 
 
+def test_by_one_flag_it_is_published_too(tmp_path):
+    with Server() as s:
+        folder = datanet(tmp_path / "a")
+        assert "--name" in refused(folder, *SHORT, "--server", s.url)
+        assert "--without-owner" in refused(folder, *SHORT, "--server", s.url, "--name", "fresh")
+        code, said, err = train(folder, *SHORT, "--server", s.url, "--name", "fresh", "--without-owner")
+        assert code == 0 and said["report"]["id"] == json.loads((folder / "train.json").read_text())["adapterId"], (said, err)
+        text, request_id = ask(s, "fresh", FACTS["adapters"][NAME][0], FACTS["stop"])
+        assert attribution(s, request_id)["adapters"][0]["index"]["state"] == "ready"
+
+
 def test_completions_alone_are_learned(tmp_path):
     folder = tmp_path / "a"
     run = lambda *a: subprocess.run([str(x) for x in (binary("residual"), "datanet", *a)], check=True, capture_output=True)
