@@ -1,6 +1,7 @@
 /* The lifecycle of adapters over HTTP: vLLM's load and unload, and our listing with residency,
  * publisher, terms and use. An unload is answered when the bytes are free. All that waits runs on a
  * worker thread. */
+#include "server/http/adapters.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
 #include "server/base/hex.h"
@@ -171,11 +172,10 @@ void handle_adapter_get(struct exchange *x)
     catalog_release(e);
 }
 
-/* Forget the name and free the bytes, unless another name still points to them. On failure the
- * name is as it was, so that the call can be repeated. */
-static enum status unload(struct exchange *x, const char *name, bool forget, struct errtext *err)
+enum status adapters_unload(struct http_server *s, const char *name, bool forget,
+                            struct errtext *err)
 {
-    struct http_deps *d = &x->server->deps;
+    struct http_deps *d = &s->deps;
     enum status st = STATUS_OK;
     struct adapter_entry *e = catalog_remove(d->catalog, name);
     if (!e)
@@ -224,7 +224,7 @@ void handle_adapter_delete(struct exchange *x)
         exchange_fail(x, STATUS_DENIED, &err);
         return;
     }
-    enum status st = unload(x, name, true, &err);
+    enum status st = adapters_unload(x->server, name, true, &err);
     audit_action(x, "delete adapter", name, st, &err);
     if (st == STATUS_NOT_FOUND) {
         fail_unknown(x, "name", name);
@@ -318,7 +318,7 @@ void handle_lora_unload(struct exchange *x)
     const char *name = need_text(&in, "lora_name");
     st = in.st;
     if (!st)
-        st = unload(x, name, false, &err);
+        st = adapters_unload(x->server, name, false, &err);
     audit_action(x, "unload adapter", name, st, &err);
     if (!st)
         put_success(x, name, "removed successfully");

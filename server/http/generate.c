@@ -43,9 +43,22 @@ static void on_wake(void *arg)
         watch_wake(x->watch, x);
 }
 
-static void fill_request(struct generation *g, struct request *r)
+struct parse_env generation_env(const struct exchange *x, bool chat)
 {
-    struct exchange *x = g->x;
+    const struct http_server *s = x->server;
+    return (struct parse_env){.model = s->deps.model,
+                              .catalog = s->deps.catalog,
+                              .model_name = s->opt.model_name,
+                              .chat_digest = s->chat_digest,
+                              .n_max = s->opt.n_max,
+                              .context_max = s->context_max,
+                              .key = x->key,
+                              .roles = x->roles,
+                              .chat = chat};
+}
+
+void generation_fill(const struct exchange *x, struct request *r)
+{
     request_id_make(x, r->id);
     hex_encode(r->id_hex, r->id, sizeof(r->id));
     r->params.fair_key = x->fair_key;
@@ -53,10 +66,8 @@ static void fill_request(struct generation *g, struct request *r)
         memcpy(r->payer, x->key->account, sizeof(r->payer));
     r->arrive_ns = x->arrive_ns;
     r->arrive_wall_ms = x->arrive_wall_ms;
-    r->wake = on_wake;
-    r->wake_arg = x;
     r->on_finish = recorder_on_finish;
-    r->on_finish_arg = g->server->deps.recorder;
+    r->on_finish_arg = x->server->deps.recorder;
 }
 
 /* The Idempotency-Key rule of SPEC 7. False: the exchange has its answer. */
@@ -112,29 +123,28 @@ static void drop_key(struct generation *g)
     g->keyed = false;
 }
 
-/* Recorder, then engine. On failure the exchange has its answer. */
-static bool submit(struct generation *g)
+bool generation_submit(struct exchange *x, struct request *r, bool *submitted)
 {
-    struct exchange *x = g->x;
+    struct http_server *s = x->server;
     struct errtext err = ERRTEXT_INIT;
-    enum status st = recorder_admit(g->server->deps.recorder, g->req, &err);
+    enum status st = recorder_admit(s->deps.recorder, r, &err);
     if (st) {
-        metrics_add(&g->server->metrics.refused_full, 1);
+        metrics_add(&s->metrics.refused_full, 1);
         x->retry_after_ms = RETRY_QUEUE_MS;
         exchange_fail_as(x, st == STATUS_FULL ? 503 : reply_code(st), &err);
         return false;
     }
-    g->submitted = true;
-    atomic_fetch_add(&g->server->active, 1);
-    st = engine_submit(g->server->deps.engine, g->req, &err);
+    *submitted = true;
+    atomic_fetch_add(&s->active, 1);
+    st = engine_submit(s->deps.engine, r, &err);
     if (!st)
         return true;
-    g->submitted = false;
-    atomic_fetch_sub(&g->server->active, 1);
-    recorder_unadmit(g->server->deps.recorder, g->req);
+    *submitted = false;
+    atomic_fetch_sub(&s->active, 1);
+    recorder_unadmit(s->deps.recorder, r);
     x->retry_after_ms = st == STATUS_CANCELLED ? RETRY_DRAIN_MS : RETRY_QUEUE_MS;
     if (st == STATUS_FULL)
-        metrics_add(&g->server->metrics.refused_full, 1);
+        metrics_add(&s->metrics.refused_full, 1);
     exchange_fail(x, st, &err);
     return false;
 }
@@ -157,15 +167,7 @@ static void start(struct exchange *x, bool chat)
 {
     struct http_server *s = x->server;
     struct errtext err = ERRTEXT_INIT;
-    struct parse_env env = {.model = s->deps.model,
-                            .catalog = s->deps.catalog,
-                            .model_name = s->opt.model_name,
-                            .chat_digest = s->chat_digest,
-                            .n_max = s->opt.n_max,
-                            .context_max = s->context_max,
-                            .key = x->key,
-                            .roles = x->roles,
-                            .chat = chat};
+    struct parse_env env = generation_env(x, chat);
     struct generation *g = mem_try_alloc(sizeof(*g));
     enum status st = STATUS_NO_MEMORY;
     if (g) {
@@ -175,7 +177,9 @@ static void start(struct exchange *x, bool chat)
         st = request_parse(&env, x->body.data, x->body.len, &g->spec, &g->req, &err);
     }
     if (!st) {
-        fill_request(g, g->req);
+        generation_fill(x, g->req);
+        g->req->wake = on_wake;
+        g->req->wake_arg = x;
         g->rules = (struct textout_rules){.model = s->deps.model,
                                           .params = &g->req->params,
                                           .include_stop = g->spec.include_stop};
@@ -195,7 +199,7 @@ static void start(struct exchange *x, bool chat)
     }
     atomic_store_explicit(&x->gen, g, memory_order_release);
     atomic_store(&g->last_send_ns, clock_mono_ns());
-    if (!submit(g))
+    if (!generation_submit(x, g->req, &g->submitted))
         drop_key(g);
     else
         exchange_drop_body(x);

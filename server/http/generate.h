@@ -44,6 +44,14 @@ enum generation_next {
     GENERATION_STREAM /* begin (or go on with) the event stream */
 };
 
+/* What a request of x is: how its body is read; id, payer, times and record. Its wake is set by who
+ * submits. Also tinker_sample.c. */
+struct parse_env generation_env(const struct exchange *x, bool chat);
+void generation_fill(const struct exchange *x, struct request *r);
+/* Recorder, then engine; counts in http_server.active. false: x has its answer. *submitted is set
+ * before the engine can wake anybody. */
+MUST_CHECK bool generation_submit(struct exchange *x, struct request *r, bool *submitted);
+
 enum generation_next generation_poll(struct generation *g);
 /* Append events to x->out. GENERATION_REPLY: that was all. */
 enum generation_next generation_stream(struct generation *g);
