@@ -398,6 +398,7 @@ static enum status make_http(struct server *s, struct errtext *err)
                              .indexes = s->indexes,
                              .files = s->files,
                              .factory = s->train.factory};
+    s->http_opt.train_dir = s->train.factory ? s->train.dir : NULL;
     enum status st = http_start(&s->http, &s->http_opt, &deps, s->listen_fd, err);
     if (st)
         return st;

@@ -45,6 +45,29 @@ void handle_files_list(struct exchange *x);
 void handle_file_upload(struct exchange *x);
 void handle_file_get(struct exchange *x);
 void handle_file_delete(struct exchange *x);
+/* tinker_session.c */
+void handle_tinker_health(struct exchange *x);
+void handle_tinker_config(struct exchange *x);
+void handle_tinker_dynamic_config(struct exchange *x);
+void handle_tinker_telemetry(struct exchange *x);
+void handle_tinker_capabilities(struct exchange *x);
+void handle_tinker_create_session(struct exchange *x);
+void handle_tinker_heartbeat(struct exchange *x);
+void handle_tinker_finish(struct exchange *x);
+void handle_tinker_get_info(struct exchange *x);
+void handle_tinker_create_sampler(struct exchange *x);
+void handle_tinker_sampler(struct exchange *x);
+/* tinker_train.c, tinker_checkpoint.c, tinker_weights.c */
+void handle_tinker_create_model(struct exchange *x);
+void handle_tinker_forward_backward(struct exchange *x);
+void handle_tinker_optim_step(struct exchange *x);
+void handle_tinker_save(struct exchange *x);
+void handle_tinker_load(struct exchange *x);
+void handle_tinker_weights_info(struct exchange *x);
+void handle_tinker_save_sampler(struct exchange *x);
+/* tinker_sample.c, tinker_future.c */
+void handle_tinker_sample(struct exchange *x);
+void handle_tinker_retrieve(struct exchange *x);
 /* upload.c */
 void handle_upload(struct exchange *x);
 void handle_publish(struct exchange *x);

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define METRICS_BUCKETS_MAX 32
-#define METRICS_ROUTES_MAX  48
+#define METRICS_ROUTES_MAX  96
 
 enum metrics_histogram {
     METRICS_TTFT,

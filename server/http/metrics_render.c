@@ -8,6 +8,7 @@
 #include "server/base/hex.h"
 #include "server/http/route.h"
 #include "server/http/state.h"
+#include "server/http/tinker.h"
 #include "server/influence/indexes.h"
 #include "server/train/factory.h"
 
@@ -359,6 +360,18 @@ static void put_factory(struct page *p)
           (double)f.works);
 }
 
+static void put_tinker(struct page *p)
+{
+    struct tinker_stats t;
+    tinker_get_stats(p->s->tinker, &t);
+    plain(p, "residual_tinker_sessions", "gauge", "Sessions of Tinker's API.", (double)t.sessions);
+    plain(p, "residual_tinker_models", "gauge", "Their models.", (double)t.models);
+    plain(p, "residual_tinker_futures", "gauge", "Their requests that run or are kept.",
+          (double)t.futures);
+    plain(p, "residual_tinker_datums_total", "counter", "Datums of passes.", (double)t.datums);
+    plain(p, "residual_tinker_samples_total", "counter", "Sampled sequences.", (double)t.samples);
+}
+
 static void put_recorder(struct page *p)
 {
     struct recorder_stats r;
@@ -505,6 +518,7 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     put_recorder(&p);
     put_indexes(&p);
     put_factory(&p);
+    put_tinker(&p);
     put_registry(&p);
     put_http(&p);
     put_process(&p);

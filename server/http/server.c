@@ -13,6 +13,7 @@
 #include "server/http/listen.h"
 #include "server/http/route.h"
 #include "server/http/state.h"
+#include "server/http/tinker.h"
 #include "server/record/keylog.h"
 
 #include <sodium.h>
@@ -232,9 +233,12 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
     if (!st)
         st = work_start(s, err);
     if (!st)
+        st = tinker_start(&s->tinker, s, err);
+    if (!st)
         st = listener_start(&s->listener, s, listen_fd, err);
     if (st) {
         work_stop(s);
+        CHECK(tinker_stop(s->tinker)); /* nobody has asked for anything yet */
         watches_stop(s);
         parts_fini(s);
         return st;
@@ -256,13 +260,14 @@ void http_stop(struct http_server *s)
     atomic_store(&s->drain_over, true);
     listener_quiesce(s->listener);
     work_stop(s);
+    bool ended = tinker_stop(s->tinker);
     cancel_all(s);
     for (uint32_t ms = 0; ms < STOP_GRACE_MS && atomic_load(&s->active) > 0; ms += 5)
         clock_sleep_ms(5);
     atomic_store(&s->stopping, true);
     cancel_all(s);
     listener_stop(s->listener);
-    uint32_t left = 0;
+    uint32_t left = !ended;
     for (uint32_t i = 0; i < s->watch_count; i++)
         left += watch_wait_orphans(s->watch[i], STOP_ORPHANS_MS);
     if (left > 0) {

@@ -59,6 +59,7 @@ struct http_options {
     uint8_t registry[20];       /* with chain_id */
     const char *settle_url;     /* the worker as browsers reach it, or NULL: see page.h */
     uint32_t context_max;       /* the engine's; 0: the model's pos_max */
+    const char *train_dir;      /* what training keeps; NULL without a factory */
     const char *upload_dir; /* where bodies of uploads are staged (unnamed files); NULL: /var/tmp */
     uint64_t upload_bytes_max; /* staged bytes of one API key */
     uint64_t (*clock_ns)(void);

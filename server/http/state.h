@@ -19,6 +19,7 @@
 
 struct keyring;
 struct listener;
+struct tinker;
 
 /* Work that a polling thread must not do. Two lanes, so that what waits for a disk never waits for
  * somebody's long prompt. */
@@ -46,6 +47,7 @@ struct http_server {
     uint32_t watch_count;
     atomic_uint watch_next; /* whose turn it is to get an exchange */
     struct listener *listener;
+    struct tinker *tinker;
     struct keyring *keys; /* behind keys_lock: a reload replaces it */
     pthread_mutex_t keys_lock;
     struct audit_log audit;
