@@ -97,6 +97,7 @@ static const struct {
     [OPT_CHECKPOINT_STEPS] = {"checkpoint-steps", "N",
                               "steps after which its state is kept (default 50; 0: never)"},
     [OPT_EVAL] = {"eval", "DIR", "a datanet's folder whose rows are held out and judge"},
+    [OPT_CHECK] = {"check", "FILE", "a value.json: measure it again, with its options"},
     [OPT_FOLDS] = {"folds", "N",
                    "parts of the rows, each held out once; with --eval of its rows (default 5)"},
     [OPT_SEEDS] = {"seeds", "K", "measured anew with as many seeds, from --seed on (default 1)"},

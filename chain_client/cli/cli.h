@@ -6,6 +6,7 @@
 #ifndef RS_CLI_CLI_H
 #define RS_CLI_CLI_H
 
+#include "chain_client/cli/options.h"
 #include "server/base/buf.h"
 #include "server/base/errtext.h"
 #include "server/base/hex.h"
@@ -22,80 +23,6 @@ enum cli_exit {
     CLI_NOTHING = 4, /* no such thing, or nothing to do */
     CLI_REFUSED = 5, /* the server or the contract said no */
 };
-
-enum cli_option {
-    OPT_MODEL,
-    OPT_SERVER,
-    OPT_NAME,
-    OPT_API_KEY_FILE,
-    OPT_PUBLISHER_KEY_FILE,
-    OPT_OWNER_KEY_FILE,
-    OPT_OWNER_PASSPHRASE_FILE,
-    OPT_MANIFEST,
-    OPT_DATANET_ID,
-    OPT_RPC,
-    OPT_DEPLOYMENT,
-    OPT_REPLACE,
-    OPT_WITHOUT_OWNER,
-    OPT_ADAPTER_RANK_MAX,
-    OPT_ADAPTER_BYTES_MAX,
-    OPT_ACCOUNT,
-    OPT_KEY_FILE,
-    OPT_PASSPHRASE_FILE,
-    OPT_ARCHIVE,
-    OPT_SETTLE,
-    OPT_TYPE,
-    OPT_WAIT_S,
-    OPT_TO_BATCH,
-    OPT_ALL,
-    OPT_UPTO,
-    OPT_REDIS_URL,
-    OPT_REDIS_PASSWORD_FILE,
-    OPT_YES,
-    OPT_PRICE_IN,
-    OPT_PRICE_OUT,
-    OPT_OWNER,
-    OPT_LICENCE,
-    OPT_TERMS,
-    OPT_DISPLAY,
-    OPT_KIND,
-    OPT_ENTRY,
-    OPT_MARKS,
-    OPT_CROISSANT,
-    OPT_SPDX,
-    OPT_RANK,
-    OPT_ALPHA,
-    OPT_PEFT_CONFIG,
-    OPT_INIT,
-    OPT_LR,
-    OPT_SCHEDULE,
-    OPT_WARMUP,
-    OPT_WEIGHT_DECAY,
-    OPT_CLIP,
-    OPT_DROPOUT,
-    OPT_EPOCHS,
-    OPT_BATCH,
-    OPT_TOKENS,
-    OPT_SEED,
-    OPT_IN_ORDER,
-    OPT_MASK,
-    OPT_CHECKPOINT_STEPS,
-    OPT_EVAL,
-    OPT_FOLDS,
-    OPT_SEEDS,
-    OPT_VERSION,
-    OPT_DTYPE,
-    OPT_THREADS,
-    OPT_ASKED,
-    OPT_PROJECT,
-    OPT_DAMPING,
-    OPT_OUT,
-    OPT_JSON, /* these two go with every verb */
-    OPT_HELP,
-    OPT_COUNT
-};
-typedef u128 cli_options; /* a set of them */
-#define CLI_BIT(o) ((cli_options)1 << (o))
 
 struct cli;
 struct cli_verb {

@@ -114,15 +114,18 @@ static const struct cli_verb verbs[] = {
      "theirs through\nthe inverse of the rows' Fisher, above 0 where the row made the answer "
      "likelier. Nobody is paid\nby it. --out has all that is needed to compute the scores again."},
     {"datanet value", "DIR|NAME", 1, 1,
-     REMOTE | B(MODEL) | B(VERSION) | B(EVAL) | B(FOLDS) | B(SEEDS) | B(RANK) | B(ALPHA) |
-         B(PEFT_CONFIG) | B(LR) | B(SCHEDULE) | B(WARMUP) | B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) |
-         B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) | B(IN_ORDER) | B(MASK) | B(DTYPE) | B(THREADS),
+     REMOTE | B(MODEL) | B(VERSION) | B(EVAL) | B(CHECK) | B(FOLDS) | B(SEEDS) | B(RANK) |
+         B(ALPHA) | B(PEFT_CONFIG) | B(LR) | B(SCHEDULE) | B(WARMUP) | B(WEIGHT_DECAY) | B(CLIP) |
+         B(DROPOUT) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) | B(IN_ORDER) | B(MASK) |
+         B(DTYPE) | B(THREADS),
      0, verb_datanet_value, "measure what each contributor's rows are worth",
      "The adapter is trained on all rows of DIR and without each contributor's, with the options "
      "of\nresidual train. A contributor's worth is what held-out rows of the others cost more "
      "without his:\nof --eval, or of each part of the rows in turn. Written to DIR/value.json, "
      "which the same\ncommand makes again byte for byte; residual datanet publish brings it to a "
-     "server, and\n--server shows what a server has of a datanet's NAME."},
+     "server, and\n--server shows what a server has of a datanet's NAME. --check measures "
+     "somebody's file again: exit "
+     "code\n1 if it comes out otherwise."},
     {"datanet publish", "DIR", 1, 1,
      REMOTE | CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID) | B(WAIT_S),
      B(SERVER), verb_datanet_publish,

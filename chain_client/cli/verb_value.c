@@ -3,6 +3,7 @@
  * published value is shown instead. */
 #include "chain_client/cli/datanet_remote.h"
 #include "chain_client/cli/train_setup.h"
+#include "chain_client/cli/value_claim.h"
 #include "chain_client/eth/addr.h"
 #include "server/base/check.h"
 #include "server/base/clock.h"
@@ -14,6 +15,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define SAY_NS           1000000000ull
@@ -27,6 +29,8 @@ struct value_run {
     uint32_t *owner, *judge; /* of the rows of each */
     struct buf config, file;
     struct value_report report;
+    struct value_claim claim; /* --check */
+    struct buf differs;       /* the fields in which it is another */
     uint64_t begin_ns, said_ns;
     char path[PATH_MAX];
 };
@@ -150,11 +154,11 @@ static json_t *options_json(const struct value_run *r)
     json_object_set_new(j, "computedIn",
                         json_string(r->setup.model->dtype == DTYPE_BF16 ? "bf16" : "f32"));
     if (cli_has(r->c, OPT_WARMUP))
-        json_object_set_new(j, "warmup", json_string(r->c->value[OPT_WARMUP]));
+        json_object_set_new(j, "warmup", json_integer(strtoll(r->c->value[OPT_WARMUP], NULL, 10)));
     return j;
 }
 
-static enum status write_file(struct value_run *r, struct errtext *err)
+static enum status render(struct value_run *r, struct errtext *err)
 {
     struct value_report *v = &r->report;
     json_t *options = options_json(r);
@@ -167,8 +171,13 @@ static enum status write_file(struct value_run *r, struct errtext *err)
         memcpy(v->eval, r->held.training->digest, 32);
     enum status st = value_report_render(&r->file, v, &recipe, err);
     json_decref(options);
+    return st;
+}
+
+static enum status write_file(struct value_run *r, struct errtext *err)
+{
     snprintf(r->path, sizeof(r->path), "%.*s/" VALUE_FILE, PATH_MAX - 32, r->c->operand[0]);
-    return st ? st : file_write_atomic(r->path, r->file.data, r->file.len, 0644, err);
+    return file_write_atomic(r->path, r->file.data, r->file.len, 0644, err);
 }
 
 /* ---- the table ---- */
@@ -207,7 +216,9 @@ static void put_result(const struct value_run *r, struct buf *out)
 {
     const struct value_report *v = &r->report;
     if (cli_has(r->c, OPT_JSON)) {
-        buf_puts(out, "{\"ok\":true,");
+        buf_printf(out, "{\"ok\":%s,", r->differs.len ? "false" : "true");
+        if (r->differs.len)
+            buf_printf(out, "\"differs\":\"%s\",", r->differs.data);
         cli_put_json_hex(out, "digest", v->digest, 32);
         buf_puts(out, ",\"value\":");
         buf_put(out, r->file.data, r->file.len - 1);
@@ -215,7 +226,13 @@ static void put_result(const struct value_run *r, struct buf *out)
         return;
     }
     put_table(out, v);
-    buf_printf(out, "\n%s: digest ", r->path);
+    if (r->differs.len) {
+        buf_printf(out, "\n%s is another: %s", r->c->value[OPT_CHECK], r->differs.data);
+        return;
+    }
+    buf_printf(out,
+               cli_has(r->c, OPT_CHECK) ? "\n%s is what came out again: digest " : "\n%s: digest ",
+               cli_has(r->c, OPT_CHECK) ? r->c->value[OPT_CHECK] : r->path);
     cli_put_hex(out, v->digest, 32);
 }
 
@@ -227,16 +244,25 @@ static enum status run(struct value_run *r, struct errtext *err)
         return err_set(err, STATUS_INVALID,
                        "--model BASE measures DIR; --server URL shows what a datanet's publisher "
                        "measured");
-    enum status st = train_setup_options(&r->setup, err);
+    bool again = cli_has(r->c, OPT_CHECK);
+    enum status st =
+        again ? value_claim_take(&r->claim, r->c, r->c->value[OPT_CHECK], &r->config, err)
+              : STATUS_OK;
+    if (!st)
+        st = train_setup_options(&r->setup, err);
     if (!st)
         st = train_setup_base(&r->setup, err);
     if (!st)
         st = open_rows(r, err);
-    if (!st)
+    if (!st && !again)
         st = train_setup_config(&r->setup, &r->config, err);
     if (!st)
         st = measure(r, err);
-    return st ? st : write_file(r, err);
+    if (!st)
+        st = render(r, err);
+    if (!st && again)
+        value_claim_compare(&r->claim, &r->file, &r->differs);
+    return st || again ? st : write_file(r, err);
 }
 
 static int measure_here(struct cli *c)
@@ -247,16 +273,20 @@ static int measure_here(struct cli *c)
     buf_init(&out, 2 * OUTPUT_BYTES_MAX);
     buf_init(&r.file, VALUE_BYTES_MAX);
     buf_init(&r.config, TRAIN_CONFIG_BYTES_MAX);
+    buf_init(&r.differs, 4096);
     enum status st = run(&r, &err);
     if (!st)
         put_result(&r, &out);
-    int code = st ? cli_fail(c, st, &err, NULL) : cli_print(&out, CLI_FINE);
+    int code =
+        st ? cli_fail(c, st, &err, NULL) : cli_print(&out, r.differs.len ? CLI_WRONG : CLI_FINE);
+    value_claim_fini(&r.claim);
     train_source_close(&r.learned);
     train_source_close(&r.held);
     mem_free(r.owner);
     mem_free(r.judge);
     mem_free(r.report.line);
     buf_fini(&r.config);
+    buf_fini(&r.differs);
     buf_fini(&r.file);
     buf_fini(&out);
     train_setup_fini(&r.setup);

@@ -90,6 +90,12 @@ def test_without_a_set_the_others_rows_judge(world, tmp_path):
     lines = {c["owner"].lower(): c for c in v["contributors"]}
     assert v["eval"] is None and lines[NOISE]["own"] > 0 and lines[NOISE]["value"] < 0.1 * lines[NOISE]["own"], "noise predicts its own noise, and nobody asks"
     assert lines[NOISE]["tokens"] < v["gain"]["tokens"] == lines[ECHO]["tokens"]
+    again = ("datanet", "value", world[0], "--model", DEMO / "base", "--check", net / "value.json")
+    assert good(*again)["value"] == v
+    (net / "value.json").write_bytes(seen[0].replace(b'"value":', b'"value":1', 1))
+    code, said = residual(*again)
+    assert code == 1 and said["differs"] == "contributors", said
+    assert "options of training" in refused(*again, "--lr", 0.1) and "judged by parts" in refused(*again, "--eval", world[1])
     assert seen[0] == seen[1] and b'"unit":"micronat"' in seen[0] and seen[0].endswith(b"}\n")
 
 
