@@ -1,11 +1,10 @@
 /* See train_setup.h. */
 #include "chain_client/cli/train_setup.h"
+#include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/json.h"
 #include "server/base/mem.h"
 
-#include <libgen.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -74,7 +73,8 @@ enum status train_setup_warmup(const struct train_setup *s, uint32_t rows, uint3
 {
     uint64_t v, range[2] = {0, TRAIN_STEPS_MAX};
     uint64_t steps = (uint64_t)((rows + s->opt.batch - 1) / s->opt.batch) * s->opt.epochs;
-    enum status st = args_number(s->c, OPT_WARMUP, range, (steps * 3 + 99) / 100, &v, err);
+    uint64_t standard = (steps * 3 + 99) / 100; /* its first step moves nothing */
+    enum status st = args_number(s->c, OPT_WARMUP, range, MIN(standard, steps - 1), &v, err);
     *warmup = st ? 0 : (uint32_t)v;
     return st;
 }
@@ -174,24 +174,13 @@ uint32_t train_source_longest(const struct train_source *t)
 
 static enum status make_config(struct train_setup *s, struct buf *out, struct errtext *err)
 {
-    char base[PATH_MAX];
-    uint32_t rank;
-    double alpha;
-    enum status st = read_count(s->c, OPT_RANK, 1024, 16, &rank, err);
-    alpha = 2.0 * rank;
+    struct train_config config = {.base = s->c->value[OPT_MODEL], .dropout = s->opt.dropout};
+    enum status st = read_count(s->c, OPT_RANK, 1024, 16, &config.rank, err);
+    config.alpha = 2.0 * config.rank;
     if (!st)
-        st = args_real(s->c, OPT_ALPHA, 65536, &alpha, err);
-    snprintf(base, sizeof(base), "%s", s->c->value[OPT_MODEL]);
-    const char *name = basename(base);
-    buf_puts(out, "{\n  \"base_model_name_or_path\": ");
-    buf_put_json_string(out, name, strlen(name));
-    buf_printf(out,
-               ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": "
-               "true,\n  \"lora_alpha\": %.17g,\n  \"lora_dropout\": %.17g,\n  \"peft_type\": "
-               "\"LORA\",\n  \"r\": %u,\n  \"target_modules\": [\"down_proj\", \"gate_proj\", "
-               "\"k_proj\", \"o_proj\", \"q_proj\", \"up_proj\", \"v_proj\"],\n  \"task_type\": "
-               "\"CAUSAL_LM\",\n  \"use_rslora\": false\n}\n",
-               alpha, s->opt.dropout, rank);
+        st = args_real(s->c, OPT_ALPHA, 65536, &config.alpha, err);
+    if (!st)
+        train_config_put(out, &config);
     return st;
 }
 

@@ -4,9 +4,8 @@
 #define RS_CLI_TRAIN_SETUP_H
 
 #include "chain_client/cli/cli.h"
+#include "server/train/train_config.h"
 #include "server/train/trainer.h"
-
-#define TRAIN_CONFIG_BYTES_MAX (1u << 20)
 
 struct train_setup {
     const struct cli *c;

@@ -37,6 +37,19 @@ void factory_put_event(struct factory *f, struct train_job *j, struct factory_ev
     pthread_mutex_unlock(&f->lock);
 }
 
+void factory_say_checkpoint(struct factory *f, struct train_job *j)
+{
+    struct factory_event e = {.type = FACTORY_EVENT_CHECKPOINT,
+                              .step = j->now.done,
+                              .loss = j->now.loss,
+                              .eval_loss = j->now.eval_loss,
+                              .norm = NAN,
+                              .lr = NAN};
+    snprintf(e.text, sizeof(e.text), "checkpoint at step %u", j->now.done);
+    factory_put_event(f, j, &e);
+    factory_tell(f, j);
+}
+
 void factory_say(struct factory *f, struct train_job *j, uint8_t level, const char *text)
 {
     struct factory_event e = {.type = FACTORY_EVENT_MESSAGE,
@@ -293,6 +306,7 @@ void factory_finish_job(struct factory *f, struct job_run *r)
     j->now.has_adapter = true;
     memcpy(j->now.adapter_id, id, 32);
     pthread_mutex_unlock(&f->lock);
+    factory_say_checkpoint(f, j);
     hex_encode(hex, id, 32);
     snprintf(text, sizeof(text), "adapter 0x%s is served", hex);
     factory_say(f, j, 0, text);

@@ -146,6 +146,8 @@ MUST_CHECK enum status learner_file_work(struct factory *f, struct learner *l,
 
 void factory_tell(struct factory *f, struct train_job *j);
 void factory_put_event(struct factory *f, struct train_job *j, struct factory_event *e);
+/* What it has made so far can be gone on from. */
+void factory_say_checkpoint(struct factory *f, struct train_job *j);
 void factory_say(struct factory *f, struct train_job *j, uint8_t level, const char *text);
 /* What is on disk follows, and who listens is told. */
 void factory_keep(struct factory *f, struct train_job *j);

@@ -55,11 +55,11 @@ static enum status check_room(const struct factory *f, const char *owner, struct
         own += strcmp(j->owner, owner) == 0;
     }
     if (open >= f->opt.jobs_max)
-        return err_coded(err, STATUS_FULL, "train_queue_full", NULL,
+        return err_coded(err, STATUS_FULL, "train_queue_full", "",
                          "%u training jobs wait or run, as many as there may be; retry later",
                          open);
     if (own >= f->opt.account_max)
-        return err_coded(err, STATUS_FULL, "train_account_full", NULL,
+        return err_coded(err, STATUS_FULL, "train_account_full", "",
                          "%u training jobs of this key wait or run, as many as there may be", own);
     return STATUS_OK;
 }
@@ -151,11 +151,20 @@ static enum status check_tokens(struct factory *f, const struct train_job *mine,
     pthread_mutex_unlock(&f->lock);
     return !f->opt.account_tokens_max || left <= f->opt.account_tokens_max
                ? STATUS_OK
-               : err_coded(err, STATUS_FULL, "train_tokens_full", NULL,
+               : err_coded(err, STATUS_FULL, "train_tokens_full", "",
                            "with this job %" PRIu64
                            " tokens of this key wait to be trained, at most %" PRIu64
                            " may (train_account_tokens_max)",
                            left, f->opt.account_tokens_max);
+}
+
+static void say_cut(const struct factory *f, struct train_job *j, uint32_t rows)
+{
+    struct factory_event e = {.type = FACTORY_EVENT_MESSAGE, .level = 1};
+    snprintf(e.text, sizeof(e.text),
+             "%u rows are longer than %d tokens: what follows is not learned", rows,
+             ROW_TOKENS_MAX);
+    factory_add_event(f, &j->now, &e);
 }
 
 static enum status make_job(struct factory *f, const struct factory_spec *s, struct train_job *j,
@@ -176,6 +185,8 @@ static enum status make_job(struct factory *f, const struct factory_spec *s, str
             st = write_job(f, s, &r, j, err);
         if (!st)
             factory_add_event(f, &j->now, &e);
+        if (!st && r.rows.cut)
+            say_cut(f, j, r.rows.cut);
         if (!st)
             log_info("train", "%s: '%s' of '%s' waits: %u rows, %u steps", j->now.id, s->name,
                      s->owner, j->now.rows, j->now.steps);

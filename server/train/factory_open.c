@@ -81,7 +81,9 @@ enum status factory_open_run(struct factory *f, const struct job_from *from, str
     r->opt.tokens = f->opt.tokens;
     if (from->warmup_percent != UINT32_MAX && r->opt.batch) {
         uint64_t steps = (uint64_t)((r->rows.n + r->opt.batch - 1) / r->opt.batch) * r->opt.epochs;
-        r->opt.optim.warmup = (uint32_t)((steps * from->warmup_percent + 99) / 100);
+        uint64_t warmup =
+            (steps * from->warmup_percent + 99) / 100; /* its first step moves nothing */
+        r->opt.optim.warmup = (uint32_t)MIN(warmup, steps - 1);
     }
     st = trainer_create(&r->trainer, &r->lora, &r->rows, &r->opt, err);
     r->report = (struct train_report){.model = f->deps.base.model,

@@ -16,6 +16,7 @@
 #define SECOND_NS    1000000000ull
 #define SLOW_NS      60000000000ull /* a round longer than this is said */
 #define METRICS_MAX  8000u
+#define EVENTS_KEPT  200u /* of all events, for messages */
 
 struct round { /* what the background computes at once */
     struct factory *f;
@@ -100,9 +101,22 @@ static void compute(void *arg)
     }
 }
 
+static uint32_t metrics_every(const struct job_run *r)
+{
+    return trainer_steps(r->trainer) / METRICS_MAX + 1;
+}
+
+/* The steps that are left find room for theirs. */
+static bool has_room_for_event(const struct job_run *r)
+{
+    const struct factory_job *j = &r->job->now;
+    uint32_t left = (trainer_steps(r->trainer) - j->done) / metrics_every(r);
+    return j->events + left + EVENTS_KEPT < FACTORY_EVENTS_MAX;
+}
+
 static void add_metrics(struct factory *f, struct job_run *r, const struct train_step *s)
 {
-    uint32_t every = trainer_steps(r->trainer) / METRICS_MAX + 1;
+    uint32_t every = metrics_every(r);
     struct factory_event e = {.type = FACTORY_EVENT_METRICS,
                               .step = s->step + 1,
                               .loss = s->loss,
@@ -129,6 +143,8 @@ static void checkpoint(struct factory *f, struct job_run *r)
         snprintf(text, sizeof(text), "checkpoint not written: %.160s", why.text);
         factory_say(f, r->job, 1, text);
         log_warn("train", "%s: %s", r->job->now.id, text);
+    } else if (has_room_for_event(r)) {
+        factory_say_checkpoint(f, r->job);
     }
     factory_keep(f, r->job);
 }
