@@ -89,6 +89,7 @@ static enum status take_address(struct server *s, struct errtext *err)
                                  .n_max = (uint32_t)c->n_max,
                                  .context_max = (uint32_t)c->context_max,
                                  .upload_bytes_max = c->adapter_bytes_max,
+                                 .train_price = c->train_price,
                                  .drain_s = (uint32_t)c->drain_s,
                                  .lame_duck_s = (uint32_t)c->lame_duck_s,
                                  .key = s->keys,

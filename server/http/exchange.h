@@ -19,6 +19,7 @@
 #define EXCHANGE_ID_BYTES_MAX   128
 #define EXCHANGE_IDEM_BYTES_MAX 255
 
+struct feed;
 struct generation;
 struct keyring;
 struct route;
@@ -64,6 +65,7 @@ struct exchange {
     bool close;                       /* Connection: close */
     bool dispatched;                  /* the body is complete and the handler was called */
     _Atomic(struct generation *) gen; /* the answer comes from the engine */
+    _Atomic(struct feed *) feed;      /* the answer is an event stream of others */
 
     /* waiting; see watch.h */
     struct watch *watch;  /* the one that wakes it */

@@ -68,6 +68,11 @@ void handle_tinker_save_sampler(struct exchange *x);
 /* tinker_sample.c, tinker_future.c */
 void handle_tinker_sample(struct exchange *x);
 void handle_tinker_retrieve(struct exchange *x);
+/* fine_tuning.c */
+void handle_tune_list(struct exchange *x);
+void handle_tune_create(struct exchange *x);
+void handle_tune_get(struct exchange *x);
+void handle_tune_act(struct exchange *x);
 /* upload.c */
 void handle_upload(struct exchange *x);
 void handle_publish(struct exchange *x);

@@ -139,10 +139,22 @@ static enum MHD_Result send_reply(struct exchange *x)
     return queue(x, r);
 }
 
+static bool stream_has_ended(const struct exchange *x)
+{
+    return x->gen ? x->gen->ended : x->feed->ended;
+}
+
+static void fill_stream(struct exchange *x)
+{
+    if (x->gen)
+        (void)generation_stream(x->gen);
+    else
+        feed_fill(x);
+}
+
 static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
 {
     struct exchange *x = cls;
-    struct generation *g = x->gen;
     (void)pos;
     for (;;) {
         if (x->frame.len > 0) /* resumed in the middle of a chunk: the client is gone */
@@ -155,15 +167,15 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
             x->sent_bytes += n;
             return (ssize_t)n;
         }
-        if (g->ended)
+        if (stream_has_ended(x))
             return MHD_CONTENT_READER_END_OF_STREAM;
         if (atomic_load(&x->gone) || atomic_load(&x->server->stopping) || x->out.failed)
             return MHD_CONTENT_READER_END_WITH_ERROR;
-        (void)generation_stream(g);
-        if (x->out.len > 0 || g->ended)
+        fill_stream(x);
+        if (x->out.len > 0 || stream_has_ended(x))
             continue;
         /* Once here, head and first chunk are out. */
-        if (!x->http10 && x->fd >= 0 && !atomic_exchange(&x->flows, true))
+        if (x->gen && !x->http10 && x->fd >= 0 && !atomic_exchange(&x->flows, true))
             atomic_fetch_add(&x->server->streams, 1);
         if (watch_park(x->watch, x, suspend))
             return 0;
@@ -173,7 +185,8 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
 static enum MHD_Result send_stream(struct exchange *x)
 {
     x->code = 200;
-    x->gen->streaming = true;
+    if (x->gen)
+        x->gen->streaming = true;
     struct MHD_Response *r = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES,
                                                                read_stream, x, NULL);
     if (r) {
@@ -207,6 +220,8 @@ static enum MHD_Result step(struct exchange *x)
             return MHD_NO;
         if (!working && x->code)
             return send_reply(x);
+        if (!working && x->feed)
+            return send_stream(x);
         if (!working) {
             CHECK(x->gen);
             enum generation_next next = generation_poll(x->gen);
@@ -412,6 +427,8 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **con_cls,
     *con_cls = NULL;
     watch_unsee(x->watch, x);
     watch_leave(x->watch, x);
+    feed_end(&s->feeds, x->feed);
+    x->feed = NULL;
     connections_enter(&s->connections, x->connection, CONNECTION_IDLE, clock_mono_ns());
     x->connection = NULL;
     pthread_mutex_lock(&x->lock);

@@ -332,6 +332,15 @@ static void put_indexes(struct page *p)
     plain(p, "residual_index_bytes", "gauge", "Bytes of index files.", (double)i.bytes);
 }
 
+static void put_files(struct page *p)
+{
+    if (!p->s->deps.files)
+        return;
+    struct file_store_stats f = file_store_stats(p->s->deps.files);
+    plain(p, "residual_files", "gauge", "Files of /v1/files.", f.files);
+    plain(p, "residual_file_bytes", "gauge", "Their bytes.", (double)f.bytes);
+}
+
 static void put_factory(struct page *p)
 {
     struct factory_stats f;
@@ -519,6 +528,7 @@ void metrics_render(struct http_server *s, bool openmetrics, struct buf *out)
     put_indexes(&p);
     put_factory(&p);
     put_tinker(&p);
+    put_files(&p);
     put_registry(&p);
     put_http(&p);
     put_process(&p);

@@ -8,6 +8,7 @@
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
+#include "server/http/fine_tuning.h"
 #include "server/http/generate.h"
 #include "server/http/keyring.h"
 #include "server/http/listen.h"
@@ -147,6 +148,7 @@ static void parts_init(struct http_server *s)
     idempotency_init(&s->idem, IDEMPOTENCY_COUNT_MAX);
     recorder_visit_keys(s->deps.recorder, restore_key, s);
     uploads_init(&s->uploads);
+    feeds_init(&s->feeds);
     for (uint32_t i = 0; i < HTTP_LANE_COUNT; i++) {
         s->lane[i].server = s;
         mailbox_init(&s->lane[i].box, HTTP_WORK_QUEUE_MAX);
@@ -159,6 +161,7 @@ static void parts_fini(struct http_server *s)
         mailbox_fini(&s->lane[i].box);
     connections_fini(&s->connections);
     uploads_fini(&s->uploads);
+    feeds_fini(&s->feeds);
     idempotency_fini(&s->idem);
     audit_fini(&s->audit);
     keyring_unref(s->keys);
@@ -243,6 +246,7 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
         parts_fini(s);
         return st;
     }
+    tune_listen(s, true);
     *out = s;
     return STATUS_OK;
 }
@@ -258,6 +262,7 @@ void http_stop(struct http_server *s)
     atomic_store(&s->drain_ns, clock_mono_ns());
     atomic_store(&s->refusing, true);
     atomic_store(&s->drain_over, true);
+    tune_listen(s, false);
     listener_quiesce(s->listener);
     work_stop(s);
     bool ended = tinker_stop(s->tinker);

@@ -62,6 +62,7 @@ struct http_options {
     const char *train_dir;      /* what training keeps; NULL without a factory */
     const char *upload_dir; /* where bodies of uploads are staged (unnamed files); NULL: /var/tmp */
     uint64_t upload_bytes_max; /* staged bytes of one API key */
+    const char *train_price;   /* of 1000 trained tokens, base units */
     uint64_t (*clock_ns)(void);
 };
 

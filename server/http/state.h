@@ -7,6 +7,7 @@
 #include "server/http/audit.h"
 #include "server/http/connections.h"
 #include "server/http/exchange.h"
+#include "server/http/feed.h"
 #include "server/http/idempotency.h"
 #include "server/http/metrics.h"
 #include "server/http/page.h"
@@ -43,6 +44,7 @@ struct http_server {
     struct metrics metrics;
     struct idempotency idem;
     struct uploads uploads;
+    struct feeds feeds;
     struct watch *watch[HTTP_WATCHES_MAX];
     uint32_t watch_count;
     atomic_uint watch_next; /* whose turn it is to get an exchange */

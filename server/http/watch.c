@@ -357,6 +357,14 @@ static bool is_stuck(const struct watch *w, const struct exchange *x, uint64_t n
     return at != 0 && now_ns > at + w->opt.server->opt.idle_timeout_s * 1000000000ull;
 }
 
+/* A client that has ended its side may have left: a line that it did not ask for tells. */
+static bool is_feed_idle(const struct exchange *x, uint64_t now_ns)
+{
+    uint64_t rest_ns = atomic_load(&x->half_closed_ns) ? PROBE_NS : IDLE_PING_NS;
+    const struct feed *f = x->feed;
+    return f && feed_is_idle_since(f, now_ns - rest_ns);
+}
+
 /* An idle stream gets a comment line every 15 s, so that proxies keep it open; the line is also how
  * a stream is probed. */
 static void look_at(struct watch *w, struct exchange *x, uint64_t now_ns)
@@ -365,7 +373,8 @@ static void look_at(struct watch *w, struct exchange *x, uint64_t now_ns)
     if (is_stuck(w, x, now_ns) || (due && !probe(x))) {
         leave(w, x);
         stir(w, x);
-    } else if (x->gen && generation_is_idle_since(x->gen, due ? now_ns : now_ns - IDLE_PING_NS)) {
+    } else if (x->gen ? generation_is_idle_since(x->gen, due ? now_ns : now_ns - IDLE_PING_NS)
+                      : is_feed_idle(x, now_ns)) {
         atomic_store(&x->ping, true);
         stir(w, x);
     }
