@@ -222,6 +222,38 @@ static void test_measure(void **state)
     rig_close(&g);
 }
 
+/* Rows without a rule: whoever has not learned them cannot know them. */
+static void test_what_is_held_out_is_not_learned(void **state)
+{
+    struct rig g;
+    struct test_rows t = {0};
+    struct value_report out = {0};
+    struct errtext err = ERRTEXT_INIT;
+    uint32_t draw = 1;
+    (void)state;
+    rig_open(&g);
+    for (uint32_t i = 0; i < 8; i++) {
+        int32_t ids[8];
+        for (uint32_t k = 0; k < 8; k++) {
+            draw = draw * 1664525 + 1013904223;
+            ids[k] = (int32_t)(draw >> 24);
+        }
+        rows_add(&t, i % 2, ids, 8);
+    }
+    struct value_job job = g.job;
+    job.learned = (struct value_set){&t.rows, t.owner};
+    job.owners = 2;
+    job.train.epochs = 40;
+    job.parts = 2;
+    job.seeds = 1;
+    if (value_measure(&out, &job, &err))
+        fail_msg("%s", err.text);
+    assert_true(out.loss > 4500000); /* ln 256 is 5.5 */
+    mem_free(out.line);
+    training_rows_fini(&t.rows);
+    rig_close(&g);
+}
+
 static void refused(const struct value_job *job, const char *says)
 {
     struct value_report out = {0};
@@ -359,6 +391,7 @@ int main(void)
         cmocka_unit_test(test_every_part_has_its_share_of_everybody),
         cmocka_unit_test(test_figures_by_hand),
         cmocka_unit_test(test_measure),
+        cmocka_unit_test(test_what_is_held_out_is_not_learned),
         cmocka_unit_test(test_what_cannot_be_measured),
         cmocka_unit_test(test_the_file),
     };
