@@ -242,6 +242,7 @@ enum status http_start(struct http_server **out, const struct http_options *opt,
     if (st) {
         work_stop(s);
         CHECK(tinker_stop(s->tinker)); /* nobody has asked for anything yet */
+        tinker_free(s->tinker);
         watches_stop(s);
         parts_fini(s);
         return st;
@@ -281,6 +282,7 @@ void http_stop(struct http_server *s)
                   left);
         return;
     }
+    tinker_free(s->tinker);
     watches_stop(s);
     parts_fini(s);
 }

@@ -43,7 +43,7 @@ struct tinker_session *tinker_hold(struct exchange *x, const char *id)
     struct tinker_session *s = tinker_find_session(t, x->fair_key, id);
     if (s) {
         s->holds++;
-        s->seen_ns = clock_mono_ns();
+        s->seen_ns = t->server->clock_ns();
     }
     pthread_mutex_unlock(&t->lock);
     if (!s)
@@ -89,7 +89,7 @@ enum status tinker_session_new(struct exchange *x, char id[TINKER_SESSION_ID], s
     hex_encode(s->id + 4, random, sizeof(random));
     snprintf(s->owner, sizeof(s->owner), "%s", x->key ? x->key->name : "");
     s->fair_key = x->fair_key;
-    s->seen_ns = clock_mono_ns();
+    s->seen_ns = t->server->clock_ns();
     snprintf(id, TINKER_SESSION_ID, "%s", s->id);
     pthread_mutex_lock(&t->lock);
     for (struct tinker_session *o = t->session; o; o = o->next)
@@ -157,9 +157,10 @@ void tinker_session_close(struct tinker *t, struct tinker_session *s)
 
 static void free_session(struct tinker *t, struct tinker_session *s)
 {
-    while (s->future) {
-        struct tinker_future *f = s->future;
+    for (struct tinker_future *f; (f = s->future);) {
+        pthread_mutex_lock(&t->lock);
         tinker_unlink(s, f);
+        pthread_mutex_unlock(&t->lock);
         tinker_free_future(f);
     }
     while (s->model) {
@@ -238,7 +239,7 @@ static bool close_learner(struct tinker *t)
 
 static void sweep(struct tinker *t)
 {
-    uint64_t now_ns = clock_mono_ns();
+    uint64_t now_ns = t->server->clock_ns();
     tinker_answer_overdue(t, now_ns, false);
     while (close_learner(t))
         ;
@@ -271,14 +272,11 @@ enum status tinker_start(struct tinker **out, struct http_server *s, struct errt
     CHECK(pthread_mutex_init(&t->lock, NULL) == 0);
     mailbox_init(&t->box, TINKER_ALL_FUTURES_MAX);
     enum status st = thread_start(&t->thread, "rs-tinker", tinker_main, t, err);
-    if (st) {
-        mailbox_fini(&t->box);
-        pthread_mutex_destroy(&t->lock);
-        mem_free(t);
-        return st;
-    }
-    *out = t;
-    return STATUS_OK;
+    if (st)
+        tinker_free(t);
+    else
+        *out = t;
+    return st;
 }
 
 static bool is_empty(struct tinker *t)
@@ -305,12 +303,16 @@ bool tinker_stop(struct tinker *t)
     atomic_store(&t->ending, true);
     mailbox_kick(&t->box);
     pthread_join(t->thread, NULL);
-    if (!empty)
-        return false;
+    return empty;
+}
+
+void tinker_free(struct tinker *t)
+{
+    if (!t)
+        return;
     mailbox_fini(&t->box);
     pthread_mutex_destroy(&t->lock);
     mem_free(t);
-    return true;
 }
 
 void tinker_get_stats(struct tinker *t, struct tinker_stats *out)

@@ -68,20 +68,23 @@
 #include "server/http/exchange.h"
 
 #define TINKER_SESSIONS_MAX   256u
-#define TINKER_SESSIONS_KEY   16u   /* of one API key */
+#define TINKER_SESSIONS_KEY   32u   /* of one API key */
 #define TINKER_MODELS_MAX     64u   /* of a session */
 #define TINKER_SAMPLERS_MAX   1024u /* of a session */
 #define TINKER_SAMPLERS_KEPT  8u
-#define TINKER_FUTURES_MAX    1024u /* of a session: under way, or not asked for yet */
-#define TINKER_SESSION_IDLE_S 180u  /* without any call: it ends */
+#define TINKER_FUTURES_MAX    1024u        /* of a session: under way, or not asked for yet */
+#define TINKER_BYTES_MAX      (1ull << 30) /* of batches and answers, of all sessions */
+#define TINKER_SESSION_IDLE_S 180u         /* without any call: it ends */
 #define TINKER_WAIT_MS        20000u
 #define TINKER_KEEP_MS        60000u /* an answer that was sent is kept, for a repeated question */
 
 struct tinker;
 MUST_CHECK enum status tinker_start(struct tinker **out, struct http_server *s,
                                     struct errtext *err);
-/* Ends every session, answers who waits. False: work never came back, its memory is kept. */
+/* Ends every session, answers who waits. False: work never came back; then t must stay. */
 MUST_CHECK bool tinker_stop(struct tinker *t);
+/* When no request can come any more. */
+void tinker_free(struct tinker *t); /* NULL is fine */
 
 struct tinker_stats {
     uint64_t sessions, models, futures; /* now */

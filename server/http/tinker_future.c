@@ -2,7 +2,6 @@
  * marked as an exchange that a worker has (`working`), so the transport leaves it alone until the
  * thread rs-tinker has put its answer into it. */
 #include "server/base/check.h"
-#include "server/base/clock.h"
 #include "server/base/mem.h"
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
@@ -63,7 +62,7 @@ static void put_id(struct exchange *x, const struct tinker_future *f)
 /* An answer of a future that is done; its session's lock is held. */
 static void put_answer(struct exchange *x, struct tinker_future *f)
 {
-    f->sent_ns = clock_mono_ns();
+    f->sent_ns = f->t->server->clock_ns();
     buf_put(&x->out, f->out.data, f->out.len);
     x->content_type = f->is_proto ? "application/x-protobuf" : "application/json";
     x->code = 200;
@@ -116,6 +115,15 @@ void tinker_unlink(struct tinker_session *s, struct tinker_future *f)
     *link = f->next;
     s->futures--;
     f->t->futures--;
+    f->t->bytes -= f->bytes;
+}
+
+void tinker_charge(struct tinker_future *f, uint64_t bytes)
+{
+    pthread_mutex_lock(&f->t->lock);
+    f->t->bytes += bytes - f->bytes;
+    f->bytes = bytes;
+    pthread_mutex_unlock(&f->t->lock);
 }
 
 /* ---- futures ---- */
@@ -131,14 +139,14 @@ static struct tinker_future *find_future(struct tinker_session *s, const char *i
 /* Room for one more: answers that were sent are kept only while there is. The lock is held. */
 struct tinker_future *tinker_take_sent(struct tinker_session *s, uint64_t before_ns)
 {
-    for (struct tinker_future *f = s->future; f; f = f->next) {
-        if (f->stage == TINKER_DONE && f->sent_ns && f->sent_ns < before_ns &&
-            !tinker_chain_has(f)) {
-            tinker_unlink(s, f);
-            return f;
-        }
+    struct tinker_future *oldest = NULL;
+    for (struct tinker_future *f = s->future; f; f = f->next) { /* the newest first */
+        if (f->stage == TINKER_DONE && f->sent_ns && f->sent_ns < before_ns && !tinker_chain_has(f))
+            oldest = f;
     }
-    return NULL;
+    if (oldest)
+        tinker_unlink(s, oldest);
+    return oldest;
 }
 
 static void refuse_full(struct exchange *x)
@@ -146,9 +154,10 @@ static void refuse_full(struct exchange *x)
     struct errtext err = ERRTEXT_INIT;
     x->retry_after_ms = TINKER_RETRY_MS;
     (void)err_set(&err, STATUS_FULL,
-                  "%u requests of this session, or %u of all, are under way or were never asked "
-                  "for; wait for some of them",
-                  TINKER_FUTURES_MAX, TINKER_ALL_FUTURES_MAX);
+                  "too many requests are under way or were never asked for (%u of a session, %u or "
+                  "%llu MiB of all); wait for some of them",
+                  TINKER_FUTURES_MAX, TINKER_ALL_FUTURES_MAX,
+                  (unsigned long long)(TINKER_BYTES_MAX >> 20));
     exchange_fail(x, STATUS_FULL, &err);
 }
 
@@ -170,9 +179,10 @@ struct tinker_future *tinker_open(struct exchange *x, struct tinker_session *s,
     struct tinker_future *same = find_future(s, f->id);
     if (same)
         put_id(x, same);
-    if (!same && s->futures == TINKER_FUTURES_MAX)
+    if (!same && (s->futures == TINKER_FUTURES_MAX || t->bytes >= TINKER_BYTES_MAX))
         old = tinker_take_sent(s, UINT64_MAX);
-    bool room = s->futures < TINKER_FUTURES_MAX && t->futures < TINKER_ALL_FUTURES_MAX;
+    bool room = s->futures < TINKER_FUTURES_MAX && t->futures < TINKER_ALL_FUTURES_MAX &&
+                t->bytes < TINKER_BYTES_MAX;
     if (!same && room) {
         f->next = s->future;
         s->future = f;
@@ -308,7 +318,7 @@ void handle_tinker_retrieve(struct exchange *x)
     struct tinker_session *s = tinker_find_session(t, x->fair_key, id);
     struct tinker_future *f = s ? find_future(s, id) : NULL;
     if (s)
-        s->seen_ns = clock_mono_ns();
+        s->seen_ns = t->server->clock_ns();
     if (f && f->stage == TINKER_DONE) {
         put_answer(x, f);
     } else if (f && t->stopping) {
@@ -316,7 +326,7 @@ void handle_tinker_retrieve(struct exchange *x)
     } else if (f) {
         before = f->waiter;
         f->waiter = x;
-        f->wait_until_ns = clock_mono_ns() + TINKER_WAIT_MS * TINKER_NS_PER_MS;
+        f->wait_until_ns = t->server->clock_ns() + TINKER_WAIT_MS * TINKER_NS_PER_MS;
         exchange_ref(x);
         atomic_store(&x->working, true);
     }
@@ -349,6 +359,7 @@ void tinker_finish(struct tinker_future *f)
         tinker_put_failure(f, STATUS_TOO_LARGE, &err);
     }
     tinker_batch_fini(&f->batch);
+    tinker_charge(f, f->out.len);
     pthread_mutex_lock(&t->lock);
     f->stage = TINKER_DONE;
     f->session->running--;

@@ -82,6 +82,7 @@ struct tinker_future {
     struct tinker_model *model; /* NULL: SAMPLE */
     enum tinker_stage stage;
     atomic_bool posted;
+    uint64_t bytes;   /* of its batch or answer */
     uint64_t sent_ns; /* when its answer went out, or 0 */
     struct tinker_future *next;
     /* what runs */
@@ -127,6 +128,7 @@ struct tinker {
     bool stopping;
     struct tinker_session *session;
     uint32_t sessions, futures;
+    uint64_t bytes;    /* of all futures */
     uint64_t swept_ns; /* the thread's own */
     atomic_uint_fast64_t datums, samples_made;
 };

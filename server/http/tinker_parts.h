@@ -37,6 +37,8 @@ struct tinker_future *tinker_open(struct exchange *x, struct tinker_session *s,
 void tinker_drop(struct tinker_future *f);
 /* Give f->work to the factory, and x the answer {request_id} or an error. f is gone or running. */
 void tinker_begin_work(struct exchange *x, struct tinker_future *f);
+/* It has so many bytes now: past TINKER_BYTES_MAX there are no new ones. */
+void tinker_charge(struct tinker_future *f, uint64_t bytes);
 /* A call with model_id and seq_id: its future, prepared (f->work) and begun. What prepare returns
  * refuses the call. */
 typedef enum status tinker_prepare(struct exchange *x, struct tinker_future *f,

@@ -151,6 +151,7 @@ static void begin_pass(struct exchange *x, struct tinker_session *s, struct tink
     f->model = m;
     f->batch = *b;
     f->rows = *rows;
+    tinker_charge(f, b->memory.used + b->n * sizeof(*f->seq));
     if (!lend_seqs(f)) {
         (void)err_set(&err, STATUS_NO_MEMORY, "there is no memory for this batch now");
         tinker_drop(f);

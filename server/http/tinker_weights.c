@@ -264,6 +264,8 @@ static void keep_newest(struct tinker *t, struct tinker_model *m, const char *na
 static enum status finish_sampler(struct tinker_future *f, struct errtext *err)
 {
     bool named = !f->sampler || strcmp(f->sampler->id, f->path) == 0;
+    if (!f->at_once)
+        log_audit("tinker", "publish adapter '%s' by key '%s': done", f->name, f->session->owner);
     if (named)
         buf_printf(&f->out, "{\"type\":\"save_weights_for_sampler\",\"path\":\"%s\"}", f->path);
     else

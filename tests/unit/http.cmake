@@ -1,5 +1,5 @@
 # Unit tests of server/http; bench_http measures what a streamed token costs.
-foreach(name request_parse textout assemble auth route idempotency http_server http_borders)
+foreach(name request_parse textout assemble auth route idempotency http_server http_borders tinker_http)
   rs_unit_test(${name} rs_http rs_adapter rs_text rs_engine rs_base)
 endforeach()
 rs_unit_test(multipart rs_http rs_base)
