@@ -6,6 +6,7 @@
 #include "kernels/bf16.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"
 
@@ -166,10 +167,10 @@ INLINE void block_scores(const struct attention_args *a, const struct attn_work 
 
 static float block_max(const float s[BLOCK])
 {
-    float m = s[0];
-    for (uint32_t j = 1; j < BLOCK; j++)
-        m = s[j] > m ? s[j] : m;
-    return m;
+    vf m = vf_load(s);
+    for (uint32_t b = 1; b < BLOCK_VECS; b++)
+        m = vf_max(vf_load(s + b * VW), m);
+    return vf_top(m);
 }
 
 static float exp_one(float x)
@@ -177,15 +178,18 @@ static float exp_one(float x)
     return vf_exp(vf_set1(x))[0];
 }
 
-/* Replaces s by e^(s - max) and returns their sum. */
+/* Replaces s by e^(s - max) and returns their sum: lanes i and i + w/2 added, w halving. */
 static float block_exp(float s[BLOCK], float max)
 {
-    for (uint32_t b = 0; b < BLOCK_VECS; b++)
-        vf_store(s + b * VW, vf_exp(vf_load(s + b * VW) - vf_set1(max)));
-    float t[BLOCK / 2];
-    for (uint32_t j = 0; j < BLOCK / 2; j++)
-        t[j] = s[j] + s[j + BLOCK / 2];
-    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
+    vf v[BLOCK_VECS];
+    for (uint32_t b = 0; b < BLOCK_VECS; b++) {
+        v[b] = vf_exp(vf_load(s + b * VW) - vf_set1(max));
+        vf_store(s + b * VW, v[b]);
+    }
+    for (uint32_t w = BLOCK_VECS / 2; w > 0; w /= 2)
+        for (uint32_t b = 0; b < w; b++)
+            v[b] += v[b + w];
+    return vf_sum(v[0]);
 }
 
 /* acc_h += sum_j p[h][j] v_j for n heads, n_vec vectors of values from i on. */

@@ -5,6 +5,7 @@
 #include "kernels/bf16.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/outer.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"
 

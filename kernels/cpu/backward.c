@@ -2,6 +2,7 @@
  * is one worker's, so its bits depend on the row alone. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"
 

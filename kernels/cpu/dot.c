@@ -4,6 +4,7 @@
  * next tile's weights are prefetched, so that memory and arithmetic overlap at any row count. */
 #include "kernels/cpu/dot.h"
 #include "kernels/bf16.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 
 #define TILE_N 4
@@ -238,19 +239,24 @@ size_t ISA(dot_row_bytes)(enum dtype dtype, uint32_t d_in)
 void ISA(dot_convert)(char *dst, const float *x, uint32_t d_in, enum dtype dtype)
 {
     size_t bytes = ISA(dot_row_bytes)(dtype, d_in), used = d_in * sizeof(float);
-    if (dtype == DTYPE_BF16 && BF16_KIND == DOT_NATIVE) {
-        uint16_t *h = (uint16_t *)(void *)dst;
-        for (uint32_t i = 0; i < d_in; i++)
-            h[i] = bf16_from_f32(x[i]);
+    if (dtype == DTYPE_BF16) {
+#if defined(__AVX512BF16__)
+        row_to_bf16((uint16_t *)(void *)dst, x, d_in);
         used = d_in * sizeof(uint16_t);
-    } else if (dtype == DTYPE_BF16) {
+#else
         float *f = (float *)(void *)dst;
         for (uint32_t i = 0; i < d_in; i++)
             f[i] = bf16_round(x[i]);
+#endif
     } else {
         memcpy(dst, x, used);
     }
     memset(dst + used, 0, bytes - used);
+}
+
+bool ISA(dot_as_is)(enum dtype dtype, uint32_t d_in)
+{
+    return dtype == DTYPE_F32 && d_in % VW == 0;
 }
 
 static void tile_store(const struct dot_job *j, const struct tile *tl, uint32_t t0, uint32_t rows,

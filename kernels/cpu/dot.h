@@ -31,6 +31,9 @@ size_t ISA(dot_row_bytes)(enum dtype dtype, uint32_t d_in);
 /* Convert rows of x (f32) for weights of this dtype. */
 void ISA(dot_convert)(char *dst, const float *x, uint32_t d_in, enum dtype dtype);
 
+/* Rows of x serve as they stand, unconverted, at any stride. */
+bool ISA(dot_as_is)(enum dtype dtype, uint32_t d_in);
+
 /* y[t, n] for all rows t and n in [n0, n1); y points at column 0. */
 void ISA(dot_range)(const struct dot_job *j, uint32_t n0, uint32_t n1);
 

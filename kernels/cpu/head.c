@@ -4,6 +4,7 @@
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/product.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"
 

@@ -9,7 +9,8 @@
 
 struct shrink_pass {
     const struct lora_shrink_args *a;
-    char *x;
+    const char *x; /* rows t0 .. as the dot kernel reads them */
+    char *converted;
     size_t x_stride_bytes;
     uint32_t t0, t1;
     uint64_t cost;
@@ -143,8 +144,8 @@ static void convert_work(void *arg, uint32_t worker, uint32_t n_worker)
         uint64_t to = MIN((uint64_t)seg->tok_begin + seg->tok_count, p->t0 + hi);
         for (uint64_t t = from; seg->part_count && t < to; t++)
             ISA(dot_convert)
-        (p->x + (t - p->t0) * p->x_stride_bytes, (const float *)a->x + t * a->x_stride, a->d_in,
-         a->lora.table->dtype);
+        (p->converted + (t - p->t0) * p->x_stride_bytes, (const float *)a->x + t * a->x_stride,
+         a->d_in, a->lora.table->dtype);
     }
 }
 
@@ -171,15 +172,22 @@ enum status ISA(lora_shrink)(struct backend *b, const struct lora_shrink_args *a
     struct cpu_backend *c = cpu_of(b);
     if (!any_adapted(&a->lora) || a->d_in == 0)
         return STATUS_OK;
-    struct shrink_pass p = {.a = a, .x = c->x};
+    struct shrink_pass p = {.a = a, .x = c->x, .converted = c->x};
+    const bool as_is = ISA(dot_as_is)(a->lora.table->dtype, a->d_in);
     p.x_stride_bytes = ISA(dot_row_bytes)(a->lora.table->dtype, a->d_in);
     uint32_t fit = (uint32_t)(CPU_X_BYTES / p.x_stride_bytes);
     CHECK(fit > 0);
+    if (as_is) {
+        p.x = a->x;
+        p.x_stride_bytes = a->x_stride * sizeof(float);
+        fit = a->n_tok;
+    }
     for (p.t0 = 0; p.t0 < a->n_tok; p.t0 = p.t1) {
         p.t1 = p.t0 + MIN(a->n_tok - p.t0, fit);
         p.cost = 0;
         each_item(&p, item_count, &p.cost);
-        cpu_run(c, convert_work, &p, (uint64_t)(p.t1 - p.t0) * a->d_in < 65536);
+        if (!as_is)
+            cpu_run(c, convert_work, &p, (uint64_t)(p.t1 - p.t0) * a->d_in < 65536);
         cpu_run(c, shrink_work, &p, p.cost * a->d_in < 65536);
     }
     return STATUS_OK;

@@ -59,7 +59,7 @@ static void each_part(const struct back_job *j, const struct lora_seg *seg, part
 /* ---- by rows ---- */
 
 struct back_rows {
-    char *dy; /* converted rows of the module under way */
+    char *dy; /* converted rows of the module under way, where the dot kernel wants such */
     float *rounded, *panel;
     uint32_t t0, rows, module; /* module: whose dy is converted; module_count: none */
 };
@@ -68,11 +68,13 @@ static void rows_convert(const struct back_job *j, const struct back_part *p, st
 {
     const struct lora_back_args *a = j->a;
     size_t stride = ISA(dot_row_bytes)(a->lora.table->dtype, p->d_out);
+    r->module = p->module;
+    if (ISA(dot_as_is)(a->lora.table->dtype, p->d_out))
+        return;
     for (uint32_t t = 0; t < r->rows; t++)
         ISA(dot_convert)
     (r->dy + t * stride, a->dy + (size_t)(r->t0 + t) * a->dy_stride + p->y_col, p->d_out,
      a->lora.table->dtype);
-    r->module = p->module;
 }
 
 static void rows_ds(const struct back_job *j, const struct back_part *p, struct back_rows *r)
@@ -86,6 +88,11 @@ static void rows_ds(const struct back_job *j, const struct back_part *p, struct 
                         .rows = r->rows,
                         .y = a->lora.s + (size_t)r->t0 * a->lora.s_stride + p->col,
                         .y_stride = a->lora.s_stride};
+    if (ISA(dot_as_is)(d.dtype, d.d_in)) {
+        const float *dy = a->dy + (size_t)r->t0 * a->dy_stride + p->y_col;
+        d.x = (const char *)(const void *)dy;
+        d.x_stride_bytes = a->dy_stride * sizeof(*dy);
+    }
     ISA(dot_range)(&d, 0, p->e->rank);
     for (uint32_t t = 0; t < r->rows; t++)
         for (uint32_t i = 0; i < p->e->rank; i++)

@@ -2,6 +2,7 @@
  */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 
 float ISA(sum_squares)(const float *x, uint32_t n)

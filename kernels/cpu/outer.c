@@ -124,14 +124,15 @@ size_t ISA(panel_row_bytes)(enum dtype dtype, uint32_t n)
 
 void ISA(panel_row)(char *dst, const float *dy, uint32_t n, enum dtype dtype)
 {
+#if defined(__AVX512BF16__)
     if (NATIVE(dtype)) {
         uint16_t *to = (uint16_t *)(void *)dst;
-        for (uint32_t i = 0; i < n; i++)
-            to[i] = bf16_from_f32(dy[i]);
+        row_to_bf16(to, dy, n);
         if (n % 2)
             to[n] = 0;
         return;
     }
+#endif
     float *to = (float *)(void *)dst;
     for (uint32_t i = 0; i < n; i++)
         to[i] = dtype == DTYPE_BF16 ? bf16_round(dy[i]) : dy[i];

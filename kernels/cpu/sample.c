@@ -7,6 +7,7 @@
  * in f32, sums in f64. A NaN logit counts as -inf. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/reduce.h"
 #include "kernels/cpu/vec.h"
 #include "server/base/check.h"
 #include "server/base/philox.h"

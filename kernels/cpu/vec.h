@@ -93,6 +93,22 @@ INLINE vf vf_load_bf16_n(const void *p, uint32_t n)
     return vf_load_bf16(tmp);
 }
 
+#if defined(__AVX512BF16__)
+/* to[i] = bf16 of f[i], rounded as bf16_from_f32 does, but what is below the normal numbers becomes
+ * 0: so it is for the products that read it. */
+INLINE void row_to_bf16(uint16_t *to, const float *f, uint32_t n)
+{
+    uint32_t i = 0;
+    for (; i + VW <= n; i += VW)
+        _mm256_storeu_si256((void *)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(f + i)));
+    if (i < n) {
+        const __mmask16 live = (__mmask16)((1u << (n - i)) - 1);
+        _mm256_mask_storeu_epi16(to + i, live,
+                                 (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(live, f + i)));
+    }
+}
+#endif
+
 /* a * b + c; one rounding where the path has FMA. */
 INLINE vf vf_fma(vf a, vf b, vf c)
 {
@@ -118,57 +134,6 @@ INLINE vf vf_max(vf a, vf b)
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return vf_select(a > b, a, b);
-#endif
-}
-
-/* Lanes i and i + w/2 are added, w halving: one tree for every caller. */
-INLINE float vf_sum(vf v)
-{
-    float t[VW];
-    vf_store(t, v);
-    for (uint32_t w = VW / 2; w > 0; w /= 2)
-        for (uint32_t i = 0; i < w; i++)
-            t[i] += t[i + w];
-    return t[0];
-}
-
-INLINE float vf_top(vf v)
-{
-    float t[VW];
-    vf_store(t, v);
-    for (uint32_t w = VW / 2; w > 0; w /= 2)
-        for (uint32_t i = 0; i < w; i++)
-            t[i] = t[i] > t[i + w] ? t[i] : t[i + w];
-    return t[0];
-}
-
-/* out[i] = sum of the lanes of v_i; every element is summed by the same tree. */
-INLINE void vf_sum4(float out[4], vf a, vf b, vf c, vf d)
-{
-#if VW == 16
-    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b),
-                              _mm512_unpackhi_ps((__m512)a, (__m512)b));
-    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d),
-                              _mm512_unpackhi_ps((__m512)c, (__m512)d));
-    __m512d lo = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd);
-    __m512d hi = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
-    __m512 s = _mm512_add_ps((__m512)lo, (__m512)hi);
-    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
-#elif VW == 8
-    __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b),
-                              _mm256_unpackhi_ps((__m256)a, (__m256)b));
-    __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps((__m256)c, (__m256)d),
-                              _mm256_unpackhi_ps((__m256)c, (__m256)d));
-    __m256d lo = _mm256_unpacklo_pd((__m256d)ab, (__m256d)cd);
-    __m256d hi = _mm256_unpackhi_pd((__m256d)ab, (__m256d)cd);
-    __m256 h = _mm256_add_ps((__m256)lo, (__m256)hi);
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
-#else
-    out[0] = (a[0] + a[2]) + (a[1] + a[3]);
-    out[1] = (b[0] + b[2]) + (b[1] + b[3]);
-    out[2] = (c[0] + c[2]) + (c[1] + c[3]);
-    out[3] = (d[0] + d[2]) + (d[1] + d[3]);
 #endif
 }
 
