@@ -17,6 +17,11 @@
 #if defined(__AVX512BF16__)
 #define NATIVE(dtype) ((dtype) == DTYPE_BF16)
 #define K_BLOCK       1024
+/* With two or three tiles of rows to a panel memory is what they wait for: a panel in L1 leaves L2
+ * to what is fetched. */
+#define K_BLOCK_FEW 128
+#define FEW_MIN     7
+#define FEW_MAX     16
 
 _Static_assert(PRODUCT_SCRATCH >= K_BLOCK * PANEL_COLS * 2, "a panel fits the scratch");
 
@@ -29,10 +34,11 @@ static size_t packed_panel(uint32_t d_in)
 static void pairs_range(const struct product *p, uint32_t n0, uint32_t n1)
 {
     const struct weight *w = p->w;
+    const uint32_t block = p->rows < FEW_MIN || p->rows > FEW_MAX ? K_BLOCK : K_BLOCK_FEW;
     for (uint32_t n = n0; n < n1; n += PANEL_COLS) {
         const uint32_t n_col = MIN(n1 - n, (uint32_t)PANEL_COLS);
-        for (uint32_t k0 = 0; k0 < w->d_in; k0 += K_BLOCK) {
-            const uint32_t n_k = MIN(w->d_in - k0, (uint32_t)K_BLOCK);
+        for (uint32_t k0 = 0; k0 < w->d_in; k0 += block) {
+            const uint32_t n_k = MIN(w->d_in - k0, block);
             struct panel_product q = {.c = p->y + (n - n0),
                                       .c_stride = p->y_stride,
                                       .x = p->x + 2 * (size_t)k0,
