@@ -96,6 +96,14 @@ static const struct {
                   "assistant says by the base's own chat template"},
     [OPT_CHECKPOINT_STEPS] = {"checkpoint-steps", "N",
                               "steps after which its state is kept (default 50; 0: never)"},
+    [OPT_EVAL_SHARE] = {"eval-share", "X",
+                        "share of the rows that is held out, by the seed: evaluation.json, and "
+                        "training.json without them"},
+    [OPT_EVAL_STEPS] = {"eval-steps", "N",
+                        "steps between two looks at the held-out rows (default an epoch's)"},
+    [OPT_PATIENCE] = {"patience", "N",
+                      "looks in a row that show no gain, then it ends; the weights of the best "
+                      "are kept (default 0: it goes on to its end and keeps the last)"},
     [OPT_EVAL] = {"eval", "DIR", "a datanet's folder whose rows are held out and judge"},
     [OPT_CHECK] = {"check", "FILE", "a value.json: measure it again, with its options"},
     [OPT_FOLDS] = {"folds", "N",

@@ -97,7 +97,8 @@ static const struct cli_verb verbs[] = {
     {"train", "DIR...", 1, VERB_TRAIN_DIRS_MAX,
      B(MODEL) | B(RANK) | B(ALPHA) | B(PEFT_CONFIG) | B(INIT) | B(LR) | B(SCHEDULE) | B(WARMUP) |
          B(WEIGHT_DECAY) | B(CLIP) | B(DROPOUT) | B(EPOCHS) | B(BATCH) | B(TOKENS) | B(SEED) |
-         B(IN_ORDER) | B(MASK) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE) | PUBLISH,
+         B(IN_ORDER) | B(MASK) | B(CHECKPOINT_STEPS) | B(DTYPE) | B(THREADS) | B(REPLACE) |
+         B(EVAL) | B(EVAL_SHARE) | B(EVAL_STEPS) | B(PATIENCE) | PUBLISH,
      B(MODEL), verb_train, "train an adapter on the rows of a datanet, here",
      "DIR has the datanet's list, its texts and training.json (residual datanet build). The "
      "adapter\nis written beside them, as peft saves it, with train.json (how it was made) and "

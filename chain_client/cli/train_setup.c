@@ -4,6 +4,7 @@
 #include "server/base/file.h"
 #include "server/base/json.h"
 #include "server/base/mem.h"
+#include "server/datanet/training_split.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -64,6 +65,8 @@ enum status train_setup_options(struct train_setup *s, struct errtext *err)
     if (!st)
         st = args_number(c, OPT_SEED, any, 0, &o->seed, err);
     if (!st)
+        st = args_real(c, OPT_EVAL_SHARE, 1, &s->eval_share, err);
+    if (!st)
         st = read_mask(s, err);
     return st ? st : read_schedule(s, err);
 }
@@ -122,6 +125,45 @@ void train_setup_fini(struct train_setup *s)
 
 /* ---- rows ---- */
 
+/* The rows that are held out already, or are to be. They stay in training.json until the adapter is
+ * written: it says what the one beside it was trained on. */
+static enum status hold_out(struct train_source *t, const struct train_setup *s,
+                            struct errtext *err)
+{
+    struct training *held = NULL, *all = NULL;
+    struct training_split split = {0};
+    struct errtext why = ERRTEXT_INIT; /* there is none, or of rows that are no more */
+    enum status st = STATUS_OK;
+    if (!training_load_as(&held, t->datanet, TRAINING_HELD_FILE, &why))
+        st = training_join(&all, t->training, held, t->datanet, err);
+    if (!st)
+        st = training_split(&split, all ? all : t->training, t->datanet, s->eval_share, s->opt.seed,
+                            err);
+    bool same = !st && held && split.learned->n == t->training->n &&
+                memcmp(split.held->digest, held->digest, 32) == 0;
+    if (!st && !same) {
+        training_free(t->training);
+        t->training = split.learned;
+        split.learned = NULL;
+    }
+    t->held = split.held;
+    training_free(split.learned);
+    training_free(held);
+    training_free(all);
+    return st;
+}
+
+static enum status read_rows(struct train_source *t, const struct train_setup *s,
+                             struct errtext *err)
+{
+    enum status st =
+        training_rows_read(&t->rows, t->datanet, t->training, s->model, s->opt.mask, NULL, err);
+    if (!st && t->held)
+        st = training_rows_read(&t->held_rows, t->datanet, t->held, s->model, s->opt.mask, NULL,
+                                err);
+    return st;
+}
+
 enum status train_source_open(struct train_source *out, const struct train_setup *s,
                               const char *dir, struct errtext *err)
 {
@@ -142,8 +184,9 @@ enum status train_source_open(struct train_source *out, const struct train_setup
         st = err_set(err, STATUS_INVALID,
                      "%s/" TRAINING_FILE ": tokenizerDigest is of another base than %s", dir, base);
     if (!st)
-        st = training_rows_read(&out->rows, out->datanet, out->training, s->model, s->opt.mask,
-                                NULL, err);
+        st = s->eval_share > 0 ? hold_out(out, s, err) : STATUS_OK;
+    if (!st)
+        st = read_rows(out, s, err);
     if (!st && out->rows.cut)
         cli_note(s->c, "%u rows are longer than %d tokens: what follows is not learned",
                  out->rows.cut, ROW_TOKENS_MAX);
@@ -156,18 +199,26 @@ enum status train_source_open(struct train_source *out, const struct train_setup
 void train_source_close(struct train_source *t)
 {
     training_rows_fini(&t->rows);
+    training_rows_fini(&t->held_rows);
+    training_free(t->held);
     training_free(t->training);
     datanet_release(t->datanet);
 }
 
-uint32_t train_source_longest(const struct train_source *t)
+static uint64_t longest_of(const struct training_rows *r)
 {
     uint64_t longest = 0;
-    for (uint32_t i = 0; i < t->rows.n; i++) {
-        uint64_t n = t->rows.begin[i + 1] - t->rows.begin[i];
+    for (uint32_t i = 0; i < r->n; i++) {
+        uint64_t n = r->begin[i + 1] - r->begin[i];
         longest = n > longest ? n : longest;
     }
-    return (uint32_t)longest;
+    return longest;
+}
+
+uint32_t train_source_longest(const struct train_source *t)
+{
+    uint64_t a = longest_of(&t->rows), b = longest_of(&t->held_rows);
+    return (uint32_t)(a > b ? a : b);
 }
 
 /* ---- the adapter ---- */

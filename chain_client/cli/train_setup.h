@@ -9,6 +9,7 @@
 
 struct train_setup {
     const struct cli *c;
+    double eval_share;        /* 0: none */
     struct train_options opt; /* as they were given; tokens once rows are known, warm-up never */
     struct train_base base;
     struct model *model;
@@ -24,12 +25,16 @@ struct train_source { /* a datanet's folder with its training.json */
     struct datanet *datanet;
     struct training *training;
     struct training_rows rows;
+    /* of --eval-share: what is held out of it; training and rows are without them */
+    struct training *held;
+    struct training_rows held_rows;
 };
-/* NOT_FOUND says what makes training.json; INVALID: it is of another base. */
+/* NOT_FOUND says what makes training.json; INVALID: it is of another base, or has too few rows for
+ * --eval-share. */
 MUST_CHECK enum status train_source_open(struct train_source *out, const struct train_setup *s,
                                          const char *dir, struct errtext *err);
 void train_source_close(struct train_source *t);
-uint32_t train_source_longest(const struct train_source *t); /* of its rows, in tokens */
+uint32_t train_source_longest(const struct train_source *t); /* of all its rows, in tokens */
 
 /* opt.tokens: --tokens, or what holds the longest row. */
 MUST_CHECK enum status train_setup_tokens(struct train_setup *s, uint32_t longest,

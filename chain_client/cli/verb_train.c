@@ -8,6 +8,7 @@
 #include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/train/train_output.h"
+#include "server/train/value_rule.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -23,7 +24,10 @@ struct training_run { /* of a folder */
     struct train_lora lora;
     struct train_options opt;
     struct trainer *trainer;
+    struct train_evaluation eval; /* rows NULL: none */
     struct train_report report;
+    uint32_t evals; /* told so far */
+    uint32_t saved; /* steps of the state that is kept; 0: none */
     uint8_t what[32], id[32];
     char state[PATH_MAX];
     enum status st; /* of its steps */
@@ -33,7 +37,8 @@ struct training_runs {
     struct cli *c;
     struct train_setup setup;
     struct train_pass *pass;
-    struct training_run *run; /* [n] */
+    struct train_source judge; /* of --eval */
+    struct training_run *run;  /* [n] */
     uint32_t n;
     /* steps */
     uint64_t checkpoint_steps, begin_ns, said_ns, tokens, steps, all, first;
@@ -80,6 +85,48 @@ static enum status open_run(struct training_runs *a, struct training_run *r, str
     return st;
 }
 
+/* ---- rows that are held out ---- */
+
+static enum status open_judge(struct training_runs *a, struct errtext *err)
+{
+    const struct cli *c = a->c;
+    bool share = a->setup.eval_share > 0, dir = cli_has(c, OPT_EVAL);
+    if (share && dir)
+        return err_set(err, STATUS_INVALID, "--eval and --eval-share: found both, expected one");
+    if (!share && !dir && (cli_has(c, OPT_PATIENCE) || cli_has(c, OPT_EVAL_STEPS)))
+        return err_set(err, STATUS_INVALID,
+                       "--%s: no rows are held out; --eval-share or --eval says which",
+                       cli_has(c, OPT_PATIENCE) ? "patience" : "eval-steps");
+    return dir ? train_source_open(&a->judge, &a->setup, c->value[OPT_EVAL], err) : STATUS_OK;
+}
+
+static enum status read_evaluation(struct training_runs *a, struct training_run *r,
+                                   struct errtext *err)
+{
+    const struct train_source *judge = a->judge.training ? &a->judge : &r->source;
+    uint64_t some[2] = {1, TRAIN_STEPS_MAX}, any[2] = {0, TRAIN_STEPS_MAX}, every, patience;
+    uint64_t epoch = (r->source.rows.n + r->opt.batch - 1) / r->opt.batch;
+    enum status st = STATUS_OK;
+    if (!a->judge.training && !r->source.held)
+        return st;
+    if (a->judge.training)
+        st = value_check_apart(&r->source.rows, &a->judge.rows, err);
+    if (!st)
+        st = args_number(a->c, OPT_EVAL_STEPS, some, epoch, &every, err);
+    if (!st)
+        st = args_number(a->c, OPT_PATIENCE, any, 0, &patience, err);
+    if (st)
+        return st;
+    r->eval =
+        (struct train_evaluation){.rows = a->judge.training ? &a->judge.rows : &r->source.held_rows,
+                                  .every = (uint32_t)every,
+                                  .patience = (uint32_t)patience};
+    r->report.held = a->judge.training ? a->judge.training : r->source.held;
+    r->report.held_of = judge->datanet;
+    r->report.eval = &r->eval;
+    return STATUS_OK;
+}
+
 static enum status make_trainer(struct training_runs *a, struct training_run *r,
                                 struct errtext *err)
 {
@@ -92,9 +139,15 @@ static enum status make_trainer(struct training_runs *a, struct training_run *r,
                                       .training = r->source.training,
                                       .options = &r->opt,
                                       .lora = &r->lora,
+                                      .pass = a->pass,
                                       .version = RS_VERSION};
+    st = read_evaluation(a, r, err);
+    if (st)
+        return st;
     train_what(r->what, &r->report);
     st = trainer_create(&r->trainer, &r->lora, &r->source.rows, &r->opt, err);
+    if (!st && r->eval.rows)
+        st = trainer_evaluate(r->trainer, &r->eval, err);
     r->report.trainer = r->trainer;
     return st;
 }
@@ -119,6 +172,9 @@ static enum status prepare(struct training_runs *a, struct errtext *err)
         st = args_number(a->c, OPT_CHECKPOINT_STEPS, some, 50, &a->checkpoint_steps, err);
     if (!st)
         st = train_setup_base(&a->setup, err);
+    if (!st)
+        st = open_judge(a, err);
+    longest = train_source_longest(&a->judge);
     for (uint32_t k = 0; k < a->n && !st; k++) {
         st = open_run(a, &a->run[k], err);
         longest = MAX(longest, train_source_longest(&a->run[k].source));
@@ -142,6 +198,8 @@ static enum status go_on(struct training_runs *a, struct training_run *r, struct
         return STATUS_OK;
     enum status st = trainer_resume(r->trainer, r->state, r->what, err);
     a->first += trainer_done(r->trainer);
+    (void)trainer_evals(r->trainer, &r->evals);
+    r->saved = trainer_done(r->trainer);
     if (!st)
         cli_note(a->c, "going on behind step %u of %u (%s)", trainer_done(r->trainer),
                  trainer_steps(r->trainer), r->state);
@@ -164,6 +222,16 @@ static void say(struct training_runs *a, const struct train_step *s)
              done, a->all, (double)s->loss, s->norm, s->lr, (double)a->tokens / took_s, left_s);
 }
 
+static void say_evals(struct training_runs *a, struct training_run *r)
+{
+    uint32_t n;
+    const struct train_eval *e = trainer_evals(r->trainer, &n), *best = trainer_best(r->trainer);
+    for (; r->evals < n; r->evals++)
+        cli_note(a->c, "%s: %u held-out rows behind step %u: loss %.4f, the best %.4f (step %u)",
+                 r->dir, r->eval.rows->n, e[r->evals].step, (double)e[r->evals].loss,
+                 (double)best->loss, best->step);
+}
+
 static void end_step(struct training_runs *a, struct training_run *r, const struct train_step *s)
 {
     if (r->st)
@@ -171,6 +239,10 @@ static void end_step(struct training_runs *a, struct training_run *r, const stru
     say(a, s);
     if (a->checkpoint_steps && (s->step + 1) % a->checkpoint_steps == 0)
         r->st = trainer_save(r->trainer, r->state, r->what, &r->err);
+    else
+        return;
+    if (!r->st)
+        r->saved = s->step + 1;
 }
 
 /* Those that have steps left; one that failed has none. */
@@ -180,7 +252,7 @@ static uint32_t list_running(struct training_runs *a, struct training_run **runn
     uint32_t n = 0;
     for (uint32_t k = 0; k < a->n; k++) {
         struct training_run *r = &a->run[k];
-        if (r->st || trainer_done(r->trainer) == trainer_steps(r->trainer))
+        if (r->st || trainer_ended(r->trainer))
             continue;
         running[n] = r;
         trainer[n++] = r->trainer;
@@ -208,6 +280,7 @@ static enum status run_steps(struct training_runs *a, struct errtext *err)
                                                         .first = turn % n,
                                                         .err = why});
         for (uint32_t k = 0; k < n && !st; k++) {
+            say_evals(a, running[k]);
             if (!stepped[k])
                 continue;
             running[k]->st = ended[k];
@@ -217,6 +290,34 @@ static enum status run_steps(struct training_runs *a, struct errtext *err)
     }
     mem_free(why);
     return st ? err_set(err, st, "training: the backend failed") : st;
+}
+
+static double mean_of(const float *loss, uint32_t n)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += (double)loss[i];
+    return sum / MAX(n, 1u);
+}
+
+/* A rate that is too high need not end in no numbers. */
+static void check_fell(const struct training_runs *a, const struct training_run *r)
+{
+    uint32_t n = trainer_done(r->trainer), tenth = (n + 9) / 10;
+    const float *loss = trainer_losses(r->trainer);
+    double first = mean_of(loss, tenth), last = mean_of(loss + n - tenth, tenth);
+    if (n > 1 && last > first)
+        cli_note(a->c, "%s: the loss rose from %.4f to %.4f: a lower --lr learns", r->dir, first,
+                 last);
+}
+
+/* What went wrong, and what is left. */
+static enum status fail_run(const struct training_run *r, struct errtext *err)
+{
+    if (!r->saved)
+        return err_set(err, r->st, "%s: %s", r->dir, r->err.text);
+    return err_set(err, r->st, "%s: %s; the state behind step %u is kept: %s", r->dir, r->err.text,
+                   r->saved, r->state);
 }
 
 static void write_adapter(struct training_run *r)
@@ -246,7 +347,10 @@ static enum status train_all(struct training_runs *a, struct errtext *err)
         write_adapter(&a->run[k]);
     for (uint32_t k = 0; k < a->n && !st; k++) {
         const struct training_run *r = &a->run[k];
-        st = r->st ? err_set(err, r->st, "%s: %s", r->dir, r->err.text) : STATUS_OK;
+        if (r->st)
+            st = fail_run(r, err);
+        else
+            check_fell(a, r);
     }
     return st;
 }
@@ -259,6 +363,10 @@ static void put_json(const struct training_run *r, struct buf *out)
     buf_puts(out, ",\"folder\":");
     buf_put_json_string(out, r->dir, strlen(r->dir));
     buf_printf(out, ",\"loss\":%.6g,\"steps\":%u,\"rows\":%u", last, n, r->source.rows.n);
+    const struct train_eval *best = trainer_best(r->trainer);
+    if (best)
+        buf_printf(out, ",\"eval_rows\":%u,\"eval_loss\":%.6g,\"eval_step\":%u", r->eval.rows->n,
+                   (double)best->loss, best->step);
 }
 
 static void put_text(const struct training_run *r, struct buf *out)
@@ -270,6 +378,20 @@ static void put_text(const struct training_run *r, struct buf *out)
                "\n%s: adapter_config.json, adapter_model.safetensors, " TRAIN_REPORT_FILE
                ", " TRAIN_LOSS_FILE "; loss %.4f after %u steps",
                r->dir, n ? (double)trainer_losses(r->trainer)[n - 1] : 0.0, n);
+    const struct train_eval *best = trainer_best(r->trainer);
+    if (best)
+        buf_printf(out, "; held out %.4f at best (step %u%s)", (double)best->loss, best->step,
+                   r->eval.patience ? ", whose weights these are" : "");
+}
+
+/* How full the passes of this call were. */
+static void say_packing(const struct training_runs *a)
+{
+    const struct train_pass_stats s = train_pass_stats(a->pass);
+    if (s.passes)
+        cli_note(a->c, "%" PRIu64 " passes of %u tokens: %.1f %% used, %.1f rows each", s.passes,
+                 a->setup.opt.tokens, 100.0 * (double)s.tokens / (double)s.room,
+                 (double)s.sequences / (double)s.passes);
 }
 
 /* One folder's result stands by itself, several in a list. */
@@ -301,6 +423,7 @@ static void close_runs(struct training_runs *a)
         train_source_close(&r->source);
     }
     mem_free(a->run);
+    train_source_close(&a->judge);
     train_pass_free(a->pass);
     train_setup_fini(&a->setup);
 }
@@ -336,6 +459,7 @@ int verb_train(struct cli *c)
     } else if (cli_has(c, OPT_SERVER)) {
         code = verb_adapter_publish(c);
     } else {
+        say_packing(&a);
         put_result(&a, &out);
         code = cli_print(&out, 0);
     }

@@ -234,10 +234,16 @@ enum status training_parse(struct training **out, const char *text, size_t len,
 
 enum status training_load(struct training **out, const struct datanet *d, struct errtext *err)
 {
+    return training_load_as(out, d, TRAINING_FILE, err);
+}
+
+enum status training_load_as(struct training **out, const struct datanet *d, const char *name,
+                             struct errtext *err)
+{
     char *text = NULL;
     size_t len;
     *out = NULL;
-    enum status st = datanet_read(d, TRAINING_FILE, TRAINING_BYTES_MAX, &text, &len, err);
+    enum status st = datanet_read(d, name, TRAINING_BYTES_MAX, &text, &len, err);
     if (!st)
         st = training_parse(out, text, len, d, err);
     mem_free(text);
@@ -276,6 +282,17 @@ enum status training_render(struct buf *out, const struct training *t, const str
                : STATUS_OK;
 }
 
+enum status training_seal(struct training *t, const struct datanet *d, struct errtext *err)
+{
+    struct buf file;
+    buf_init(&file, TRAINING_BYTES_MAX);
+    enum status st = training_render(&file, t, d, err);
+    if (!st)
+        crypto_generichash(t->digest, 32, (const uint8_t *)file.data, file.len, NULL, 0);
+    buf_fini(&file);
+    return st;
+}
+
 /* ---- making one ---- */
 
 struct building {
@@ -312,20 +329,16 @@ enum status training_build(struct training **out, const struct datanet *d, bool 
                            const uint8_t tokenizer_digest[32], struct errtext *err)
 {
     struct building b = {.s = {.d = d, .err = err}};
-    struct buf text, file;
+    struct buf text;
     struct training *t = b.s.t = mem_alloc(sizeof(*t));
     buf_init(&text, 4 * (size_t)DOCUMENT_BYTES_MAX);
-    buf_init(&file, TRAINING_BYTES_MAX);
     t->bos = bos;
     t->eos = eos;
     memcpy(t->tokenizer_digest, tokenizer_digest, 32);
     enum status st = build_rows(&b, &text);
     if (!st)
-        st = training_render(&file, t, d, err);
-    if (!st)
-        crypto_generichash(t->digest, 32, (const uint8_t *)file.data, file.len, NULL, 0);
+        st = training_seal(t, d, err);
     buf_fini(&text);
-    buf_fini(&file);
     if (st)
         training_free(t);
     *out = st ? NULL : t;

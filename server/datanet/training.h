@@ -35,6 +35,12 @@ void training_free(struct training *t); /* NULL is fine */
 /* The file of t, whose digest and row order need not be set otherwise. */
 MUST_CHECK enum status training_render(struct buf *out, const struct training *t,
                                        const struct datanet *d, struct errtext *err);
+/* t->digest, of the file that training_render gives. */
+MUST_CHECK enum status training_seal(struct training *t, const struct datanet *d,
+                                     struct errtext *err);
+/* training.json's reader for a file of that name. */
+MUST_CHECK enum status training_load_as(struct training **out, const struct datanet *d,
+                                        const char *name, struct errtext *err);
 /* Every row of every document that is no copy, documents ascending by docId: what `residual datanet
  * build` writes. Reads every text. */
 MUST_CHECK enum status training_build(struct training **out, const struct datanet *d, bool bos,

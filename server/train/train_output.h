@@ -18,11 +18,17 @@ struct train_report {
     const struct trainer *trainer;
     const struct train_lora *lora;
     const char *version; /* of this program */
+    /* what may be NULL */
+    const struct train_pass *pass;       /* whose statistics are given */
+    const struct train_evaluation *eval; /* with held, its rows, of held_of */
+    const struct training *held;
+    const struct datanet *held_of;
 };
 /* 32 bytes of everything that the result depends on but the state itself: base, rows, options,
  * first weights. */
 void train_what(uint8_t what[32], const struct train_report *r);
-/* adapter_config.json, adapter_model.safetensors, train.json and loss.svg in dir; id: the
+/* adapter_config.json, adapter_model.safetensors, train.json and loss.svg in dir, and where rows of
+ * its own datanet are held out, evaluation.json with them and training.json without; id: the
  * adapter's. */
 MUST_CHECK enum status train_output(const char *dir, const struct train_report *r, uint8_t id[32],
                                     struct errtext *err);

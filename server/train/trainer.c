@@ -93,6 +93,8 @@ void trainer_free(struct trainer *t)
     mem_free(t->target);
     mem_free(t->weight);
     mem_free(t->logprob);
+    mem_free(t->eval.made);
+    mem_free(t->eval.kept);
     mem_free(t);
 }
 
@@ -179,6 +181,8 @@ static bool has_row(struct trainer *t)
 static bool next_sequence(void *self, struct train_seq *out)
 {
     struct trainer *t = self;
+    if (t->eval.under_way)
+        return evaluating_next(t, out);
     if (!has_row(t))
         return false;
     uint32_t row = t->row[t->taken], n = row_length(t, row), at = t->used;
@@ -208,6 +212,10 @@ static bool next_sequence(void *self, struct train_seq *out)
 static void take_sequence(void *self)
 {
     struct trainer *t = self;
+    if (t->eval.under_way) {
+        evaluating_take(t);
+        return;
+    }
     uint32_t n = row_length(t, t->row[t->taken++]);
     t->used += n;
     t->tokens += n;
@@ -221,11 +229,16 @@ struct seq_source trainer_source(struct trainer *t)
 void trainer_drop(struct trainer *t)
 {
     t->open = false;
-    t->used = 0;
+    t->used = t->eval.row = 0;
+    t->eval.sum = 0;
 }
 
 void trainer_ran(struct trainer *t)
 {
+    if (t->eval.under_way) {
+        evaluating_ran(t);
+        return;
+    }
     for (uint32_t i = 0; i < t->used; i++)
         t->sum -= t->target[i] < 0 ? 0 : (double)t->logprob[i];
     t->used = 0;
@@ -233,7 +246,7 @@ void trainer_ran(struct trainer *t)
 
 bool trainer_complete(struct trainer *t)
 {
-    return !has_row(t) && t->used == 0;
+    return t->open && !has_row(t) && t->used == 0;
 }
 
 enum status trainer_finish(struct trainer *t, struct train_step *out, struct errtext *err)
@@ -244,13 +257,16 @@ enum status trainer_finish(struct trainer *t, struct train_step *out, struct err
                                .loss = t->targets ? (float)(t->sum / (double)t->targets) : 0,
                                .lr = optim_lr(&t->opt.optim, t->done),
                                .tokens = t->tokens};
-    out->norm = optim_step(&t->opt.optim, t->done, t->lora->blob, t->m, t->v, t->grad, t->lora->n);
+    out->norm = isfinite(out->loss) ? optim_step(&t->opt.optim, t->done, t->lora->blob, t->m, t->v,
+                                                 t->grad, t->lora->n)
+                                    : NAN;
     if (!isfinite(out->loss) || !isfinite(out->norm))
         return err_set(err, STATUS_CORRUPT,
                        "step %u: loss %g, gradient's norm %g: expected numbers; a lower learning "
                        "rate or clipping keeps them so",
                        t->done, (double)out->loss, out->norm);
     t->loss[t->done++] = out->loss;
+    evaluating_set(t);
     return STATUS_OK;
 }
 

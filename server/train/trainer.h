@@ -7,7 +7,7 @@
  * A step is `batch` rows; its loss is the mean of -log p over their targets. Rows of an epoch come
  * in a new random order, or as they stand.
  *
- * Use       trainer_create -> until trainer_done is trainer_steps: train_pass_fill from
+ * Use       trainer_create -> until trainer_ended: train_pass_fill from
  *           trainer_source, train_pass_run, trainer_ran, and trainer_finish once trainer_complete;
  *           or train_round, which does it for several trainers
  * Thread    one. Adapter and rows outlive it. */
@@ -39,6 +39,25 @@ void trainer_free(struct trainer *t); /* NULL is fine */
 /* Bytes of a trainer of n weights, beside the adapter itself. */
 uint64_t trainer_bytes(size_t n);
 
+struct train_evaluation {
+    const struct training_rows *rows; /* held out: none of them is learned; they outlive it */
+    uint32_t every;                   /* steps; and behind the last one */
+    uint32_t patience; /* evaluations in a row that are no better, then training ends; in any case
+                          with the weights of the best. 0: it goes on to its end and keeps those */
+};
+/* Once, before the first step or trainer_resume. Errors as trainer_create. */
+MUST_CHECK enum status trainer_evaluate(struct trainer *t, const struct train_evaluation *o,
+                                        struct errtext *err);
+struct train_eval {
+    uint32_t step; /* steps made by then */
+    float loss;    /* mean of -log p; FLT_MAX: not a number */
+};
+const struct train_eval *trainer_evals(const struct trainer *t, uint32_t *n); /* [n] so far */
+const struct train_eval *trainer_best(const struct trainer *t); /* of the lowest loss, or NULL */
+/* Nothing is left to do: all steps, or those until patience was at its end, and the evaluation
+ * behind them. */
+bool trainer_ended(const struct trainer *t);
+
 struct train_step {
     uint32_t step; /* that was made, from 0 */
     float loss;
@@ -53,15 +72,15 @@ const float *trainer_losses(const struct trainer *t); /* [trainer_done] */
  * before the next run. */
 struct seq_source trainer_source(struct trainer *t);
 void trainer_ran(struct trainer *t);  /* the pass with them has run */
-void trainer_drop(struct trainer *t); /* it has not: the step begins anew */
-/* All of the step's sequences have run. */
+void trainer_drop(struct trainer *t); /* it has not: the step, or the evaluation, begins anew */
+/* All of the step's sequences have run. An evaluation's end is none. */
 bool trainer_complete(struct trainer *t);
 /* The step: the adapter's weights are changed. Errors: CORRUPT where loss or gradient is not a
  * number: nothing was changed, and going on is no use. */
 MUST_CHECK enum status trainer_finish(struct trainer *t, struct train_step *out,
                                       struct errtext *err);
 
-/* One pass for n trainers that have steps left. step[i], st[i]: of those whose step it completed
+/* One pass for n trainers that have not ended. step[i], st[i]: of those whose step it completed
  * (stepped[i]). Errors: of train_pass_run; the steps under way begin anew. */
 #define TRAIN_ROUND_MAX 256
 struct train_round {

@@ -1,8 +1,21 @@
-/* Inside of the trainer: trainer.c and train_state.c. */
+/* Inside of the trainer: trainer.c, train_evaluate.c and train_state.c. */
 #ifndef RS_TRAIN_TRAINER_IMPL_H
 #define RS_TRAIN_TRAINER_IMPL_H
 
 #include "server/train/trainer.h"
+
+struct evaluating {
+    const struct training_rows *rows; /* held out; NULL: none */
+    uint32_t every, patience;
+    uint64_t targets;        /* of all rows */
+    struct train_eval *made; /* [n] so far */
+    uint32_t n, best;
+    float *kept; /* [lora->n] the weights of the best, with patience; else NULL */
+    /* the one under way */
+    bool under_way;
+    uint32_t row; /* the next one */
+    double sum;
+};
 
 struct trainer {
     struct train_lora *lora;
@@ -23,6 +36,14 @@ struct trainer {
     int32_t *target;
     float *weight, *logprob; /* [tokens] each */
     uint32_t used;
+    struct evaluating eval;
 };
+
+/* train_evaluate.c: whether one is due, which then begins; and its part of trainer_next, _take and
+ * _ran while it is under way. */
+void evaluating_set(struct trainer *t);
+MUST_CHECK bool evaluating_next(struct trainer *t, struct train_seq *out);
+void evaluating_take(struct trainer *t);
+void evaluating_ran(struct trainer *t);
 
 #endif

@@ -277,7 +277,7 @@ static uint32_t list_running(struct measure *m, uint32_t n, struct trainer **run
     uint32_t count = 0;
     for (uint32_t i = 0; i < n; i++) {
         struct trainer *t = m->runner[i].trainer;
-        if (t && trainer_done(t) < trainer_steps(t))
+        if (t && !trainer_ended(t))
             running[count++] = t;
     }
     return count;

@@ -212,6 +212,80 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
     assert "row" in refused(folder)
 
 
+def manifest(folder, name="training.json"):
+    return json.loads((folder / name).read_text())["rows"]
+
+
+def texts(folder, lines):
+    """A datanet of one file of texts, built."""
+    run = lambda *a: subprocess.run([str(x) for x in (binary("residual"), "datanet", *a)], check=True, capture_output=True)
+    run("new", folder, "--name", "texts", "--owner", "0x" + "11" * 20)
+    file = folder.parent / f"{folder.name}.jsonl"
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    run("add", folder, file, "--owner", "0x" + "11" * 20, "--licence", "CC0-1.0")
+    run("build", folder, "--model", DEMO / "base")
+    return folder
+
+
+def test_rows_are_held_out_and_never_learned(tmp_path):
+    """The manifest says what was learned; held out again, the same rows are, from the manifest without them too."""
+    folder, held_out = datanet(tmp_path / "a"), ("--epochs", 1, "--batch", 16, "--lr", 0.003, "--eval-share", 0.2, "--eval-steps", 3)
+    every = manifest(folder)
+    first = trained(folder, *held_out)
+    learned, held, report = manifest(folder), manifest(folder, "evaluation.json"), json.loads((folder / "train.json").read_text())
+    assert len(held) == 40 and [r for r in every if r not in held] == learned
+    seen = report["evaluated"]
+    assert report["rows"] == 160 and seen["rows"] == 40 and report["evaluation"]["patience"] == 0 and seen["kept"] == report["steps"] == 10 and not seen["stoppedEarly"]
+    assert [s for s, _ in seen["losses"]] == [3, 6, 9, 10] and min(loss for _, loss in seen["losses"]) == seen["best"]["loss"]
+    assert (folder / "loss.svg").read_text().count("<polyline") == 2 and report["packing"]["rowsPerPass"] > 1 and 0 < report["packing"]["tokenShare"] <= 1
+    assert trained(folder, *held_out, "--replace") == first and manifest(folder, "evaluation.json") == held
+    # as it is, training.json gives the same adapter: asking changed nothing
+    assert trained(folder, *held_out[:6], "--replace") == first
+    run = subprocess.run(command(folder, *held_out, "--seed", 9, "--replace"), capture_output=True, text=True)
+    assert "40 held-out rows behind step 9" in run.stderr and "% used" in run.stderr and "held out" in run.stdout
+    assert manifest(folder, "evaluation.json") != held and sorted(manifest(folder) + manifest(folder, "evaluation.json")) == sorted(every)
+
+
+def test_it_stops_where_nothing_is_gained_and_keeps_the_best(tmp_path):
+    """Learned by heart, rows held out cost more and more; killed on the way, the same adapter."""
+    lines = [f["prompt"] + f["answer"] for f in FACTS["adapters"][NAME][:24]]
+    many = ("--epochs", 100, "--batch", 4, "--lr", 0.02, "--schedule", "constant", "--eval-share", 0.3, "--eval-steps", 2, "--warmup", 0, "--patience", 3)
+    folder = texts(tmp_path / "a", lines)
+    whole = trained(folder, *many)
+    report = json.loads((folder / "train.json").read_text())
+    seen, best = report["evaluated"], report["evaluated"]["best"]["step"]
+    assert seen["stoppedEarly"] and seen["kept"] == best == report["steps"] - 6 and best > 0
+    again, kills = texts(tmp_path / "b", lines), 0
+    while not list(again.glob("adapter_*")):
+        run = subprocess.Popen(command(again, *many, "--checkpoint-steps", 1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            run.wait(timeout=0.15 if kills < 3 else 60)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            kills += 1
+            assert len(manifest(again)) == 24, "the manifest changes with the adapter"
+    assert kills >= 1 and json.loads((again / "train.json").read_text())["adapterId"] == whole and len(manifest(again)) == 17
+    # another folder trained for as many steps as the best has: the same weights
+    exact = texts(tmp_path / "c", lines)
+    trained(exact, *("--epochs", -(-best // 5)), *many[2:-2], "--patience", 1000)
+    sums = [e for e in json.loads((exact / "train.json").read_text())["evaluated"]["losses"] if e[0] == best]
+    assert sums == [[best, seen["best"]["loss"]]]
+
+
+def test_another_datanet_judges(tmp_path):
+    folder = datanet(tmp_path / "a")
+    trained(folder, "--epochs", 2, "--batch", 50, "--eval", DEMO / "adapters" / "birch-vale")
+    report = json.loads((folder / "train.json").read_text())
+    assert len(manifest(folder)) == 200 and not (folder / "evaluation.json").exists() and report["evaluated"]["rows"] == 200
+    assert [s for s, _ in report["evaluated"]["losses"]] == [4, 8]
+    for path in folder.glob("adapter_*"):
+        path.unlink()
+    assert "row" in refused(folder, "--eval", DEMO / "adapters" / NAME), "rows that are learned judge nothing"
+    assert "both" in refused(folder, "--eval", DEMO / "adapters" / "birch-vale", "--eval-share", 0.1)
+    assert "--patience" in refused(folder, "--patience", 3) and "below 1" in refused(folder, "--eval-share", 1)
+
+
 def test_patterns_of_peft_hold(tmp_path):
     folder = datanet(tmp_path / "a")
     (tmp_path / "config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": ["q_proj", "down_proj"],

@@ -275,6 +275,142 @@ static void test_state(void **state)
     rig_close(&plain);
 }
 
+/* ---- rows that are held out ---- */
+
+enum { HELD = 4 };
+
+/* The same seven rows, of which some are learned and others asked. */
+static void rig_split(struct rig *g, struct training_rows *held, const struct train_options *opt,
+                      uint32_t every, uint32_t patience)
+{
+    static const uint8_t ask[ROWS] = {1, 1, 0, 1, 0, 0, 1};
+    uint8_t learn[ROWS];
+    struct training_rows all;
+    struct errtext err = ERRTEXT_INIT;
+    rig_open(g, opt, 1);
+    trainer_free(g->trainer);
+    all = g->rows;
+    for (uint32_t i = 0; i < ROWS; i++)
+        learn[i] = !ask[i];
+    if (training_rows_pick(held, &all, ask, &err) ||
+        training_rows_pick(&g->rows, &all, learn, &err) ||
+        trainer_create(&g->trainer, &g->lora, &g->rows, opt, &err))
+        fail_msg("%s", err.text);
+    const struct train_evaluation e = {held, every, patience};
+    assert_int_equal(held->n, HELD);
+    if (trainer_evaluate(g->trainer, &e, &err))
+        fail_msg("%s", err.text);
+    training_rows_fini(&all);
+}
+
+/* Rounds until it has ended, or `most` of them. */
+static uint32_t run_rounds(struct rig *g, uint32_t most)
+{
+    struct train_step made;
+    enum status st;
+    bool stepped;
+    uint32_t rounds = 0;
+    while (!trainer_ended(g->trainer) && rounds++ < most) {
+        const struct train_round r = {&g->trainer, &made, &st, &stepped, 1, 0, NULL};
+        assert_int_equal(train_round(g->pass, &r), STATUS_OK);
+        assert_true(!stepped || !st);
+    }
+    return rounds;
+}
+
+static void test_held_out_rows_change_nothing(void **state)
+{
+    struct rig with, without;
+    struct training_rows held, unused;
+    struct train_options opt = standard();
+    uint32_t n;
+    (void)state;
+    opt.epochs = 5;
+    opt.tokens = 16; /* the held-out rows need several passes */
+    rig_split(&with, &held, &opt, 2, 0);
+    assert_true(run_rounds(&with, 100) > 8);
+    assert_int_equal(trainer_done(with.trainer), 5);
+    const struct train_eval *e = trainer_evals(with.trainer, &n);
+    assert_true(n == 3 && e[0].step == 2 && e[1].step == 4 && e[2].step == 5);
+    assert_true(trainer_best(with.trainer)->loss <= e[0].loss && isfinite(e[2].loss));
+    rig_split(&without, &unused, &opt, 100, 0);
+    run_rounds(&without, 100);
+    same_weights(&with, &without);
+    /* the last one is asked of the weights that are there at the end */
+    assert_true(fabsf(trainer_best(without.trainer)->loss - e[2].loss) <= 0);
+    assert_true(fabsf(e[0].loss - e[2].loss) > 1e-6f);
+    rig_close(&with);
+    rig_close(&without);
+    training_rows_fini(&held);
+    training_rows_fini(&unused);
+}
+
+/* Stopped anywhere, also between two passes of an evaluation, it ends with the same weights: those
+ * of its best evaluation. */
+static void test_early_stop(void **state)
+{
+    static const uint8_t what[32] = {7};
+    struct rig whole, cut, best;
+    struct training_rows held, other, third;
+    struct train_options opt = standard();
+    struct errtext err = ERRTEXT_INIT;
+    char path[64];
+    (void)state;
+    opt.epochs = 60;
+    opt.tokens = 16;
+    opt.optim.lr = 0.1;
+    snprintf(path, sizeof(path), "/tmp/rs-train-early-%d", (int)getpid());
+    rig_split(&whole, &held, &opt, 1, 3);
+    uint32_t rounds = run_rounds(&whole, 1000), steps = trainer_done(whole.trainer);
+    uint32_t at = trainer_best(whole.trainer)->step;
+    assert_true(steps < trainer_steps(whole.trainer) && at == steps - 3 && at > 0);
+    for (uint32_t k = 0; k <= rounds; k += 1 + rounds / 9) {
+        rig_split(&cut, &other, &opt, 1, 3);
+        run_rounds(&cut, k);
+        assert_int_equal(trainer_save(cut.trainer, path, what, &err), STATUS_OK);
+        rig_close(&cut);
+        training_rows_fini(&other);
+        rig_split(&cut, &other, &opt, 1, 3);
+        if (trainer_resume(cut.trainer, path, what, &err))
+            fail_msg("%s", err.text);
+        run_rounds(&cut, 1000);
+        same_weights(&whole, &cut);
+        rig_close(&cut);
+        training_rows_fini(&other);
+    }
+    rig_split(&best, &third, &opt, 1000, 0);
+    while (trainer_done(best.trainer) < at)
+        run_rounds(&best, 1);
+    assert_memory_equal(best.lora.blob, whole.lora.blob, best.lora.n * sizeof(float));
+    unlink(path);
+    rig_close(&best);
+    rig_close(&whole);
+    training_rows_fini(&held);
+    training_rows_fini(&third);
+}
+
+static void test_masked_rows_are_picked_with_their_masks(void **state)
+{
+    static uint8_t bits[8] = {0x0f, 0xa5, 0x3c, 0xff, 0x01, 0x80, 0x77, 0x12};
+    static const uint8_t take[ROWS] = {0, 1, 1, 0, 1, 1, 0};
+    struct training_rows all, some;
+    (void)state;
+    fill_rows(&all);
+    all.learn = bits;
+    all.mask = ROW_MASK_ASSISTANT;
+    assert_int_equal(training_rows_pick(&some, &all, take, NULL), STATUS_OK);
+    assert_true(some.n == 4 && some.mask == ROW_MASK_ASSISTANT && some.idle == 1); /* of 1 token */
+    for (uint32_t r = 0, from = 0; r < ROWS; r++) {
+        for (uint64_t i = all.begin[r]; i < all.begin[r + 1] && take[r]; i++, from++) {
+            assert_int_equal(some.ids[from], all.ids[i]);
+            assert_int_equal(training_rows_learns(&some, from), training_rows_learns(&all, i));
+        }
+    }
+    training_rows_fini(&some);
+    all.learn = NULL;
+    training_rows_fini(&all);
+}
+
 /* What is written is read back as the same matrices. */
 static void test_file(void **state)
 {
@@ -340,6 +476,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_held_out_rows_change_nothing),
+        cmocka_unit_test(test_early_stop),
+        cmocka_unit_test(test_masked_rows_are_picked_with_their_masks),
         cmocka_unit_test(test_packed),
         cmocka_unit_test(test_company),
         cmocka_unit_test(test_state),
