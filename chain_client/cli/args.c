@@ -116,7 +116,7 @@ static const struct {
     [OPT_PROJECT] = {"project", "N",
                      "columns that the long side of a matrix comes down to (default 0: as it is)"},
     [OPT_DAMPING] = {"damping", "X",
-                     "of the Fisher, over a matrix's mean |gradient|^2 / rows (default 0.1)"},
+                     "of the Fisher, over a matrix's mean |gradient|^2 / rows (default 0.01)"},
     [OPT_OUT] = {"out", "FILE", "written: gradients and scores as safetensors"},
     [OPT_YES] = {"yes", NULL, "do it; without it the verb only shows what it would do"},
     [OPT_TO_BATCH] = {"to-batch", "N", "pay what the batches up to this one earned"},

@@ -24,7 +24,7 @@
 #include <string.h>
 
 #define ASKED_BYTES_MAX (64u << 20)
-#define DAMPING         0.1
+#define DAMPING         0.01
 #define HEADER_MAX      (1u << 16)
 #define BLOCK_NUMBERS   6
 #define PARTS_MAX       7

@@ -1,4 +1,4 @@
-"""Bergson's EK-FAC on the same adapter, rows and answers: the package itself, by its command line."""
+"""Bergson's EK-FAC and TrackStar on the same adapter, rows and answers: the package itself, by its command line."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import subprocess
 
 import numpy as np
 
-NAME = "EK-FAC of Bergson"
+NAME, TRACKSTAR = "EK-FAC of Bergson", "TrackStar of Bergson"
+HOW = {NAME: ["ekfac", "--method", "kfac", "--hessian_cfg.ev_correction", "true"], TRACKSTAR: ["trackstar"]}
 
 
 def tool():
@@ -25,8 +26,9 @@ def scores(case, asked, work):
     return [np.bincount(owner, np.maximum(0, s) ** 2, len(case.net.owners)) for s in rows(case, asked, work)]
 
 
-def rows(case, asked, work):
+def rows(case, asked, work, name=NAME):
     """[answer][row], as it prints them."""
+    verb, *how = HOW[name]
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(case.folder, work / "adapter")
     config = work / "adapter" / "adapter_config.json"
@@ -35,10 +37,10 @@ def rows(case, asked, work):
     decode = lambda ids: case.tok.decode(ids, skip_special_tokens=False)
     write_lines(work / "asked.jsonl", ({"prompt": decode(ids[:n]), "completion": decode(ids[n:])} for _, ids, n, _, _ in asked))
     done = subprocess.run([
-        tool(), "ekfac", str(work / "run"), "--model", str(work / "adapter"), "--tokenizer", str(case.base), "--token_batch_size", "1024",
+        tool(), verb, str(work / "run"), "--model", str(work / "adapter"), "--tokenizer", str(case.base), "--token_batch_size", "1024",
         "--data.dataset", str(work / "rows.jsonl"), "--data.prompt_column", "text", "--query.dataset", str(work / "asked.jsonl"),
-        "--query.prompt_column", "prompt", "--query.completion_column", "completion", "--method", "kfac",
-        "--hessian_cfg.ev_correction", "true", "--query.aggregation", "none"], capture_output=True, text=True)
+        "--query.prompt_column", "prompt", "--query.completion_column", "completion", "--query.aggregation", "none",
+        *how], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return read(work / "run" / "scores", len(asked), len(case.net.rows))
 

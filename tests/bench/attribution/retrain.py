@@ -17,6 +17,10 @@ KEPT = ("adapter_config.json", "adapter_model.safetensors")
 AT_ONCE = 4     # folders of one command, trained in common passes
 
 
+def politely():
+    os.setpriority(os.PRIO_PROCESS, 0, max(10, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
 def lay_out(source, folder, base):
     """A world's folder without its adapter, with the document root that training asks for."""
     if (folder / "ready").exists():
@@ -96,8 +100,8 @@ class Retraining:
                 shutil.copy(self.whole / "datanet.json", folder)
                 shutil.copytree(self.whole / "documents", folder / "documents", copy_function=os.link)
                 write_rows(self.whole, folder, self.rows if subset is None else [self.rows[i] for i in subset])
-        run = subprocess.run(["nice", "-n", "10", binary("residual"), "train", *map(str, folders), "--model", str(self.base), "--threads", self.threads,
-                              "--seed", str(seed), *self.settings], capture_output=True, text=True)
+        run = subprocess.run([binary("residual"), "train", *map(str, folders), "--model", str(self.base), "--threads", self.threads,
+                              "--seed", str(seed), *self.settings], capture_output=True, text=True, preexec_fn=politely)
         assert run.returncode == 0, run.stderr + run.stdout
         for path in [p for f in folders if f != self.whole for p in f.iterdir() if p.name not in KEPT]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

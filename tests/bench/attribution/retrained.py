@@ -6,7 +6,9 @@ import math
 import numpy as np
 
 import demo
+import ekfac
 import evaluate
+import gradients
 import lds
 import method
 import peers
@@ -18,6 +20,7 @@ SETTINGS = {
     "style": ["--rank", 8, "--alpha", 16, "--epochs", 20, "--batch", 16, "--lr", 0.003, "--schedule", "cosine"],
 }
 PAID, EVIDENCE = "residual, as paid", "residual, evidence of a row"
+S3, PROJECTED = "S3, residual gradients", "S3, projected to 16 columns"
 
 
 def source(bench, kind, seed):
@@ -89,8 +92,17 @@ class World:
         self.asked = bench.pick(asked, seed)
         assert self.case.net.owners == self.make.owners
 
-    def score_rows(self, gradients):
-        self.scores = row_methods(self.case, self.asked, gradients)
+    def score_rows(self, work, slow):
+        """slow: gradients and Bergson too."""
+        self.scores = row_methods(self.case, self.asked, slow)
+        for name in ekfac.HOW if slow and ekfac.tool() else ():
+            self.scores[name] = ekfac.rows(self.case, self.asked, work / "ekfac", name)
+        for name, columns in ((S3, 0), (PROJECTED, 16)) if slow else ():
+            got = gradients.run(self.case, self.asked, work / "gradients", columns)
+            self.scores[name] = list(got["scores"])
+        if slow:
+            self.scores["residual and S3, half each"] = [
+                a / max(1, a.sum()) + b / np.abs(b).sum() for a, b in zip(self.scores[EVIDENCE], self.scores[S3])]
         self.paid = [self.case.shares(ids, n) for _, ids, n, _, _ in self.asked]
 
     def measure(self):
@@ -112,13 +124,20 @@ class World:
         self.falls = [[[q[-1] - x for x in q[b:-1]] for q in run] for run in runs]
 
     def table(self):
-        """[(method, LDS by rows, its interval, LDS by owners, its interval, correlation with leaving out)]"""
+        """[(method, LDS by rows, its interval, LDS by owners, its interval, correlation with leaving out, owner first, pay)]"""
         rows, owners, falls = lds.averaged(self.by_rows), lds.averaged(self.by_owners), lds.averaged(self.falls)
         both = {m: (s, self.of_owners(s)) for m, s in self.scores.items()}
         both["shuffled"] = [lds.shuffled(s) for s in both[EVIDENCE]]
         both[PAID] = None, self.paid
         return [(m, *(self.score(a, self.row_subsets, rows) if a else 3 * [None]), *self.score(b, self.owner_subsets, owners),
-                 correlation(b, falls)) for m, (a, b) in both.items()]
+                 correlation(b, falls), *self.pays(a, b)) for m, (a, b) in both.items()]
+
+    def pays(self, rows, owners):
+        """Owner first and pay, a row's score above 0 squared."""
+        shares = self.of_owners([np.maximum(0, r) ** 2 for r in rows]) if rows else owners
+        shares = [evaluate.share(s) for s in shares]
+        return (float(np.mean([evaluate.first(s, o) for s, (*_, o, _) in zip(shares, self.asked)])),
+                float(np.mean([s[o] for s, (*_, o, _) in zip(shares, self.asked)])))
 
     def score(self, scores, subsets, outputs):
         foretold = lds.sums(scores, subsets)
@@ -140,23 +159,21 @@ def halves(runs):
     return correlation(lds.averaged(runs[:k]), lds.averaged(runs[k:])) if k else float("nan")
 
 
-def run(bench, kinds, gradients):
-    import ekfac
-
+def run(bench, kinds, slow):
     opt, text = bench.opt, lambda x: "-" if x is None else "%.3f" % x
     for kind in kinds:
         for seed in opt.seeds:
             w = World(bench, kind, seed, opt)
-            w.score_rows(gradients)
-            if gradients and ekfac.tool():
-                w.scores[ekfac.NAME] = ekfac.rows(w.case, w.asked, bench.cache / "ekfac")
+            w.score_rows(bench.cache, slow)
             w.measure()
             rows, owners = lds.ceiling(w.by_rows), lds.ceiling(w.by_owners)
             bench.say("\n### Retrained, %s: %d answers, %d rows of %d owners; %d halves of the rows, %d sets of owners, %d runs each, "
                       "recall %s\n" % (w.name, len(w.asked), len(w.make.rows), len(w.make.owners), len(w.row_subsets),
                                        len(w.owner_subsets), opt.runs, ", ".join("%s %.2f" % r for r in w.recall.items())))
-            bench.say("| method | LDS, rows | 95 % | LDS, owners | 95 % | owner left out |\n|---|--:|---|--:|---|--:|")
-            for m, a, a0, a1, b, b0, b1, left in sorted(w.table(), key=lambda r: -r[4]):
-                bench.say("| %s | %s | %s to %s | %.3f | %.3f to %.3f | %.3f |" % (m, text(a), text(a0), text(a1), b, b0, b1, left))
-            bench.say("| another run of the same rows | %.3f | | %.3f | | %.3f |\n| ceiling | %.3f | | %.3f | | |" % (
+            bench.say("| method | LDS, rows | 95 % | LDS, owners | 95 % | owner left out | owner first / pay |\n"
+                      "|---|--:|---|--:|---|--:|--:|")
+            for m, a, a0, a1, b, b0, b1, left, first, pay in sorted(w.table(), key=lambda r: -r[4]):
+                bench.say("| %s | %s | %s to %s | %.3f | %.3f to %.3f | %.3f | %.3f / %.3f |" % (
+                    m, text(a), text(a0), text(a1), b, b0, b1, left, first, pay))
+            bench.say("| another run of the same rows | %.3f | | %.3f | | %.3f | |\n| ceiling | %.3f | | %.3f | | | |" % (
                 rows[0], owners[0], halves(w.falls), rows[1], owners[1]))

@@ -24,7 +24,7 @@ import numpy as np
 warnings.filterwarnings("ignore")
 HERE = Path(__file__).resolve().parent
 PARTS = ["demo", "shared", "style", "loo", "attacks", "restated", "mixes", "trust", "api"]
-ORACLES = ["smollm", "retrain"]  # when asked for: SmolLM2-135M; hundreds of adapters by `residual train`
+ORACLES = ["smollm", "retrain", "gradients"]  # when asked for: SmolLM2-135M; adapters retrained by the hundred; S3
 PEERS = ["uniform", "document count", "BM25", "n-gram of the answer", "GradDot, row", "exact Fisher, row",
          "exact Fisher, row, squared", "EK-FAC of Bergson"]
 FEW = 120           # steps of the adapters that only a truth or an attack needs
@@ -41,7 +41,7 @@ class Bench:
         self.tables, self.cases, self.made = {}, {}, {}
         opt.cache.mkdir(parents=True, exist_ok=True)
         opt.out.mkdir(parents=True, exist_ok=True)
-        if set(opt.only) - {"demo", "mixes", "smollm", "retrain"}:
+        if set(opt.only) - {"demo", "mixes", "smollm", "retrain", "gradients"}:
             train.make_base(self.base)
 
     def say(self, *what):
@@ -358,6 +358,24 @@ class Bench:
         import retrained
 
         retrained.run(self, self.opt.worlds.split(","), not self.opt.quick)
+
+    def gradients(self):
+        """S3 on the demo world, and when one untrained document lists all answers."""
+        import demo
+        import gradients
+
+        self.say("\n### S3 by `residual gradients`, demo world, f32: owner first / pay, when a document lists all answers, paid to it\n")
+        self.say("| columns | owner first / pay | listed | paid to the list |\n|---|--:|--:|--:|")
+        for columns in (0, 32, 16, 8):
+            plain, attacked = [], []
+            for name in demo.NAMES[: self.opt.adapters]:
+                case, asked, _ = self.demo_case(name)
+                work = self.cache / "gradients"
+                plain += gradients.pays(case, asked, gradients.run(case, asked, work, columns)["scores"], case.folder)
+                folder = gradients.listed(case, work / "listed", [q["answer"].strip() for q, *_ in asked], "0x" + "66" * 20)
+                attacked += gradients.pays(case, asked, gradients.run(case, asked, work, columns, folder)["scores"], folder)
+            p, a = np.array(plain).mean(0), np.array(attacked).mean(0)
+            self.say("| %s | %.3f / %.3f | %.3f / %.3f | %.3f |" % (columns or "all", p[0], p[1], a[0], a[1], a[2]))
 
     def plots(self):
         import plot
