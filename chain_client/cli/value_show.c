@@ -50,15 +50,16 @@ static void put_text(struct buf *out, const json_t *held)
 {
     size_t i;
     const json_t *one, *v = json_object_get(held, "value");
+    json_int_t seeds = json_integer_value(json_object_get(v, "seeds"));
     buf_printf(
         out,
         "%s version %" JSON_INTEGER_FORMAT ": %s's claim, measured by %s, %" JSON_INTEGER_FORMAT
-        " seeds\n%-42s %6s %9s %20s %10s\n%-42s %6s ",
+        " %s\n%-42s %6s %9s %20s %10s\n%-42s %6s ",
         text_of(held, "name"), json_integer_value(json_object_get(held, "version")),
         text_of(v, "measured_by"),
         strcmp(text_of(v, "judged_by"), "eval") == 0 ? "rows that judge" : "parts of its own rows",
-        json_integer_value(json_object_get(v, "seeds")), "nats a token", "rows", "worth", "95 %",
-        "in all", "all", "");
+        seeds, seeds == 1 ? "seed" : "seeds", "nats a token", "rows", "worth", "95 %", "in all",
+        "all", "");
     put_figure(out, v, "gain");
     json_array_foreach(json_object_get(v, "contributors"), i, one)
     {

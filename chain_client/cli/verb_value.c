@@ -191,12 +191,12 @@ static void put_table(struct buf *out, const struct value_report *v)
 {
     char who[ADDR_TEXT_BYTES];
     buf_printf(out,
-               "%" PRIu64 " held-out tokens, %s of %u parts, %u seeds from %" PRIu64
+               "%" PRIu64 " held-out tokens, %s in %u parts, %u %s from %" PRIu64
                ": %.4f nats a token by the base, %.4f with the adapter\n"
                "gain of all: %.4f nats a token (%.4f to %.4f), %.1f in all\n",
-               v->gain.tokens, v->has_eval ? "a set" : "the rows", v->folds, v->seeds, v->seed,
-               nats(v->base_loss), nats(v->loss), nats(v->gain.value), nats(v->gain.low),
-               nats(v->gain.high), nats(v->gain.total));
+               v->gain.tokens, v->has_eval ? "of a set" : "of the rows", v->folds, v->seeds,
+               v->seeds == 1 ? "seed" : "seeds", v->seed, nats(v->base_loss), nats(v->loss),
+               nats(v->gain.value), nats(v->gain.low), nats(v->gain.high), nats(v->gain.total));
     buf_printf(out, "%-42s %6s %8s %9s %20s %10s %9s", "without", "rows", "repeated", "worth",
                "95 %", "in all", "own rows");
     for (uint32_t i = 0; i < v->n; i++) {
