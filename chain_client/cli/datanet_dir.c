@@ -69,19 +69,14 @@ enum status datanet_dir_put_text(const struct datanet_dir *d, const char *name, 
                                  size_t len, struct errtext *err)
 {
     char path[PATH_MAX];
-    size_t done = 0;
     datanet_dir_path(path, d, name);
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    while (fd >= 0 && done < len) {
-        ssize_t n = write(fd, (const char *)data + done, len - done);
-        if (n < 0 && errno != EINTR)
-            break;
-        done += n > 0 ? (size_t)n : 0;
-    }
-    bool failed = fd < 0 || done < len;
-    if (fd >= 0)
-        failed = close(fd) || failed;
-    return failed ? err_set(err, STATUS_IO, "%s: %s", path, strerror(errno)) : STATUS_OK;
+    if (fd < 0)
+        return err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
+    enum status st = file_write_fd(fd, path, data, len, err);
+    if (close(fd) && !st)
+        st = err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
+    return st;
 }
 
 enum status datanet_dir_save(const struct datanet_dir *d, struct errtext *err)

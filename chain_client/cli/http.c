@@ -117,18 +117,16 @@ enum status http_call(struct http *h, const char *method, const char *path,
     return st;
 }
 
-enum status http_call_bytes(struct http *h, const char *path, const char **data, size_t *len,
-                            struct errtext *err)
+enum status http_call_file(struct http *h, const char *path, const struct fetch_file *into,
+                           struct errtext *err)
 {
-    const struct fetch_request q = {.method = "GET", .path = path};
+    const struct fetch_request q = {.method = "GET", .path = path, .into = into};
     json_t *root = NULL;
     h->is_json = false;
     enum status st = fetch_perform(h->fetch, &q, err);
     if (st)
         return st;
     const struct fetch_answer *a = fetch_answer(h->fetch);
-    *data = a->body.data;
-    *len = a->body.len;
     if (a->code >= 200 && a->code <= 299)
         return STATUS_OK;
     h->is_json = !json_doc_parse(&root, "the answer", a->body.data, a->body.len, 0, NULL);

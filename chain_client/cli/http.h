@@ -28,9 +28,10 @@ struct http_body { /* of a request: text, or a file */
 MUST_CHECK enum status http_call(struct http *h, const char *method, const char *path,
                                  const struct http_body *body, json_t **answer,
                                  struct errtext *err);
-/* GET of bytes as they are, valid until the next call. Errors as http_call. */
-MUST_CHECK enum status http_call_bytes(struct http *h, const char *path, const char **data,
-                                       size_t *len, struct errtext *err);
+struct fetch_file;
+/* GET of bytes as they are, into a file. Errors as http_call; TOO_LARGE, IO as fetch_perform. */
+MUST_CHECK enum status http_call_file(struct http *h, const char *path,
+                                      const struct fetch_file *into, struct errtext *err);
 /* Did the last answer say something in JSON: is it one of our programs? */
 bool http_answered_json(const struct http *h);
 /* The hint that fits the last error of http_call, or NULL. */

@@ -7,6 +7,7 @@
 
 #include <curl/curl.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,10 @@ struct fetch {
     char *what, *base;
     char error[CURL_ERROR_SIZE];
     struct fetch_answer answer;
+    const struct fetch_file *into; /* of the request at hand */
+    uint64_t into_bytes;
+    enum status into_failed;
+    struct errtext into_why;
 };
 
 static pthread_once_t curl_once = PTHREAD_ONCE_INIT;
@@ -31,9 +36,25 @@ static void curl_start(void)
     CHECK(curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK);
 }
 
+static size_t collect_file(struct fetch *f, const char *data, size_t len)
+{
+    if (len > f->into->bytes_max - f->into_bytes)
+        f->into_failed = err_set(&f->into_why, STATUS_TOO_LARGE,
+                                 "the %s's answer is longer than %" PRIu64 " bytes", f->what,
+                                 f->into->bytes_max);
+    else
+        f->into_failed = file_write_fd(f->into->fd, f->into->name, data, len, &f->into_why);
+    f->into_bytes += len;
+    return f->into_failed ? 0 : len;
+}
+
 static size_t collect(char *data, size_t size, size_t count, void *arg)
 {
     struct fetch *f = arg;
+    long code = 0;
+    if (f->into && !curl_easy_getinfo(f->curl, CURLINFO_RESPONSE_CODE, &code) && code >= 200 &&
+        code <= 299)
+        return collect_file(f, data, size * count);
     buf_put(&f->answer.body, data, size * count);
     return f->answer.body.failed ? 0 : size * count; /* 0 aborts the transfer */
 }
@@ -214,6 +235,8 @@ static enum status perform(struct fetch *f, struct errtext *err)
     curl_easy_getinfo(f->curl, CURLINFO_RESPONSE_CODE, &f->answer.code);
     if (curl_easy_getinfo(f->curl, CURLINFO_RETRY_AFTER, &wait_s) == CURLE_OK && wait_s > 0)
         f->answer.retry_after_s = (uint32_t)MIN(wait_s, (curl_off_t)UINT32_MAX);
+    if (e == CURLE_WRITE_ERROR && f->into_failed)
+        return err_set(err, f->into_failed, "%s", f->into_why.text);
     if (e == CURLE_WRITE_ERROR && f->answer.body.failed)
         return err_set(err, STATUS_TOO_LARGE, "the %s's answer is longer than %zu bytes", f->what,
                        f->answer.body.bytes_max);
@@ -245,6 +268,9 @@ enum status fetch_perform(struct fetch *f, const struct fetch_request *request, 
     buf_clear(&f->answer.body);
     f->answer.body.failed = false;
     f->error[0] = '\0';
+    f->into = request->into;
+    f->into_bytes = 0;
+    f->into_failed = STATUS_OK;
     enum status st = set_request(f, request, &file, err);
     if (!st)
         st = perform_with(f, request->header, err);

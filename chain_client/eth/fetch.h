@@ -48,13 +48,19 @@ void fetch_close(struct fetch *f); /* NULL is fine */
 MUST_CHECK enum status fetch_bearer(char out[FETCH_BEARER_BYTES], const char *key_path,
                                     size_t key_bytes_max, struct errtext *err);
 
+struct fetch_file {
+    int fd;
+    const char *name; /* for errors */
+    uint64_t bytes_max;
+};
 struct fetch_request {
-    const char *method;    /* GET, PUT, POST or DELETE */
-    const char *path;      /* behind base, "" for base itself */
-    const void *body;      /* sent as application/json, or NULL */
-    size_t body_bytes;     /* of body */
-    const char *file_path; /* a file to upload instead of body, or NULL */
-    const char *header;    /* one more line, "name: value", or NULL */
+    const char *method;            /* GET, PUT, POST or DELETE */
+    const char *path;              /* behind base, "" for base itself */
+    const void *body;              /* sent as application/json, or NULL */
+    size_t body_bytes;             /* of body */
+    const char *file_path;         /* a file to upload instead of body, or NULL */
+    const char *header;            /* one more line, "name: value", or NULL */
+    const struct fetch_file *into; /* where the body of a 2xx goes instead of fetch_answer; NULL */
 };
 struct fetch_answer {
     long code;              /* HTTP status, 0 before an answer */
@@ -63,9 +69,10 @@ struct fetch_answer {
 };
 
 /* After   OK: an answer of any HTTP status is in fetch_answer
- * Errors  TOO_LARGE  longer than answer_bytes_max; fetch_answer holds what came before
+ * Errors  TOO_LARGE  longer than answer_bytes_max; fetch_answer holds what came before;
+ *                    or longer than into's
  *         TIMEOUT    a deadline passed: the other side may have acted
- *         IO         no connection, or it broke
+ *         IO         no connection, or it broke; into cannot be written
  *         INVALID    the URL is too long
  *         NOT_FOUND  file_path is not there
  */

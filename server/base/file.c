@@ -121,16 +121,17 @@ enum status file_read_secret(const char *path, size_t bytes_max, char **data, si
     return st;
 }
 
-static enum status write_all(int fd, const char *name, const char *data, size_t len,
-                             struct errtext *err)
+enum status file_write_fd(int fd, const char *name, const void *data, size_t len,
+                          struct errtext *err)
 {
+    const char *at = data;
     while (len > 0) {
-        ssize_t n = write(fd, data, len);
+        ssize_t n = write(fd, at, len);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
             return fail_errno(name, "write", err);
-        data += n;
+        at += n;
         len -= (size_t)n;
     }
     return STATUS_OK;
@@ -171,7 +172,7 @@ enum status file_write_parts(const char *path, const struct file_part *part, uin
         return fail_errno(tmp, "create", err);
     enum status st = STATUS_OK;
     for (uint32_t i = 0; i < count && !st; i++)
-        st = write_all(fd, tmp, part[i].data, part[i].len, err);
+        st = file_write_fd(fd, tmp, part[i].data, part[i].len, err);
     if (!st && fsync(fd) != 0)
         st = fail_errno(tmp, "fsync", err);
     if (!st && fchmod(fd, mode) != 0)

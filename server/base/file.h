@@ -22,6 +22,9 @@ MUST_CHECK enum status file_read_fd(int fd, const char *name, size_t bytes_max, 
  * Wipe after use. */
 MUST_CHECK enum status file_read_secret(const char *path, size_t bytes_max, char **data,
                                         size_t *len, struct errtext *err);
+/* All of data, to an open descriptor. name is for the error text. */
+MUST_CHECK enum status file_write_fd(int fd, const char *name, const void *data, size_t len,
+                                     struct errtext *err);
 /* Write via a temporary name in the same folder, fsync, rename, fsync of the folder. */
 MUST_CHECK enum status file_write_atomic(const char *path, const void *data, size_t len,
                                          unsigned mode, struct errtext *err);

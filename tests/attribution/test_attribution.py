@@ -174,6 +174,23 @@ def test_the_command_line_reads_no_nonsense(server):
         with Liar(server, nonsense) as liar:
             code, _, err = audit(liar, request_id)
         assert code != 0 and "choices" in err, (value, err)
+    for value in (0, 1.5, 1 << 31):
+        def weightless(path, body):
+            return body if not path.endswith("/inputs") else json.dumps({**json.loads(body), "set": [{"id": "0x" + "00" * 32, "weight": value}]}).encode()
+
+        with Liar(server, weightless) as liar:
+            code, _, err = audit(liar, request_id)
+        assert code == 1 and "a weight of the set" in err, (value, err)
+
+
+def test_the_command_line_takes_an_index_of_any_size(server):
+    """It goes to a file: here more than is held of an answer in memory, of which the end is no index's."""
+    name = sorted(FACTS["adapters"])[0]
+    request_id = ask(server, name, FACTS["adapters"][name][6], FACTS["stop"])[1]
+    attribution(server, request_id)
+    with Liar(server, lambda path, body: body + bytes(65 << 20) if path.startswith("/v1/indexes/") else body) as liar:
+        code, _, err = audit(liar, request_id)
+    assert code == 1 and "file_bytes" in err, err
 
 
 def test_a_changed_input_is_noticed(server):
