@@ -964,6 +964,8 @@ def test_openapi_describes_the_routes(server):
     status, doc = server.get("/openapi.json")
     assert status == 200 and doc["openapi"].startswith("3.")
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/load_lora_adapter", "/tokenize", "/metrics"} <= set(doc["paths"])
+    takes_body = [(path, verb, o["responses"]) for path, verbs in doc["paths"].items() for verb, o in verbs.items() if "requestBody" in o]
+    assert [(p, v) for p, v, answers in takes_body if not {"408", "415", "501"} <= set(answers)] == [] and len(takes_body) > 12
 
 
 def test_metrics_count_what_was_served(server, client):
