@@ -88,6 +88,7 @@ enum status tinker_session_new(struct exchange *x, char id[TINKER_SESSION_ID], s
     memcpy(s->id, "ses-", 4);
     hex_encode(s->id + 4, random, sizeof(random));
     snprintf(s->owner, sizeof(s->owner), "%s", x->key ? x->key->name : "");
+    s->tinker = t;
     s->fair_key = x->fair_key;
     s->seen_ns = t->server->clock_ns();
     snprintf(id, TINKER_SESSION_ID, "%s", s->id);

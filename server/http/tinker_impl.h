@@ -97,6 +97,7 @@ struct tinker_future {
     struct tinker_files *files;      /* SAVE, LOAD */
     struct tinker_sampler *sampler;  /* SAVE_SAMPLER without a name: ours until it is done */
     bool stepped;                    /* LOAD: what is loaded may differ from the base */
+    bool spoiled;                    /* PASS: its loss is not finite. Factory's thread */
     bool at_once;                    /* SAVE_SAMPLER: there is nothing to do */
     char *training;                  /* the manifest's text */
     /* the answer */
@@ -108,6 +109,7 @@ struct tinker_future {
 };
 
 struct tinker_session {
+    struct tinker *tinker;
     char id[TINKER_SESSION_ID], owner[64];
     uint64_t fair_key, seen_ns;
     uint32_t holds, running, futures, samplers;

@@ -111,9 +111,11 @@ MUST_CHECK enum status tinker_new_model(struct exchange *x, struct tinker_sessio
 /* The rows that the batch's spans name, checked, in out. Errors name datum and span. */
 MUST_CHECK enum status tinker_rows_of(struct tinker_rows *out, struct http_server *s,
                                       const struct tinker_batch *b, struct errtext *err);
-/* Could these be added? INVALID: they are of another datanet. */
-MUST_CHECK enum status tinker_rows_check(const struct tinker_rows *to,
+/* All that gradients will have come from when what was asked for has run: added to out, or held
+ * against more; either may be NULL. INVALID: more are of another datanet. */
+MUST_CHECK enum status tinker_rows_asked(struct tinker_model *m, struct tinker_rows *out,
                                          const struct tinker_rows *more, struct errtext *err);
+/* More rows of the same datanet. INVALID: of another. */
 MUST_CHECK enum status tinker_rows_add(struct tinker_rows *to, const struct tinker_rows *more,
                                        struct errtext *err);
 void tinker_rows_fini(struct tinker_rows *r);

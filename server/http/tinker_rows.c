@@ -240,8 +240,8 @@ enum status tinker_rows_of(struct tinker_rows *out, struct http_server *s,
 
 /* ---- sets ---- */
 
-enum status tinker_rows_check(const struct tinker_rows *to, const struct tinker_rows *more,
-                              struct errtext *err)
+static enum status same_datanet(const struct tinker_rows *to, const struct tinker_rows *more,
+                                struct errtext *err)
 {
     if (to->n == 0 || more->n == 0 || memcmp(to->root, more->root, 32) == 0)
         return STATUS_OK;
@@ -253,11 +253,38 @@ enum status tinker_rows_check(const struct tinker_rows *to, const struct tinker_
 enum status tinker_rows_add(struct tinker_rows *to, const struct tinker_rows *more,
                             struct errtext *err)
 {
-    enum status st = tinker_rows_check(to, more, err);
+    enum status st = same_datanet(to, more, err);
     if (!st && more->n > 0)
         memcpy(to->root, more->root, 32);
     for (uint32_t i = 0; i < more->n && !st; i++)
         st = add(to, more->row[i], err);
+    return st;
+}
+
+/* Those of the model, and those of passes that are still queued, behind a load that is. The newest
+ * future comes first. */
+enum status tinker_rows_asked(struct tinker_model *m, struct tinker_rows *out,
+                              const struct tinker_rows *more, struct errtext *err)
+{
+    const struct tinker_session *s = m->session;
+    struct tinker *t = s->tinker;
+    bool loads = false;
+    enum status st = STATUS_OK;
+    pthread_mutex_lock(&t->lock);
+    for (const struct tinker_future *o = s->future; !st; o = o ? o->next : NULL) {
+        bool queued = o && o->model == m && o->stage == TINKER_RUNNING;
+        loads = queued && o->kind == TINKER_LOAD;
+        const struct tinker_rows *rows = o ? NULL : &m->rows;
+        if (loads || (queued && o->kind == TINKER_PASS))
+            rows = &o->rows;
+        if (rows && out)
+            st = tinker_rows_add(out, rows, err);
+        if (rows && more)
+            st = same_datanet(rows, more, err);
+        if (!o || loads)
+            break;
+    }
+    pthread_mutex_unlock(&t->lock);
     return st;
 }
 

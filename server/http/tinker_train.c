@@ -105,10 +105,32 @@ void handle_tinker_create_model(struct exchange *x)
 
 /* ---- forward_backward ---- */
 
+/* NaN: of the first datum whose loss is none, *bad. */
+static double loss_of(const struct tinker_batch *b, uint32_t *bad)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < b->n; i++) {
+        const struct tinker_loss l = tinker_batch_loss(b, &b->datum[i]);
+        double loss = tinker_loss_of(&l, b->datum[i].logprob, NULL);
+        *bad = i;
+        if (!isfinite(loss))
+            return loss;
+        sum += loss;
+    }
+    return sum;
+}
+
 /* Factory's thread. */
 static void weigh(void *arg, uint32_t i, const float *logprob, float *weight)
 {
     struct tinker_future *f = arg;
+    uint32_t bad;
+    if (i == 0) /* all log-probabilities are here before the first is asked for */
+        f->spoiled = !isfinite(loss_of(&f->batch, &bad));
+    if (f->spoiled) {
+        memset(weight, 0, f->batch.datum[i].n * sizeof(*weight));
+        return;
+    }
     const struct tinker_loss l = tinker_batch_loss(&f->batch, &f->batch.datum[i]);
     (void)tinker_loss_of(&l, logprob, weight);
 }
@@ -135,11 +157,8 @@ static void begin_pass(struct exchange *x, struct tinker_session *s, struct tink
     struct errtext err = ERRTEXT_INIT;
     enum status st = STATUS_OK;
     struct tinker_model *m = tinker_find_model(x, s, b->model_id);
-    if (m) {
-        pthread_mutex_lock(&x->server->tinker->lock);
-        st = tinker_rows_check(&m->rows, rows, &err);
-        pthread_mutex_unlock(&x->server->tinker->lock);
-    }
+    if (m)
+        st = tinker_rows_asked(m, NULL, rows, &err);
     if (st)
         tinker_fail(x, st, &err);
     struct tinker_future *f = m && !st ? tinker_open(x, s, TINKER_PASS, m->id, b->seq_id) : NULL;
@@ -269,23 +288,6 @@ static void put_output(struct tinker_future *f, double loss)
     proto_end(out, metric);
 }
 
-/* NaN: of the first datum whose loss is none, *bad. What the host made of the log-probabilities
- * stands in weight where the loss has a weigh, so that the given weights are read for cross_entropy
- * alone. */
-static double loss_of(const struct tinker_batch *b, uint32_t *bad)
-{
-    double sum = 0;
-    for (uint32_t i = 0; i < b->n; i++) {
-        const struct tinker_loss l = tinker_batch_loss(b, &b->datum[i]);
-        double loss = tinker_loss_of(&l, b->datum[i].logprob, NULL);
-        *bad = i;
-        if (!isfinite(loss))
-            return loss;
-        sum += loss;
-    }
-    return sum;
-}
-
 static void finish_pass(struct tinker_future *f, struct errtext *err)
 {
     struct tinker *t = f->t;
@@ -294,7 +296,8 @@ static void finish_pass(struct tinker_future *f, struct errtext *err)
     enum status st = STATUS_OK;
     if (!isfinite(loss))
         st = err_set(err, STATUS_INVALID,
-                     "data[%u]: the loss is not finite; its gradient was left out", bad);
+                     "data[%u]: the loss is not finite; the gradient of this batch was left out",
+                     bad);
     if (!st && !f->batch.forward_only) {
         pthread_mutex_lock(&t->lock);
         st = tinker_rows_add(&f->model->rows, &f->rows, err);

@@ -144,28 +144,6 @@ enum status tinker_new_model(struct exchange *x, struct tinker_session *s, uint3
 
 /* ---- save_weights_for_sampler ---- */
 
-/* What is published has the rows of all that was asked for before, run or not: those of the model,
- * and those of passes that are still queued, behind a load that is. The newest future comes first.
- */
-static enum status rows_of_queue(struct tinker_future *f, struct tinker_rows *out,
-                                 struct errtext *err)
-{
-    struct tinker *t = f->t;
-    bool loads = false;
-    enum status st = STATUS_OK;
-    pthread_mutex_lock(&t->lock);
-    for (const struct tinker_future *o = f->session->future; o && !st && !loads; o = o->next) {
-        bool queued = o->model == f->model && o->stage == TINKER_RUNNING;
-        loads = queued && o->kind == TINKER_LOAD;
-        if (loads || (queued && o->kind == TINKER_PASS))
-            st = tinker_rows_add(out, &o->rows, err);
-    }
-    if (!st && !loads)
-        st = tinker_rows_add(out, &f->model->rows, err);
-    pthread_mutex_unlock(&t->lock);
-    return st;
-}
-
 /* Nothing was trained yet, nor is about to be: what would be published is the base. */
 static bool is_base(struct tinker_future *f)
 {
@@ -218,7 +196,7 @@ static enum status prepare_sampler(struct exchange *x, struct tinker_future *f,
         st = tinker_check_name(name, "path", in->err);
     if (!st) {
         prepare_names(f, name, seq);
-        st = rows_of_queue(f, &rows, in->err);
+        st = tinker_rows_asked(f->model, &rows, NULL, in->err);
     }
     if (!st)
         st = tinker_rows_render(&f->training, &len, &rows, x->server, in->err);
