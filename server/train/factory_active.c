@@ -234,6 +234,13 @@ static bool start_job(struct factory *f, struct train_job *j)
     f->run_bytes += r->bytes;
     j->in_memory = true;
     j->now.done = trainer_done(r->trainer);
+    const struct train_eval *e = trainer_evals(r->trainer, &r->evals);
+    j->now.eval_loss = r->evals ? e[r->evals - 1].loss : NAN;
+    if (j->now.done)
+        r->asked = (struct train_step){.step = j->now.done - 1,
+                                       .loss = trainer_losses(r->trainer)[j->now.done - 1],
+                                       .norm = NAN,
+                                       .lr = NAN};
     pthread_mutex_unlock(&f->lock);
     r->saved_ns = r->begin_ns = clock_mono_ns();
     f->run[f->n_run++] = r;

@@ -40,6 +40,12 @@ struct job_run {
     struct datanet *datanet, *eval;
     struct training *training;
     struct training_rows rows;
+    /* of eval, held out */
+    struct training *held;
+    struct training_rows held_rows;
+    struct train_evaluation evaluation;
+    uint32_t evals;          /* told so far */
+    struct train_step asked; /* behind which they are asked */
     struct train_lora lora;
     struct train_options opt;
     struct trainer *trainer;

@@ -121,6 +121,7 @@ static void fill_job(struct train_job *j, const struct factory_spec *s, const st
     *now = (struct factory_job){.status = FACTORY_QUEUED,
                                 .created_ms = (int64_t)clock_wall_ms(),
                                 .rows = r->rows.n,
+                                .eval_rows = r->held_rows.n,
                                 .steps = trainer_steps(r->trainer),
                                 .tokens_all = r->tokens * r->opt.epochs,
                                 .loss = NAN,

@@ -47,6 +47,37 @@ static enum status open_rows(struct factory *f, const struct job_from *from, str
     return st;
 }
 
+/* All rows of the datanet that judges, marked and masked as those that are learned. */
+static enum status open_held(struct factory *f, const struct job_from *from, struct job_run *r,
+                             struct errtext *err)
+{
+    const struct model *m = f->deps.base.model;
+    enum status st = find_datanet(f, from->eval_root, "validation_file", &r->eval, err);
+    if (!st)
+        st = training_build(&r->held, r->eval, r->training->bos, r->training->eos,
+                            m->tokenizer_digest, err);
+    if (!st)
+        st = training_rows_read(&r->held_rows, r->eval, r->held, m, from->train->mask, &f->stop,
+                                err);
+    if (st && st != STATUS_NOT_FOUND)
+        err_prefix(err, "validation_file");
+    return st;
+}
+
+/* Each epoch, and ten times at least. */
+static enum status ask_held(struct job_run *r, struct errtext *err)
+{
+    uint32_t steps = trainer_steps(r->trainer), epoch = steps / r->opt.epochs;
+    uint32_t every = MAX(MIN(epoch, steps / 10), 1u);
+    if (!r->eval)
+        return STATUS_OK;
+    r->evaluation = (struct train_evaluation){.rows = &r->held_rows, .every = every};
+    enum status st = trainer_evaluate(r->trainer, &r->evaluation, err);
+    if (st)
+        err_prefix(err, "validation_file");
+    return st;
+}
+
 static enum status open_adapter(struct factory *f, const struct job_from *from, struct job_run *r,
                                 struct errtext *err)
 {
@@ -72,7 +103,7 @@ enum status factory_open_run(struct factory *f, const struct job_from *from, str
 {
     enum status st = open_rows(f, from, r, err);
     if (!st && !sodium_is_zero(from->eval_root, 32))
-        st = find_datanet(f, from->eval_root, "validation_file", &r->eval, err);
+        st = open_held(f, from, r, err);
     if (!st)
         st = open_adapter(f, from, r, err);
     if (st)
@@ -86,12 +117,17 @@ enum status factory_open_run(struct factory *f, const struct job_from *from, str
         r->opt.optim.warmup = (uint32_t)MIN(warmup, steps - 1);
     }
     st = trainer_create(&r->trainer, &r->lora, &r->rows, &r->opt, err);
+    if (!st)
+        st = ask_held(r, err);
     r->report = (struct train_report){.model = f->deps.base.model,
                                       .datanet = r->datanet,
                                       .training = r->training,
                                       .options = &r->opt,
                                       .trainer = r->trainer,
                                       .lora = &r->lora,
+                                      .eval = r->eval ? &r->evaluation : NULL,
+                                      .held = r->held,
+                                      .held_of = r->eval,
                                       .version = f->opt.version};
     train_what(r->what, &r->report);
     return st;
@@ -102,6 +138,8 @@ void factory_close_run(struct job_run *r)
     trainer_free(r->trainer);
     train_lora_fini(&r->lora);
     training_rows_fini(&r->rows);
+    training_rows_fini(&r->held_rows);
+    training_free(r->held);
     training_free(r->training);
     datanet_release(r->datanet);
     datanet_release(r->eval);

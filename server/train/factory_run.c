@@ -114,20 +114,26 @@ static bool has_room_for_event(const struct job_run *r)
     return j->events + left + EVENTS_KEPT < FACTORY_EVENTS_MAX;
 }
 
-static void add_metrics(struct factory *f, struct job_run *r, const struct train_step *s)
+/* eval_loss: NaN, or of the held-out rows behind this step, which is said in any case. */
+static void add_metrics(struct factory *f, struct job_run *r, const struct train_step *s,
+                        float eval_loss)
 {
     uint32_t every = metrics_every(r);
     struct factory_event e = {.type = FACTORY_EVENT_METRICS,
                               .step = s->step + 1,
                               .loss = s->loss,
-                              .eval_loss = NAN,
+                              .eval_loss = eval_loss,
                               .norm = (float)s->norm,
                               .lr = (float)s->lr,
                               .tokens_per_s = (uint32_t)r->job->now.tokens_per_s};
-    if (e.step % every && e.step != trainer_steps(r->trainer))
+    bool asked = isfinite(eval_loss) && has_room_for_event(r);
+    if (e.step % every && e.step != trainer_steps(r->trainer) && !asked)
         return;
-    snprintf(e.text, sizeof(e.text), "step %u of %u: loss %.4f", e.step, trainer_steps(r->trainer),
-             (double)s->loss);
+    int n = snprintf(e.text, sizeof(e.text), "step %u of %u: loss %.4f", e.step,
+                     trainer_steps(r->trainer), (double)s->loss);
+    if (isfinite(eval_loss))
+        snprintf(e.text + n, sizeof(e.text) - (size_t)n, ", of held-out rows %.4f",
+                 (double)eval_loss);
     factory_put_event(f, r->job, &e);
     factory_tell(f, r->job);
 }
@@ -149,6 +155,20 @@ static void checkpoint(struct factory *f, struct job_run *r)
     factory_keep(f, r->job);
 }
 
+/* What the held-out rows said last, if they were asked anew: with the metrics of the step. */
+static void end_evaluation(struct factory *f, struct job_run *r)
+{
+    uint32_t n;
+    const struct train_eval *e = trainer_evals(r->trainer, &n);
+    if (n == r->evals)
+        return;
+    r->evals = n;
+    pthread_mutex_lock(&f->lock);
+    r->job->now.eval_loss = e[n - 1].loss;
+    pthread_mutex_unlock(&f->lock);
+    add_metrics(f, r, &r->asked, e[n - 1].loss);
+}
+
 /* true: it leaves memory. */
 static bool end_step(struct factory *f, struct job_run *r, const struct train_step *s)
 {
@@ -163,8 +183,11 @@ static bool end_step(struct factory *f, struct job_run *r, const struct train_st
     f->stats.steps++;
     bool unwanted = j->wish == FACTORY_WISH_CANCEL;
     pthread_mutex_unlock(&f->lock);
-    add_metrics(f, r, s);
-    if (j->now.done < trainer_steps(r->trainer) || unwanted) {
+    if (trainer_is_evaluating(r->trainer))
+        r->asked = *s;
+    else
+        add_metrics(f, r, s, NAN);
+    if (!trainer_ended(r->trainer) || unwanted) {
         checkpoint(f, r);
         return false;
     }
@@ -179,8 +202,13 @@ static bool end_round_of(struct factory *f, const struct round *r, uint32_t i)
         factory_fail(f, run->job, &r->err);
         return true;
     }
-    if (!r->stepped[i])
-        return false;
+    end_evaluation(f, run);
+    if (!r->stepped[i]) {
+        bool ended = !r->st && trainer_ended(run->trainer);
+        if (ended)
+            factory_finish_job(f, run);
+        return ended;
+    }
     if (!r->step_st[i])
         return end_step(f, run, &r->step[i]);
     factory_fail_kept(f, run, &r->step_err[i]);

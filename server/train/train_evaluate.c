@@ -64,6 +64,11 @@ static bool is_stopped(const struct trainer *t)
     return e->patience && e->n && e->n - 1 - e->best >= e->patience;
 }
 
+bool trainer_is_evaluating(const struct trainer *t)
+{
+    return t->eval.under_way;
+}
+
 bool trainer_ended(const struct trainer *t)
 {
     return !t->eval.under_way && (t->done == trainer_steps(t) || is_stopped(t));

@@ -183,7 +183,7 @@ static bool next_sequence(void *self, struct train_seq *out)
     struct trainer *t = self;
     if (t->eval.under_way)
         return evaluating_next(t, out);
-    if (!has_row(t))
+    if (trainer_ended(t) || !has_row(t))
         return false;
     uint32_t row = t->row[t->taken], n = row_length(t, row), at = t->used;
     const int32_t *ids = t->rows->ids + t->rows->begin[row];

@@ -54,6 +54,7 @@ struct train_eval {
 };
 const struct train_eval *trainer_evals(const struct trainer *t, uint32_t *n); /* [n] so far */
 const struct train_eval *trainer_best(const struct trainer *t); /* of the lowest loss, or NULL */
+bool trainer_is_evaluating(const struct trainer *t); /* behind the step that was made last */
 /* Nothing is left to do: all steps, or those until patience was at its end, and the evaluation
  * behind them. */
 bool trainer_ended(const struct trainer *t);

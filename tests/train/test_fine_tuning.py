@@ -135,6 +135,9 @@ def test_from_a_file_to_an_answer(server, rows):
     lines = anna.files.content(job.result_files[0]).text.splitlines()
     assert lines[0].startswith("step,train_loss") and [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, 19))
     assert float(lines[-1].split(",")[1]) < float(lines[1].split(",")[1])
+    asked = {int(line.split(",")[0]): float(line.split(",")[2]) for line in lines[1:] if line.split(",")[2]}
+    assert list(asked) == list(range(1, 19)) and asked[18] < asked[1] and done["validation_rows"] == 2, "the rows of validation_file are asked"
+    assert abs(done["valid_loss"] - asked[18]) < 1e-5
     assert anna.files.retrieve(job.result_files[0]).purpose == "fine-tune-results"
     last = next(iter(anna.fine_tuning.jobs.checkpoints.list(job.id)))
     assert last.step_number == 18 and last.fine_tuned_model_checkpoint == job.fine_tuned_model and last.fine_tuning_job_id == job.id
