@@ -14,7 +14,8 @@ static const struct {
 } options[OPT_COUNT] = {
     [OPT_JSON] = {"json", NULL, "print one JSON object"},
     [OPT_HELP] = {"help", NULL, "print this and exit"},
-    [OPT_MODEL] = {"model", "DIR", "folder of the base model; only its config.json is read"},
+    [OPT_MODEL] = {"model", "DIR",
+                   "folder of the base model (adapter check reads its config.json alone)"},
     [OPT_SERVER] = {"server", "URL", "the serving server, such as http://127.0.0.1:8080"},
     [OPT_NAME] = {"name", "NAME", "what clients will call the adapter, or the datanet's name"},
     [OPT_API_KEY_FILE] = {"api-key-file", "FILE", "API key of the server, mode 600"},

@@ -124,9 +124,8 @@ static const struct cli_verb verbs[] = {
      "of\nresidual train. A contributor's worth is what held-out rows of the others cost more "
      "without his:\nof --eval, or of each part of the rows in turn. Written to DIR/value.json, "
      "which the same\ncommand makes again byte for byte; residual datanet publish brings it to a "
-     "server, and\n--server shows what a server has of a datanet's NAME. --check measures "
-     "somebody's file again: exit "
-     "code\n1 if it comes out otherwise."},
+     "server, and\n--server shows what a server has of a datanet's NAME. --check measures a file "
+     "again: exit code 1\nif it comes out otherwise."},
     {"datanet publish", "DIR", 1, 1,
      REMOTE | CHAIN | B(OWNER_KEY_FILE) | B(OWNER_PASSPHRASE_FILE) | B(DATANET_ID) | B(WAIT_S),
      B(SERVER), verb_datanet_publish,
