@@ -305,7 +305,7 @@ static void check_fell(const struct training_runs *a, const struct training_run 
 {
     uint32_t n = trainer_done(r->trainer), tenth = (n + 9) / 10;
     const float *loss = trainer_losses(r->trainer);
-    double first = mean_of(loss, tenth), last = mean_of(loss + n - tenth, tenth);
+    double first = mean_of(loss, 1), last = mean_of(loss + n - tenth, tenth);
     if (n > 1 && last > first)
         cli_note(a->c, "%s: the loss rose from %.4f to %.4f: a lower --lr learns", r->dir, first,
                  last);

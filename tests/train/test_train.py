@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import struct
@@ -314,10 +315,21 @@ def test_the_dropout_of_a_config_is_trained_with(tmp_path):
 
 def test_a_loss_that_diverges_stops(tmp_path):
     folder = datanet(tmp_path / "a")
-    code, said, _ = train(folder, "--lr", 10, "--clip", 0, "--warmup", 0, "--epochs", 20, "--checkpoint-steps", 1, "--init", DEMO / "adapters" / NAME, "--weight-decay", 1)
+    diverging = ("--lr", 10, "--clip", 0, "--warmup", 0, "--epochs", 20, "--checkpoint-steps", 1, "--init", DEMO / "adapters" / NAME, "--weight-decay", 1)
+    code, said, _ = train(folder, *diverging)
     if code == 0:
         pytest.fail("a rate of 10 was expected to diverge")
-    assert "expected numbers" in json.dumps(said) and (folder / "train.state").exists(), said
+    said = json.dumps(said)
+    assert "expected numbers" in said and "the state behind step" in said and (folder / "train.state").exists() and not list(folder.glob("adapter_*")), said
+    # what is kept is good: it goes on there, and to the same place
+    step = int(said.split("the state behind step ")[1].split(" ")[0])
+    assert step >= 1
+    again = subprocess.run(command(folder, *diverging), capture_output=True, text=True)
+    assert again.returncode and f"going on behind step {step} of" in again.stderr and "expected numbers" in again.stderr, again.stderr
+    # one that rises and stays a number is said
+    rises = subprocess.run(command(datanet(tmp_path / "b"), "--lr", 0.3, "--warmup", 0, "--schedule", "constant", "--epochs", 1, "--batch", 10, "--init", DEMO / "adapters" / NAME),
+                           capture_output=True, text=True)
+    assert rises.returncode == 0 and "the loss rose from" in rises.stderr and "--lr" in rises.stderr, rises.stderr
 
 
 def test_another_training_is_not_gone_on_with(tmp_path):
@@ -332,3 +344,54 @@ def test_another_training_is_not_gone_on_with(tmp_path):
     state[len(state) // 2] ^= 1
     (folder / "train.state").write_bytes(state)
     assert "cut or changed" in refused(folder, "--epochs", 200)
+
+
+def begun(folder, base, *args):
+    """Trained until it has a state, and killed."""
+    run = subprocess.Popen([str(a) for a in (binary("residual"), "train", folder, "--model", base, *args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (folder / "train.state").exists():
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    return (folder / "train.state").read_bytes()
+
+
+def no_room():
+    """Files end at 64 KiB, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+
+def test_a_full_disk_at_a_checkpoint(undisturbed, tmp_path):
+    """It says so and ends; the state before it is whole, and goes on to the same bits once there is room."""
+    folder = datanet(tmp_path / "a")
+    args = (*SHORT, "--checkpoint-steps", 20)
+    kept = begun(folder, DEMO / "base", *args)
+    files = sorted(p.name for p in folder.iterdir())
+    run = subprocess.run(command(folder, *args), capture_output=True, text=True, preexec_fn=no_room, restore_signals=False)
+    assert run.returncode and "train.state" in run.stderr and "is kept" in run.stderr and ("File too large" in run.stderr or "disk" in run.stderr), run.stderr
+    assert (folder / "train.state").read_bytes() == kept and sorted(p.name for p in folder.iterdir()) == files, "no part of a file is left"
+    assert trained(folder, *args) == undisturbed[0]
+
+
+def test_a_base_that_changed_under_a_state(tmp_path):
+    folder, base = datanet(tmp_path / "a"), tmp_path / "base"
+    shutil.copytree(DEMO / "base", base)
+    begun(folder, base, "--epochs", 200, "--checkpoint-steps", 1)
+    weights = base / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000] ^= 1
+    weights.write_bytes(data)
+    run = subprocess.run([str(a) for a in (binary("residual"), "train", folder, "--model", base, "--epochs", 200)], capture_output=True, text=True)
+    assert run.returncode and "another base" in run.stderr and "remove it to begin anew" in run.stderr, run.stderr
+
+
+def test_nothing_to_train_on(tmp_path):
+    empty = tmp_path / "empty"
+    subprocess.run([str(binary("residual")), "datanet", "new", str(empty), "--name", "empty", "--owner", "0x" + "11" * 20], check=True, capture_output=True)
+    subprocess.run([str(binary("residual")), "datanet", "build", str(empty), "--model", str(DEMO / "base")], capture_output=True)
+    assert "row" in refused(empty) or "document" in refused(empty)
+    # rows without a word of the assistant's
+    talk = tmp_path / "talk"
+    chats(talk, [{"messages": [{"role": "user", "content": "Anybody?"}]}])
+    assert "has a token to learn (mask assistant)" in refused(talk, "--mask", "assistant")
