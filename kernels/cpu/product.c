@@ -17,11 +17,13 @@
 #if defined(__AVX512BF16__)
 #define NATIVE(dtype) ((dtype) == DTYPE_BF16)
 #define K_BLOCK       1024
-/* With two or three tiles of rows to a panel memory is what they wait for: a panel in L1 leaves L2
- * to what is fetched. */
-#define K_BLOCK_FEW 128
-#define FEW_MIN     7
-#define FEW_MAX     16
+/* With few rows memory is what they wait for. Two or three tiles of them share a panel in L1, which
+ * leaves L2 to what is fetched; a panel that is turned for one tile is as small as fetching at an
+ * even pace wants it. */
+#define K_BLOCK_FEW  128
+#define K_BLOCK_TURN 64
+#define TILE_ROWS    6
+#define FEW_ROWS     16
 
 _Static_assert(PRODUCT_SCRATCH >= K_BLOCK * PANEL_COLS * 2, "a panel fits the scratch");
 
@@ -31,10 +33,19 @@ static size_t packed_panel(uint32_t d_in)
     return (size_t)(d_in + 31) / 32 * 32 * PANEL_COLS * 2;
 }
 
+static uint32_t k_block(const struct product *p)
+{
+    if (p->rows > FEW_ROWS)
+        return K_BLOCK;
+    if (p->rows > TILE_ROWS)
+        return K_BLOCK_FEW;
+    return p->w->packed ? K_BLOCK : K_BLOCK_TURN;
+}
+
 static void pairs_range(const struct product *p, uint32_t n0, uint32_t n1)
 {
     const struct weight *w = p->w;
-    const uint32_t block = p->rows < FEW_MIN || p->rows > FEW_MAX ? K_BLOCK : K_BLOCK_FEW;
+    const uint32_t block = k_block(p);
     for (uint32_t n = n0; n < n1; n += PANEL_COLS) {
         const uint32_t n_col = MIN(n1 - n, (uint32_t)PANEL_COLS);
         for (uint32_t k0 = 0; k0 < w->d_in; k0 += block) {
