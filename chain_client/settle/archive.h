@@ -131,6 +131,11 @@ struct archive_epoch {
     struct archive_file file[5]; /* accounts, missing, owners, refused, snapshot */
 };
 void archive_put_epoch_manifest(struct buf *out, const struct archive_epoch *e);
+/* An epoch's folder: its manifest.json by this digest, and the five files by that. *bytes: what was
+ * read. CORRUPT, NOT_FOUND. */
+MUST_CHECK enum status archive_epoch_check(const char *dir, const char *folder,
+                                           const uint8_t manifest[32], size_t *bytes,
+                                           struct errtext *err);
 
 /* Canonical pieces: "0x.." with quotes, and an amount with quotes. */
 void archive_put_hex(struct buf *out, const uint8_t *data, size_t len);

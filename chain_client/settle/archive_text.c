@@ -331,3 +331,45 @@ void archive_put_epoch_manifest(struct buf *out, const struct archive_epoch *e)
     archive_put_hex(out, e->vault, 20);
     buf_puts(out, "}\n");
 }
+
+/* The manifest is the right one, so what it says of a file stands in it as it is written. */
+static enum status check_named(const char *dir, const char *folder, const char *name,
+                               const struct canon_bytes *manifest, size_t *bytes,
+                               struct errtext *err)
+{
+    struct canon_bytes found;
+    struct buf line;
+    enum status st = archive_read(dir, folder, name, ARCHIVE_TEXT_BYTES_MAX, &found, err);
+    if (st)
+        return st;
+    buf_init(&line, 256);
+    put_file(&line, name, found.data, found.len);
+    if (!memmem(manifest->data, manifest->len, line.data, line.len))
+        st = err_set(err, STATUS_CORRUPT, "%s/%s is not the file that its manifest names", folder,
+                     name);
+    *bytes += found.len;
+    buf_fini(&line);
+    mem_free((void *)(uintptr_t)found.data);
+    return st;
+}
+
+enum status archive_epoch_check(const char *dir, const char *folder, const uint8_t manifest[32],
+                                size_t *bytes, struct errtext *err)
+{
+    struct canon_bytes text;
+    uint8_t digest[32];
+    *bytes = 0;
+    enum status st = archive_read(dir, folder, "manifest.json", ARCHIVE_TEXT_BYTES_MAX, &text, err);
+    if (st)
+        return st;
+    *bytes = text.len;
+    keccak_256(digest, text.data, text.len);
+    if (memcmp(digest, manifest, 32) != 0)
+        st = err_set(err, STATUS_CORRUPT, "%s/manifest.json is not the epoch's", folder);
+    for (size_t i = 0; i < ARCHIVE_EPOCH_FILES && !st; i++) {
+        if (strcmp(archive_epoch_files[i], "manifest.json") != 0)
+            st = check_named(dir, folder, archive_epoch_files[i], &text, bytes, err);
+    }
+    mem_free((void *)(uintptr_t)text.data);
+    return st;
+}

@@ -1,7 +1,9 @@
 /* The archive is what auditors and rewards read, for ever: it is read again, slowly, and a batch
  * that is not what the ledger has is made again from whoever still has its records, in this order:
  * the database (what is not final), another store, the lanes' spools and servers. Whatever they
- * give must have the manifest's digest that stands in the batch's header. */
+ * give must have the manifest's digest that stands in the batch's header. Behind the last batch the
+ * epochs' folders are read, by the digest of what was proposed; another store has them, or nobody.
+ */
 #include "chain_client/eth/keccak.h"
 #include "chain_client/settle/batches_impl.h"
 #include "chain_client/settle/gauges.h"
@@ -17,6 +19,7 @@
 #define NS_PER_S 1000000000ull
 #define PAUSE_NS 200000000ull /* between two batches, however small */
 #define REBUILT  "archive_batches_rebuilt_total"
+#define FETCHED  "archive_epochs_rebuilt_total"
 
 /* ---- mending ---- */
 
@@ -164,6 +167,51 @@ static enum status look(struct worker *w, uint64_t seq, size_t *bytes, struct er
     return st;
 }
 
+static enum status mend_epoch(struct worker *w, uint64_t epoch, const uint8_t manifest[32],
+                              const char *why, struct errtext *err)
+{
+    char text[512];
+    if (stores_fetch_epoch(w, epoch, manifest, NULL)) {
+        snprintf(text, sizeof(text),
+                 "epoch %" PRIu64 " of the archive is damaged (%.160s), and no other place has it: "
+                 "put its folder back from a backup, or name a place that has it with --archive",
+                 epoch, why);
+        return trouble_set(&w->db, TROUBLE_ARCHIVE_EPOCH, epoch, text, err);
+    }
+    log_warn("archive", "epoch %" PRIu64 " was damaged (%s): from another store", epoch, why);
+    enum status st = gauge_add(&w->db, FETCHED, 1, err);
+    return st ? st : trouble_clear(&w->db, TROUBLE_ARCHIVE_EPOCH, epoch, err);
+}
+
+/* The first epoch after that one; 0: there is none. */
+static enum status scrub_epoch(struct worker *w, uint64_t after, uint64_t *epoch, size_t *bytes,
+                               struct errtext *err)
+{
+    struct db_rows q;
+    struct errtext why = ERRTEXT_INIT;
+    uint8_t manifest[32];
+    char folder[ARCHIVE_NAME_BYTES];
+    size_t len = 0;
+    *epoch = *bytes = 0;
+    enum status st = db_query(&w->db, &q, err,
+                              "SELECT epoch, manifest, state = 'vetoed' FROM epochs WHERE epoch > ?"
+                              " AND manifest IS NOT NULL ORDER BY epoch LIMIT 1",
+                              "u", after);
+    st = st ? st : db_next(&q, err);
+    if (st)
+        return st == STATUS_NOT_FOUND ? STATUS_OK : st;
+    *epoch = db_u64(&q, 0);
+    const uint8_t *stored = db_blob(&q, 1, &len);
+    if (len == 32)
+        memcpy(manifest, stored, 32);
+    bool counts = db_u64(&q, 2) == 0 && len == 32; /* what was vetoed is in no chain of epochs */
+    db_done(&q);
+    archive_epoch_name(folder, *epoch);
+    if (counts && archive_epoch_check(w->set->archive_dir, folder, manifest, bytes, &why))
+        return mend_epoch(w, *epoch, manifest, why.text, err);
+    return trouble_clear(&w->db, TROUBLE_ARCHIVE_EPOCH, *epoch, err);
+}
+
 enum status scrub_step(struct worker *w, struct errtext *err)
 {
     uint64_t last = 0, now = clock_mono_ns(), rate = w->set->scrub_mib_s * MIB;
@@ -174,8 +222,12 @@ enum status scrub_step(struct worker *w, struct errtext *err)
                               "t", batch_state_name(BATCH_FINAL));
     if (st || !last)
         return st;
-    w->scrub_seq = w->scrub_seq >= last ? 1 : w->scrub_seq + 1;
-    st = look(w, w->scrub_seq, &bytes, err);
+    if (w->scrub_seq >= last)
+        st = scrub_epoch(w, w->scrub_epoch, &w->scrub_epoch, &bytes, err);
+    if (!st && (w->scrub_seq < last || !w->scrub_epoch)) {
+        w->scrub_seq = w->scrub_seq >= last ? 1 : w->scrub_seq + 1;
+        st = look(w, w->scrub_seq, &bytes, err);
+    }
     w->scrub_ns = now + MAX(bytes * NS_PER_S / rate, PAUSE_NS);
     return st;
 }

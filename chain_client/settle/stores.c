@@ -69,56 +69,95 @@ bool stores_have(struct worker *w, const char *folder, const uint8_t hash[32],
     return all;
 }
 
-/* The batch of this hash, out of one store, checked in a folder beside the archive before it takes
- * its place there. */
-static enum status fetch_from(struct worker *w, struct depot *s, const char *folder, uint64_t seq,
-                              const uint8_t hash[32], struct errtext *err)
+struct kept { /* a folder that stores have */
+    const char *what, *const *file;
+    size_t count;
+    void (*name)(char out[ARCHIVE_NAME_BYTES], uint64_t number);
+    enum status (*check)(const char *dir, uint64_t number, const uint8_t hash[32],
+                         struct errtext *err);
+};
+
+static enum status check_batch(const char *dir, uint64_t seq, const uint8_t hash[32],
+                               struct errtext *err)
 {
-    static const char *const names[] = {"header.json", "manifest.json", "records.bin"};
-    struct canon_bytes got[ARRAY_COUNT(names)] = {{NULL, 0}};
-    struct archive_file file[ARRAY_COUNT(names)];
     struct archive_batch b = {.lane = NULL};
-    char name[STORE_NAME_BYTES], check[PATH_MAX];
+    enum status st = archive_batch_read(&b, dir, seq, err);
+    if (!st && memcmp(b.hash, hash, 32) != 0)
+        st = err_set(err, STATUS_CORRUPT, "another batch");
+    if (!st)
+        st = archive_batch_records(&b, dir, err);
+    archive_batch_fini(&b);
+    return st;
+}
+
+static enum status check_epoch(const char *dir, uint64_t epoch, const uint8_t hash[32],
+                               struct errtext *err)
+{
+    char folder[ARCHIVE_NAME_BYTES];
+    size_t bytes;
+    archive_epoch_name(folder, epoch);
+    return archive_epoch_check(dir, folder, hash, &bytes, err);
+}
+
+/* The folder of this hash, out of one store, checked in a folder beside the archive before it takes
+ * its place there. */
+static enum status fetch_from(struct worker *w, struct depot *s, const struct kept *k,
+                              uint64_t number, const uint8_t hash[32], struct errtext *err)
+{
+    struct canon_bytes got[ARCHIVE_FILES_MAX] = {{NULL, 0}};
+    struct archive_file file[ARCHIVE_FILES_MAX];
+    char folder[ARCHIVE_NAME_BYTES], name[STORE_NAME_BYTES], check[PATH_MAX];
     enum status st = STATUS_OK;
+    k->name(folder, number);
     store_name(name, folder, hash);
     snprintf(check, sizeof(check), "%s/.check", w->set->archive_dir);
-    for (size_t i = 0; i < ARRAY_COUNT(names) && !st; i++) {
-        st = store_get(s, name, names[i], &got[i], err);
-        file[i] = (struct archive_file){names[i], got[i].data, got[i].len};
+    for (size_t i = 0; i < k->count && !st; i++) {
+        st = store_get(s, name, k->file[i], &got[i], err);
+        file[i] = (struct archive_file){k->file[i], got[i].data, got[i].len};
     }
-    struct archive_folder f = {check, folder, file, ARRAY_COUNT(file), true};
+    struct archive_folder f = {check, folder, file, k->count, true};
     if (!st)
         st = archive_publish(&f, err);
     if (!st)
-        st = archive_batch_read(&b, check, seq, err);
-    if (!st && memcmp(b.hash, hash, 32) != 0)
-        st = err_set(err, STATUS_CORRUPT, "%s: another batch", name);
-    if (!st)
-        st = archive_batch_records(&b, check, err);
+        st = k->check(check, number, hash, err);
     archive_drop(check, folder);
     f.dir = w->set->archive_dir;
     if (!st)
         st = archive_publish(&f, err);
-    archive_batch_fini(&b);
-    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+    for (size_t i = 0; i < k->count; i++)
         mem_free((void *)(uintptr_t)got[i].data);
     return st;
+}
+
+static enum status fetch(struct worker *w, const struct kept *k, uint64_t number,
+                         const uint8_t hash[32], struct errtext *err)
+{
+    for (uint32_t i = 0; i < w->store_count; i++) {
+        struct errtext why = ERRTEXT_INIT;
+        enum status st = fetch_from(w, w->store[i], k, number, hash, &why);
+        if (!st) {
+            log_info("archive", "%s %" PRIu64 ": from %s", k->what, number,
+                     store_place(w->store[i]));
+            return STATUS_OK;
+        }
+        log_debug("archive", "%s %" PRIu64 " from %s: %s", k->what, number,
+                  store_place(w->store[i]), why.text);
+    }
+    return err_set(err, STATUS_NOT_FOUND, "no store has %s %" PRIu64, k->what, number);
 }
 
 enum status stores_fetch_batch(struct worker *w, uint64_t seq, const uint8_t hash[32],
                                struct errtext *err)
 {
-    char folder[ARCHIVE_NAME_BYTES];
-    archive_batch_name(folder, seq);
-    for (uint32_t i = 0; i < w->store_count; i++) {
-        struct errtext why = ERRTEXT_INIT;
-        enum status st = fetch_from(w, w->store[i], folder, seq, hash, &why);
-        if (!st) {
-            log_info("archive", "batch %" PRIu64 ": from %s", seq, store_place(w->store[i]));
-            return STATUS_OK;
-        }
-        log_debug("archive", "batch %" PRIu64 " from %s: %s", seq, store_place(w->store[i]),
-                  why.text);
-    }
-    return err_set(err, STATUS_NOT_FOUND, "no store has batch %" PRIu64, seq);
+    static const struct kept batch = {"batch", archive_batch_files, ARCHIVE_BATCH_FILES,
+                                      archive_batch_name, check_batch};
+    return fetch(w, &batch, seq, hash, err);
+}
+
+enum status stores_fetch_epoch(struct worker *w, uint64_t epoch, const uint8_t manifest[32],
+                               struct errtext *err)
+{
+    static const struct kept kept = {"epoch", archive_epoch_files, ARCHIVE_EPOCH_FILES,
+                                     archive_epoch_name, check_epoch};
+    return fetch(w, &kept, epoch, manifest, err);
 }

@@ -20,6 +20,7 @@ static const struct {
     [TROUBLE_NODE] = {"node_away", true},
     [TROUBLE_BATCH_CONFLICT] = {"batch_conflict", true},
     [TROUBLE_ARCHIVE_BATCH] = {"archive_batch", true},
+    [TROUBLE_ARCHIVE_EPOCH] = {"archive_epoch", false},
     [TROUBLE_ARCHIVE_STORE] = {"archive_store", true},
     [TROUBLE_CLOCK] = {"clock", false},
     [TROUBLE_SIGNATURES] = {"signatures", true},

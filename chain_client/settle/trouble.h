@@ -17,6 +17,7 @@ enum trouble {
     TROUBLE_NODE,           /* 0: the chain's node, or the archive, is away */
     TROUBLE_BATCH_CONFLICT, /* batch: the ledger holds another one that cannot be ours */
     TROUBLE_ARCHIVE_BATCH,  /* batch: damaged or gone, and no copy is left */
+    TROUBLE_ARCHIVE_EPOCH,  /* epoch: its folder is, and no other place has it */
     TROUBLE_ARCHIVE_STORE,  /* store: does not take what is published */
     TROUBLE_CLOCK,          /* 0: this machine's clock and the chain's are far apart */
     TROUBLE_SIGNATURES,     /* epoch: its attestors have not signed for long */

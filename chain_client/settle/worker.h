@@ -58,7 +58,7 @@ struct worker {
     struct redis *redis;
     struct depot *store[STORES_MAX]; /* beside the archive's folder */
     uint32_t store_count;
-    uint64_t scrub_seq, scrub_ns; /* the batch that was read again last; the next one then */
+    uint64_t scrub_seq, scrub_epoch, scrub_ns; /* what was read again last; the next one then */
     struct crew *crew;
     char *refetch_authorization;
     uint64_t epoch_note_ns;               /* what waits says so once a minute */
@@ -142,9 +142,12 @@ bool stores_have(struct worker *w, const char *folder, const uint8_t hash[32],
 /* Into the archive, checked. NOT_FOUND: no store has it. */
 MUST_CHECK enum status stores_fetch_batch(struct worker *w, uint64_t seq, const uint8_t hash[32],
                                           struct errtext *err);
+MUST_CHECK enum status stores_fetch_epoch(struct worker *w, uint64_t epoch,
+                                          const uint8_t manifest[32], struct errtext *err);
 
 /* ---- scrub.c ---- */
-/* Read one final batch of the archive again, at the set pace, and mend it if it is damaged. */
+/* Read one final batch of the archive again, or the next epoch, at the set pace, and mend it if it
+ * is damaged. */
 MUST_CHECK enum status scrub_step(struct worker *w, struct errtext *err);
 /* The batches first..last, now: a reader found something wrong. */
 MUST_CHECK enum status scrub_range(struct worker *w, uint64_t first, uint64_t last,

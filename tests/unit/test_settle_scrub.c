@@ -1,4 +1,5 @@
 /* A batch in the archive and in a store: published once, read back, damaged, mended or named. */
+#include "chain_client/eth/keccak.h"
 #include "chain_client/settle/batches_impl.h"
 #include "chain_client/settle/serve_impl.h"
 #include "chain_client/tree.h"
@@ -186,6 +187,75 @@ static void test_mended_from_a_store_or_named(void **state)
     assert_int_equal(troubles("archive_batch"), 0);
 }
 
+/* ---- epochs ---- */
+
+static void make_epoch(void)
+{
+    static const char *const names[5] = {"accounts.json", "missing.json", "owners.json",
+                                         "refused.json", "snapshot.json"};
+    struct errtext err = ERRTEXT_INIT;
+    struct epoch_header h = {.epoch = 1};
+    struct reward_stats stats = {0};
+    struct archive_epoch e = {.header = &h, .stats = &stats};
+    struct archive_file file[6];
+    struct buf text;
+    uint8_t manifest[32];
+    for (size_t i = 0; i < 5; i++)
+        file[i] = e.file[i] = (struct archive_file){names[i], names[i], strlen(names[i])};
+    buf_init(&text, 1u << 20);
+    archive_put_epoch_manifest(&text, &e);
+    file[5] = (struct archive_file){"manifest.json", text.data, text.len};
+    keccak_256(manifest, text.data, text.len);
+    struct archive_folder f = {archive, "epoch-00000001", file, 6, true};
+    need(archive_publish(&f, &err), &err);
+    need(stores_publish(&w, &f, manifest, &err), &err);
+    need(db_run(&w.db, &err,
+                "INSERT INTO epochs (epoch, state, previous, prev_root, paid_from, paid, evidence,"
+                " planned_at, manifest) VALUES (1, 'active', 0, x'', 0, 1, 1, 9, ?)",
+                "b", manifest, (size_t)32),
+         &err);
+    buf_fini(&text);
+}
+
+static void scrub_steps(void)
+{
+    for (uint32_t i = 0; i < 4; i++) { /* batch and epoch, whatever came first */
+        struct errtext err = ERRTEXT_INIT;
+        w.scrub_ns = 0;
+        need(scrub_step(&w, &err), &err);
+    }
+}
+
+/* A flipped bit of an epoch's folder is found before an auditor needs it, and mended or named. */
+static void test_an_epoch_is_mended_or_named(void **state)
+{
+    char path[256], cmd[128];
+    struct errtext err = ERRTEXT_INIT;
+    make_epoch();
+    need(db_run(&w.db, &err, "UPDATE batches SET state = 'final'", ""), &err);
+    for (size_t i = 0; i < ARCHIVE_EPOCH_FILES; i++) {
+        char *before, *after;
+        size_t len;
+        snprintf(path, sizeof(path), "%s/epoch-00000001/%s", archive, archive_epoch_files[i]);
+        need(file_read(path, 4096, &before, &len, &err), &err);
+        flip(path, 5 + i);
+        scrub_steps();
+        need(file_read(path, 4096, &after, &len, &err), &err);
+        assert_string_equal(before, after);
+        mem_free(before);
+        mem_free(after);
+    }
+    assert_int_equal(troubles("archive_epoch"), 0);
+    snprintf(cmd, sizeof(cmd), "rm -rf %s/epoch-*", second);
+    assert_int_equal(system(cmd), 0);
+    flip(path, 7);
+    scrub_steps();
+    assert_int_equal(troubles("archive_epoch"), 1);
+    flip(path, 7);
+    scrub_steps();
+    assert_int_equal(troubles("archive_epoch"), 0);
+}
+
 /* A place that is named later gets what was published before. */
 static void test_a_store_is_filled(void **state)
 {
@@ -273,6 +343,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_a_vetoed_epoch_is_no_payer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_mended_from_a_store_or_named, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_store_is_filled, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_an_epoch_is_mended_or_named, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_store_refuses, setup, teardown),
         cmocka_unit_test_setup_teardown(test_places, setup, teardown),
     };
