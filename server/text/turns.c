@@ -78,6 +78,82 @@ static enum status find_begin(const struct chat_template *t, json_t *context, si
     return st;
 }
 
+/* ---- a turn that is written otherwise once messages follow ---- */
+
+/* The first n messages, of which the last says `word`; again: one more behind them that does. */
+static enum status render_saying(const struct chat_template *t, json_t *context, size_t n,
+                                 const char *word, bool again, struct buf *out)
+{
+    struct errtext why = ERRTEXT_INIT;
+    json_t *all = json_incref(json_object_get(context, "messages")), *some = json_array();
+    json_t *last = json_copy(json_array_get(all, n - 1));
+    json_t *says = json_is_array(json_object_get(last, "content"))
+                       ? json_pack("[{s:s, s:s}]", "type", "text", "text", word)
+                       : json_string(word);
+    int failed = json_object_set_new(last, "content", says);
+    for (size_t i = 0; i < n - (again ? 0 : 1); i++)
+        failed |= json_array_append(some, json_array_get(all, i));
+    failed |= json_array_append_new(some, last);
+    failed |= json_object_set_new(context, "messages", some);
+    enum status st = failed ? STATUS_NO_MEMORY : chat_template_render(t, context, out, &why);
+    failed = json_object_set_new(context, "messages", all);
+    return failed ? STATUS_NO_MEMORY : st;
+}
+
+/* Where the last of n messages, whose rendering is `text`, says what it says; again: where one
+ * more of its role does behind it. Two words that differ at once show it. 0: nowhere. */
+static size_t find_content(const struct chat_template *t, json_t *context, size_t n, bool again,
+                           const struct buf *text, struct buf *said)
+{
+    struct buf other;
+    size_t at = 0;
+    buf_init(&other, text->bytes_max);
+    if (!render_saying(t, context, n, "Z", again, said) &&
+        !render_saying(t, context, n, "Q", again, &other)) {
+        while (at < said->len && at < other.len && said->data[at] == other.data[at])
+            at++;
+    }
+    buf_fini(&other);
+    bool there = at > 0 && (again ? at >= text->len : at <= text->len) &&
+                 memcmp(said->data, text->data, MIN(at, text->len)) == 0;
+    return there ? at : 0;
+}
+
+/* The turn ends where the next message begins: before what the template puts before the words of
+ * its role, as it does once more behind it. 0: that is not seen. */
+static size_t find_next(const struct chat_template *t, json_t *context, size_t n,
+                        const struct buf *upto)
+{
+    struct buf here, behind;
+    buf_init(&here, upto->bytes_max);
+    buf_init(&behind, upto->bytes_max);
+    size_t a = find_content(t, context, n, false, upto, &here), end = 0;
+    size_t b = a ? find_content(t, context, n, true, upto, &behind) : 0;
+    size_t head = b - (b ? upto->len : 0);
+    if (b && head && head <= a && memcmp(upto->data + a - head, behind.data + upto->len, head) == 0)
+        end = a - head;
+    buf_fini(&here);
+    buf_fini(&behind);
+    return end;
+}
+
+/* Messages are written otherwise behind this one, as where thoughts are dropped once the user goes
+ * on. NOT_FOUND: it cannot be seen where it ends. */
+static enum status find_end(const struct chat_template *t, json_t *context, size_t m,
+                            const struct buf *text, struct chat_span *turn)
+{
+    struct buf upto;
+    struct errtext why = ERRTEXT_INIT;
+    buf_init(&upto, text->bytes_max);
+    bool ok = !render_first(t, context, m + 2, false, &upto, &why) && begins_with(text, &upto);
+    size_t end = ok ? find_next(t, context, m + 2, &upto) : 0;
+    buf_fini(&upto);
+    if (end < turn->begin || end == 0)
+        return STATUS_NOT_FOUND;
+    turn->end = end;
+    return STATUS_OK;
+}
+
 enum status chat_turn_find(const struct chat_template *t, json_t *context, size_t m,
                            const struct buf *text, struct chat_span *out, struct errtext *err)
 {
@@ -88,9 +164,10 @@ enum status chat_turn_find(const struct chat_template *t, json_t *context, size_
         return st;
     buf_init(&start, text->bytes_max);
     st = render_first(t, context, m + 1, false, &start, err);
-    if (!st && (!begins_with(text, &start) || start.len < out->begin))
-        st = differs(m, text, &start, err);
     out->end = start.len;
+    if (!st && (!begins_with(text, &start) || start.len < out->begin) &&
+        find_end(t, context, m, text, out))
+        st = differs(m, text, &start, err);
     buf_fini(&start);
     return st;
 }

@@ -1,7 +1,8 @@
 /* Where the turns of a rendered conversation stand: the text with the messages up to a turn, and
- * with that turn too, is held against the whole. A template that writes a message otherwise once
- * others follow (it drops the thoughts of earlier turns, or puts the system's text into the last
- * question) has no such places, and is refused by name. Pure. Thread: any. */
+ * with that turn too, is held against the whole. Where a template writes a turn otherwise once
+ * others follow (it drops the thoughts of earlier turns), it ends before what the template puts
+ * before the words of the next message. One that shows neither (it puts the system's text into the
+ * last question) is refused by name. Pure. Thread: any. */
 #ifndef RS_TEXT_TURNS_H
 #define RS_TEXT_TURNS_H
 

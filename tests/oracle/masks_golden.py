@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Which tokens of a conversation are learned (mask assistant), for tests/unit/test_rows: ids and masks as transformers gives them, with the demo base's
 tokenizer and the chat templates of tests/data/text/chat. A template with {% generation %}: apply_chat_template(return_assistant_tokens_mask=True). Others: the
-renderings of the messages before a turn (with what a generation begins behind) and up to it, held against the whole; where these are not its beginnings the
-row must be refused.
+renderings of the messages before a turn (with what a generation begins behind) and up to it, held against the whole; where a turn is not its beginning, it
+ends before what stands before the words of the next message (next_begin); where neither is seen the row must be refused.
 
     masks_golden.py write                writes tests/data/masks_golden.json
     masks_golden.py live TEST CASES SEED random conversations through TEST (test_rows)
@@ -53,6 +53,23 @@ def text_of(tok, template, messages, generation=False):
     return tok.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=generation)
 
 
+def next_begin(tok, template, messages, i, full):
+    """Where message i + 1 begins: before what stands before its words, which is what stands before them in a second one of its role. None: not to be seen."""
+    def said(before, last):
+        both = [text_of(tok, template, before + [{**last, "content": word}]) for word in "ZQ"]
+        at = next(k for k in range(len(both[0])) if both[0][k] != both[1][k])
+        return both[0][:at]
+    try:
+        upto = text_of(tok, template, messages[:i + 2])
+        here, behind = said(messages[:i + 1], messages[i + 1]), said(messages[:i + 2], messages[i + 1])
+    except Exception:  # pylint: disable=broad-except
+        return None
+    if not (full.startswith(upto) and upto.startswith(here) and behind.startswith(upto)):
+        return None
+    head = behind[len(upto):]
+    return len(here) - len(head) if head and here.endswith(head) else None
+
+
 def spans(tok, template, messages):
     """[(begin, end)] in characters, or None where the template does not show them."""
     full, out = text_of(tok, template, messages), []
@@ -74,9 +91,10 @@ def spans(tok, template, messages):
             end = text_of(tok, template, messages[:i + 1])
         except Exception:  # pylint: disable=broad-except
             return None
-        if not full.startswith(end):
+        at = len(end) if full.startswith(end) else next_begin(tok, template, messages, i, full)
+        if at is None or at < begin:
             return None
-        out.append((begin, len(end)))
+        out.append((begin, at))
     return out
 
 

@@ -95,8 +95,10 @@ def test_killed_it_goes_on_to_the_same_bits(undisturbed, tmp_path):
     folder, rng, kills, seen = datanet(tmp_path / "a"), random.Random(1), 0, 0
     for _ in range(400):
         run = subprocess.Popen(command(folder, *SHORT, "--checkpoint-steps", 1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (folder / "train.state").exists() and run.poll() is None:
+            time.sleep(0.01)
         try:
-            _, err = run.communicate(timeout=rng.uniform(0.15, 0.5))
+            _, err = run.communicate(timeout=rng.uniform(0.02, 0.5))
             assert run.returncode == 0, err
             break
         except subprocess.TimeoutExpired:
