@@ -1,13 +1,14 @@
 """The bench that judges attribution: worlds whose owners are known, what the method pays, what its peers would pay.
 
   tests/bench/attribution/run [--only demo,shared,style,loo,attacks,restated,mixes,trust,api or
-                             smollm] [--seeds 2,3] [--cache DIR]
+                             smollm,retrain,gradients] [--seeds 2,3] [--cache DIR]
 
 Everything is made from the seeds, on one thread. The base and the adapters are kept in --cache (made in some minutes
 where they are missing); tables go to standard output and, with the plots, to --out. Seed 1 chose the method's
 constants and stays out of the table. The part `api` is the product: residuald (build/release, or RS_BIN) serves the
 worlds, answers, and its shares are compared with the reference's. BERGSON names the command of PyPI's `bergson`, in an
-environment of its own: its EK-FAC is a peer then.
+environment of its own: its EK-FAC and TrackStar are peers then. `--retrain` is the truth: adapters of subsets by
+`residual train`, kept in --cache and not trained again.
 """
 
 import argparse
@@ -366,7 +367,7 @@ class Bench:
 
         self.say("\n### S3 by `residual gradients`, demo world, f32: owner first / pay, when a document lists all answers, paid to it\n")
         self.say("| columns | owner first / pay | listed | paid to the list |\n|---|--:|--:|--:|")
-        for columns in (0, 32, 16, 8):
+        for columns in (0, 32, 16):
             plain, attacked = [], []
             for name in demo.NAMES[: self.opt.adapters]:
                 case, asked, _ = self.demo_case(name)
