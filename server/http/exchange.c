@@ -47,6 +47,7 @@ void exchange_unref(struct exchange *x)
         generation_free(x->gen);
     uploads_detach(x);
     keyring_unref(x->keys);
+    json_decref(x->query_metadata);
     exchange_drop_body(x);
     buf_fini(&x->out);
     buf_fini(&x->frame);
@@ -115,4 +116,17 @@ void exchange_json(struct exchange *x, int code)
 {
     x->content_type = "application/json";
     x->code = code;
+}
+
+void exchange_fill(struct exchange *x)
+{
+    if (x->gen)
+        (void)generation_stream(x->gen);
+    else
+        feed_fill(x);
+}
+
+bool exchange_has_ended(const struct exchange *x)
+{
+    return x->gen ? x->gen->ended : x->feed->ended;
 }

@@ -12,6 +12,7 @@
 #include "server/base/buf.h"
 #include "server/http/server.h"
 
+#include <jansson.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -44,6 +45,7 @@ struct exchange {
     char idempotency_key[EXCHANGE_IDEM_BYTES_MAX + 1];
     char query_first[24], query_last[24];
     /* "": absent; "?": nothing that is known here (too long, or no text) */
+    json_t *query_metadata; /* of ?metadata[KEY]=VALUE; NULL: none */
     char query_after[48], query_limit[12], query_order[8], query_purpose[24], query_stream[8];
     bool openmetrics;
     uint64_t arrive_ns, arrive_wall_ms;
@@ -106,6 +108,9 @@ void exchange_drop_body(struct exchange *x);
 void exchange_fail(struct exchange *x, enum status st, const struct errtext *err);
 /* The same with the HTTP code chosen by the caller. */
 void exchange_fail_as(struct exchange *x, int http_code, const struct errtext *err);
+/* An event stream: append what is new to x->out. */
+void exchange_fill(struct exchange *x);
+bool exchange_has_ended(const struct exchange *x);
 /* A finished JSON body was put in x->out. */
 void exchange_json(struct exchange *x, int code);
 

@@ -136,33 +136,45 @@ void handle_tune_create(struct exchange *x)
 
 /* ---- list ---- */
 
-static enum status put_jobs(struct exchange *x, const struct factory_job *j, uint32_t count,
-                            bool more, struct errtext *err)
+/* Those that the query asks for, behind `after`; page has PAGE_MAX places. */
+static enum status put_jobs(struct exchange *x, const char *after, uint32_t max,
+                            struct factory_job *page, struct errtext *err)
 {
+    char last[FACTORY_ID_BYTES];
+    uint32_t shown = 0;
+    bool more = true, full = false;
     enum status st = STATUS_OK;
     buf_puts(&x->out, "{\"object\":\"list\",\"data\":[");
-    for (uint32_t i = 0; i < count && !st; i++) {
-        buf_puts(&x->out, i ? "," : "");
-        st = tune_put_job(x, &j[i], err);
+    while (!st && more && !full) {
+        uint32_t n =
+            factory_list(x->server->deps.factory, files_owner(x), after, page, PAGE_MAX, &more);
+        for (uint32_t i = 0; i < n && !st && !full; i++) {
+            if (!tune_has_metadata(x, &page[i]))
+                continue;
+            full = shown == max;
+            buf_puts(&x->out, !full && shown ? "," : "");
+            st = full ? STATUS_OK : tune_put_job(x, &page[i], err);
+            shown += !full;
+        }
+        if (n)
+            memcpy(last, page[n - 1].id, sizeof(last));
+        after = last;
     }
-    buf_printf(&x->out, "],\"has_more\":%s}", more ? "true" : "false");
+    buf_printf(&x->out, "],\"has_more\":%s}", full ? "true" : "false");
     return st;
 }
 
 static enum status list_jobs(struct exchange *x, struct errtext *err)
 {
-    struct factory_job *j = mem_array(PAGE_MAX, sizeof(*j));
+    struct factory_job *page = mem_array(PAGE_MAX, sizeof(*page));
     const char *after = *x->query_after ? x->query_after : NULL;
     uint32_t max = 0;
-    bool more = false;
     enum status st = files_read_limit(x, 1, PAGE_MAX, PAGE_STANDARD, &max, err);
     if (!st && after)
-        st = find_job(x, after, &j[0], err);
-    if (!st) {
-        uint32_t n = factory_list(x->server->deps.factory, files_owner(x), after, j, max, &more);
-        st = put_jobs(x, j, n, more, err);
-    }
-    mem_free(j);
+        st = find_job(x, after, &page[0], err);
+    if (!st)
+        st = put_jobs(x, after, max, page, err);
+    mem_free(page);
     return st;
 }
 

@@ -50,6 +50,8 @@ MUST_CHECK enum status tune_rows(struct exchange *x, const uint8_t root[32], uin
  * not there yet. */
 MUST_CHECK enum status tune_put_job(struct exchange *x, const struct factory_job *j,
                                     struct errtext *err);
+/* Has the job all of the pairs that the query names? */
+bool tune_has_metadata(struct exchange *x, const struct factory_job *j);
 void tune_put_event(struct buf *out, const char *job, const struct factory_event *e);
 void tune_put_checkpoint(struct buf *out, const struct factory_job *j,
                          const struct factory_event *e);

@@ -321,17 +321,41 @@ static void put_job(struct exchange *x, const struct factory_job *j, const json_
     buf_putc(out, '}');
 }
 
-enum status tune_put_job(struct exchange *x, const struct factory_job *j, struct errtext *err)
+static enum status read_note(struct exchange *x, const struct factory_job *j, json_t **note,
+                             struct errtext *err)
 {
     struct buf text;
-    json_t *note = NULL;
+    *note = NULL;
     buf_init(&text, FACTORY_NOTE_BYTES);
     enum status st = factory_note(x->server->deps.factory, j->id, &text, err);
     if (!st)
-        st = json_doc_parse(&note, "the job's note", text.data, text.len, 0, err);
+        st = json_doc_parse(note, "the job's note", text.data, text.len, 0, err);
+    buf_fini(&text);
+    return st;
+}
+
+enum status tune_put_job(struct exchange *x, const struct factory_job *j, struct errtext *err)
+{
+    json_t *note;
+    enum status st = read_note(x, j, &note, err);
     if (!st)
         put_job(x, j, note);
     json_decref(note);
-    buf_fini(&text);
     return st;
+}
+
+bool tune_has_metadata(struct exchange *x, const struct factory_job *j)
+{
+    json_t *note, *value;
+    const char *key;
+    if (!x->query_metadata)
+        return true;
+    bool has = read_note(x, j, &note, NULL) == STATUS_OK;
+    const json_t *own = json_object_get(note, "metadata");
+    json_object_foreach(x->query_metadata, key, value)
+    {
+        has = has && json_equal(json_object_get(own, key), value);
+    }
+    json_decref(note);
+    return has;
 }

@@ -139,19 +139,6 @@ static enum MHD_Result send_reply(struct exchange *x)
     return queue(x, r);
 }
 
-static bool stream_has_ended(const struct exchange *x)
-{
-    return x->gen ? x->gen->ended : x->feed->ended;
-}
-
-static void fill_stream(struct exchange *x)
-{
-    if (x->gen)
-        (void)generation_stream(x->gen);
-    else
-        feed_fill(x);
-}
-
 static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
 {
     struct exchange *x = cls;
@@ -167,12 +154,12 @@ static ssize_t read_stream(void *cls, uint64_t pos, char *out, size_t max)
             x->sent_bytes += n;
             return (ssize_t)n;
         }
-        if (stream_has_ended(x))
+        if (exchange_has_ended(x))
             return MHD_CONTENT_READER_END_OF_STREAM;
         if (atomic_load(&x->gone) || atomic_load(&x->server->stopping) || x->out.failed)
             return MHD_CONTENT_READER_END_WITH_ERROR;
-        fill_stream(x);
-        if (x->out.len > 0 || stream_has_ended(x))
+        exchange_fill(x);
+        if (x->out.len > 0 || exchange_has_ended(x))
             continue;
         /* Once here, head and first chunk are out. */
         if (x->gen && !x->http10 && x->fd >= 0 && !atomic_exchange(&x->flows, true))
@@ -322,6 +309,14 @@ static enum MHD_Result see_header(void *cls, enum MHD_ValueKind kind, const char
     return MHD_YES;
 }
 
+static enum MHD_Result see_argument(void *cls, enum MHD_ValueKind kind, const char *name,
+                                    const char *value)
+{
+    (void)kind;
+    prepare_argument(cls, name, value);
+    return MHD_YES;
+}
+
 static struct connection *entry_of(struct MHD_Connection *c)
 {
     const union MHD_ConnectionInfo *info =
@@ -379,6 +374,7 @@ static struct exchange *begin(struct http_server *s, struct MHD_Connection *c, c
                                 .query_purpose = query(c, "purpose"),
                                 .query_stream = query(c, "stream")};
     (void)MHD_get_connection_values(c, MHD_HEADER_KIND, see_header, &h);
+    (void)MHD_get_connection_values(c, MHD_GET_ARGUMENT_KIND, see_argument, &h);
     h.bad_target = !known;
     prepare_exchange(x, &h);
     x->connection = entry_of(c);

@@ -237,9 +237,24 @@ static bool check_open(struct exchange *x)
     return false;
 }
 
+void prepare_argument(struct prepare_headers *h, const char *name, const char *value)
+{
+    static const char prefix[] = "metadata[";
+    char key[80];
+    size_t len = strlen(name), head = sizeof(prefix) - 1;
+    if (strncmp(name, prefix, head) != 0 || name[len - 1] != ']' || len - head > sizeof(key))
+        return;
+    snprintf(key, sizeof(key), "%.*s", (int)(len - head - 1), name + head);
+    json_t *text = json_string(value ? value : "");
+    h->query_metadata = h->query_metadata ? h->query_metadata : json_object();
+    /* what is no text is nobody's */
+    (void)json_object_set_new(h->query_metadata, key, text ? text : json_null());
+}
+
 void prepare_exchange(struct exchange *x, const struct prepare_headers *h)
 {
     struct errtext err = ERRTEXT_INIT;
+    x->query_metadata = h->query_metadata;
     x->arrive_ns = x->server->clock_ns();
     x->arrive_wall_ms = clock_wall_ms();
     set_request_id(x, h->request_id);

@@ -17,6 +17,7 @@ struct prepare_headers {
     const char *retry_count, *content_length, *cors_headers;
     const char *content_type;
     const char *query_first, *query_last;
+    json_t *query_metadata; /* the exchange's from now on, or NULL */
     const char *query_after, *query_limit, *query_order, *query_purpose, *query_stream;
 };
 
@@ -24,6 +25,9 @@ struct prepare_headers {
  * then stands for the Host header. False: an absolute form without a usable authority. */
 MUST_CHECK bool prepare_target(const char *target, const char **path, char *authority,
                                size_t authority_bytes);
+/* One argument of the query, as it comes: of OpenAI's filter of lists, metadata[KEY]=VALUE, there
+ * may be any number. value may be NULL. */
+void prepare_argument(struct prepare_headers *h, const char *name, const char *value);
 /* Fill x; a refusal is left as its reply (x->code). With x->close nothing more can be read. */
 void prepare_exchange(struct exchange *x, const struct prepare_headers *h);
 /* Bytes of this exchange's body that may be kept. */

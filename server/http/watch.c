@@ -360,7 +360,8 @@ static bool is_stuck(const struct watch *w, const struct exchange *x, uint64_t n
 /* A client that has ended its side may have left: a line that it did not ask for tells. */
 static bool is_feed_idle(const struct exchange *x, uint64_t now_ns)
 {
-    uint64_t rest_ns = atomic_load(&x->half_closed_ns) ? PROBE_NS : IDLE_PING_NS;
+    bool due = atomic_load(&x->half_closed_ns) && !x->probed;
+    uint64_t rest_ns = due ? PROBE_NS : IDLE_PING_NS;
     const struct feed *f = x->feed;
     return f && feed_is_idle_since(f, now_ns - rest_ns);
 }
@@ -375,6 +376,7 @@ static void look_at(struct watch *w, struct exchange *x, uint64_t now_ns)
         stir(w, x);
     } else if (x->gen ? generation_is_idle_since(x->gen, due ? now_ns : now_ns - IDLE_PING_NS)
                       : is_feed_idle(x, now_ns)) {
+        x->probed |= x->feed && atomic_load(&x->half_closed_ns);
         atomic_store(&x->ping, true);
         stir(w, x);
     }

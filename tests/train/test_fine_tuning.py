@@ -128,6 +128,8 @@ def test_from_a_file_to_an_answer(server, rows):
     assert job.hyperparameters.to_dict() == {"n_epochs": 6, "batch_size": 4, "learning_rate_multiplier": 2.0}
     assert job.method.supervised.hyperparameters.peft_config["r"] == 8
     job = until(server, job, "succeeded")
+    found = [[j.id for j in anna.fine_tuning.jobs.list(metadata=m)] for m in ({"for": "a test"}, {"for": "b"}, {"for": "a test", "no": "1"})]
+    assert found == [[job.id], [], []]
     done = job.residual
     assert job.fine_tuned_model.startswith("teal-") and job.finished_at >= job.created_at and job.error is None
     assert job.trained_tokens == done["tokens"] == done["tokens_done"] > 0 and done["steps"] == done["steps_done"] == 18 and done["rows"] == 12
