@@ -11,6 +11,7 @@ from server import FULL, ROOT, Server, wait_for
 
 sys.path.insert(0, str(ROOT / "tests" / "api"))
 from keys import secret, write_keys  # noqa: E402
+from registry_node import RegistryNode  # noqa: E402
 
 ACCOUNT = "0x1111111111111111111111111111111111111111"
 KEYS = {"anna": {"roles": ["publish", "infer"], "account": ACCOUNT}, "bert": {"roles": ["publish", "infer"]}, "carl": {"roles": ["infer"]}}
@@ -133,6 +134,7 @@ def test_from_a_file_to_an_answer(server, rows):
     done = job.residual
     assert job.fine_tuned_model.startswith("teal-") and job.finished_at >= job.created_at and job.error is None
     assert job.trained_tokens == done["tokens"] == done["tokens_done"] > 0 and done["steps"] == done["steps_done"] == 18 and done["rows"] == 12
+    assert done["validation_rows"] == 2 and done["valid_loss"] > done["train_loss"] > 0
     assert done["amount"] == str(job.trained_tokens * 3000 // 1000) and done["price_per_1000_tokens"] == "3000"
     lines = anna.files.content(job.result_files[0]).text.splitlines()
     assert lines[0].startswith("step,train_loss") and [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, 19))
@@ -245,16 +247,26 @@ def test_a_full_queue(place, tmp_path):
 
 def test_killed_in_the_middle(server, place, rows, tmp_path):
     """The same file and seed, killed and not: the same adapter; and its file may go meanwhile."""
-    ask = hyper(n_epochs=12, batch_size=4, rank=4)
+    ask = hyper(n_epochs=6, batch_size=4, rank=4)
     undisturbed = start(server, rows, **ask)
     with Server(*place[1], "--train-checkpoint-s", 0, "--index-ahead", 0, data=tmp_path / "data") as s:
         own = client(s).files.create(file=("things.jsonl", chats(12)), purpose="fine-tune").id
         job = start(s, own, **ask)
         client(s).files.delete(own)
-        for steps in (5, 20):
+        for steps in (4, 10):
             wait_for(lambda: client(s).fine_tuning.jobs.retrieve(job.id).residual["steps_done"] >= steps, 60, what="steps")
             s.kill()
             s.start()
         job = until(s, job, "succeeded")
         assert job.residual["adapter_id"] == until(server, undisturbed, "succeeded").residual["adapter_id"]
         assert client(s).chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "hi"}], max_tokens=2).choices
+
+
+def test_on_a_bound_lane(place, tmp_path):
+    """What is trained on has an owner, and what came out is nobody's to be paid for until it is registered."""
+    with RegistryNode() as node, Server(*place[1], *node.flags(), "--index-ahead", 0, adapters=None, data=tmp_path / "data") as s:
+        anna, bert = [client(s, name).files.create(file=("a.jsonl", chats(4)), purpose="fine-tune").id for name in ("anna", "bert")]
+        assert refused(lambda: start(s, bert, "bert"), 403, "no account")["param"] == "training_file"
+        job = until(s, start(s, anna, **hyper(n_epochs=2, batch_size=2)), "succeeded")
+        said = client(s).chat.completions.create(model=job.fine_tuned_model, messages=[{"role": "user", "content": "hi"}], max_tokens=2)
+        assert said.residual["bound"] and said.residual["fee"] == "0" and said.residual["adapters"][0]["id"] == job.residual["adapter_id"]
