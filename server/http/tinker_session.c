@@ -174,7 +174,7 @@ static enum status read_sampler(struct exchange *x, struct tinker_session *s,
     if (!base && !path)
         return err_param(in->err, STATUS_INVALID, "base_model",
                          "base_model or model_path is needed");
-    tinker_sampler_id(a, json_read_string(in, "session_id"), seq);
+    tinker_sampler_id(a, s->id, seq);
     snprintf(a->path, sizeof(a->path), "%s", path ? path : "");
     if (!path || tinker_get_sampler(x->server->tinker, s, path, &known))
         return STATUS_OK; /* what was saved before any step is the base */

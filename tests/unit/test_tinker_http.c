@@ -57,6 +57,19 @@ static void new_session(void)
     assert_int_equal(said("create_sampling_session", body, ":sample:0"), 200); /* repeated */
 }
 
+/* An id may be longer than the session's; what is made of it is the session's own. */
+static void test_ids_are_made_here(void **state)
+{
+    char body[256], want[128];
+    (void)state;
+    new_session();
+    snprintf(body, sizeof(body),
+             "{\"session_id\":\"%s:\\\"x\",\"sampling_session_seq_id\":7,\"base_model\":\"base\"}",
+             session);
+    snprintf(want, sizeof(want), "\"sampling_session_id\":\"%s:sample:7\"}", session);
+    assert_int_equal(said("create_sampling_session", body, want), 200);
+}
+
 static int beat(void)
 {
     char body[128];
@@ -263,7 +276,8 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_question_waits_for_its_answer),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_ids_are_made_here),
+                                       cmocka_unit_test(test_a_question_waits_for_its_answer),
                                        cmocka_unit_test(test_what_takes_long_is_asked_for_again),
                                        cmocka_unit_test(test_what_fails_says_why),
                                        cmocka_unit_test(test_a_session_ends_when_nobody_calls),
