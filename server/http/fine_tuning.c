@@ -77,7 +77,7 @@ static enum status fill_roots(struct exchange *x, struct tune_ask *a, struct fac
     enum status st = tune_source(x, a->training_file, "training_file", s->document_root, err);
     if (!st && a->validation_file)
         st = tune_source(x, a->validation_file, "validation_file", s->eval_root, err);
-    if (!st)
+    if (!st && (a->auto_epochs || a->auto_batch))
         st = tune_rows(x, s->document_root, &rows, err);
     tune_ask_settle(a, rows);
     return st;
