@@ -345,6 +345,41 @@ static void test_held_out_rows_change_nothing(void **state)
     training_rows_fini(&unused);
 }
 
+/* What is asked in passes that others train in is what is asked alone. */
+static void test_held_out_rows_in_company(void **state)
+{
+    struct rig alone, beside, other;
+    struct training_rows held, same;
+    struct train_options opt = standard();
+    struct train_step step[2];
+    enum status st[2];
+    bool stepped[2];
+    uint32_t n, m;
+    (void)state;
+    rig_split(&alone, &held, &opt, 1, 2);
+    run_rounds(&alone, 100);
+    rig_split(&beside, &same, &opt, 1, 2);
+    opt.epochs = 50;
+    opt.batch = 2;
+    opt.seed = 77;
+    rig_open(&other, &opt, 1);
+    struct trainer *both[2] = {other.trainer, beside.trainer};
+    for (uint32_t i = 0; !trainer_ended(beside.trainer) && i < 200; i++) {
+        const struct train_round r = {both, step, st, stepped, 2, i % 2, NULL};
+        assert_int_equal(train_round(beside.pass, &r), STATUS_OK);
+    }
+    same_weights(&alone, &beside);
+    const struct train_eval *a = trainer_evals(alone.trainer, &n);
+    const struct train_eval *b = trainer_evals(beside.trainer, &m);
+    assert_true(n == m && n > 1 && trainer_done(other.trainer) > 2);
+    assert_memory_equal(a, b, n * sizeof(*a));
+    rig_close(&alone);
+    rig_close(&beside);
+    rig_close(&other);
+    training_rows_fini(&held);
+    training_rows_fini(&same);
+}
+
 /* Stopped anywhere, also between two passes of an evaluation, it ends with the same weights: those
  * of its best evaluation. */
 static void test_early_stop(void **state)
@@ -477,6 +512,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bits),
         cmocka_unit_test(test_held_out_rows_change_nothing),
+        cmocka_unit_test(test_held_out_rows_in_company),
         cmocka_unit_test(test_early_stop),
         cmocka_unit_test(test_masked_rows_are_picked_with_their_masks),
         cmocka_unit_test(test_packed),
