@@ -28,6 +28,10 @@ struct backend_adapter_ops {
                        const struct lora_dims *dims);
     void (*pack)(void *out, const struct lora_entry *packed, const void *in,
                  const struct lora_entry *entry, const struct lora_dims *dims);
+    /* Of one that is trained: up, weights rounded to bf16, and grad (NULL: none) as it is, zeros
+     * where no matrix is; down, grad alone. */
+    void (*train_up)(const struct lora_train_form *f, const float *grad);
+    void (*train_down)(const struct lora_train_form *f, float *grad);
     /* Page-locked host memory; NULL: the system refused. */
     void *(*pinned_alloc)(size_t bytes);
     void (*pinned_free)(void *p);

@@ -147,6 +147,17 @@ struct attention_back_args {
     uint32_t n_seq, dy_stride, n_head, n_kv_head, d_head, window;
 };
 
+/* An adapter that is trained, f32 in host memory (offsets of entry are bytes of f32), and its
+ * device form; the gradient's host side goes beside it. */
+struct lora_train_form {
+    const struct lora_entry *entry, *packed;
+    const struct lora_dims *dims;
+    const float *weights;
+    uint16_t *packed_weights; /* bf16, packed_bytes */
+    float *packed_grad;       /* twice as many */
+    uint64_t packed_bytes;
+};
+
 struct backend_back_ops {
     enum status (*cross_entropy)(struct backend *b, const struct cross_entropy_args *a);
     enum status (*gemm_back)(struct backend *b, const struct gemm_back_args *a);

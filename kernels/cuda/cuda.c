@@ -192,7 +192,8 @@ static enum status open_gpu(struct cuda_backend *c, const struct backend_options
                             struct errtext *err)
 {
     struct gpu_arena arena = {.bytes = opt->device_bytes,
-                              .percent = opt->device_percent ? opt->device_percent : 90};
+                              .percent = opt->device_percent ? opt->device_percent : 90,
+                              .background = opt->background};
     return gpu_open(&c->gpu, opt->device, &arena, err);
 }
 

@@ -174,7 +174,7 @@ enum status gpu_open(struct gpu **out, uint32_t device, const struct gpu_arena *
     if (!st)
         st = take_arena(g, arena, err);
     if (!st)
-        st = gpu_stream_create(&g->stream);
+        st = gpu_stream_create(&g->stream, arena->background);
     if (!st) {
         g->staging = (char *)gpu_pinned_alloc(STAGING_BYTES);
         if (!g->staging)
@@ -434,13 +434,19 @@ void *gpu_stream(const struct gpu *g)
     return g->stream;
 }
 
-enum status gpu_stream_create(void **stream)
+/* A stream without a priority has the lowest: those that serve take the highest. */
+enum status gpu_stream_create(void **stream, bool background)
 {
     cudaStream_t s = NULL;
+    int least = 0, greatest = 0;
     *stream = NULL;
     if (counting)
         return STATUS_OK;
-    enum status st = gpu_status(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "stream");
+    enum status st = gpu_status(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream");
+    if (!st)
+        st = gpu_status(
+            cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, background ? least : greatest),
+            "stream");
     *stream = s;
     return st;
 }

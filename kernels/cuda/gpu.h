@@ -32,6 +32,7 @@ struct gpu_properties {
 struct gpu_arena {
     uint64_t bytes;   /* 0: percent */
     uint32_t percent; /* of the free memory */
+    bool background;  /* its stream yields to those of others */
 };
 /* Errors: UNSUPPORTED no device, a driver older than the runtime, compute capability below 9.0;
  * TOO_LARGE more than the device has free. Each says what was found and what to change. */
@@ -89,7 +90,8 @@ enum status gpu_read(struct gpu *g, void *host, const void *dev, size_t bytes);
 /* ---- order ---- */
 
 void *gpu_stream(const struct gpu *g); /* the one that ops run on */
-enum status gpu_stream_create(void **stream);
+/* background: the device takes up its work where no other stream has any. */
+enum status gpu_stream_create(void **stream, bool background);
 void gpu_stream_destroy(void *stream);
 enum status gpu_stream_sync(void *stream);
 /* Work given to `stream` from now on waits for the event. */

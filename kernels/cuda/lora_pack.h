@@ -73,6 +73,11 @@ uint64_t lora_pack_layout(struct lora_entry *packed, const struct lora_entry *en
 void lora_pack_blob(void *out, const struct lora_entry *packed, const void *in,
                     const struct lora_entry *entry, const struct lora_dims *dims);
 
+/* lora_train.c: backend_adapter_ops.train_up and train_down. */
+struct lora_train_form;
+void lora_train_up(const struct lora_train_form *f, const float *grad);
+void lora_train_down(const struct lora_train_form *f, float *grad);
+
 /* One matrix of it. */
 void lora_pack_a(void *out, const void *a, uint32_t rank, uint32_t d_in);
 void lora_pack_b(void *out, const void *bt, uint32_t rank, uint32_t d_out);

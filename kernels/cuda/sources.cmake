@@ -10,7 +10,7 @@ set(RS_CUDA_KERNELS
 set(RS_CUDA_HOST
   cuda.c step.c pass.c upload.c results.c
   cublaslt.c gemm_plan.c
-  lora_pack.c
+  lora_pack.c lora_train.c
   sample_rows.c
   attention_plan.c
 )

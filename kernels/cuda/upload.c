@@ -19,7 +19,7 @@ struct cuda_uploads {
 enum status cuda_uploads_create(struct cuda_backend *c, struct errtext *err)
 {
     struct cuda_uploads *u = c->uploads = mem_alloc(sizeof(*u));
-    enum status st = gpu_stream_create(&u->stream);
+    enum status st = gpu_stream_create(&u->stream, false);
     if (!st)
         st = gpu_event_create(&u->before, false);
     for (uint32_t i = 0; i < BACKEND_UPLOAD_LANES && !st; i++)
@@ -65,6 +65,8 @@ static enum status lane_poll(struct backend *b, uint32_t lane, bool *done)
 const struct backend_adapter_ops cuda_adapter_ops = {
     .layout = lora_pack_layout,
     .pack = lora_pack_blob,
+    .train_up = lora_train_up,
+    .train_down = lora_train_down,
     .pinned_alloc = gpu_pinned_alloc,
     .pinned_free = gpu_pinned_free,
     .upload_begin = lane_begin,

@@ -5,6 +5,7 @@
 #include "server/base/check.h"
 #include "server/base/mem.h"
 #include "server/engine/backward.h"
+#include "server/train/pass_device.h"
 
 #include <string.h>
 
@@ -19,6 +20,7 @@ struct train_pass {
     struct train_pass_options opt;
     struct forward *forward;
     struct backward *backward;
+    struct pass_device *device; /* NULL: the ops read host memory */
     struct train_pass_stats stats;
     /* taken */
     struct train_seq *seq; /* [tokens] */
@@ -69,13 +71,26 @@ uint64_t train_pass_bytes(const struct train_base *base, const struct train_pass
            backward_bytes(base->backend, &base->model->config, &fo, &bo);
 }
 
+/* A pass may be made on one thread and run on another. */
+static enum status enter(const struct train_pass *p)
+{
+    struct backend *b = p->base.backend;
+    return b->ops->enter ? b->ops->enter(b) : STATUS_OK;
+}
+
 static enum status make_passes(struct train_pass *p, struct errtext *err)
 {
     const struct model *m = resident_model(p->base.resident);
     const struct forward_options fo = forward_for(&p->opt);
     const struct backward_options bo = backward_for(&p->base, &p->opt);
-    enum status st = forward_create(&p->forward, m, p->base.backend, &fo, err);
-    return st ? st : backward_create(&p->backward, m, p->base.backend, p->forward, &bo, err);
+    enum status st = enter(p);
+    if (!st)
+        st = forward_create(&p->forward, m, p->base.backend, &fo, err);
+    if (!st)
+        st = backward_create(&p->backward, m, p->base.backend, p->forward, &bo, err);
+    return st ? st
+              : pass_device_create(&p->device, p->base.backend, &m->config, p->opt.adapters_max,
+                                   err);
 }
 
 static enum status make_room(struct train_pass *p, struct errtext *err)
@@ -131,6 +146,7 @@ void train_pass_free(struct train_pass *p)
     void *host[] = {p->seq,    p->seq_adapter, p->adapter, p->ids,  p->target,
                     p->weight, p->logprob,     p->place,   p->drop, p->place_seq,
                     p->slot,   p->layout,      p->seg,     p->grad};
+    pass_device_free(p->device);
     backward_destroy(p->backward);
     forward_destroy(p->forward);
     for (size_t i = 0; i < ARRAY_COUNT(host); i++)
@@ -156,6 +172,8 @@ bool train_pass_add(struct train_pass *p, const struct train_seq *s)
     if (p->n_tok + s->n > p->opt.tokens || at == p->opt.adapters_max)
         return false;
     if (p->n_seq && p->drops != (s->dropout > 0))
+        return false;
+    if (at == p->n_adapter && p->device && !pass_device_take(p->device, s->lora))
         return false;
     p->drops = s->dropout > 0;
     if (at == p->n_adapter)
@@ -209,6 +227,37 @@ static uint32_t place_sequence(struct train_pass *p, uint32_t k, uint32_t place,
     return row + s->n;
 }
 
+/* Where the ops find an adapter and add to its gradient. */
+static enum status place_adapter(struct train_pass *p, uint32_t a)
+{
+    const struct pass_adapter *from = &p->adapter[a];
+    if (p->device)
+        return pass_device_up(p->device, a, from->grad,
+                              &(struct pass_device_at){&p->slot[a], &p->layout[a], &p->grad[a]});
+    p->layout[a] =
+        (struct lora_layout){.entry = from->lora->entry, .blob_bytes = from->lora->blob_bytes};
+    p->slot[a] = (struct lora_slot){.blob = from->lora->blob, .layout = a};
+    p->grad[a] = from->grad;
+    return STATUS_OK;
+}
+
+static enum status place_adapters(struct train_pass *p)
+{
+    enum status st = STATUS_OK;
+    for (uint32_t a = 0; a < p->n_adapter && !st; a++)
+        st = place_adapter(p, a);
+    return st;
+}
+
+static enum status fetch_gradients(struct train_pass *p)
+{
+    enum status st = STATUS_OK;
+    for (uint32_t a = 0; p->device && a < p->n_adapter && !st; a++)
+        if (p->adapter[a].grad)
+            st = pass_device_down(p->device, a, p->adapter[a].grad);
+    return st;
+}
+
 /* Sequences adapter by adapter, and each adapter's segment. */
 static void lay_out(struct train_pass *p)
 {
@@ -219,10 +268,6 @@ static void lay_out(struct train_pass *p)
                                       .tok_count = from->tokens,
                                       .part_count = 1,
                                       .part = {{.slot = a, .weight_q16 = 65536}}};
-        p->layout[a] =
-            (struct lora_layout){.entry = from->lora->entry, .blob_bytes = from->lora->blob_bytes};
-        p->slot[a] = (struct lora_slot){.blob = from->lora->blob, .layout = a};
-        p->grad[a] = from->grad;
         for (uint32_t k = 0; k < p->n_seq; k++) {
             if (p->seq_adapter[k] == a)
                 row = place_sequence(p, k, place++, row);
@@ -259,7 +304,7 @@ enum status train_pass_run(struct train_pass *p)
                                      .n_slot = p->n_adapter,
                                      .n_layout = p->n_adapter,
                                      .n_layer = p->base.model->config.n_layer,
-                                     .dtype = DTYPE_F32};
+                                     .dtype = p->device ? DTYPE_BF16 : DTYPE_F32};
     const struct backward_batch b = {.ids = p->ids,
                                      .seq = p->place,
                                      .n_tok = p->n_tok,
@@ -273,12 +318,20 @@ enum status train_pass_run(struct train_pass *p)
                                      .weight = p->weight,
                                      .grad = p->grad,
                                      .logprob = p->logprob};
-    enum status st = run_pieces(p, &b);
+    enum status st = enter(p);
+    if (!st)
+        st = place_adapters(p);
+    if (!st)
+        st = run_pieces(p, &b);
+    if (!st)
+        st = fetch_gradients(p);
     for (uint32_t i = 0; i < p->n_seq && !st; i++) {
         const struct train_seq *s = &p->seq[p->place_seq[i]];
         memcpy(s->logprob, p->logprob + p->place[i].row, s->n * sizeof(*s->logprob));
     }
     count_pass(p);
+    if (p->device)
+        pass_device_clear(p->device);
     p->n_tok = p->n_seq = p->n_adapter = 0;
     return st;
 }

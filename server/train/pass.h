@@ -2,6 +2,8 @@
  * one adapter trains many, and reads the base once for all of them. Sequences are taken until there
  * is no room, then run together.
  *
+ * Device    weights, gradients and moments stay in host memory (pass_device.h); adapters have what
+ *           the backend's memory has left when the pass is made
  * Bits      an adapter's gradient and its sequences' log-probabilities depend on its own sequences
  *           and their order alone: not on the company in a pass, nor on where passes are cut
  * Thread    one, the backend's. Base, adapters and what sequences point to outlive the run. */
@@ -49,7 +51,8 @@ void train_pass_free(struct train_pass *p); /* NULL is fine */
 /* Bytes that a pass of these options takes. */
 uint64_t train_pass_bytes(const struct train_base *base, const struct train_pass_options *opt);
 
-/* false: there is no room for it in this pass; in an empty one there always is. */
+/* false: there is no room for it in this pass; in an empty one there always is, but on a device
+ * whose memory does not hold the adapter. */
 MUST_CHECK bool train_pass_add(struct train_pass *p, const struct train_seq *s);
 uint32_t train_pass_tokens(const struct train_pass *p); /* taken */
 /* Whoever has sequences: next shows one (false: none now), take moves on to the one behind it. */

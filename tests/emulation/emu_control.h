@@ -32,6 +32,7 @@ uint64_t emu_switches(void);  /* of threads, so far: the cost of a test */
 /* Launches so far of which some block never called pdl_trigger: what follows starts when they end,
  * and fetches nothing meanwhile. */
 uint64_t emu_late_launches(void);
+int emu_stream_priority(const void *stream); /* the lower the earlier */
 /* Device memory as it is, while work given to the streams still waits. */
 void emu_peek(void *to, const void *device, size_t bytes);
 

@@ -28,6 +28,7 @@ struct emu_stream {
     uint64_t pushed, done;
     struct emu_graph *capture;
     bool is_branch; /* joined a capture through an event */
+    int priority; /* the lower the earlier */
     int device;
 };
 struct emu_event {
@@ -414,11 +415,22 @@ cudaError_t cudaDeviceSynchronize(void)
         run_until(s, s->pushed);
     return sticky;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = 0;
+    *greatest = -5;
+    return cudaSuccess;
+}
+int emu_stream_priority(const void *stream)
+{
+    return ((const emu_stream *)stream)->priority;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned, int priority)
 {
     LOCKED;
     *s = new emu_stream();
     (*s)->device = device_now;
+    (*s)->priority = priority;
     streams.push_back(*s);
     return sticky;
 }
