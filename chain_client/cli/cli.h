@@ -96,6 +96,7 @@ MUST_CHECK enum status adapter_publish_ready(struct cli *c, struct errtext *err)
 int verb_adapter_list(struct cli *c);
 int verb_adapter_show(struct cli *c);
 int verb_adapter_delete(struct cli *c);
+int verb_adapter_fetch(struct cli *c);
 int verb_claim(struct cli *c);
 int verb_rewards(struct cli *c);
 int verb_audit_epoch(struct cli *c);

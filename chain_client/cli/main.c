@@ -45,6 +45,8 @@ static const struct cli_verb verbs[] = {
      "adapters of a server: residency, price, use", NULL},
     {"adapter show", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_show,
      "one adapter of a server, by name or content id", NULL},
+    {"adapter fetch", "NAME DIR", 2, 2, REMOTE, B(SERVER), verb_adapter_fetch,
+     "take one's adapter from a server: as peft has it, with its training.json", NULL},
     {"adapter delete", "NAME", 1, 1, REMOTE, B(SERVER), verb_adapter_delete,
      "take a published adapter off a server", NULL},
     {"adapter price", "ID|NAME", 1, 1,

@@ -1,11 +1,20 @@
 /* residual adapter check, list, show, delete. */
 #include "chain_client/cli/facts.h"
 #include "chain_client/cli/upload.h"
+#include "chain_client/eth/fetch.h"
+#include "server/adapter/admit.h"
+#include "server/base/check.h"
+#include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/datanet/training.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- check ---- */
 
@@ -255,4 +264,57 @@ int verb_adapter_show(struct cli *c)
 int verb_adapter_delete(struct cli *c)
 {
     return one(c, "DELETE", put_deleted);
+}
+
+/* ---- fetch ---- */
+
+static enum status fetch_part(struct http *h, const struct cli *c, const char *part,
+                              struct errtext *err)
+{
+    char path[PATH_MAX], url[512];
+    snprintf(path, sizeof(path), "%s/%s", c->operand[1], part);
+    snprintf(url, sizeof(url), "/v1/adapters/%s/files/%s", c->operand[0], part);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return err_set(err, errno == EEXIST ? STATUS_CONFLICT : STATUS_IO, "%s: %s", path,
+                       errno == EEXIST ? "is there already" : strerror(errno));
+    const struct fetch_file into = {fd, path, ADMIT_BYTES_MAX_STANDARD};
+    enum status st = http_call_file(h, url, &into, err);
+    if (close(fd) && !st)
+        st = err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
+    if (st)
+        (void)unlink(path);
+    return st;
+}
+
+int verb_adapter_fetch(struct cli *c)
+{
+    static const char *const part[] = {"adapter_config.json", "adapter_model.safetensors",
+                                       TRAINING_FILE};
+    struct errtext err = ERRTEXT_INIT;
+    struct http *h = NULL;
+    struct buf out;
+    uint32_t got = 0;
+    buf_init(&out, 1u << 16);
+    enum status st = upload_check_name(c->operand[0], &err);
+    if (!st)
+        st = http_open(&h, c->value[OPT_SERVER], c->value[OPT_API_KEY_FILE], "server", &err);
+    if (!st)
+        st = file_mkdirs(c->operand[1], 0755, &err);
+    for (uint32_t i = 0; i < ARRAY_COUNT(part) && !st; i++) {
+        st = fetch_part(h, c, part[i], &err);
+        got += !st;
+        if (st == STATUS_NOT_FOUND && i + 1 == ARRAY_COUNT(part)) { /* not every adapter has one */
+            st = STATUS_OK;
+            err_clear(&err);
+        }
+    }
+    if (cli_has(c, OPT_JSON))
+        buf_printf(&out, "{\"files\":%u,\"ok\":true}", got);
+    else
+        buf_printf(&out, "%s: %u files of %s", c->operand[1], got, c->operand[0]);
+    int code = st ? cli_fail(c, st, &err, http_hint(st)) : cli_print(&out, CLI_FINE);
+    http_close(h);
+    buf_fini(&out);
+    return code;
 }

@@ -7,6 +7,7 @@
 #include "server/base/hex.h"
 #include "server/base/json.h"
 #include "server/base/log.h"
+#include "server/http/adapter_files.h"
 #include "server/http/audit.h"
 #include "server/http/auth.h"
 #include "server/http/handlers.h"
@@ -155,8 +156,15 @@ static struct adapter_entry *find(struct exchange *x, const char *name)
 
 void handle_adapter_get(struct exchange *x)
 {
-    struct adapter_entry *e = find(x, x->tail);
+    char name[CATALOG_NAME_MAX + 1];
+    const char *part = adapter_files_find(x->tail, name);
+    struct adapter_entry *e = find(x, part ? name : x->tail);
     struct catalog_refusal r;
+    if (e && part) {
+        adapter_files_send(x, e, part);
+        catalog_release(e);
+        return;
+    }
     if (!e && auth_allows_adapter(x->key, x->tail) &&
         catalog_find_refusal(x->server->deps.catalog, x->tail, &r)) {
         put_refusal(&x->out, &r);

@@ -30,7 +30,7 @@ static const struct route table[] = {
     {HTTP_POST, "/unload_lora_adapter", handle_lora_unload, ADMIN, JSON, true},
     {HTTP_GET, "/v1/adapters", handle_adapters_list, LIST, NONE, false},
     {HTTP_POST, "/v1/adapters", handle_publish, PUBLISH, JSON, true},
-    {HTTP_GET, "/v1/adapters/", handle_adapter_get, LIST, NONE, false},
+    {HTTP_GET, "/v1/adapters/", handle_adapter_get, LIST, NONE, true},
     {HTTP_DELETE, "/v1/adapters/", handle_adapter_delete, PUBLISH, NONE, true},
     {HTTP_PUT, "/v1/uploads/", handle_upload, PUBLISH, UPLOAD, true},
     {HTTP_GET, "/v1/attribution/", handle_attribution, INFER | ADMIN, NONE, true},
