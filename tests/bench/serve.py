@@ -6,6 +6,7 @@ repeats are printed. With --peer, transformers + peft (mixed adapter_names batch
     tests/bench/serve                         our server
     tests/bench/serve --peer                  and transformers + peft
     tests/bench/serve --churn                 what 20 adapter loads a second do to streams that use none of them
+    tests/bench/serve --beside                what a training job does to streams (beside.py)
     tests/bench/serve --closed                what scoring costs 64 users who ask again and again (closed.py)
     tests/bench/serve --url URL --models a,b  any OpenAI-compatible server that takes token-id prompts: base, then adapters
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/bench"), str(ROOT / "tests/lib")]
+import beside  # noqa: E402
 import churn  # noqa: E402
 import closed  # noqa: E402
 import drive  # noqa: E402
@@ -132,6 +134,9 @@ def serve(args):
         for n in names:  # resident before the clock runs
             status, reply = s.post("/v1/completions", {"model": n, "prompt": [5, 6, 7], "max_tokens": 1}, timeout=300)
             assert status == 200, reply
+        if args.beside:
+            beside.run(s.url, args)
+            return
         peer = None
         if args.peer:
             from peer import Peer
@@ -152,6 +157,7 @@ def main():
     p.add_argument("--peer-output", type=int, default=16, help="tokens the peer generates; its rate is extended to --output")
     p.add_argument("--peer-repeat", type=int, default=1)
     p.add_argument("--churn", action="store_true", help="the bystander case alone")
+    p.add_argument("--beside", action="store_true", help="streams beside a training job alone")
     p.add_argument("--churn-rate", type=float, default=20, help="requests, hence loads, a second")
     p.add_argument("--churn-tokens", type=int, default=128)
     p.add_argument("--bystanders", type=int, default=4)
