@@ -1,23 +1,19 @@
 #!/usr/bin/env python3
 """Shows the main job: several adapters asked in one concurrent batch, what each answer leaves, how it is settled, and what a
-contributor claims; then what a thief of three keys gets, and that the next epoch is paid all the same; at the end one answer, whose
-sentences made it, and what their owner was paid. Exits non-zero when any of it does not happen."""
+contributor claims; an adapter that is trained here and answers; then what a thief of three keys gets, and that the next epoch is paid
+all the same; at the end one answer, whose sentences made it, and what their owner was paid. Exits non-zero when any of it does not
+happen."""
 import argparse
 import json
 import subprocess
 import sys
-import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import factory
+from asking import ask, attributed, call, coins, signal, wait_for
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def call(url, body=None):
-    data = json.dumps(body).encode() if body is not None else None
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"}), timeout=60) as r:
-        return json.loads(r.read())
 
 
 def rpc(url, method, *params):
@@ -27,37 +23,15 @@ def rpc(url, method, *params):
     return reply["result"]
 
 
-def wait_for(check, wait_s, what):
-    end = time.monotonic() + wait_s
-    while time.monotonic() < end:
-        value = check()
-        if value:
-            return value
-        time.sleep(0.3)
-    sys.exit(f"waited {wait_s} s for {what}; see run/logs")
-
-
-def coins(units):
-    return f"{int(units) / 1e18:.12f}"
-
-
 def final_batch_of(args, lane, seq):
     """The final batch that holds record seq of the lane, from the published manifests."""
     for b in call(args.settle + "/v1/batches")["batches"]:
+        if b["state"] != "final":  # its folder may not be there yet
+            continue
         manifest = json.loads((Path(args.archive) / f"batch-{b['batch']:08}" / "manifest.json").read_text())
-        if b["state"] == "final" and any(r["lane"] == lane and r["first"] <= seq <= r["last"] for r in manifest["lanes"]):
+        if any(r["lane"] == lane and r["first"] <= seq <= r["last"] for r in manifest["lanes"]):
             return b
     return None
-
-
-def ask(server, q):
-    return call(server + "/v1/completions", {"model": q["model"], "prompt": q["prompt"], "temperature": 0, "max_tokens": 12})
-
-
-def attributed(args, reply, wait_s):
-    """The reply's attribution, once it is recorded."""
-    path = f"{args.server}/v1/attribution/{reply['residual']['request_id']}"
-    return wait_for(lambda: (lambda a: a if a["state"] == "recorded" else None)(call(path)), wait_s, "the attribution record")
 
 
 def show_answers(args, questions, replies):
@@ -73,6 +47,17 @@ def show_answers(args, questions, replies):
     return wrong
 
 
+def settled(args, lane, seq):
+    """The epoch that pays the record, once it can be claimed from."""
+    batch = wait_for(lambda: final_batch_of(args, lane, seq), 120, "the batch to be final")
+    print(f"  batch {batch['batch']}: {batch['records']} records, {batch['inferences']} answers, fees {coins(batch['fee_sum'])}, transaction {batch['tx']}")
+    epoch = wait_for(lambda: next((e for e in call(args.settle + "/v1/epochs")["epochs"]
+                                   if e["batch_paid"] >= batch["batch"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
+    print(f"  epoch {epoch['epoch']}: {coins(epoch['total'])} to {epoch['leaves']} accounts, {epoch['required']} answers scored, "
+          f"{epoch['missing']} missing, transaction {epoch['tx']}")
+    return epoch
+
+
 def answers_to_epoch(args, questions):
     """Ask, settle, and wait until an epoch that pays the answers can be claimed from: (wrong answers, epoch, the first reply)."""
     print(f"Asking {len(questions)} adapters one fact each, in one concurrent batch:")
@@ -81,12 +66,7 @@ def answers_to_epoch(args, questions):
     wrong = show_answers(args, questions, replies)
     lane, last = replies[0]["residual"]["lane"], max(r["residual"]["seq"] for r in replies)
     print("\nSettling (batches every few seconds, epochs once they are final and an attestor signed):")
-    batch = wait_for(lambda: final_batch_of(args, lane, last), 120, "the batch to be final")
-    print(f"  batch {batch['batch']}: {batch['records']} records, {batch['inferences']} answers, fees {coins(batch['fee_sum'])}, transaction {batch['tx']}")
-    epoch = wait_for(lambda: next((e for e in call(args.settle + "/v1/epochs")["epochs"]
-                                   if e["batch_paid"] >= batch["batch"] and e["state"] == "active"), None), 180, "the epoch to be claimable")
-    print(f"  epoch {epoch['epoch']}: {coins(epoch['total'])} to {epoch['leaves']} accounts, {epoch['required']} answers scored, "
-          f"{epoch['missing']} missing, transaction {epoch['tx']}")
+    epoch = settled(args, lane, last)
     return wrong, epoch, replies[0]
 
 
@@ -111,11 +91,6 @@ def show_attribution(args, question, reply, epoch, facts, people):
     print(f"  {name[owner.lower()]} wrote it; epoch {epoch['epoch']} pays {coins(paid)} for the data of {adapter['name']}")
     top = max(adapter["contributors"], key=lambda c: c["ppb"])
     return top["payee"].lower() == owner.lower() and paid > 0
-
-
-def signal(contributor, kind):
-    v = contributor.get("signals", {}).get(kind)
-    return "none" if v is None else f"{v / 1e7:.1f} %"
 
 
 def claim(args, person):
@@ -176,12 +151,17 @@ def main():
     for name in ("server", "settle", "rpc", "run", "archive", "cli"):
         p.add_argument("--" + name, required=True)
     args = p.parse_args()
-    wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"]), 60, "the server to read the registrations in final blocks")
     facts = json.loads((ROOT / "configs/demo/facts.json").read_text())
     questions = facts["demoQuestions"]
-    people = json.loads((ROOT / "configs/demo/contributors.json").read_text())["contributors"]
+    listed = json.loads((ROOT / "configs/demo/contributors.json").read_text())
+    people = listed["contributors"]
+    wait_for(lambda: all(a["registered"] for a in call(args.server + "/v1/adapters")["data"] if a["name"] in facts["adapters"]), 60,
+             "the server to read the registrations in final blocks")
     wrong, epoch, _ = answers_to_epoch(args, questions)
     paid = claim(args, people[0])
+    trained = factory.train(args, questions[0], facts["adapters"], people + listed["others"])
+    if not factory.paid(args, trained, settled(args, trained["lane"], trained["seq"])):
+        sys.exit("the epoch pays nothing for the adapter that was trained here")
     theft(args)
     more, epoch, reply = answers_to_epoch(args, questions)
     paid_after = claim(args, people[0])
