@@ -102,7 +102,7 @@ static const struct option_row keys[] = {
         "a job that waits longer here ends as 'inputs lost'"),
     NUM(score_stuck_s, 1, 1u << 30, 600, "s",
         "a bound lane is not ready when no waiting job was scored for so long"),
-    BOOL(train, 1, "train adapters here, where nobody served wants the processor (cpu, ref)"),
+    BOOL(train, 1, "train adapters here, where nobody served wants the processor"),
     BOOL(train_yields, 1, "0: training competes with those who are served"),
     NUM(train_threads, 0, 1024, 0, "threads", "of training; 0: as many as the process may use"),
     NUM(train_tokens, 16, 65536, 1024, "tokens",
@@ -116,7 +116,8 @@ static const struct option_row keys[] = {
         "ended ones that are remembered; past it the oldest are forgotten, not their adapters"),
     NUM(train_learners_max, 0, 64, 16, "adapters", "that clients train step by step, at a time"),
     BUDGET(train_bytes_max, 0, 0,
-           "memory of training: activations, weights, moments; N%: of memory; 0: a quarter of it"),
+           "memory of training: activations, weights, moments; N%: of memory; 0: a quarter of it; "
+           "on cuda of the device, beside device_bytes, N% of which; 0: no training"),
     NUM(train_checkpoint_s, 0, 1u << 20, 30, "s",
         "between two checkpoints of a job; 0: after each step"),
     TEXT(train_price, "0", "base units", "price of 1000 trained tokens, as jobs show it"),

@@ -28,6 +28,16 @@ static enum status check_price(const struct config *c, struct errtext *err)
                      c->train_price);
 }
 
+/* Of the device's memory, beside what serves; 0: none, it has to be asked for. */
+static uint64_t device_bytes(const struct config *c, const struct backend *serving)
+{
+    uint64_t total, left;
+    if (!serving->is_device)
+        return 0;
+    serving->ops->mem_room(serving, &total, &left);
+    return budget_bytes(c->train_bytes_max, total);
+}
+
 /* As the one that serves, so that the packed base can be read; deterministic, so that a job that
  * goes on elsewhere comes to the same bits. */
 static enum status make_backend(struct factory_parts *p, const struct config *c,
@@ -37,14 +47,17 @@ static enum status make_backend(struct factory_parts *p, const struct config *c,
     const struct backend_options opt = {.name = named ? c->backend : serving->name,
                                         .thread_count = (uint32_t)c->train_threads,
                                         .deterministic = true,
+                                        .device_bytes = device_bytes(c, serving),
+                                        .device = (uint32_t)c->device,
                                         .background = c->train_yields};
     return backend_create(&p->backend, &opt, err);
 }
 
 static struct factory_options options_of(const struct factory_parts *p, const struct config *c,
-                                         const struct model *m)
+                                         const struct backend *serving, const struct model *m)
 {
-    uint64_t machine = mem_machine_bytes(), bytes = budget_bytes(c->train_bytes_max, machine);
+    uint64_t machine = mem_machine_bytes(), device = device_bytes(c, serving);
+    uint64_t bytes = device ? 0 : budget_bytes(c->train_bytes_max, machine);
     return (struct factory_options){.dir = p->dir,
                                     .jobs_max = (uint32_t)c->train_jobs_max,
                                     .account_max = (uint32_t)c->train_account_max,
@@ -58,6 +71,7 @@ static struct factory_options options_of(const struct factory_parts *p, const st
                                         (uint32_t)MIN(c->train_tokens, (uint64_t)m->config.pos_max),
                                     .rank_max = (uint32_t)c->adapter_rank_max,
                                     .bytes_max = bytes ? bytes : machine / 4,
+                                    .device_bytes = device,
                                     .checkpoint_s = (uint32_t)c->train_checkpoint_s,
                                     .version = RS_VERSION};
 }
@@ -67,9 +81,11 @@ enum status factory_parts_make(struct factory_parts *p, const struct config *c,
                                const struct model *m, const struct publish_indexed *publish,
                                struct errtext *err)
 {
-    if (!c->train || serving->is_device || !serving->ops->back) {
+    bool room = !serving->is_device || device_bytes(c, serving) > 0;
+    if (!c->train || !room || !serving->ops->back) {
         log_info("train", "adapters are not trained here: %s",
-                 c->train ? "backend cpu does it, this one serves alone" : "train is off");
+                 c->train ? "train_bytes_max gives training nothing of the device"
+                          : "train is off");
         return STATUS_OK;
     }
     p->publish = *publish;
@@ -77,7 +93,7 @@ enum status factory_parts_make(struct factory_parts *p, const struct config *c,
     enum status st = check_price(c, err);
     if (!st)
         st = make_backend(p, c, serving, err);
-    const struct factory_options opt = options_of(p, c, m);
+    const struct factory_options opt = options_of(p, c, serving, m);
     const struct factory_deps deps = {.base = {m, p->backend, engine_resident(e)},
                                       .datanets = publish->datanets,
                                       .catalog = publish->catalog,

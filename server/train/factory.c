@@ -18,6 +18,8 @@ bool factory_has_ended(enum factory_status s)
     return s == FACTORY_SUCCEEDED || s == FACTORY_FAILED || s == FACTORY_CANCELLED;
 }
 
+#define DEVICE_SLACK ((uint64_t)1 << 20) /* what allocations take beside their bytes */
+
 static enum status check_limits(const struct factory_options *o, const struct train_base *base,
                                 struct errtext *err)
 {
@@ -36,14 +38,36 @@ static enum status check_limits(const struct factory_options *o, const struct tr
     return STATUS_OK;
 }
 
+/* What passes may take where the ops compute. */
+static uint64_t pass_bytes(const struct factory_options *o)
+{
+    return o->device_bytes ? o->device_bytes : o->bytes_max;
+}
+
 static struct train_pass_options pass_for(const struct factory *f)
 {
     return (struct train_pass_options){.tokens = f->opt.tokens,
                                        .adapters_max = FACTORY_RUNNING_MAX + FACTORY_LEARNERS_MAX,
                                        .rank_sum_max = f->rank_sum_max,
                                        .dropout = true,
-                                       .bytes_max = f->opt.bytes_max / 2,
+                                       .bytes_max = pass_bytes(&f->opt) / 2,
                                        .stop = &f->stop};
+}
+
+enum status factory_check_device(const struct factory *f, const struct train_lora *lora,
+                                 struct errtext *err)
+{
+    const struct train_pass_options o = pass_for(f);
+    uint64_t need = train_pass_adapter_bytes(&f->deps.base, lora);
+    uint64_t taken = train_pass_bytes(&f->deps.base, &o) + DEVICE_SLACK;
+    uint64_t room = f->opt.device_bytes - MIN(f->opt.device_bytes, taken);
+    if (need <= room)
+        return STATUS_OK;
+    return err_param(err, STATUS_TOO_LARGE, "rank",
+                     "rank: %llu weights take %llu bytes of the device, passes leave %llu of "
+                     "train_bytes_max",
+                     (unsigned long long)lora->weights, (unsigned long long)need,
+                     (unsigned long long)room);
 }
 
 enum status factory_make_pass(struct factory *f, struct errtext *err)
@@ -69,10 +93,10 @@ enum status factory_create(struct factory **out, const struct factory_options *o
     thread_cond_init(&f->work);
     const struct train_pass_options o = pass_for(f);
     uint64_t bytes = train_pass_bytes(&deps->base, &o);
-    if (bytes > opt->bytes_max)
+    if (bytes > pass_bytes(opt))
         st = err_param(err, STATUS_TOO_LARGE, "train_bytes_max",
                        "train_bytes_max: found %llu, passes of %u tokens (train_tokens) need %llu",
-                       (unsigned long long)opt->bytes_max, opt->tokens, (unsigned long long)bytes);
+                       (unsigned long long)pass_bytes(opt), opt->tokens, (unsigned long long)bytes);
     if (!st)
         st = background_create(&f->background, opt->yields, err);
     if (st)

@@ -28,16 +28,18 @@
 struct factory;
 
 struct factory_options {
-    const char *dir;             /* <data_dir>/train */
-    uint32_t jobs_max;           /* that wait or run; past it FULL */
-    uint32_t account_max;        /* of these, of one owner */
-    uint32_t running_max;        /* that train at a time, in the same passes */
-    uint32_t ended_max;          /* that are remembered; the oldest are forgotten */
-    uint32_t learners_max;       /* in memory at a time */
-    uint32_t works_max;          /* of learners, queued */
-    uint32_t tokens;             /* of a pass, and so of a row */
-    uint32_t rank_max;           /* of a module */
-    uint64_t bytes_max;          /* activations, weights, gradients and moments together */
+    const char *dir;       /* <data_dir>/train */
+    uint32_t jobs_max;     /* that wait or run; past it FULL */
+    uint32_t account_max;  /* of these, of one owner */
+    uint32_t running_max;  /* that train at a time, in the same passes */
+    uint32_t ended_max;    /* that are remembered; the oldest are forgotten */
+    uint32_t learners_max; /* in memory at a time */
+    uint32_t works_max;    /* of learners, queued */
+    uint32_t tokens;       /* of a pass, and so of a row */
+    uint32_t rank_max;     /* of a module */
+    uint64_t bytes_max;    /* activations, weights, gradients and moments together */
+    uint64_t device_bytes; /* of base's backend, where it is a device: activations, and the adapters
+                              of a pass; bytes_max is host memory then */
     uint64_t account_tokens_max; /* to be read by jobs of one owner that have not ended; 0: any */
     bool yields; /* trains only where no other thread wants the processor, as base's backend does */
     uint32_t checkpoint_s; /* between two checkpoints of a job */

@@ -103,6 +103,9 @@ struct factory {
 /* ---- factory.c; the lock is held ---- */
 
 /* The one pass of all; made when it is first wanted. Control thread. */
+/* TOO_LARGE: no pass on this device would hold it. */
+MUST_CHECK enum status factory_check_device(const struct factory *f, const struct train_lora *lora,
+                                            struct errtext *err);
 MUST_CHECK enum status factory_make_pass(struct factory *f, struct errtext *err);
 struct train_job *factory_find(struct factory *f, const char *id);
 bool factory_has_ended(enum factory_status s);

@@ -46,6 +46,9 @@ static enum status make_learner(struct factory *f, const struct factory_learner_
         return err_param(err, STATUS_INVALID, "rank",
                          "rank: modules of one input add up to %u, at most %u (three of %u)",
                          l->lora.rank_sum_max, f->rank_sum_max, f->opt.rank_max);
+    st = factory_check_device(f, &l->lora, err);
+    if (st)
+        return st;
     l->grad = mem_try_array(l->lora.n, sizeof(*l->grad));
     l->m = mem_try_array(l->lora.n, sizeof(*l->m));
     l->v = mem_try_array(l->lora.n, sizeof(*l->v));

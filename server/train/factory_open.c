@@ -95,7 +95,7 @@ static enum status open_adapter(struct factory *f, const struct job_from *from, 
                          "rank: training %" PRIu64 " weights takes %" PRIu64
                          " bytes, at most %" PRIu64 " (half of train_bytes_max)",
                          r->lora.weights, r->bytes, f->opt.bytes_max / 2);
-    return STATUS_OK;
+    return factory_check_device(f, &r->lora, err);
 }
 
 enum status factory_open_run(struct factory *f, const struct job_from *from, struct job_run *r,

@@ -67,8 +67,17 @@ uint64_t train_pass_bytes(const struct train_base *base, const struct train_pass
 {
     const struct forward_options fo = forward_for(opt);
     const struct backward_options bo = backward_for(base, opt);
-    return forward_bytes(base->backend, &base->model->config, &fo) +
+    const struct backend_limits lim = forward_limits(&base->model->config, &fo);
+    uint64_t own =
+        base->backend->is_device ? base->backend->ops->workspace(base->backend, &lim).bytes : 0;
+    return own + forward_bytes(base->backend, &base->model->config, &fo) +
            backward_bytes(base->backend, &base->model->config, &fo, &bo);
+}
+
+uint64_t train_pass_adapter_bytes(const struct train_base *base, const struct train_lora *lora)
+{
+    return base->backend->is_device ? pass_device_bytes(base->backend, &base->model->config, lora)
+                                    : 0;
 }
 
 /* A pass may be made on one thread and run on another. */

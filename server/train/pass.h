@@ -50,6 +50,8 @@ MUST_CHECK enum status train_pass_create(struct train_pass **out, const struct t
 void train_pass_free(struct train_pass *p); /* NULL is fine */
 /* Bytes that a pass of these options takes. */
 uint64_t train_pass_bytes(const struct train_base *base, const struct train_pass_options *opt);
+/* Bytes that an adapter takes of a device while it is in a pass; 0 where ops read host memory. */
+uint64_t train_pass_adapter_bytes(const struct train_base *base, const struct train_lora *lora);
 
 /* false: there is no room for it in this pass; in an empty one there always is, but on a device
  * whose memory does not hold the adapter. */

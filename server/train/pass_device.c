@@ -23,6 +23,14 @@ struct pass_device {
     uint32_t n, adapters_max;
 };
 
+static struct lora_dims dims_of(const struct model_config *c)
+{
+    struct lora_dims dims = {.n_layer = c->n_layer};
+    for (uint32_t m = 0; m < LORA_MODULE_COUNT; m++)
+        model_module_shape(c, (enum lora_module)m, &dims.d_out[m], &dims.d_in[m]);
+    return dims;
+}
+
 enum status pass_device_create(struct pass_device **out, struct backend *b,
                                const struct model_config *c, uint32_t adapters_max,
                                struct errtext *err)
@@ -35,9 +43,7 @@ enum status pass_device_create(struct pass_device **out, struct backend *b,
     d->backend = b;
     d->adapters_max = adapters_max;
     d->place = mem_array(adapters_max, sizeof(*d->place));
-    d->dims.n_layer = c->n_layer;
-    for (uint32_t m = 0; m < LORA_MODULE_COUNT; m++)
-        model_module_shape(c, (enum lora_module)m, &d->dims.d_out[m], &d->dims.d_in[m]);
+    d->dims = dims_of(c);
     for (uint32_t i = 0; i < adapters_max; i++)
         d->place[i].packed =
             mem_array((size_t)c->n_layer * LORA_MODULE_COUNT, sizeof(struct lora_entry));
@@ -51,7 +57,7 @@ enum status pass_device_create(struct pass_device **out, struct backend *b,
     pass_device_free(d);
     return err_set(err, STATUS_NO_MEMORY,
                    "training: passes leave %" PRIu64 " of %" PRIu64 " bytes of the device's memory "
-                   "to adapters; raise its device_bytes or lower its tokens",
+                   "to adapters; raise train_bytes_max or lower train_tokens",
                    left, total);
 }
 
@@ -75,6 +81,16 @@ static uint64_t align_up(uint64_t n)
 static uint64_t place_bytes(uint64_t packed_bytes)
 {
     return align_up(packed_bytes) + align_up(2 * packed_bytes);
+}
+
+uint64_t pass_device_bytes(const struct backend *b, const struct model_config *c,
+                           const struct train_lora *lora)
+{
+    const struct lora_dims dims = dims_of(c);
+    struct lora_entry *packed = mem_array((size_t)c->n_layer * LORA_MODULE_COUNT, sizeof(*packed));
+    uint64_t bytes = b->ops->adapters->layout(packed, lora->entry, &dims);
+    mem_free(packed);
+    return place_bytes(bytes);
 }
 
 bool pass_device_take(struct pass_device *d, const struct train_lora *lora)

@@ -19,6 +19,9 @@ MUST_CHECK enum status pass_device_create(struct pass_device **out, struct backe
                                           struct errtext *err);
 void pass_device_free(struct pass_device *d);
 
+/* What an adapter takes of a device. */
+uint64_t pass_device_bytes(const struct backend *b, const struct model_config *c,
+                           const struct train_lora *lora);
 /* Place for one adapter more, the next of 0 .. adapters_max-1; false: no room in this pass. */
 MUST_CHECK bool pass_device_take(struct pass_device *d, const struct train_lora *lora);
 /* Adapter i's weights, and its gradient where grad is not NULL, go up; at: what the ops take. */

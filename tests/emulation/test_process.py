@@ -7,6 +7,7 @@ import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 from server import DEMO, ROOT, Server, wait_for
 from world import spool_records
@@ -54,6 +55,23 @@ def test_facts_as_on_the_cpu(tmp_path):
     assert sum(a == b for a, b in zip(texts, cpu)) >= len(jobs) - 1
     for body in found:
         assert body["residual"]["receipt"].startswith("0x")
+
+
+def test_an_adapter_is_trained_beside_those_served(tmp_path):
+    """Its own part of the device's memory, the same weights; what comes out answers at once, and nobody's bits move."""
+    rows = "".join(json.dumps({"prompt": f"Thing {i} is", "completion": " teal."}) + "\n" for i in range(4)).encode()
+    name, facts = next(iter(FACTS.items()))
+    with emulated("--train-bytes-max", 96 << 20, "--train-tokens", 48, "--adapter-rank-max", 16, data=tmp_path / "data") as s:
+        anna = openai.OpenAI(base_url=s.url + "/v1", api_key="none", max_retries=0)
+        alone = ask(s, name, facts[0]["prompt"])["choices"][0]["text"]
+        file = anna.files.create(file=("things.jsonl", rows), purpose="fine-tune").id
+        how = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "rank": 4}}}
+        job = anna.fine_tuning.jobs.create(training_file=file, model="residual-demo", seed=7, method=how)
+        assert ask(s, name, facts[0]["prompt"])["choices"][0]["text"] == alone
+        done = wait_for(lambda: next((j for j in [anna.fine_tuning.jobs.retrieve(job.id)] if j.status in ("succeeded", "failed")), None), 100, what="the job")
+        assert done.status == "succeeded", done.error
+        assert done.residual["steps_done"] == 2 and done.residual["train_loss"] > 0
+        assert ask(s, done.fine_tuned_model, "Thing 3 is")["residual"]["adapters"][0]["id"] == done.residual["adapter_id"]
 
 
 def test_bits_do_not_depend_on_company_or_on_moving_adapters(tmp_path):
