@@ -99,8 +99,14 @@ enum status factory_parts_make(struct factory_parts *p, const struct config *c,
                                       .catalog = publish->catalog,
                                       .publish = publish_report,
                                       .publish_arg = &p->publish};
-    if (!st)
-        st = factory_create(&p->factory, &opt, &deps, err);
+    if (st)
+        return st;
+    st = factory_create(&p->factory, &opt, &deps, err);
+    if (st == STATUS_TOO_LARGE && !c->train_bytes_max && err) { /* nobody asked for it */
+        log_warn("train", "adapters are not trained here: %s", err->text);
+        err_clear(err);
+        return STATUS_OK;
+    }
     return st ? st : factory_start(p->factory, err);
 }
 

@@ -1,7 +1,12 @@
 /* See background.h. */
 #include "server/train/background.h"
+#include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
+
+#include <errno.h>
+
+#define SLOW_S 60 /* a run longer than this is said, and again after as long */
 
 struct background {
     pthread_t thread;
@@ -39,7 +44,7 @@ enum status background_create(struct background **out, bool yields, struct errte
     b->yields = yields;
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->given, NULL);
-    pthread_cond_init(&b->done, NULL);
+    thread_cond_init(&b->done);
     enum status st = thread_start(&b->thread, "rs-train", background_main, b, err);
     *out = st ? NULL : b;
     if (st)
@@ -68,7 +73,15 @@ void background_run(struct background *b, void (*fn)(void *arg), void *arg)
     b->arg = arg;
     b->fn = fn;
     pthread_cond_signal(&b->given);
-    while (b->fn)
-        pthread_cond_wait(&b->done, &b->lock);
+    for (uint64_t waited_s = 0; b->fn;) {
+        struct timespec until = thread_deadline(SLOW_S * 1000);
+        if (pthread_cond_timedwait(&b->done, &b->lock, &until) != ETIMEDOUT || !b->fn)
+            continue;
+        waited_s += SLOW_S;
+        log_warn("train",
+                 "a pass has taken %llu s so far: others need the processors; training goes on "
+                 "where they leave some (--train-yields 0: it competes)",
+                 (unsigned long long)waited_s);
+    }
     pthread_mutex_unlock(&b->lock);
 }

@@ -14,7 +14,6 @@
 
 #define PASS_IDLE_NS 10000000000ull /* its memory goes back after so long without work */
 #define SECOND_NS    1000000000ull
-#define SLOW_NS      60000000000ull /* a round longer than this is said */
 #define METRICS_MAX  8000u
 #define EVENTS_KEPT  200u /* of all events, for messages */
 
@@ -244,7 +243,7 @@ static void do_files(struct factory *f, struct round *r)
     }
 }
 
-static void count_round(struct factory *f, uint64_t took_ns)
+static void count_round(struct factory *f)
 {
     struct train_pass_stats s = train_pass_stats(f->pass);
     pthread_mutex_lock(&f->lock);
@@ -253,11 +252,6 @@ static void count_round(struct factory *f, uint64_t took_ns)
     f->stats.pass_room += s.room - f->counted.room;
     pthread_mutex_unlock(&f->lock);
     f->counted = s;
-    if (took_ns > SLOW_NS)
-        log_warn("train",
-                 "a pass took %llu s: those who are served need the processors; training "
-                 "goes on where they leave some",
-                 (unsigned long long)(took_ns / SECOND_NS));
 }
 
 static void say_failed(struct round *r)
@@ -268,14 +262,13 @@ static void say_failed(struct round *r)
 
 static void run_round(struct factory *f, struct round *r)
 {
-    uint64_t begin_ns = clock_mono_ns();
     r->st = r->n_pass + f->n_run ? factory_make_pass(f, &r->err) : STATUS_OK;
     background_run(f->background, compute, r);
     f->pass_used_ns = clock_mono_ns();
     if (r->st && r->st != STATUS_CANCELLED)
         say_failed(r);
     if (f->pass)
-        count_round(f, f->pass_used_ns - begin_ns);
+        count_round(f);
     for (uint32_t i = f->n_run; i-- > 0;) {
         if (end_round_of(f, r, i) || factory_do_wish(f, f->run[i]))
             factory_drop_run(f, i);
