@@ -23,7 +23,7 @@ def test_help_names_every_verb_and_each_has_its_own():
         own = residual(*verb.split(), "--help")
         assert own.code == 0 and own.out.startswith(f"residual {verb}") and "--json" in own.out, own
     assert residual("--version").out.startswith("residual ")
-    assert residual("adapter", "--help").out.count("Options") == 6
+    assert residual("adapter", "--help").out.count("Options") == 7
 
 
 @pytest.mark.parametrize("words, says", [
