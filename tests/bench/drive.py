@@ -30,7 +30,8 @@ def measure_bandwidth(threads=None):
 
 
 def stream(url, model, prompt, n_out, stop=None):
-    """One streamed completion: {"begin", "times": [(second, tokens by then)]}. stop: an event that ends it early."""
+    """One streamed completion: {"begin", "times": [(second, tokens by then)]}. stop: an event that ends it early. Where a chunk does not
+    say how many tokens there are by then (llama.cpp), one with text is one token, and the last chunk's count stands."""
     u = urlparse(url)
     c = http.client.HTTPConnection(u.hostname, u.port, timeout=900)
     body = json.dumps({"model": model, "prompt": prompt, "max_tokens": n_out, "temperature": 0, "ignore_eos": True, "stream": True,
@@ -47,7 +48,8 @@ def stream(url, model, prompt, n_out, stop=None):
         chunk = json.loads(line[6:])
         if "error" in chunk:
             raise RuntimeError(chunk["error"])
-        done = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+        text = chunk["choices"] and chunk["choices"][0].get("text")
+        done = (chunk.get("usage") or {}).get("completion_tokens", tokens + bool(text))
         if done > tokens:
             times.append((time.perf_counter(), done))
             tokens = done

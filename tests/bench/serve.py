@@ -7,6 +7,7 @@ repeats are printed. With --peer, transformers + peft (mixed adapter_names batch
     tests/bench/serve --peer                  and transformers + peft
     tests/bench/serve --churn                 what 20 adapter loads a second do to streams that use none of them
     tests/bench/serve --beside                what a training job does to streams (beside.py)
+    tests/bench/serve --peers --base DIR      base only, beside llama.cpp and vLLM's CPU build (beside_peers.py)
     tests/bench/serve --closed                what scoring costs 64 users who ask again and again (closed.py)
     tests/bench/serve --url URL --models a,b  any OpenAI-compatible server that takes token-id prompts: base, then adapters
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/bench"), str(ROOT / "tests/lib")]
 import beside  # noqa: E402
+import beside_peers  # noqa: E402
 import churn  # noqa: E402
 import closed  # noqa: E402
 import drive  # noqa: E402
@@ -163,6 +165,11 @@ def main():
     p.add_argument("--bystanders", type=int, default=4)
     p.add_argument("--resident", type=int, default=8, help="adapters that memory may hold with --churn")
     p.add_argument("--pairs", type=int, default=5)
+    p.add_argument("--peers", action="store_true", help="beside other servers alone")
+    p.add_argument("--base", help="with --peers: the model's folder")
+    p.add_argument("--llama-server", help="with --peers: llama.cpp's llama-server, and its --gguf")
+    p.add_argument("--gguf")
+    p.add_argument("--vllm", help="with --peers: vLLM's command")
     p.add_argument("--closed", action="store_true", help="the closed loop alone: scoring all answers, some, none")
     p.add_argument("--traffic", choices=("chat", "documents", "alone"), default="chat")
     p.add_argument("--users", type=int, default=64)
@@ -172,7 +179,9 @@ def main():
     p.add_argument("--models", help="with --url: base and adapters, by comma")
     p.add_argument("--flags", default="", help="more flags for our server")
     args = p.parse_args()
-    if args.closed:
+    if args.peers:
+        beside_peers.run(args)
+    elif args.closed:
         args.dir += "-smol"
         closed.run(args)
     elif args.url:
