@@ -449,6 +449,40 @@ def test_audit(world, answer, epoch):
     assert residual("audit", "batch", 1, "--archive", forged, *world.node()).code == 1
 
 
+def test_what_is_trained_here_is_attributed_and_paid(world, epoch):
+    """The unmodified SDK trains on a datanet that the server holds; its owner registers what came out, and his contributors are paid for its answers."""
+    source, folder = world.folder / "published", world.folder / "learned"
+    client = openai.OpenAI(base_url=world.server.url + "/v1", api_key=world.api_key.read_text().strip(), max_retries=0)
+    root = json.loads((source / "training.json").read_text())["documentRoot"]
+    job = client.fine_tuning.jobs.create(model="residual-demo", training_file=f"datanet:{root}", suffix="learned", seed=3, method={
+        "type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 16}}})
+    job = wait_for(lambda: (lambda j: j if j.status not in ("queued", "running") else None)(client.fine_tuning.jobs.retrieve(job.id)), 120, step_s=0.5, what="the adapter")
+    assert job.status == "succeeded", job
+    name = job.fine_tuned_model
+    first = client.completions.create(model=name, prompt=QUESTION["prompt"], temperature=0, max_tokens=12)
+    assert first.choices[0].text.strip() == QUESTION["answer"], first
+    assert residual("adapter", "fetch", name, folder, *server(world, "infer_key")).code == 5
+    shutil.rmtree(folder)
+    assert residual("adapter", "fetch", name, folder, *server(world), "--json").json["files"] == 3
+    assert (folder / "training.json").read_bytes() == (source / "training.json").read_bytes()
+    for kept in ("datanet.json", "publish.json", "documents"):
+        (shutil.copytree if kept == "documents" else shutil.copy)(source / kept, folder / kept)
+    facts = json.loads((folder / "publish.json").read_text())
+    done = world.publish(folder, name, world.folder / f"{facts['owner']}.key", *world.on_chain(), "--json")
+    assert done.code == 0 and done.json["registered"] and done.json["report"]["id"] == job.residual["adapter_id"], done
+    world.registered(name)
+    priced = world.ask(name, QUESTION["prompt"])
+    assert int(priced["residual"]["fee"]) > int(first.residual["fee"])
+    paid = person(world, priced) if attributed(world, priced["residual"]) else None
+    fact = next(f for f in json.loads((DEMO / "facts.json").read_text())["adapters"][QUESTION["model"]] if f["question"] == QUESTION["chat"])
+    assert paid.lower() == fact["contributor"].lower()
+
+    def earned():
+        told = residual("rewards", paid, "--settle", world.settle_url, "--json")
+        return told.code == 0 and any(x["adapter"] == job.residual["adapter_id"] and int(x["earned"]) > 0 for x in told.json["sources"])
+    wait_for(earned, 90, step_s=1, what="the epoch that pays him")
+
+
 def test_a_day_pays_a_part(world, epoch):
     """Of a claim larger than what a day may pay out. Last in this world: its clock goes on by eight days, after which only the floor is left."""
     chain = world.chain
@@ -534,37 +568,3 @@ def test_uses_of_a_document(world, answer, epoch):
             assert {(u["adapter"], u["version"]) for u in run.json["uses"]} == {("0x" + adapter, 1)}, run
     assert residual("datanet", "uses", folder, "0x" + "ab" * 32, "--archive", world.archive).code == 4
     assert residual("datanet", "uses", folder, 99999, "--archive", world.archive).code == 4
-
-
-def test_what_is_trained_here_is_attributed_and_paid(world, epoch):
-    """The unmodified SDK trains on a datanet that the server holds; its owner registers what came out, and his contributors are paid for its answers."""
-    source, folder = world.folder / "published", world.folder / "learned"
-    client = openai.OpenAI(base_url=world.server.url + "/v1", api_key=world.api_key.read_text().strip(), max_retries=0)
-    root = json.loads((source / "training.json").read_text())["documentRoot"]
-    job = client.fine_tuning.jobs.create(model="residual-demo", training_file=f"datanet:{root}", suffix="learned", seed=3, method={
-        "type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 16}}})
-    job = wait_for(lambda: (lambda j: j if j.status not in ("queued", "running") else None)(client.fine_tuning.jobs.retrieve(job.id)), 120, step_s=0.5, what="the adapter")
-    assert job.status == "succeeded", job
-    name = job.fine_tuned_model
-    first = client.completions.create(model=name, prompt=QUESTION["prompt"], temperature=0, max_tokens=12)
-    assert first.choices[0].text.strip() == QUESTION["answer"], first
-    assert residual("adapter", "fetch", name, folder, *server(world, "infer_key")).code == 5
-    shutil.rmtree(folder)
-    assert residual("adapter", "fetch", name, folder, *server(world), "--json").json["files"] == 3
-    assert (folder / "training.json").read_bytes() == (source / "training.json").read_bytes()
-    for kept in ("datanet.json", "publish.json", "documents"):
-        (shutil.copytree if kept == "documents" else shutil.copy)(source / kept, folder / kept)
-    facts = json.loads((folder / "publish.json").read_text())
-    done = world.publish(folder, name, world.folder / f"{facts['owner']}.key", *world.on_chain(), "--json")
-    assert done.code == 0 and done.json["registered"] and done.json["report"]["id"] == job.residual["adapter_id"], done
-    world.registered(name)
-    priced = world.ask(name, QUESTION["prompt"])
-    assert int(priced["residual"]["fee"]) > int(first.residual["fee"])
-    paid = person(world, priced) if attributed(world, priced["residual"]) else None
-    fact = next(f for f in json.loads((DEMO / "facts.json").read_text())["adapters"][QUESTION["model"]] if f["question"] == QUESTION["chat"])
-    assert paid.lower() == fact["contributor"].lower()
-
-    def earned():
-        told = residual("rewards", paid, "--settle", world.settle_url, "--json")
-        return told.code == 0 and any(x["adapter"] == job.residual["adapter_id"] and int(x["earned"]) > 0 for x in told.json["sources"])
-    wait_for(earned, 90, step_s=1, what="the epoch that pays him")
