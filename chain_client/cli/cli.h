@@ -79,9 +79,7 @@ void cli_amount(char out[CLI_AMOUNT_BYTES], u128 v);
 /* Print out and a newline; OUTAGE if stdout cannot take it or the text did not fit its buffer. */
 int cli_print(const struct buf *out, int code);
 
-void cli_put_hex(struct buf *out, const uint8_t *data, size_t n); /* 0x... */
-void cli_put_amount(struct buf *out, const char *key, u128 v);    /* "key":"decimal" */
-void cli_put_json_hex(struct buf *out, const char *key, const uint8_t *data, size_t n);
+void cli_put_amount(struct buf *out, const char *key, u128 v); /* "key":"decimal" */
 void cli_put_json_address(struct buf *out, const char *key, const uint8_t address[20]);
 
 /* ---- the verbs ---- */

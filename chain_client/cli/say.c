@@ -92,29 +92,11 @@ int cli_print(const struct buf *out, int code)
     return code;
 }
 
-void cli_put_hex(struct buf *out, const uint8_t *data, size_t n)
-{
-    char text[2 * 64 + 1];
-    buf_puts(out, "0x");
-    for (size_t at = 0; at < n; at += 64) {
-        size_t part = n - at < 64 ? n - at : 64;
-        hex_encode(text, data + at, part);
-        buf_put(out, text, 2 * part);
-    }
-}
-
 void cli_put_amount(struct buf *out, const char *key, u128 v)
 {
     char text[40];
     u128_format(text, v);
     buf_printf(out, "\"%s\":\"%s\"", key, text);
-}
-
-void cli_put_json_hex(struct buf *out, const char *key, const uint8_t *data, size_t n)
-{
-    buf_printf(out, "\"%s\":\"", key);
-    cli_put_hex(out, data, n);
-    buf_putc(out, '"');
 }
 
 void cli_put_json_address(struct buf *out, const char *key, const uint8_t address[20])

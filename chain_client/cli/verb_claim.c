@@ -101,7 +101,7 @@ static void put_json(struct buf *out, const struct claim *k)
         buf_putc(out, ',');
         cli_put_amount(out, "balance_after", k->after);
         buf_putc(out, ',');
-        cli_put_json_hex(out, "transaction", k->sent.hash, 32);
+        buf_put_json_hex(out, "transaction", k->sent.hash, 32);
         buf_printf(out, ",\"block\":%" PRIu64 ",\"gas_used\":%" PRIu64, k->sent.block,
                    k->sent.gas_used);
     }
@@ -147,7 +147,7 @@ static void put_text(struct buf *out, const struct claim *k)
     if (memcmp(k->payee, k->account, 20) != 0)
         buf_printf(out, "\n  %-15s %s", "paid to", payee);
     buf_printf(out, "\n  %-15s ", "transaction");
-    cli_put_hex(out, k->sent.hash, 32);
+    buf_put_hex(out, k->sent.hash, 32);
     buf_printf(out, ", block %" PRIu64, k->sent.block);
 }
 

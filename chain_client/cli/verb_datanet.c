@@ -75,11 +75,11 @@ static int print_signed(const struct datanet_sign *s)
     buf_init(&out, 4096);
     if (cli_has(s->c, OPT_JSON)) {
         buf_puts(&out, "{\"ok\":true,");
-        cli_put_json_hex(&out, "datanet", s->source.m.datanet_id, 32);
+        buf_put_json_hex(&out, "datanet", s->source.m.datanet_id, 32);
         buf_printf(&out, ",\"signed\":%u,\"unsigned\":%u}", s->mine, s->unsigned_count);
     } else {
         buf_printf(&out, "signed %u documents of datanet ", s->mine);
-        cli_put_hex(&out, s->source.m.datanet_id, 32);
+        buf_put_hex(&out, s->source.m.datanet_id, 32);
         if (s->unsigned_count)
             buf_printf(&out, "\n%u of other owners are not signed yet: pass %s on to them",
                        s->unsigned_count, s->source.datanet_path);
@@ -128,10 +128,10 @@ int verb_datanet_consent(struct cli *c)
     buf_init(&out, 4096);
     if (!st && cli_has(c, OPT_JSON)) {
         buf_puts(&out, "{\"ok\":true,");
-        cli_put_json_hex(&out, "datanetConsent", signature, sizeof(signature));
+        buf_put_json_hex(&out, "datanetConsent", signature, sizeof(signature));
         buf_putc(&out, '}');
     } else if (!st) {
-        cli_put_hex(&out, signature, sizeof(signature));
+        buf_put_hex(&out, signature, sizeof(signature));
     }
     int code = st ? cli_fail(c, st, &err, NULL) : cli_print(&out, CLI_FINE);
     buf_fini(&out);

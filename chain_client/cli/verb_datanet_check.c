@@ -313,11 +313,11 @@ static void print_build(struct datanet_build *b)
     const struct datanet_head *h = datanet_head(b->d);
     if (cli_has(b->c, OPT_JSON)) {
         buf_puts(&b->out, "],");
-        cli_put_json_hex(&b->out, "document_root", h->document_root, 32);
+        buf_put_json_hex(&b->out, "document_root", h->document_root, 32);
         buf_putc(&b->out, ',');
-        cli_put_json_hex(&b->out, "owner_root", h->owner_root, 32);
+        buf_put_json_hex(&b->out, "owner_root", h->owner_root, 32);
         buf_putc(&b->out, ',');
-        cli_put_json_hex(&b->out, "training", b->t->digest, 32);
+        buf_put_json_hex(&b->out, "training", b->t->digest, 32);
         buf_printf(&b->out,
                    ",\"documents\":%u,\"owners\":%u,\"rows\":%u,\"version\":%" PRIu64
                    ",\"ok\":true}",
@@ -328,11 +328,11 @@ static void print_build(struct datanet_build *b)
                "version %" PRIu64 ": %u documents of %u owners, %u rows in " TRAINING_FILE
                "\ndocument root  ",
                h->version, h->n, h->owners, b->t->n);
-    cli_put_hex(&b->out, h->document_root, 32);
+    buf_put_hex(&b->out, h->document_root, 32);
     buf_puts(&b->out, "\nowner root     ");
-    cli_put_hex(&b->out, h->owner_root, 32);
+    buf_put_hex(&b->out, h->owner_root, 32);
     buf_puts(&b->out, "\ntraining       ");
-    cli_put_hex(&b->out, b->t->digest, 32);
+    buf_put_hex(&b->out, b->t->digest, 32);
 }
 
 int verb_datanet_build(struct cli *c)

@@ -221,10 +221,10 @@ static int print_published(const struct datanet_publish *p)
     buf_init(&out, 4096);
     if (cli_has(p->c, OPT_JSON)) {
         buf_puts(&out, "{\"ok\":true,");
-        cli_put_json_hex(&out, "document_root", h->document_root, 32);
+        buf_put_json_hex(&out, "document_root", h->document_root, 32);
         buf_putc(&out, ',');
         if (p->bound) {
-            cli_put_json_hex(&out, "datanet", p->source.m.datanet_id, 32);
+            buf_put_json_hex(&out, "datanet", p->source.m.datanet_id, 32);
             buf_putc(&out, ',');
         }
         buf_printf(&out,
@@ -235,10 +235,10 @@ static int print_published(const struct datanet_publish *p)
     } else {
         buf_printf(&out, "published %s version %" PRIu64 ": %u documents, root ", h->name,
                    h->version, h->n);
-        cli_put_hex(&out, h->document_root, 32);
+        buf_put_hex(&out, h->document_root, 32);
         if (p->on_chain) {
             buf_puts(&out, "\ndatanet ");
-            cli_put_hex(&out, p->source.m.datanet_id, 32);
+            buf_put_hex(&out, p->source.m.datanet_id, 32);
             buf_printf(&out, " on chain %" PRIu64 " (%u transactions)", p->d.chain_id, p->tx_count);
         }
         buf_printf(&out, "\n%u texts sent; the server has them all%s", p->texts,

@@ -115,15 +115,15 @@ static void put_version(struct buf *out, const struct cli *c, const struct regis
                    "%sversion %" PRIu64 ": %u documents of %u owners, active from second %" PRIu64
                    ", root ",
                    first ? "" : "\n", d->version, d->documents, d->owners, d->active_at);
-        cli_put_hex(out, d->document_root, 32);
+        buf_put_hex(out, d->document_root, 32);
         return;
     }
     buf_printf(
         out, "%s{\"version\":%" PRIu64 ",\"documents\":%u,\"owners\":%u,\"active_at\":%" PRIu64 ",",
         first ? "" : ",", d->version, d->documents, d->owners, d->active_at);
-    cli_put_json_hex(out, "document_root", d->document_root, 32);
+    buf_put_json_hex(out, "document_root", d->document_root, 32);
     buf_putc(out, ',');
-    cli_put_json_hex(out, "owner_root", d->owner_root, 32);
+    buf_put_json_hex(out, "owner_root", d->owner_root, 32);
     buf_putc(out, '}');
 }
 

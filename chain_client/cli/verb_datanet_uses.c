@@ -158,10 +158,10 @@ static void put_use(struct uses *u, uint64_t epoch, const uint8_t adapter[32], u
         buf_printf(&u->out, "%sepoch %" PRIu64 "  version %" PRIu64 "  adapter ",
                    u->found ? "\n" : "", epoch, version);
     if (json) {
-        cli_put_json_hex(&u->out, "adapter", adapter, 32);
+        buf_put_json_hex(&u->out, "adapter", adapter, 32);
         buf_putc(&u->out, '}');
     } else {
-        cli_put_hex(&u->out, adapter, 32);
+        buf_put_hex(&u->out, adapter, 32);
     }
     u->found++;
 }
@@ -232,7 +232,7 @@ static int print_uses(struct uses *u)
     buf_init(&all, OUTPUT_BYTES_MAX);
     if (cli_has(u->c, OPT_JSON)) {
         buf_puts(&all, "{\"ok\":true,");
-        cli_put_json_hex(&all, "digest", u->digest, 32);
+        buf_put_json_hex(&all, "digest", u->digest, 32);
         buf_printf(&all, ",\"epochs\":%" PRIu64 ",\"versions\":%u,\"uses\":[", u->epochs,
                    u->versions);
         buf_put(&all, u->out.data, u->out.len);

@@ -141,9 +141,9 @@ static uint64_t tensor_bytes(const struct gradients_tensor *t)
 static void put_metadata(const struct gradients_run *g, struct buf *out)
 {
     buf_puts(out, "{\"__metadata__\":{\"format\":\"residual.gradients.1\",");
-    cli_put_json_hex(out, "adapterId", g->lora.from, 32);
+    buf_put_json_hex(out, "adapterId", g->lora.from, 32);
     buf_putc(out, ',');
-    cli_put_json_hex(out, "trainingDigest", g->source.training->digest, 32);
+    buf_put_json_hex(out, "trainingDigest", g->source.training->digest, 32);
     buf_printf(out, ",\"damping\":\"%.17g\",\"project\":\"%u\",\"mask\":\"%s\"}", g->damping,
                g->project, row_mask_name(g->source.rows.mask));
 }

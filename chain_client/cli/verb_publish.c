@@ -361,7 +361,7 @@ static int print_done(struct publish *p)
         buf_putc(&out, '}');
     } else {
         buf_printf(&out, "published %s: adapter ", p->c->value[OPT_NAME]);
-        cli_put_hex(&out, p->adapter_id, 32);
+        buf_put_hex(&out, p->adapter_id, 32);
         if (p->on_chain)
             buf_printf(&out, "\nregistered on chain %llu (%u transactions)",
                        (unsigned long long)p->d.chain_id, p->tx_count);

@@ -267,7 +267,7 @@ static void put_json(struct buf *out, const struct receipt *r)
                cli_has(r->c, OPT_RPC) ? "true" : "false");
     cli_put_json_address(out, "signer", r->signer);
     buf_putc(out, ',');
-    cli_put_json_hex(out, "record_digest", r->digest, 32);
+    buf_put_json_hex(out, "record_digest", r->digest, 32);
     buf_puts(out, ",\"checks\":[");
     for (uint32_t i = 0; i < r->check_count; i++) {
         const struct check *k = &r->check[i];

@@ -359,7 +359,7 @@ static void put_json(const struct training_run *r, struct buf *out)
 {
     uint32_t n = trainer_done(r->trainer);
     double last = n ? (double)trainer_losses(r->trainer)[n - 1] : 0;
-    cli_put_json_hex(out, "adapter_id", r->id, 32);
+    buf_put_json_hex(out, "adapter_id", r->id, 32);
     buf_puts(out, ",\"folder\":");
     buf_put_json_string(out, r->dir, strlen(r->dir));
     buf_printf(out, ",\"loss\":%.6g,\"steps\":%u,\"rows\":%u", last, n, r->source.rows.n);
@@ -373,7 +373,7 @@ static void put_text(const struct training_run *r, struct buf *out)
 {
     uint32_t n = trainer_done(r->trainer);
     buf_puts(out, "adapter ");
-    cli_put_hex(out, r->id, 32);
+    buf_put_hex(out, r->id, 32);
     buf_printf(out,
                "\n%s: adapter_config.json, adapter_model.safetensors, " TRAIN_REPORT_FILE
                ", " TRAIN_LOSS_FILE "; loss %.4f after %u steps",

@@ -219,7 +219,7 @@ static void put_result(const struct value_run *r, struct buf *out)
         buf_printf(out, "{\"ok\":%s,", r->differs.len ? "false" : "true");
         if (r->differs.len)
             buf_printf(out, "\"differs\":\"%s\",", r->differs.data);
-        cli_put_json_hex(out, "digest", v->digest, 32);
+        buf_put_json_hex(out, "digest", v->digest, 32);
         buf_puts(out, ",\"value\":");
         buf_put(out, r->file.data, r->file.len - 1);
         buf_putc(out, '}');
@@ -233,7 +233,7 @@ static void put_result(const struct value_run *r, struct buf *out)
     buf_printf(out,
                cli_has(r->c, OPT_CHECK) ? "\n%s is what came out again: digest " : "\n%s: digest ",
                cli_has(r->c, OPT_CHECK) ? r->c->value[OPT_CHECK] : r->path);
-    cli_put_hex(out, v->digest, 32);
+    buf_put_hex(out, v->digest, 32);
 }
 
 /* ---- here ---- */

@@ -187,7 +187,7 @@ static int print_fund(const struct fund *f)
         cli_put_amount(&out, "paid", f->need);
         if (f->need) {
             buf_putc(&out, ',');
-            cli_put_json_hex(&out, "transaction", f->sent.hash, 32);
+            buf_put_json_hex(&out, "transaction", f->sent.hash, 32);
         }
         buf_putc(&out, '}');
     } else if (!f->need) {
@@ -195,7 +195,7 @@ static int print_fund(const struct fund *f)
     } else {
         buf_printf(&out, "paid %s\n  for the batches up to %" PRIu64 ", transaction ", amount,
                    f->batch);
-        cli_put_hex(&out, f->sent.hash, 32);
+        buf_put_hex(&out, f->sent.hash, 32);
     }
     int code = cli_print(&out, f->need ? CLI_FINE : CLI_NOTHING);
     buf_fini(&out);

@@ -54,7 +54,7 @@ static int print_facts(const struct cli *c, const struct facts *f)
     buf_init(&out, 1u << 14);
     if (cli_has(c, OPT_JSON)) {
         buf_puts(&out, "{\"ok\":true,\"admitted\":true,");
-        cli_put_json_hex(&out, "id", f->id, 32);
+        buf_put_json_hex(&out, "id", f->id, 32);
         buf_printf(&out,
                    ",\"rank_max\":%u,\"modules\":%u,\"file_bytes\":%" PRIu64 ",\"base_name\":",
                    f->rank_max, f->module_count, f->file_bytes);
@@ -64,7 +64,7 @@ static int print_facts(const struct cli *c, const struct facts *f)
         buf_putc(&out, '}');
     } else {
         buf_puts(&out, "would be admitted\n  id        ");
-        cli_put_hex(&out, f->id, 32);
+        buf_put_hex(&out, f->id, 32);
         buf_printf(&out, "\n  rank      %u at most, %u modules\n  bytes     %" PRIu64, f->rank_max,
                    f->module_count, f->file_bytes);
         if (f->base_name[0])

@@ -289,7 +289,7 @@ static void show_one(struct buf *out, const struct documents *list, uint32_t pla
                rows_kind_name(f->kind), list->item[place].bytes, f->display ? "  shown" : "",
                f->signature ? "  signed" : "", f->is_copy ? "  copy of " : "");
     if (f->is_copy)
-        cli_put_hex(out, f->copy_of, 32);
+        buf_put_hex(out, f->copy_of, 32);
 }
 
 static void show_text(struct buf *out, const struct datanet *d, const struct training *t)
@@ -300,12 +300,12 @@ static void show_text(struct buf *out, const struct datanet *d, const struct tra
                "%s, version %" PRIu64 ": %u documents of %u owners, %u copies, %" PRIu64
                " bytes\ndocument root  ",
                h->name, h->version, h->n, h->owners, list->listed - h->n, h->bytes);
-    cli_put_hex(out, h->document_root, 32);
+    buf_put_hex(out, h->document_root, 32);
     buf_puts(out, "\nowner root     ");
-    cli_put_hex(out, h->owner_root, 32);
+    buf_put_hex(out, h->owner_root, 32);
     buf_puts(out, "\ntraining       ");
     if (t) {
-        cli_put_hex(out, t->digest, 32);
+        buf_put_hex(out, t->digest, 32);
         buf_printf(out, ", %u rows", t->n);
     } else {
         buf_puts(out, "none: residual datanet build makes it");
@@ -323,12 +323,12 @@ static void show_json(struct buf *out, const struct datanet *d, const struct tra
                ",\"version\":%" PRIu64
                ",\"documents\":%u,\"owners\":%u,\"copies\":%u,\"bytes\":%" PRIu64 ",",
                h->version, h->n, h->owners, datanet_documents(d)->listed - h->n, h->bytes);
-    cli_put_json_hex(out, "document_root", h->document_root, 32);
+    buf_put_json_hex(out, "document_root", h->document_root, 32);
     buf_putc(out, ',');
-    cli_put_json_hex(out, "owner_root", h->owner_root, 32);
+    buf_put_json_hex(out, "owner_root", h->owner_root, 32);
     if (t) {
         buf_putc(out, ',');
-        cli_put_json_hex(out, "training", t->digest, 32);
+        buf_put_json_hex(out, "training", t->digest, 32);
         buf_printf(out, ",\"rows\":%u", t->n);
     }
     buf_putc(out, '}');

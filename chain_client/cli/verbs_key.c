@@ -37,10 +37,10 @@ static int print_hex(const struct cli *c, const char *type, const char *field, c
     buf_init(&out, 512);
     if (cli_has(c, OPT_JSON)) {
         buf_printf(&out, "{\"ok\":true,\"type\":\"%s\",", type);
-        cli_put_json_hex(&out, field, v, 32);
+        buf_put_json_hex(&out, field, v, 32);
         buf_putc(&out, '}');
     } else {
-        cli_put_hex(&out, v, 32);
+        buf_put_hex(&out, v, 32);
     }
     int code = cli_print(&out, CLI_FINE);
     buf_fini(&out);

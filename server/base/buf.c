@@ -1,6 +1,7 @@
 /* Growth doubles up to the maximum; a failed append leaves what was there and only marks it. */
 #include "server/base/buf.h"
 #include "server/base/check.h"
+#include "server/base/hex.h"
 #include "server/base/mem.h"
 
 #include <stdarg.h>
@@ -136,6 +137,24 @@ void buf_put_json_string(struct buf *b, const char *s, size_t len)
         }
         i += n;
     }
+    buf_putc(b, '"');
+}
+
+void buf_put_hex(struct buf *b, const uint8_t *data, size_t n)
+{
+    char text[2 * 64 + 1];
+    buf_puts(b, "0x");
+    for (size_t at = 0; at < n; at += 64) {
+        size_t part = n - at < 64 ? n - at : 64;
+        hex_encode(text, data + at, part);
+        buf_put(b, text, 2 * part);
+    }
+}
+
+void buf_put_json_hex(struct buf *b, const char *key, const uint8_t *data, size_t n)
+{
+    buf_printf(b, "\"%s\":\"", key);
+    buf_put_hex(b, data, n);
     buf_putc(b, '"');
 }
 

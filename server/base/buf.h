@@ -27,6 +27,9 @@ void buf_putc(struct buf *b, char c);
 void buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Append as a JSON string with quotes. Invalid UTF-8 becomes U+FFFD. */
 void buf_put_json_string(struct buf *b, const char *s, size_t len);
+/* 0x and lower-case hex, as they are; and as a member of a JSON object: "key":"0x…". */
+void buf_put_hex(struct buf *b, const uint8_t *data, size_t n);
+void buf_put_json_hex(struct buf *b, const char *key, const uint8_t *data, size_t n);
 void buf_drop_front(struct buf *b, size_t n);
 /* Hand the memory to the caller (mem_free), or NULL if failed; b becomes empty. */
 char *buf_steal(struct buf *b, size_t *len);

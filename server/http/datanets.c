@@ -97,9 +97,8 @@ static enum status not_held(struct errtext *err)
 
 static void put_hex(struct buf *out, const char *key, const uint8_t value[32])
 {
-    char hex[65];
-    hex_encode(hex, value, 32);
-    buf_printf(out, "\"%s\":\"0x%s\",", key, hex);
+    buf_put_json_hex(out, key, value, 32);
+    buf_putc(out, ',');
 }
 
 static void put_held(struct buf *out, const struct datanet_held *h)

@@ -50,10 +50,8 @@ static void put_time(struct buf *out, const char *key, int64_t ms)
 
 static void put_root(struct buf *out, const char *key, const uint8_t root[32], bool has)
 {
-    char hex[65];
-    hex_encode(hex, root, 32);
     if (has)
-        buf_printf(out, "\"%s\":\"0x%s\"", key, hex);
+        buf_put_json_hex(out, key, root, 32);
     else
         buf_printf(out, "\"%s\":null", key);
 }

@@ -8,13 +8,6 @@
 #include <sodium.h>
 #include <string.h>
 
-static void put_hex32(struct buf *out, const char *key, const uint8_t id[32])
-{
-    char hex[65];
-    hex_encode(hex, id, 32);
-    buf_printf(out, "\"%s\":\"0x%s\"", key, hex);
-}
-
 static void put_payee(struct buf *out, const char *key, const uint8_t payee[20])
 {
     char text[ADDR_TEXT_BYTES];
@@ -35,12 +28,12 @@ static void put_index(struct buf *out, const struct score_part *p)
     }
     const struct events_head *h = events_head(p->index->events);
     buf_putc(out, ',');
-    put_hex32(out, "root", events_root(p->index->events));
+    buf_put_json_hex(out, "root", events_root(p->index->events), 32);
     buf_printf(out, ",\"lambda_ppb\":%" PRIu32 ",\"rows\":%" PRIu32 ",\"events\":%" PRIu32 ",",
                h->trust.lambda, h->n_rows, h->n_events);
-    put_hex32(out, "document_root", h->document_root);
+    buf_put_json_hex(out, "document_root", h->document_root, 32);
     buf_putc(out, ',');
-    put_hex32(out, "training", h->training_digest);
+    buf_put_json_hex(out, "training", h->training_digest, 32);
     buf_putc(out, '}');
 }
 
@@ -84,7 +77,7 @@ static void put_source(struct buf *out, const struct index *index, uint32_t docu
 {
     const struct documents *list = datanet_documents(index->datanet);
     const struct documents_facts *f = &list->facts[document];
-    put_hex32(out, "document", list->item[document].digest);
+    buf_put_json_hex(out, "document", list->item[document].digest, 32);
     buf_printf(out, ",\"docId\":%" PRIu64 ",", f->doc_id);
     put_payee(out, "owner", list->item[document].owner);
     buf_printf(out, ",\"offset\":%" PRIu32 ",\"bytes\":%" PRIu32 ",\"licence\":", offset, bytes);
@@ -245,7 +238,7 @@ static void put_logged_adapter(struct buf *out, const struct gain_in *in, uint32
         buf_puts(out, "\"root\":null}");
         return;
     }
-    put_hex32(out, "root", events_root(a->events));
+    buf_put_json_hex(out, "root", events_root(a->events), 32);
     buf_puts(out, ",\"keys\":[");
     for (uint32_t i = 0; i < in->choice_count; i++) {
         if (i)

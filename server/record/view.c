@@ -10,14 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static void put_hex(struct buf *out, const char *key, const uint8_t *data, size_t n)
-{
-    char text[2 * 65 + 1];
-    CHECK(n <= 65);
-    hex_encode(text, data, n);
-    buf_printf(out, "\"%s\":\"0x%s\"", key, text);
-}
-
 static void put_u128(struct buf *out, const char *key, u128 v)
 {
     char text[40];
@@ -63,11 +55,11 @@ void recorder_residual_json(const struct recorder *r, const struct request *req,
                    r->lane.bound ? "true" : "false");
         put_u128(out, "fee", c->fee);
         buf_putc(out, ',');
-        put_hex(out, "record_digest", c->digest, 32);
+        buf_put_json_hex(out, "record_digest", c->digest, 32);
         buf_putc(out, ',');
-        put_hex(out, "receipt", c->signature, 65);
+        buf_put_json_hex(out, "receipt", c->signature, 65);
         buf_putc(out, ',');
-        put_hex(out, "salt", c->salt, 32);
+        buf_put_json_hex(out, "salt", c->salt, 32);
         buf_putc(out, ',');
     }
     buf_puts(out, "\"adapters\":[");
@@ -75,7 +67,7 @@ void recorder_residual_json(const struct recorder *r, const struct request *req,
         buf_puts(out, i ? ",{\"name\":" : "{\"name\":");
         buf_put_json_string(out, req->entry[i]->name, strlen(req->entry[i]->name));
         buf_putc(out, ',');
-        put_hex(out, "id", req->comp.part[i].adapter, 32);
+        buf_put_json_hex(out, "id", req->comp.part[i].adapter, 32);
         buf_printf(out, ",\"weight\":%.6g}",
                    (double)req->comp.part[i].weight_q16 / COMPOSITION_WEIGHT_ONE);
     }
@@ -185,11 +177,11 @@ static void put_inference(struct recorder *r, const union record *rec, const str
     put_u128(out, "fee", inf->fee);
     buf_printf(out, ",\"start_ms\":%" PRIu64 ",\"end_ms\":%" PRIu64 ",", inf->start_ms,
                inf->end_ms);
-    put_hex(out, "record_digest", digest, 32);
+    buf_put_json_hex(out, "record_digest", digest, 32);
     buf_putc(out, ',');
-    put_hex(out, "receipt", inf->signature, 65);
+    buf_put_json_hex(out, "receipt", inf->signature, 65);
     buf_putc(out, ',');
-    put_hex(out, "salt", e->salt, 32);
+    buf_put_json_hex(out, "salt", e->salt, 32);
     buf_putc(out, ',');
 }
 
@@ -238,7 +230,7 @@ static void put_credit(struct recorder *r, const struct shown *w, uint32_t k, ui
     const struct tail_adapter *a = &w->set->adapter[k];
     buf_putc(out, '{');
     put_adapter_name(r, out, a->id);
-    put_hex(out, "id", a->id, 32);
+    buf_put_json_hex(out, "id", a->id, 32);
     buf_printf(out, ",\"weight\":%.6g,\"gain_ppb\":%" PRIu32 ",\"gain_nats\":%.4f,",
                (double)a->weight / COMPOSITION_WEIGHT_ONE, gain,
                (double)w->entry->solo_q8[k] / 256.0);
@@ -288,9 +280,9 @@ static enum status put_recorded(struct recorder *r, const struct shown *w, struc
         canon_digest(digest, &rec, r->lane.domain);
         buf_printf(out, "\"seq\":%" PRIu64 ",\"outcome\":%u,\"record_state\":\"%s\",", e->att_seq,
                    rec.attribution.outcome, record_state(r, e->att_seq));
-        put_hex(out, "record_digest", digest, 32);
+        buf_put_json_hex(out, "record_digest", digest, 32);
         buf_putc(out, ',');
-        put_hex(out, "signature", rec.attribution.signature, 65);
+        buf_put_json_hex(out, "signature", rec.attribution.signature, 65);
         buf_putc(out, ',');
         put_influence(r, inf, w, out);
         put_signer(r, out);
@@ -388,11 +380,11 @@ enum status recorder_inputs_json(struct recorder *r, const uint8_t id[32],
     hex_encode(hex, id, 32);
     buf_printf(out, "{\"object\":\"residual.inputs\",\"request_id\":\"%s\",\"method\":\"%s\",", hex,
                GAIN_METHOD);
-    put_hex(out, "salt", e.salt, 32);
+    buf_put_json_hex(out, "salt", e.salt, 32);
     buf_puts(out, ",\"set\":[");
     for (uint32_t k = 0; k < set.count; k++) {
         buf_puts(out, k ? ",{" : "{");
-        put_hex(out, "id", set.adapter[k].id, 32);
+        buf_put_json_hex(out, "id", set.adapter[k].id, 32);
         buf_printf(out, ",\"weight\":%" PRId32 "}", set.adapter[k].weight);
     }
     buf_puts(out, "],");

@@ -7,26 +7,12 @@
 #include <stdio.h>
 #include <string.h>
 
-static void put_hex32(struct buf *out, const char *key, const uint8_t v[32])
-{
-    char hex[65];
-    hex_encode(hex, v, 32);
-    buf_printf(out, "\"%s\":\"0x%s\"", key, hex);
-}
-
-static void put_account(struct buf *out, const char *key, const uint8_t v[20])
-{
-    char hex[41];
-    hex_encode(hex, v, 20);
-    buf_printf(out, "\"%s\":\"0x%s\"", key, hex);
-}
-
 static void put_contributors(struct buf *out, const struct contributors *c)
 {
     buf_puts(out, ",\"contributors\":[");
     for (uint32_t i = 0; c && i < c->count; i++) {
         buf_puts(out, i ? ",{" : "{");
-        put_account(out, "payee", c->item[i].payee);
+        buf_put_json_hex(out, "payee", c->item[i].payee, 20);
         buf_printf(out, ",\"documents\":%u}", c->item[i].document_count);
     }
     buf_putc(out, ']');
@@ -37,13 +23,13 @@ static void put_split(struct buf *out, const struct registry_terms *r)
     buf_puts(out, ",\"split\":[");
     for (size_t i = 0; i < r->entry_count; i++) {
         buf_puts(out, i ? ",{" : "{");
-        put_account(out, "payee", r->entry[i].payee);
+        buf_put_json_hex(out, "payee", r->entry[i].payee, 20);
         buf_printf(out, ",\"role\":%u,\"bps\":%u}", r->entry[i].role, r->entry[i].bps);
     }
     buf_puts(out, "],\"parents\":[");
     for (size_t i = 0; i < r->parent_count; i++) {
         buf_puts(out, i ? ",{" : "{");
-        put_hex32(out, "id", r->parent[i].adapter_id);
+        buf_put_json_hex(out, "id", r->parent[i].adapter_id, 32);
         buf_printf(out, ",\"bps\":%u}", r->parent[i].bps);
     }
     buf_putc(out, ']');
@@ -55,16 +41,16 @@ static void put_registered(struct buf *out, const struct terms *t)
     u128_format(in, t->r.price_in);
     u128_format(price_out, t->r.price_out);
     buf_puts(out, "\"registered\":true,");
-    put_account(out, "owner", t->owner);
+    buf_put_json_hex(out, "owner", t->owner, 20);
     buf_printf(out,
                ",\"active_at\":%" PRIu64
                ",\"price_per_1000_tokens\":{\"in\":\"%s\",\"out\":\"%s\"},\"datanet\":",
                t->r.active_at, in, price_out);
     if (terms_has_datanet(t)) {
         buf_putc(out, '{');
-        put_hex32(out, "id", t->r.datanet_id);
+        buf_put_json_hex(out, "id", t->r.datanet_id, 32);
         buf_printf(out, ",\"version\":%" PRIu64 ",", t->r.datanet_version);
-        put_hex32(out, "document_root", t->document_root);
+        buf_put_json_hex(out, "document_root", t->document_root, 32);
         buf_printf(out, ",\"owners_known\":%s}", t->contributors ? "true" : "false");
     } else {
         buf_puts(out, "null");

@@ -39,9 +39,8 @@ static void put_text(struct buf *out, const char *key, const char *text)
 
 static void put_hex32(struct buf *out, const char *key, const uint8_t v[32])
 {
-    char hex[65];
-    hex_encode(hex, v, 32);
-    buf_printf(out, "\"%s\":\"0x%s\",", key, hex);
+    buf_put_json_hex(out, key, v, 32);
+    buf_putc(out, ',');
 }
 
 static void put_job(struct buf *out, const struct factory_job *j, uint64_t quota_bytes)

@@ -24,9 +24,8 @@
 
 static void put_hex(struct buf *out, const char *key, const uint8_t v[32])
 {
-    char hex[65];
-    hex_encode(hex, v, 32);
-    buf_printf(out, "\"%s\":\"0x%s\",", key, hex);
+    buf_put_json_hex(out, key, v, 32);
+    buf_putc(out, ',');
 }
 
 /* What fixes the result. */
