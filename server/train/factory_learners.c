@@ -7,9 +7,9 @@
  *
  * what: BLAKE2b-256 of the base's id and adapter_config.json: weights go into no other shape. */
 #include "server/base/check.h"
-#include "server/base/file.h"
 #include "server/base/mem.h"
 #include "server/train/factory_impl.h"
+#include "server/train/sealed.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -254,39 +254,31 @@ static void what_of(const struct factory *f, const struct learner *l, uint8_t wh
 static enum status save(const struct factory *f, const struct learner *l, const char *path,
                         struct errtext *err)
 {
-    uint8_t head[HEAD_BYTES] = {0}, digest[32];
+    uint8_t head[HEAD_BYTES] = {0};
     size_t bytes = l->lora.n * sizeof(float);
     uint64_t weights = l->lora.n;
-    const struct file_part part[] = {{head, sizeof(head)},
-                                     {l->lora.blob, bytes},
-                                     {l->m, bytes},
-                                     {l->v, bytes},
-                                     {digest, sizeof(digest)}};
-    const uint32_t n = sizeof(part) / sizeof(*part);
-    crypto_generichash_state h;
+    const struct file_part part[] = {
+        {head, sizeof(head)}, {l->lora.blob, bytes}, {l->m, bytes}, {l->v, bytes}};
     memcpy(head, STATE_MAGIC, 8);
     memcpy(head + 8, &l->steps, 4);
     memcpy(head + 16, &weights, 8);
     what_of(f, l, head + 24);
-    crypto_generichash_init(&h, NULL, 0, sizeof(digest));
-    for (uint32_t i = 0; i + 1 < n; i++)
-        crypto_generichash_update(&h, part[i].data, part[i].len);
-    crypto_generichash_final(&h, digest, sizeof(digest));
-    return file_write_parts(path, part, n, 0600, err);
+    return sealed_write(path, part, sizeof(part) / sizeof(*part), 0600, err);
 }
 
 static enum status check_state(const struct factory *f, const struct learner *l,
                                const uint8_t *data, size_t len, struct errtext *err)
 {
-    uint8_t digest[32], what[32];
+    uint8_t what[32];
+    enum sealed_found found = sealed_check(data, len, STATE_MAGIC, HEAD_BYTES);
     what_of(f, l, what);
-    if (len < HEAD_BYTES + 32 || memcmp(data, STATE_MAGIC, 8) != 0)
+    if (found == SEALED_STRANGE)
         return err_set(err, STATUS_CORRUPT, "no saved state of an adapter");
-    crypto_generichash(digest, 32, data, len - 32, NULL, 0);
-    if (sodium_memcmp(digest, data + len - 32, 32) != 0)
+    if (found == SEALED_DAMAGED)
         return err_set(err, STATUS_CORRUPT,
                        "the saved state fails its check: it was cut or changed");
-    if (memcmp(data + 24, what, 32) != 0 || len != HEAD_BYTES + 32 + 3 * l->lora.n * sizeof(float))
+    if (memcmp(data + 24, what, 32) != 0 ||
+        len != HEAD_BYTES + SEALED_DIGEST_BYTES + 3 * l->lora.n * sizeof(float))
         return err_set(err, STATUS_CONFLICT, "the saved state is of another base or adapter");
     return STATUS_OK;
 }
@@ -296,7 +288,8 @@ static enum status load(const struct factory *f, struct learner *l, const struct
 {
     char *data;
     size_t len, bytes = l->lora.n * sizeof(float);
-    enum status st = file_read(w->path, HEAD_BYTES + 32 + 3 * bytes, &data, &len, err);
+    enum status st =
+        file_read(w->path, HEAD_BYTES + SEALED_DIGEST_BYTES + 3 * bytes, &data, &len, err);
     if (st)
         return st;
     st = check_state(f, l, (const uint8_t *)data, len, err);

@@ -3,12 +3,11 @@
  *   "RSTRAIN2" | what 32 | done u32 | evaluations u32 | weights u64 | kept u32 | best u32 |
  *   losses [done] f32 | evaluations [step u32, loss f32] | w, m, v [weights] f32 each, and where
  *   kept is 1 the weights of the best evaluation | BLAKE2b-256 of all before */
-#include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/train/sealed.h"
 #include "server/train/trainer_impl.h"
 
 #include <inttypes.h>
-#include <sodium.h>
 #include <string.h>
 
 #define HEAD_BYTES  64
@@ -46,14 +45,14 @@ static struct state_head get_head(const uint8_t *data)
 
 static uint64_t state_bytes(const struct state_head *h)
 {
-    return HEAD_BYTES + 32 + h->done * sizeof(float) + h->evals * sizeof(struct train_eval) +
-           (3 + h->kept) * h->weights * sizeof(float);
+    return HEAD_BYTES + SEALED_DIGEST_BYTES + h->done * sizeof(float) +
+           h->evals * sizeof(struct train_eval) + (3 + h->kept) * h->weights * sizeof(float);
 }
 
 enum status trainer_save(const struct trainer *t, const char *path, const uint8_t what[32],
                          struct errtext *err)
 {
-    uint8_t head[HEAD_BYTES], digest[32];
+    uint8_t head[HEAD_BYTES];
     size_t bytes = t->lora->n * sizeof(float), kept = t->eval.kept && t->eval.n ? bytes : 0;
     const struct file_part part[] = {{head, sizeof(head)},
                                      {t->loss, t->done * sizeof(float)},
@@ -61,16 +60,9 @@ enum status trainer_save(const struct trainer *t, const char *path, const uint8_
                                      {t->lora->blob, bytes},
                                      {t->m, bytes},
                                      {t->v, bytes},
-                                     {t->eval.kept, kept},
-                                     {digest, sizeof(digest)}};
-    const uint32_t n = sizeof(part) / sizeof(*part);
-    crypto_generichash_state h;
+                                     {t->eval.kept, kept}};
     put_head(head, t, what);
-    crypto_generichash_init(&h, NULL, 0, sizeof(digest));
-    for (uint32_t i = 0; i + 1 < n; i++)
-        crypto_generichash_update(&h, part[i].data, part[i].len);
-    crypto_generichash_final(&h, digest, sizeof(digest));
-    return file_write_parts(path, part, n, 0644, err);
+    return sealed_write(path, part, sizeof(part) / sizeof(*part), 0644, err);
 }
 
 /* What the trainer's own room can hold: every count of the head. */
@@ -84,11 +76,10 @@ static bool fits(const struct trainer *t, const struct state_head *h)
 static enum status check_state(const struct trainer *t, const char *path, const uint8_t *data,
                                size_t len, const uint8_t what[32], struct errtext *err)
 {
-    uint8_t digest[32];
-    if (len < HEAD_BYTES + 32 || memcmp(data, STATE_MAGIC, 8) != 0)
+    enum sealed_found found = sealed_check(data, len, STATE_MAGIC, HEAD_BYTES);
+    if (found == SEALED_STRANGE)
         return err_set(err, STATUS_CORRUPT, "%s: no state of training", path);
-    crypto_generichash(digest, 32, data, len - 32, NULL, 0);
-    if (sodium_memcmp(digest, data + len - 32, 32) != 0)
+    if (found == SEALED_DAMAGED)
         return err_set(err, STATUS_CORRUPT, "%s: fails its check: it was cut or changed", path);
     if (memcmp(data + 8, what, 32) != 0)
         return err_set(err, STATUS_CONFLICT,
