@@ -264,49 +264,41 @@ void factory_start_jobs(struct factory *f)
 
 /* ---- the end of a job ---- */
 
-static enum status publish_job(struct factory *f, struct job_run *r, uint8_t id[32],
-                               struct errtext *err)
+static enum status publish_job(struct factory *f, struct job_run *r, const struct buf *weights,
+                               uint8_t id[32], struct errtext *err)
 {
-    struct buf tensors, training;
-    buf_init(&tensors, SIZE_MAX / 2);
+    struct buf training;
     buf_init(&training, TRAINING_BYTES_MAX);
-    enum status st = train_lora_render(&r->lora, &tensors, err);
-    if (!st)
-        st = training_render(&training, r->training, r->datanet, err);
+    enum status st = training_render(&training, r->training, r->datanet, err);
     struct publish_upload u = {.name = r->job->now.name,
                                .key_name = r->job->now.owner,
                                .quota_bytes = r->job->quota_bytes,
-                               .config_json = r->lora.config_json,
-                               .config_bytes = r->lora.config_bytes,
-                               .tensors = tensors.data,
-                               .tensor_bytes = tensors.len,
                                .training = training.data,
                                .training_bytes = training.len,
-                               .id = id,
-                               .replace = true};
+                               .id = id};
     if (!st)
-        st = f->deps.publish(f->deps.publish_arg, &u, err);
-    buf_fini(&tensors);
+        st = factory_publish_weights(f, &r->lora, weights, &u, err);
     buf_fini(&training);
     return st;
 }
 
-void factory_finish_job(struct factory *f, struct job_run *r)
+/* The published adapter is kept elsewhere; one that was not stays here, and its state. */
+static void end_unpublished(struct factory *f, struct job_run *r, const struct buf *weights,
+                            struct errtext *why)
 {
-    struct errtext why = ERRTEXT_INIT;
+    char path[PATH_MAX + 32];
+    struct errtext unsaved = ERRTEXT_INIT;
+    snprintf(path, sizeof(path), "%s/" FACTORY_TENSORS_FILE, r->dir);
+    if (weights->data && file_write_atomic(path, weights->data, weights->len, 0644, &unsaved))
+        log_warn("train", "%s: %s", r->job->now.id, unsaved.text);
+    err_prefix(why, "trained, and not published");
+    factory_fail_kept(f, r, why);
+}
+
+static void end_published(struct factory *f, struct job_run *r, const uint8_t id[32])
+{
     struct train_job *j = r->job;
-    uint8_t id[32];
-    char path[PATH_MAX + 32], hex[65], text[128];
-    enum status st = train_output(r->dir, &r->report, id, &why);
-    if (!st)
-        st = publish_job(f, r, id, &why);
-    if (st) {
-        err_prefix(&why, "trained, and not published");
-        factory_fail_kept(f, r, &why);
-        return;
-    }
-    snprintf(path, sizeof(path), "%s/" FACTORY_TENSORS_FILE, r->dir); /* published: kept there */
-    (void)unlink(path);
+    char path[PATH_MAX + 16], hex[65], text[128];
     state_path(r, path);
     (void)unlink(path);
     pthread_mutex_lock(&f->lock);
@@ -319,6 +311,24 @@ void factory_finish_job(struct factory *f, struct job_run *r)
     factory_say(f, j, 0, text);
     set_status(f, j, FACTORY_SUCCEEDED);
     factory_keep(f, j);
+}
+
+void factory_finish_job(struct factory *f, struct job_run *r)
+{
+    struct errtext why = ERRTEXT_INIT;
+    struct buf weights;
+    uint8_t id[32];
+    buf_init(&weights, SIZE_MAX / 2);
+    enum status st = train_lora_render(&r->lora, &weights, &why);
+    if (!st)
+        st = train_output_report(r->dir, &r->report, &weights, id, &why);
+    if (!st)
+        st = publish_job(f, r, &weights, id, &why);
+    if (st)
+        end_unpublished(f, r, &weights, &why);
+    else
+        end_published(f, r, id);
+    buf_fini(&weights);
 }
 
 /* true: it leaves memory. */

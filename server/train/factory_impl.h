@@ -65,7 +65,7 @@ struct learner {
     uint32_t steps;
     uint64_t bytes;
     struct factory_work *first, *last; /* under the lock */
-    bool closed, busy;                 /* under the lock; busy: its first work is under way */
+    bool closed;                       /* under the lock */
     /* the first work, a PASS: background */
     uint32_t taken, ran;
     bool weighed; /* its weights are known */
@@ -102,10 +102,10 @@ struct factory {
 
 /* ---- factory.c; the lock is held ---- */
 
-/* The one pass of all; made when it is first wanted. Control thread. */
 /* TOO_LARGE: no pass on this device would hold it. */
 MUST_CHECK enum status factory_check_device(const struct factory *f, const struct train_lora *lora,
                                             struct errtext *err);
+/* The one pass of all; made when it is first wanted. Control thread. */
 MUST_CHECK enum status factory_make_pass(struct factory *f, struct errtext *err);
 struct train_job *factory_find(struct factory *f, const char *id);
 bool factory_has_ended(enum factory_status s);
@@ -135,6 +135,16 @@ struct job_from {
 MUST_CHECK enum status factory_open_run(struct factory *f, const struct job_from *from,
                                         struct job_run *out, struct errtext *err);
 void factory_close_run(struct job_run *r); /* its members */
+/* A fresh adapter of no more rank than passes have room for; bytes: of it and what trains it.
+ * Errors: as train_lora_new; INVALID, its rank. train_lora_fini frees it in any case. */
+MUST_CHECK enum status factory_new_adapter(const struct factory *f, const char *config, size_t len,
+                                           uint64_t seed, struct train_lora *lora, uint64_t *bytes,
+                                           struct errtext *err);
+/* Publishes weights (of train_lora_render) in the place of what u's name has; u says the rest. */
+MUST_CHECK enum status factory_publish_weights(const struct factory *f,
+                                               const struct train_lora *lora,
+                                               const struct buf *weights, struct publish_upload *u,
+                                               struct errtext *err);
 
 /* ---- factory_learners.c ---- */
 

@@ -36,19 +36,13 @@ void learner_free(struct learner *l)
 static enum status make_learner(struct factory *f, const struct factory_learner_spec *spec,
                                 struct learner *l, struct errtext *err)
 {
-    enum status st = train_lora_new(&l->lora, spec->peft_config, spec->peft_config_bytes,
-                                    &f->deps.base.model->config, spec->seed, err);
+    enum status st = factory_new_adapter(f, spec->peft_config, spec->peft_config_bytes, spec->seed,
+                                         &l->lora, &l->bytes, err);
+    if (!st)
+        st = factory_check_device(f, &l->lora, err);
     if (st)
         return st;
     snprintf(l->owner, sizeof(l->owner), "%s", spec->owner);
-    l->bytes = l->lora.blob_bytes + trainer_bytes(l->lora.n);
-    if (l->lora.rank_sum_max > f->rank_sum_max)
-        return err_param(err, STATUS_INVALID, "rank",
-                         "rank: modules of one input add up to %u, at most %u (three of %u)",
-                         l->lora.rank_sum_max, f->rank_sum_max, f->opt.rank_max);
-    st = factory_check_device(f, &l->lora, err);
-    if (st)
-        return st;
     l->grad = mem_try_array(l->lora.n, sizeof(*l->grad));
     l->m = mem_try_array(l->lora.n, sizeof(*l->m));
     l->v = mem_try_array(l->lora.n, sizeof(*l->v));
@@ -164,7 +158,7 @@ void learner_end_work(struct factory *f, struct learner *l, enum status st,
     l->first = w->next;
     l->last = l->first ? l->last : NULL;
     l->taken = l->ran = 0;
-    l->weighed = l->busy = false;
+    l->weighed = false;
     f->n_work--;
     f->stats.works++;
     w->status = st;
@@ -319,16 +313,11 @@ static enum status publish(struct factory *f, const struct learner *l, struct fa
     struct publish_upload u = {.name = w->name,
                                .key_name = l->owner,
                                .quota_bytes = w->quota_bytes,
-                               .config_json = l->lora.config_json,
-                               .config_bytes = l->lora.config_bytes,
-                               .tensors = weights.data,
-                               .tensor_bytes = weights.len,
                                .training = w->training,
                                .training_bytes = w->training_bytes,
-                               .id = w->adapter_id,
-                               .replace = true};
+                               .id = w->adapter_id};
     if (!st)
-        st = f->deps.publish(f->deps.publish_arg, &u, err);
+        st = factory_publish_weights(f, &l->lora, &weights, &u, err);
     buf_fini(&weights);
     return st;
 }

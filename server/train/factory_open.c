@@ -78,18 +78,40 @@ static enum status ask_held(struct job_run *r, struct errtext *err)
     return st;
 }
 
+enum status factory_new_adapter(const struct factory *f, const char *config, size_t len,
+                                uint64_t seed, struct train_lora *lora, uint64_t *bytes,
+                                struct errtext *err)
+{
+    enum status st = train_lora_new(lora, config, len, &f->deps.base.model->config, seed, err);
+    if (st)
+        return st;
+    *bytes = lora->blob_bytes + trainer_bytes(lora->n);
+    return lora->rank_sum_max <= f->rank_sum_max
+               ? STATUS_OK
+               : err_param(err, STATUS_INVALID, "rank",
+                           "rank: modules of one input add up to %u, at most %u (three of %u)",
+                           lora->rank_sum_max, f->rank_sum_max, f->opt.rank_max);
+}
+
+enum status factory_publish_weights(const struct factory *f, const struct train_lora *lora,
+                                    const struct buf *weights, struct publish_upload *u,
+                                    struct errtext *err)
+{
+    u->config_json = lora->config_json;
+    u->config_bytes = lora->config_bytes;
+    u->tensors = weights->data;
+    u->tensor_bytes = weights->len;
+    u->replace = true;
+    return f->deps.publish(f->deps.publish_arg, u, err);
+}
+
 static enum status open_adapter(struct factory *f, const struct job_from *from, struct job_run *r,
                                 struct errtext *err)
 {
-    enum status st = train_lora_new(&r->lora, from->peft_config, from->peft_config_bytes,
-                                    &f->deps.base.model->config, from->train->seed, err);
+    enum status st = factory_new_adapter(f, from->peft_config, from->peft_config_bytes,
+                                         from->train->seed, &r->lora, &r->bytes, err);
     if (st)
         return st;
-    r->bytes = r->lora.blob_bytes + trainer_bytes(r->lora.n);
-    if (r->lora.rank_sum_max > f->rank_sum_max)
-        return err_param(err, STATUS_INVALID, "rank",
-                         "rank: modules of one input add up to %u, at most %u (three of %u)",
-                         r->lora.rank_sum_max, f->rank_sum_max, f->opt.rank_max);
     if (r->bytes > f->opt.bytes_max / 2)
         return err_param(err, STATUS_TOO_LARGE, "rank",
                          "rank: training %" PRIu64 " weights takes %" PRIu64

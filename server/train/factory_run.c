@@ -40,7 +40,6 @@ static void sort_works(struct factory *f, struct round *r)
         struct learner *l = f->learner[i];
         if (!l->first || l->closed)
             continue;
-        l->busy = true;
         if (l->first->kind == FACTORY_PASS)
             r->pass[r->n_pass++] = l;
         else if (l->first->kind == FACTORY_OPTIM)

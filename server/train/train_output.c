@@ -248,16 +248,12 @@ static enum status write_held(const char *dir, const struct train_report *r, str
     return st ? st : write_manifest(dir, TRAINING_FILE, r->training, r->datanet, err);
 }
 
-enum status train_output(const char *dir, const struct train_report *r, uint8_t id[32],
-                         struct errtext *err)
+enum status train_output_report(const char *dir, const struct train_report *r,
+                                const struct buf *weights, uint8_t id[32], struct errtext *err)
 {
-    const struct train_lora *lora = r->lora;
-    struct buf weights, text;
-    buf_init(&weights, SIZE_MAX / 2);
+    struct buf text;
     buf_init(&text, TEXT_BYTES_MAX);
-    enum status st = train_lora_render(lora, &weights, err);
-    if (!st)
-        st = adapter_id(lora, &weights, id, err);
+    enum status st = adapter_id(r->lora, weights, id, err);
     if (!st) {
         put_report(&text, r, id);
         st = write_file(dir, TRAIN_REPORT_FILE, &text, err);
@@ -267,8 +263,21 @@ enum status train_output(const char *dir, const struct train_report *r, uint8_t 
         put_curve(&text, r->trainer);
         st = write_file(dir, TRAIN_LOSS_FILE, &text, err);
     }
+    buf_fini(&text);
+    return st;
+}
+
+enum status train_output(const char *dir, const struct train_report *r, uint8_t id[32],
+                         struct errtext *err)
+{
+    const struct train_lora *lora = r->lora;
+    struct buf weights, text;
+    buf_init(&weights, SIZE_MAX / 2);
+    buf_init(&text, TEXT_BYTES_MAX);
+    enum status st = train_lora_render(lora, &weights, err);
+    if (!st)
+        st = train_output_report(dir, r, &weights, id, err);
     if (!st) {
-        buf_clear(&text);
         buf_put(&text, lora->config_json, lora->config_bytes);
         st = write_file(dir, "adapter_config.json", &text, err);
     }

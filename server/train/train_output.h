@@ -27,9 +27,12 @@ struct train_report {
 /* 32 bytes of everything that the result depends on but the state itself: base, rows, options,
  * first weights. */
 void train_what(uint8_t what[32], const struct train_report *r);
-/* adapter_config.json, adapter_model.safetensors, train.json and loss.svg in dir, and where rows of
- * its own datanet are held out, evaluation.json with them and training.json without; id: the
- * adapter's. */
+/* train.json and loss.svg in dir. weights: of train_lora_render; id: the adapter's. */
+MUST_CHECK enum status train_output_report(const char *dir, const struct train_report *r,
+                                           const struct buf *weights, uint8_t id[32],
+                                           struct errtext *err);
+/* The same, adapter_config.json and adapter_model.safetensors, and where rows of its own datanet
+ * are held out, evaluation.json with them and training.json without. */
 MUST_CHECK enum status train_output(const char *dir, const struct train_report *r, uint8_t id[32],
                                     struct errtext *err);
 

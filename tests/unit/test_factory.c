@@ -322,7 +322,7 @@ static void test_refused(void **state)
 {
     struct factory_options opt = standard();
     struct errtext err = ERRTEXT_INIT;
-    char id[FACTORY_ID_BYTES];
+    char id[FACTORY_ID_BYTES], path[192];
     (void)state;
     opt.account_tokens_max = 1000;
     open_factory(&opt);
@@ -361,6 +361,8 @@ static void test_refused(void **state)
     submit(1, 1, id);
     struct factory_job j = await(id, FACTORY_FAILED, 3);
     assert_string_equal(j.error, "trained, and not published: no room for it");
+    snprintf(path, sizeof(path), "%s/jobs/%s/adapter_model.safetensors", rig.train, id);
+    assert_true(file_exists(path)); /* what was trained is not lost */
     close_factory();
     opt.bytes_max = 1000;
     const struct factory_deps deps = {.base = {rig.model, rig.backend, rig.resident}};
