@@ -19,9 +19,19 @@ struct training_rows {
     uint32_t idle; /* rows of which nothing is learned */
     uint32_t cut;  /* rows longer than ROW_TOKENS_MAX, of which the first are there */
 };
+static inline uint32_t training_rows_length(const struct training_rows *r, uint32_t row)
+{
+    return (uint32_t)(r->begin[row + 1] - r->begin[row]);
+}
 static inline bool training_rows_learns(const struct training_rows *r, uint64_t token)
 {
     return !r->learn || (r->learn[token / 8] >> token % 8 & 1);
+}
+/* Is token `at` of a row one to predict from those before it? */
+static inline bool training_rows_is_target(const struct training_rows *r, uint32_t row, uint32_t at)
+{
+    return at > 0 && at < training_rows_length(r, row) &&
+           training_rows_learns(r, r->begin[row] + at);
 }
 /* stop: looked at row by row, or NULL. Errors: CANCELLED; INVALID naming document and row or line;
  * TOO_LARGE, NO_MEMORY, as datanet_text. */

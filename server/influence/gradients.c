@@ -152,9 +152,9 @@ static enum status run(struct taking *t, struct errtext *err)
 static struct train_seq sequence_of(struct taking *t, uint32_t row)
 {
     uint64_t begin = t->rows->begin[row];
-    uint32_t n = (uint32_t)(t->rows->begin[row + 1] - begin);
+    uint32_t n = training_rows_length(t->rows, row);
     for (uint32_t k = 0; k < n; k++) {
-        bool learned = k + 1 < n && training_rows_learns(t->rows, begin + k + 1);
+        bool learned = training_rows_is_target(t->rows, row, k + 1);
         t->target[begin + k] = learned ? t->rows->ids[begin + k + 1] : -1;
         t->weight[begin + k] = learned ? 1 : 0;
     }
@@ -171,7 +171,7 @@ static struct train_seq sequence_of(struct taking *t, uint32_t row)
 static enum status take_row(struct taking *t, uint32_t row, struct errtext *err)
 {
     enum status st = STATUS_OK;
-    if (t->rows->begin[row + 1] - t->rows->begin[row] < 2)
+    if (training_rows_length(t->rows, row) < 2)
         return STATUS_OK; /* nothing to learn: zeros */
     if (t->n == TOGETHER)
         st = run(t, err);

@@ -50,7 +50,7 @@ static bool flight_init(struct row_flight *f, struct row_run *run, uint32_t row)
 {
     const struct index_build *b = run->build;
     const struct training_rows *rows = b->rows;
-    uint32_t n = (uint32_t)(rows->begin[row + 1] - rows->begin[row]);
+    uint32_t n = training_rows_length(rows, row);
     uint32_t d = b->maker->deps.model->config.d_model;
     *f = (struct row_flight){.run = run, .row = row, .n = n};
     f->job.ids = rows->ids + rows->begin[row];
@@ -154,9 +154,8 @@ static enum status submit(struct row_run *run, uint32_t row, struct errtext *err
 static enum status give_short(const struct row_run *run, uint32_t row, struct errtext *err)
 {
     const struct training_rows *rows = run->build->rows;
-    const struct events_row_tokens t = {.row = row,
-                                        .ids = rows->ids + rows->begin[row],
-                                        .n = (uint32_t)(rows->begin[row + 1] - rows->begin[row])};
+    const struct events_row_tokens t = {
+        .row = row, .ids = rows->ids + rows->begin[row], .n = training_rows_length(rows, row)};
     if (run->pass == PASS_BASE)
         return events_builder_base(run->build->builder, &t, NULL, err);
     return run->pass == PASS_KEYS ? events_builder_row(run->build->builder, &t, NULL, NULL, err)
@@ -168,7 +167,7 @@ static enum status run_pass(struct row_run *run, struct errtext *err)
     const struct index_build *b = run->build;
     enum status st = STATUS_OK;
     for (uint32_t row = 0; !st && row < b->rows->n; row++) {
-        if (b->rows->begin[row + 1] - b->rows->begin[row] < 2)
+        if (training_rows_length(b->rows, row) < 2)
             st = give_short(run, row, err);
         else if (run->pass != PASS_SAMPLE || events_builder_wants_hidden(b->builder, row))
             st = submit(run, row, err);

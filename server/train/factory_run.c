@@ -73,30 +73,29 @@ static void compute(void *arg)
     struct round *r = arg;
     struct factory *f = r->f;
     struct seq_source source[FACTORY_RUNNING_MAX + FACTORY_LEARNERS_MAX];
+    struct trainer *trainer[FACTORY_RUNNING_MAX];
     uint32_t n = 0;
     for (uint32_t i = 0; i < r->n_optim; i++)
         learner_optim(r->optim[i], r->optim[i]->first);
     for (uint32_t i = 0; i < r->n_pass; i++)
         source[n++] = learner_source(r->pass[i]);
-    for (uint32_t i = 0; i < f->n_run; i++)
-        source[n++] = trainer_source(f->run[i]->trainer);
+    for (uint32_t i = 0; i < f->n_run; i++) {
+        trainer[i] = f->run[i]->trainer;
+        source[n++] = trainer_source(trainer[i]);
+    }
     if (n && !r->st)
         train_pass_fill(f->pass, source, n, f->turn++ % n);
     if (n && !r->st && train_pass_tokens(f->pass))
         r->st = train_pass_run(f->pass);
     for (uint32_t i = 0; i < r->n_pass && !r->st; i++)
         learner_ran(r->pass[i]);
-    for (uint32_t i = 0; i < f->n_run; i++) {
-        struct trainer *t = f->run[i]->trainer;
-        if (r->st) {
-            trainer_drop(t);
-            continue;
-        }
-        trainer_ran(t);
-        r->stepped[i] = trainer_complete(t);
-        if (r->stepped[i])
-            r->step_st[i] = trainer_finish(t, &r->step[i], &r->step_err[i]);
-    }
+    train_round_end(&(struct train_round){.trainer = trainer,
+                                          .step = r->step,
+                                          .st = r->step_st,
+                                          .stepped = r->stepped,
+                                          .n = f->n_run,
+                                          .err = r->step_err},
+                    r->st);
 }
 
 static uint32_t metrics_every(const struct job_run *r)

@@ -10,17 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-static uint32_t held_length(const struct evaluating *e, uint32_t row)
-{
-    return (uint32_t)(e->rows->begin[row + 1] - e->rows->begin[row]);
-}
-
-static bool is_asked(const struct evaluating *e, uint32_t row, uint32_t at)
-{
-    return at > 0 && at < held_length(e, row) &&
-           training_rows_learns(e->rows, e->rows->begin[row] + at);
-}
-
 enum status trainer_evaluate(struct trainer *t, const struct train_evaluation *o,
                              struct errtext *err)
 {
@@ -30,12 +19,11 @@ enum status trainer_evaluate(struct trainer *t, const struct train_evaluation *o
     if (!o->every)
         return err_set(err, STATUS_INVALID, "evaluation: every 0 steps, expected 1 or more");
     for (uint32_t r = 0; r < o->rows->n; r++) {
-        uint32_t n = held_length(e, r);
+        uint32_t n = training_rows_length(o->rows, r);
         if (n > t->opt.tokens)
             return err_set(err, STATUS_INVALID, "held-out row %u: %u tokens, at most %u (tokens)",
                            r, n, t->opt.tokens);
-        for (uint32_t i = 0; i < n; i++)
-            e->targets += is_asked(e, r, i);
+        e->targets += trainer_targets(o->rows, r);
     }
     if (!e->targets)
         return err_set(err, STATUS_INVALID, "none of %u held-out rows has a token to ask for",
@@ -90,28 +78,14 @@ void evaluating_set(struct trainer *t)
 bool evaluating_next(struct trainer *t, struct train_seq *out)
 {
     struct evaluating *e = &t->eval;
-    while (e->row < e->rows->n && held_length(e, e->row) < 2)
+    while (e->row < e->rows->n && training_rows_length(e->rows, e->row) < 2)
         e->row++;
-    if (e->row == e->rows->n || t->used + held_length(e, e->row) > t->opt.tokens)
-        return false;
-    uint32_t n = held_length(e, e->row), at = t->used;
-    const int32_t *ids = e->rows->ids + e->rows->begin[e->row];
-    for (uint32_t i = 0; i < n; i++) {
-        t->target[at + i] = is_asked(e, e->row, i + 1) ? ids[i + 1] : -1;
-        t->weight[at + i] = 0;
-    }
-    *out = (struct train_seq){.lora = t->lora,
-                              .ids = ids,
-                              .target = t->target + at,
-                              .weight = t->weight + at,
-                              .logprob = t->logprob + at,
-                              .n = n};
-    return true;
+    return e->row < e->rows->n && trainer_place(t, e->rows, e->row, 0, out);
 }
 
 void evaluating_take(struct trainer *t)
 {
-    t->used += held_length(&t->eval, t->eval.row++);
+    t->used += training_rows_length(t->eval.rows, t->eval.row++);
 }
 
 static void end(struct trainer *t)
@@ -132,9 +106,7 @@ void evaluating_ran(struct trainer *t)
 {
     struct evaluating *e = &t->eval;
     struct train_seq none;
-    for (uint32_t i = 0; i < t->used; i++)
-        e->sum -= t->target[i] < 0 ? 0 : (double)t->logprob[i];
-    t->used = 0;
+    trainer_add_losses(t, &e->sum);
     if (!evaluating_next(t, &none))
         end(t);
 }

@@ -14,11 +14,6 @@
 
 /* ---- life ---- */
 
-static uint32_t row_length(const struct trainer *t, uint32_t row)
-{
-    return (uint32_t)(t->rows->begin[row + 1] - t->rows->begin[row]);
-}
-
 static enum status check_options(const struct trainer *t, struct errtext *err)
 {
     const struct train_options *o = &t->opt;
@@ -28,7 +23,7 @@ static enum status check_options(const struct trainer *t, struct errtext *err)
     if (!(o->dropout >= 0 && o->dropout < 1))
         return err_set(err, STATUS_INVALID, "dropout: found %g, expected 0 to below 1", o->dropout);
     for (uint32_t r = 0; r < t->rows->n; r++) {
-        uint32_t n = row_length(t, r);
+        uint32_t n = training_rows_length(t->rows, r);
         if (n > o->tokens)
             return err_set(err, STATUS_INVALID, "row %u: %u tokens, at most %u (tokens)", r, n,
                            o->tokens);
@@ -138,19 +133,40 @@ static void draw_order(struct trainer *t, uint32_t epoch)
     }
 }
 
-static bool is_target(const struct trainer *t, uint32_t row, uint32_t at)
-{
-    return at > 0 && training_rows_learns(t->rows, t->rows->begin[row] + at);
-}
-
-static uint64_t count_targets(const struct trainer *t, const uint32_t *row, uint32_t n)
+uint64_t trainer_targets(const struct training_rows *rows, uint32_t row)
 {
     uint64_t count = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        for (uint32_t k = 0; k < row_length(t, row[i]); k++)
-            count += is_target(t, row[i], k);
-    }
+    for (uint32_t k = 0; k < training_rows_length(rows, row); k++)
+        count += training_rows_is_target(rows, row, k);
     return count;
+}
+
+bool trainer_place(struct trainer *t, const struct training_rows *rows, uint32_t row, float weight,
+                   struct train_seq *out)
+{
+    uint32_t n = training_rows_length(rows, row), at = t->used;
+    const int32_t *ids = rows->ids + rows->begin[row];
+    if (at + n > t->opt.tokens)
+        return false;
+    for (uint32_t i = 0; i < n; i++) {
+        bool learned = training_rows_is_target(rows, row, i + 1);
+        t->target[at + i] = learned ? ids[i + 1] : -1;
+        t->weight[at + i] = learned ? weight : 0;
+    }
+    *out = (struct train_seq){.lora = t->lora,
+                              .ids = ids,
+                              .target = t->target + at,
+                              .weight = t->weight + at,
+                              .logprob = t->logprob + at,
+                              .n = n};
+    return true;
+}
+
+void trainer_add_losses(struct trainer *t, double *sum)
+{
+    for (uint32_t i = 0; i < t->used; i++)
+        *sum -= t->target[i] < 0 ? 0 : (double)t->logprob[i];
+    t->used = 0;
 }
 
 static void open_step(struct trainer *t)
@@ -162,8 +178,9 @@ static void open_step(struct trainer *t)
     t->row = t->order + first;
     t->n_row = MIN(t->opt.batch, t->rows->n - first);
     t->taken = t->used = 0;
-    t->targets = count_targets(t, t->row, t->n_row);
-    t->tokens = 0;
+    t->targets = t->tokens = 0;
+    for (uint32_t i = 0; i < t->n_row; i++)
+        t->targets += trainer_targets(t->rows, t->row[i]);
     t->sum = 0;
     memset(t->grad, 0, t->lora->n * sizeof(*t->grad));
 }
@@ -173,8 +190,8 @@ static bool has_row(struct trainer *t)
 {
     if (!t->open)
         open_step(t);
-    while (t->taken < t->n_row && row_length(t, t->row[t->taken]) < 2)
-        t->tokens += row_length(t, t->row[t->taken++]);
+    while (t->taken < t->n_row && training_rows_length(t->rows, t->row[t->taken]) < 2)
+        t->tokens += training_rows_length(t->rows, t->row[t->taken++]);
     return t->taken < t->n_row;
 }
 
@@ -185,27 +202,13 @@ static bool next_sequence(void *self, struct train_seq *out)
         return evaluating_next(t, out);
     if (trainer_ended(t) || !has_row(t))
         return false;
-    uint32_t row = t->row[t->taken], n = row_length(t, row), at = t->used;
-    const int32_t *ids = t->rows->ids + t->rows->begin[row];
-    float weight = (float)(1.0 / (double)MAX(t->targets, 1u));
-    if (at + n > t->opt.tokens)
+    uint32_t row = t->row[t->taken];
+    if (!trainer_place(t, t->rows, row, (float)(1.0 / (double)MAX(t->targets, 1u)), out))
         return false;
-    for (uint32_t i = 0; i < n; i++) {
-        bool learned = i + 1 < n && is_target(t, row, i + 1);
-        t->target[at + i] = learned ? ids[i + 1] : -1;
-        t->weight[at + i] = learned ? weight : 0;
-    }
-    *out = (struct train_seq){
-        .lora = t->lora,
-        .grad = t->grad,
-        .ids = ids,
-        .target = t->target + at,
-        .weight = t->weight + at,
-        .logprob = t->logprob + at,
-        .n = n,
-        .dropout = (float)t->opt.dropout,
-        /* a row's mask follows from the seed, the step and the row, wherever it stands */
-        .dropout_seed = t->opt.seed * 0x9e3779b97f4a7c15u + ((uint64_t)t->done << 32) + row};
+    out->grad = t->grad;
+    out->dropout = (float)t->opt.dropout;
+    /* a row's mask follows from the seed, the step and the row, wherever it stands */
+    out->dropout_seed = t->opt.seed * 0x9e3779b97f4a7c15u + ((uint64_t)t->done << 32) + row;
     return true;
 }
 
@@ -216,7 +219,7 @@ static void take_sequence(void *self)
         evaluating_take(t);
         return;
     }
-    uint32_t n = row_length(t, t->row[t->taken++]);
+    uint32_t n = training_rows_length(t->rows, t->row[t->taken++]);
     t->used += n;
     t->tokens += n;
 }
@@ -226,32 +229,31 @@ struct seq_source trainer_source(struct trainer *t)
     return (struct seq_source){t, next_sequence, take_sequence};
 }
 
-void trainer_drop(struct trainer *t)
+static void begin_anew(struct trainer *t)
 {
     t->open = false;
     t->used = t->eval.row = 0;
     t->eval.sum = 0;
 }
 
-void trainer_ran(struct trainer *t)
+static void has_run(struct trainer *t)
 {
     if (t->eval.under_way) {
         evaluating_ran(t);
         return;
     }
-    for (uint32_t i = 0; i < t->used; i++)
-        t->sum -= t->target[i] < 0 ? 0 : (double)t->logprob[i];
-    t->used = 0;
+    trainer_add_losses(t, &t->sum);
 }
 
-bool trainer_complete(struct trainer *t)
+/* All of the step's sequences have run. */
+static bool is_complete(struct trainer *t)
 {
     return t->open && !has_row(t) && t->used == 0;
 }
 
-enum status trainer_finish(struct trainer *t, struct train_step *out, struct errtext *err)
+static enum status finish_step(struct trainer *t, struct train_step *out, struct errtext *err)
 {
-    CHECK(trainer_complete(t));
+    CHECK(is_complete(t));
     t->open = false;
     *out = (struct train_step){.step = t->done,
                                .loss = t->targets ? (float)(t->sum / (double)t->targets) : 0,
@@ -272,6 +274,22 @@ enum status trainer_finish(struct trainer *t, struct train_step *out, struct err
 
 /* ---- several ---- */
 
+void train_round_end(const struct train_round *r, enum status st)
+{
+    for (uint32_t i = 0; i < r->n; i++) {
+        struct trainer *t = r->trainer[i];
+        r->stepped[i] = false;
+        if (st) {
+            begin_anew(t);
+            continue;
+        }
+        has_run(t);
+        r->stepped[i] = is_complete(t);
+        if (r->stepped[i])
+            r->st[i] = finish_step(t, &r->step[i], r->err ? &r->err[i] : NULL);
+    }
+}
+
 enum status train_round(struct train_pass *p, const struct train_round *r)
 {
     struct seq_source source[TRAIN_ROUND_MAX];
@@ -280,17 +298,6 @@ enum status train_round(struct train_pass *p, const struct train_round *r)
         source[i] = trainer_source(r->trainer[i]);
     train_pass_fill(p, source, r->n, r->first);
     enum status st = train_pass_tokens(p) ? train_pass_run(p) : STATUS_OK;
-    for (uint32_t i = 0; i < r->n; i++) {
-        struct trainer *t = r->trainer[i];
-        r->stepped[i] = false;
-        if (st) {
-            trainer_drop(t);
-            continue;
-        }
-        trainer_ran(t);
-        r->stepped[i] = trainer_complete(t);
-        if (r->stepped[i])
-            r->st[i] = trainer_finish(t, &r->step[i], r->err ? &r->err[i] : NULL);
-    }
+    train_round_end(r, st);
     return st;
 }

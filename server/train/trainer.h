@@ -7,9 +7,9 @@
  * A step is `batch` rows; its loss is the mean of -log p over their targets. Rows of an epoch come
  * in a new random order, or as they stand.
  *
- * Use       trainer_create -> until trainer_ended: train_pass_fill from
- *           trainer_source, train_pass_run, trainer_ran, and trainer_finish once trainer_complete;
- *           or train_round, which does it for several trainers
+ * Use       trainer_create -> until trainer_ended: train_round, for one or several; or, where
+ *           others take part in a pass, train_pass_fill from trainer_source too, train_pass_run,
+ *           train_round_end
  * Thread    one. Adapter and rows outlive it. */
 #ifndef RS_TRAIN_TRAINER_H
 #define RS_TRAIN_TRAINER_H
@@ -72,27 +72,24 @@ const float *trainer_losses(const struct trainer *t); /* [trainer_done] */
 /* The sequences of the step under way: none once all were taken, or while there is no more room
  * before the next run. */
 struct seq_source trainer_source(struct trainer *t);
-void trainer_ran(struct trainer *t);  /* the pass with them has run */
-void trainer_drop(struct trainer *t); /* it has not: the step, or the evaluation, begins anew */
-/* All of the step's sequences have run. An evaluation's end is none. */
-bool trainer_complete(struct trainer *t);
-/* The step: the adapter's weights are changed. Errors: CORRUPT where loss or gradient is not a
- * number: nothing was changed, and going on is no use. */
-MUST_CHECK enum status trainer_finish(struct trainer *t, struct train_step *out,
-                                      struct errtext *err);
 
-/* One pass for n trainers that have not ended. step[i], st[i]: of those whose step it completed
- * (stepped[i]). Errors: of train_pass_run; the steps under way begin anew. */
+/* One pass for n trainers that have not ended. Of those whose step it completed (stepped[i]; an
+ * evaluation's end is none) the weights are changed, step[i] says of it, and st[i] is OK; or
+ * CORRUPT where loss or gradient is not a number: nothing was changed, and going on is no use.
+ * Errors: of train_pass_run; steps and evaluations under way begin anew. */
 #define TRAIN_ROUND_MAX 256
 struct train_round {
     struct trainer **trainer; /* [n] */
     struct train_step *step;  /* [n] */
-    enum status *st;          /* [n] of trainer_finish */
+    enum status *st;          /* [n] */
     bool *stepped;            /* [n] */
     uint32_t n, first;
     struct errtext *err; /* [n] or NULL */
 };
 MUST_CHECK enum status train_round(struct train_pass *p, const struct train_round *r);
+/* What follows the pass, whoever filled it: st is what train_pass_run said, or OK where nothing had
+ * to run. */
+void train_round_end(const struct train_round *r, enum status st);
 
 /* Everything that going on needs, in one file, written as a whole; between two steps. what: 32
  * bytes of who trains on what (base, manifest, options): a state of other 32 bytes is refused.

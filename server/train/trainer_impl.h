@@ -39,6 +39,17 @@ struct trainer {
     struct evaluating eval;
 };
 
+/* trainer.c, of learned and held-out rows alike */
+
+/* Tokens of a row that are to be predicted. */
+uint64_t trainer_targets(const struct training_rows *rows, uint32_t row);
+/* The row behind those taken into this pass, its targets with that weight; out has no gradient.
+ * false: there is no room before the next run. */
+MUST_CHECK bool trainer_place(struct trainer *t, const struct training_rows *rows, uint32_t row,
+                              float weight, struct train_seq *out);
+/* The pass has run: -log p of what was taken goes to sum. */
+void trainer_add_losses(struct trainer *t, double *sum);
+
 /* train_evaluate.c: whether one is due, which then begins; and its part of trainer_next, _take and
  * _ran while it is under way. */
 void evaluating_set(struct trainer *t);

@@ -42,11 +42,6 @@ struct measure {
     struct runner runner[HEAT_MAX];
 };
 
-static uint32_t length(const struct training_rows *r, uint32_t i)
-{
-    return (uint32_t)(r->begin[i + 1] - r->begin[i]);
-}
-
 static bool in_folds(const struct measure *m)
 {
     return m->held == &m->job->learned;
@@ -102,9 +97,8 @@ static void set_targets(struct measure *m)
 {
     const struct training_rows *held = m->held->rows;
     for (uint32_t r = 0; r < held->n; r++) {
-        for (uint32_t i = 0; i < length(held, r); i++) {
-            bool asked =
-                i + 1 < length(held, r) && training_rows_learns(held, held->begin[r] + i + 1);
+        for (uint32_t i = 0; i < training_rows_length(held, r); i++) {
+            bool asked = training_rows_is_target(held, r, i + 1);
             m->target[held->begin[r] + i] = asked ? held->ids[held->begin[r] + i + 1] : -1;
             m->count[r] += asked;
         }
@@ -146,9 +140,9 @@ static enum status check_held(const struct measure *m, struct errtext *err)
     const struct training_rows *held = m->held->rows;
     uint64_t tokens = 0;
     for (uint32_t r = 0; r < held->n; r++) {
-        if (length(held, r) > j->train.tokens)
+        if (training_rows_length(held, r) > j->train.tokens)
             return err_set(err, STATUS_INVALID, "held-out row %u: %u tokens, at most %u (tokens)",
-                           r, length(held, r), j->train.tokens);
+                           r, training_rows_length(held, r), j->train.tokens);
         tokens += m->count[r];
     }
     if (!tokens)
@@ -170,7 +164,7 @@ static enum status answer(struct measure *m)
         const struct asked_row *k = &m->asked[q];
         const int32_t *target = m->target + m->held->rows->begin[k->row];
         double nats = 0;
-        for (uint32_t i = 0; i < length(m->held->rows, k->row); i++)
+        for (uint32_t i = 0; i < training_rows_length(m->held->rows, k->row); i++)
             nats -= target[i] < 0 ? 0 : (double)m->logprob[k->at + i];
         k->runner->nats[k->row] = nats;
     }
@@ -186,7 +180,7 @@ static enum status ask(struct measure *m, struct runner *r, uint32_t row)
                           .target = m->target + held->begin[row],
                           .weight = m->weight,
                           .logprob = m->logprob + m->used,
-                          .n = length(held, row)};
+                          .n = training_rows_length(held, row)};
     if (!m->count[row])
         return STATUS_OK;
     if (!train_pass_add(m->pass, &s)) {

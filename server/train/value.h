@@ -35,7 +35,7 @@ struct value_job {
 };
 /* losses, gain, lines, folds and seeds of out, whose line is made (mem_free). Errors: INVALID
  * naming what is amiss: one contributor only, no held-out row, fewer rows than parts, a held-out
- * row that is learned; as trainer_create and trainer_finish. */
+ * row that is learned; as trainer_create and train_round. */
 MUST_CHECK enum status value_measure(struct value_report *out, const struct value_job *job,
                                      struct errtext *err);
 
