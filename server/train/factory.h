@@ -127,8 +127,6 @@ uint32_t factory_list(struct factory *f, const char *owner, const char *after,
 MUST_CHECK enum status factory_cancel(struct factory *f, const char *id, struct errtext *err);
 MUST_CHECK enum status factory_pause(struct factory *f, const char *id, struct errtext *err);
 MUST_CHECK enum status factory_resume(struct factory *f, const char *id, struct errtext *err);
-/* Forgets an ended one and its files. */
-MUST_CHECK enum status factory_forget(struct factory *f, const char *id, struct errtext *err);
 
 enum factory_event_type { FACTORY_EVENT_MESSAGE, FACTORY_EVENT_METRICS, FACTORY_EVENT_CHECKPOINT };
 struct factory_event { /* 256 bytes, as on disk */

@@ -103,15 +103,15 @@ void factory_fail(struct factory *f, struct train_job *j, const struct errtext *
 
 /* ---- jobs in memory ---- */
 
-static void state_path(const struct job_run *r, char out[PATH_MAX + 16])
+static void state_path(const struct factory *f, const struct job_run *r, char out[PATH_MAX])
 {
-    snprintf(out, PATH_MAX + 16, "%s/" TRAIN_STATE_FILE, r->dir);
+    factory_job_path(f, r->job->now.id, TRAIN_STATE_FILE, out);
 }
 
 enum status factory_save_state(struct factory *f, struct job_run *r, struct errtext *err)
 {
-    char path[PATH_MAX + 16];
-    state_path(r, path);
+    char path[PATH_MAX];
+    state_path(f, r, path);
     r->saved_ns = clock_mono_ns();
     return trainer_save(r->trainer, path, r->what, err);
 }
@@ -136,18 +136,18 @@ void factory_drop_run(struct factory *f, uint32_t at)
     f->run[at] = f->run[--f->n_run];
 }
 
-static enum status read_part(const struct job_run *r, const char *name, size_t most, char **text,
-                             size_t *len, struct errtext *err)
+static enum status read_part(const struct factory *f, const char *id, const char *name, size_t most,
+                             char **text, size_t *len, struct errtext *err)
 {
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof(path), "%s/%s", r->dir, name);
+    char path[PATH_MAX];
+    factory_job_path(f, id, name, path);
     return file_read(path, most, text, len, err);
 }
 
-static enum status resume(struct job_run *r, struct errtext *err)
+static enum status resume(const struct factory *f, struct job_run *r, struct errtext *err)
 {
-    char path[PATH_MAX + 16];
-    state_path(r, path);
+    char path[PATH_MAX];
+    state_path(f, r, path);
     if (!file_exists(path))
         return STATUS_OK;
     return trainer_resume(r->trainer, path, r->what, err);
@@ -158,16 +158,17 @@ static enum status open_job(struct factory *f, struct job_run *r, struct errtext
     struct factory_job *j = &r->job->now;
     char *training = NULL, *config = NULL;
     size_t training_len = 0, config_len = 0;
-    factory_job_dir(f, j->id, r->dir);
-    enum status st = read_part(r, TRAINING_FILE, TRAINING_BYTES_MAX, &training, &training_len, err);
+    enum status st =
+        read_part(f, j->id, TRAINING_FILE, TRAINING_BYTES_MAX, &training, &training_len, err);
     if (!st)
-        st = read_part(r, FACTORY_CONFIG_FILE, PEFT_CONFIG_BYTES_MAX, &config, &config_len, err);
+        st = read_part(f, j->id, FACTORY_CONFIG_FILE, PEFT_CONFIG_BYTES_MAX, &config, &config_len,
+                       err);
     const struct job_from from = {j->document_root, j->eval_root, training,  config,
                                   training_len,     config_len,   &j->train, UINT32_MAX};
     if (!st)
         st = factory_open_run(f, &from, r, err);
     if (!st)
-        st = resume(r, err);
+        st = resume(f, r, err);
     mem_free(training);
     mem_free(config);
     return st;
@@ -286,9 +287,9 @@ static enum status publish_job(struct factory *f, struct job_run *r, const struc
 static void end_unpublished(struct factory *f, struct job_run *r, const struct buf *weights,
                             struct errtext *why)
 {
-    char path[PATH_MAX + 32];
+    char path[PATH_MAX];
     struct errtext unsaved = ERRTEXT_INIT;
-    snprintf(path, sizeof(path), "%s/" FACTORY_TENSORS_FILE, r->dir);
+    factory_job_path(f, r->job->now.id, FACTORY_TENSORS_FILE, path);
     if (weights->data && file_write_atomic(path, weights->data, weights->len, 0644, &unsaved))
         log_warn("train", "%s: %s", r->job->now.id, unsaved.text);
     err_prefix(why, "trained, and not published");
@@ -298,8 +299,8 @@ static void end_unpublished(struct factory *f, struct job_run *r, const struct b
 static void end_published(struct factory *f, struct job_run *r, const uint8_t id[32])
 {
     struct train_job *j = r->job;
-    char path[PATH_MAX + 16], hex[65], text[128];
-    state_path(r, path);
+    char path[PATH_MAX], hex[65], text[128];
+    state_path(f, r, path);
     (void)unlink(path);
     pthread_mutex_lock(&f->lock);
     j->now.has_adapter = true;
@@ -318,10 +319,12 @@ void factory_finish_job(struct factory *f, struct job_run *r)
     struct errtext why = ERRTEXT_INIT;
     struct buf weights;
     uint8_t id[32];
+    char dir[PATH_MAX];
     buf_init(&weights, SIZE_MAX / 2);
+    factory_job_path(f, r->job->now.id, NULL, dir);
     enum status st = train_lora_render(&r->lora, &weights, &why);
     if (!st)
-        st = train_output_report(r->dir, &r->report, &weights, id, &why);
+        st = train_output_report(dir, &r->report, &weights, id, &why);
     if (!st)
         st = publish_job(f, r, &weights, id, &why);
     if (st)

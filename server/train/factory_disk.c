@@ -23,9 +23,9 @@
 #define JOB_BYTES_MAX (64u << 10)
 #define JOB_FORMAT    "residual.job.1"
 
-void factory_job_dir(const struct factory *f, const char *id, char out[PATH_MAX])
+void factory_job_path(const struct factory *f, const char *id, const char *file, char out[PATH_MAX])
 {
-    snprintf(out, PATH_MAX, "%s/jobs/%s", f->opt.dir, id);
+    snprintf(out, PATH_MAX, "%s/jobs/%s%s%s", f->opt.dir, id, file ? "/" : "", file ? file : "");
 }
 
 /* ---- job.json ---- */
@@ -72,11 +72,10 @@ static void put_job(struct buf *out, const struct factory_job *j, uint64_t quota
 enum status factory_write_job(const struct factory *f, const struct factory_job *j,
                               uint64_t quota_bytes, struct errtext *err)
 {
-    char dir[PATH_MAX - 64], path[PATH_MAX];
+    char path[PATH_MAX];
     struct buf text;
     buf_init(&text, JOB_BYTES_MAX);
-    snprintf(dir, sizeof(dir), "%s/jobs/%s", f->opt.dir, j->id);
-    snprintf(path, sizeof(path), "%s/" FACTORY_JOB_FILE, dir);
+    factory_job_path(f, j->id, FACTORY_JOB_FILE, path);
     put_job(&text, j, quota_bytes);
     enum status st = text.failed ? err_set(err, STATUS_NO_MEMORY, "%s: no memory for it", path)
                                  : file_write_atomic(path, text.data, text.len, 0600, err);
@@ -134,21 +133,20 @@ static void read_members(struct json_reader *in, struct train_job *out)
     train_options_read(&options, &j->train);
 }
 
-static uint32_t count_events(const char *dir)
+static uint32_t count_events(const struct factory *f, const char *id)
 {
-    char path[PATH_MAX + 16];
+    char path[PATH_MAX];
     struct stat s;
-    snprintf(path, sizeof(path), "%s/" FACTORY_EVENTS_FILE, dir);
+    factory_job_path(f, id, FACTORY_EVENTS_FILE, path);
     return stat(path, &s) ? 0 : (uint32_t)((uint64_t)s.st_size / sizeof(struct factory_event));
 }
 
 enum status factory_read_job(const struct factory *f, const char *id, struct train_job *out,
                              struct errtext *err)
 {
-    char dir[PATH_MAX - 64], path[PATH_MAX];
+    char path[PATH_MAX];
     json_t *root;
-    snprintf(dir, sizeof(dir), "%s/jobs/%s", f->opt.dir, id);
-    snprintf(path, sizeof(path), "%s/" FACTORY_JOB_FILE, dir);
+    factory_job_path(f, id, FACTORY_JOB_FILE, path);
     enum status st = json_doc_load(&root, path, JOB_BYTES_MAX, 0, err);
     if (st)
         return st;
@@ -158,18 +156,19 @@ enum status factory_read_job(const struct factory *f, const char *id, struct tra
     if (!in.st && strcmp(out->now.id, id) != 0)
         json_fail(&in, STATUS_CORRUPT, "id", "found '%.31s', the folder is '%.31s'", out->now.id,
                   id);
-    out->now.events = count_events(dir);
+    out->now.events = count_events(f, id);
     json_decref(root);
     return in.st;
 }
 
-void factory_remove_dir(const char *dir)
+void factory_remove_job(const struct factory *f, const char *id)
 {
-    char path[PATH_MAX + 256];
-    DIR *d = opendir(dir);
+    char dir[PATH_MAX], path[PATH_MAX];
     const struct dirent *e;
+    factory_job_path(f, id, NULL, dir);
+    DIR *d = opendir(dir);
     while (d && (e = readdir(d))) {
-        snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
+        factory_job_path(f, id, e->d_name, path);
         if (e->d_name[0] != '.' && unlink(path))
             log_warn("train", "%s: %s", path, strerror(errno));
     }
@@ -202,7 +201,7 @@ void factory_add_event(const struct factory *f, struct factory_job *j, struct fa
         return;
     e->seq = j->events;
     e->at_ms = (int64_t)clock_wall_ms();
-    snprintf(path, sizeof(path), "%s/jobs/%s/" FACTORY_EVENTS_FILE, f->opt.dir, j->id);
+    factory_job_path(f, j->id, FACTORY_EVENTS_FILE, path);
     if (append_event(path, e, &why))
         log_warn("train", "an event of %s is lost: %s", j->id, why.text);
     else
@@ -220,7 +219,7 @@ enum status factory_events(struct factory *f, const char *id, uint32_t first,
         return err_set(err, STATUS_NOT_FOUND, "no training job '%.40s'", id);
     if (first >= j.events || !max)
         return STATUS_OK;
-    snprintf(path, sizeof(path), "%s/jobs/%s/" FACTORY_EVENTS_FILE, f->opt.dir, j.id);
+    factory_job_path(f, j.id, FACTORY_EVENTS_FILE, path);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));

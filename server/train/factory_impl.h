@@ -53,7 +53,6 @@ struct job_run {
     uint8_t what[32];
     uint64_t bytes;  /* of the adapter and its trainer */
     uint64_t tokens; /* of an epoch */
-    char dir[PATH_MAX];
     uint64_t saved_ns, begin_ns, begin_tokens;
 };
 
@@ -112,7 +111,9 @@ bool factory_has_ended(enum factory_status s);
 
 /* ---- factory_disk.c ---- */
 
-void factory_job_dir(const struct factory *f, const char *id, char out[PATH_MAX]);
+/* Of a file of the job's folder; NULL: of the folder. */
+void factory_job_path(const struct factory *f, const char *id, const char *file,
+                      char out[PATH_MAX]);
 /* job.json as it is now. */
 MUST_CHECK enum status factory_write_job(const struct factory *f, const struct factory_job *j,
                                          uint64_t quota_bytes, struct errtext *err);
@@ -120,7 +121,7 @@ MUST_CHECK enum status factory_read_job(const struct factory *f, const char *id,
                                         struct train_job *out, struct errtext *err);
 /* Appends; seq and time are set. A full disk loses the event and is said. */
 void factory_add_event(const struct factory *f, struct factory_job *j, struct factory_event *e);
-void factory_remove_dir(const char *dir);
+void factory_remove_job(const struct factory *f, const char *id);
 
 /* ---- factory_open.c ---- */
 

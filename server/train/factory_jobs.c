@@ -77,36 +77,37 @@ static enum status check_name(struct factory *f, const struct factory_spec *s, s
                  : STATUS_OK;
 }
 
-static enum status write_part(const char *dir, const char *name, const char *text, size_t len,
-                              struct errtext *err)
+static enum status write_part(const struct factory *f, const char *id, const char *name,
+                              const char *text, size_t len, struct errtext *err)
 {
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    char path[PATH_MAX];
+    factory_job_path(f, id, name, path);
     return file_write_atomic(path, text, len, 0600, err);
 }
 
 static enum status write_job(struct factory *f, const struct factory_spec *s,
                              const struct job_run *r, struct train_job *j, struct errtext *err)
 {
+    const char *id = j->now.id;
     char dir[PATH_MAX];
     struct buf training;
     buf_init(&training, TRAINING_BYTES_MAX);
-    factory_job_dir(f, j->now.id, dir);
+    factory_job_path(f, id, NULL, dir);
     enum status st = file_spare(f->opt.dir, 4 * r->bytes, err);
     if (!st)
         st = file_mkdirs(dir, 0700, err);
     if (!st)
         st = training_render(&training, r->training, r->datanet, err);
     if (!st)
-        st = write_part(dir, TRAINING_FILE, training.data, training.len, err);
+        st = write_part(f, id, TRAINING_FILE, training.data, training.len, err);
     if (!st)
-        st = write_part(dir, FACTORY_CONFIG_FILE, s->peft_config, s->peft_config_bytes, err);
+        st = write_part(f, id, FACTORY_CONFIG_FILE, s->peft_config, s->peft_config_bytes, err);
     if (!st)
-        st = write_part(dir, FACTORY_NOTE_FILE, s->note, s->note_bytes, err);
+        st = write_part(f, id, FACTORY_NOTE_FILE, s->note, s->note_bytes, err);
     if (!st)
         st = factory_write_job(f, &j->now, j->quota_bytes, err);
     if (st)
-        factory_remove_dir(dir);
+        factory_remove_job(f, id);
     buf_fini(&training);
     return st;
 }
@@ -196,11 +197,18 @@ static enum status make_job(struct factory *f, const struct factory_spec *s, str
     return st;
 }
 
+/* Its files and its entry. The lock is held. */
+static void forget_at(struct factory *f, uint32_t at)
+{
+    factory_remove_job(f, f->job[at]->now.id);
+    mem_free(f->job[at]);
+    memmove(f->job + at, f->job + at + 1, (--f->n_job - at) * sizeof(struct train_job *));
+}
+
 /* The oldest ended one gives its place. The lock is held. */
 static void make_place(struct factory *f)
 {
     uint32_t ended = 0, oldest = UINT32_MAX;
-    char dir[PATH_MAX];
     for (uint32_t i = 0; i < f->n_job; i++) {
         if (!factory_has_ended(f->job[i]->now.status) || f->job[i]->in_memory)
             continue;
@@ -210,11 +218,7 @@ static void make_place(struct factory *f)
     if (ended <= f->opt.ended_max && f->n_job < f->job_room)
         return;
     CHECK(oldest != UINT32_MAX);
-    factory_job_dir(f, f->job[oldest]->now.id, dir);
-    factory_remove_dir(dir);
-    mem_free(f->job[oldest]);
-    memmove(f->job + oldest, f->job + oldest + 1,
-            (--f->n_job - oldest) * sizeof(struct train_job *));
+    forget_at(f, oldest);
 }
 
 enum status factory_submit(struct factory *f, const struct factory_spec *spec,
@@ -278,7 +282,7 @@ enum status factory_note(struct factory *f, const char *id, struct buf *out, str
     struct factory_job j;
     if (!factory_get(f, id, &j))
         return err_set(err, STATUS_NOT_FOUND, "no training job '%.40s'", id);
-    snprintf(path, sizeof(path), "%s/jobs/%s/" FACTORY_NOTE_FILE, f->opt.dir, j.id);
+    factory_job_path(f, j.id, FACTORY_NOTE_FILE, path);
     enum status st = file_read(path, FACTORY_NOTE_BYTES, &text, &len, err);
     if (st)
         return st;
@@ -347,28 +351,4 @@ enum status factory_pause(struct factory *f, const char *id, struct errtext *err
 enum status factory_resume(struct factory *f, const char *id, struct errtext *err)
 {
     return wish(f, id, FACTORY_WISH_GO, err);
-}
-
-enum status factory_forget(struct factory *f, const char *id, struct errtext *err)
-{
-    char dir[PATH_MAX];
-    enum status st = STATUS_OK;
-    pthread_mutex_lock(&f->lock);
-    struct train_job *j = factory_find(f, id);
-    if (!j)
-        st = err_set(err, STATUS_NOT_FOUND, "no training job '%.40s'", id);
-    else if (!factory_has_ended(j->now.status) || j->in_memory)
-        st = err_set(err, STATUS_CONFLICT, "training job %s is %s: cancel it first", id,
-                     factory_status_name(j->now.status));
-    for (uint32_t i = 0; i < f->n_job && !st; i++) {
-        if (f->job[i] != j)
-            continue;
-        factory_job_dir(f, j->now.id, dir);
-        factory_remove_dir(dir);
-        memmove(f->job + i, f->job + i + 1, (--f->n_job - i) * sizeof(struct train_job *));
-        mem_free(j);
-        break;
-    }
-    pthread_mutex_unlock(&f->lock);
-    return st;
 }
