@@ -75,9 +75,8 @@ enum status train_setup_warmup(const struct train_setup *s, uint32_t rows, uint3
                                struct errtext *err)
 {
     uint64_t v, range[2] = {0, TRAIN_STEPS_MAX};
-    uint64_t steps = (uint64_t)((rows + s->opt.batch - 1) / s->opt.batch) * s->opt.epochs;
-    uint64_t standard = (steps * 3 + 99) / 100; /* its first step moves nothing */
-    enum status st = args_number(s->c, OPT_WARMUP, range, MIN(standard, steps - 1), &v, err);
+    uint64_t standard = train_warmup(&s->opt, rows, TRAIN_WARMUP_PERCENT);
+    enum status st = args_number(s->c, OPT_WARMUP, range, standard, &v, err);
     *warmup = st ? 0 : (uint32_t)v;
     return st;
 }

@@ -105,7 +105,7 @@ static enum status read_evaluation(struct training_runs *a, struct training_run 
 {
     const struct train_source *judge = a->judge.training ? &a->judge : &r->source;
     uint64_t some[2] = {1, TRAIN_STEPS_MAX}, any[2] = {0, TRAIN_STEPS_MAX}, every, patience;
-    uint64_t epoch = (r->source.rows.n + r->opt.batch - 1) / r->opt.batch;
+    uint64_t epoch = train_epoch_steps(r->source.rows.n, r->opt.batch);
     enum status st = STATUS_OK;
     if (!a->judge.training && !r->source.held)
         return st;

@@ -132,12 +132,8 @@ enum status factory_open_run(struct factory *f, const struct job_from *from, str
         return st;
     r->opt = *from->train;
     r->opt.tokens = f->opt.tokens;
-    if (from->warmup_percent != UINT32_MAX && r->opt.batch) {
-        uint64_t steps = (uint64_t)((r->rows.n + r->opt.batch - 1) / r->opt.batch) * r->opt.epochs;
-        uint64_t warmup =
-            (steps * from->warmup_percent + 99) / 100; /* its first step moves nothing */
-        r->opt.optim.warmup = (uint32_t)MIN(warmup, steps - 1);
-    }
+    if (from->warmup_percent != UINT32_MAX)
+        r->opt.optim.warmup = train_warmup(&r->opt, r->rows.n, from->warmup_percent);
     st = trainer_create(&r->trainer, &r->lora, &r->rows, &r->opt, err);
     if (!st)
         st = ask_held(r, err);

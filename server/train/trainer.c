@@ -57,6 +57,13 @@ static enum status make_room(struct trainer *t, struct errtext *err)
                         t->lora->weights);
 }
 
+uint32_t train_warmup(const struct train_options *o, uint32_t rows, uint32_t percent)
+{
+    uint64_t steps = (uint64_t)train_epoch_steps(rows, o->batch) * o->epochs;
+    uint64_t part = (steps * percent + 99) / 100;
+    return steps ? (uint32_t)MIN(part, steps - 1) : 0;
+}
+
 enum status trainer_create(struct trainer **out, struct train_lora *lora,
                            const struct training_rows *rows, const struct train_options *opt,
                            struct errtext *err)
@@ -64,7 +71,7 @@ enum status trainer_create(struct trainer **out, struct train_lora *lora,
     struct trainer *t = mem_alloc(sizeof(*t));
     *out = NULL;
     *t = (struct trainer){.lora = lora, .rows = rows, .opt = *opt, .epoch = UINT32_MAX};
-    t->per_epoch = opt->batch ? (rows->n + opt->batch - 1) / opt->batch : 0;
+    t->per_epoch = train_epoch_steps(rows->n, opt->batch);
     enum status st = check_options(t, err);
     t->opt.optim.steps = t->per_epoch * opt->epochs;
     if (!st)

@@ -18,7 +18,8 @@
 #include "server/train/optim.h"
 #include "server/train/pass.h"
 
-#define TRAIN_STEPS_MAX (1u << 24)
+#define TRAIN_STEPS_MAX      (1u << 24)
+#define TRAIN_WARMUP_PERCENT 3 /* of all steps, where nothing else is asked */
 
 struct train_options {
     struct optim_options optim; /* steps and warmup count in steps; trainer_create sets steps */
@@ -29,6 +30,15 @@ struct train_options {
     enum row_mask mask; /* that the rows were read with */
     double dropout;     /* share of LoRA's inputs that falls in a step: 0 to below 1 */
 };
+
+/* Steps of an epoch of so many rows; batch 0: none. */
+static inline uint32_t train_epoch_steps(uint32_t rows, uint32_t batch)
+{
+    return batch ? (uint32_t)(((uint64_t)rows + batch - 1) / batch) : 0;
+}
+/* So many percent of the steps that o makes of so many rows, rounded up, but never all of them: the
+ * first step of a warm-up moves nothing. */
+uint32_t train_warmup(const struct train_options *o, uint32_t rows, uint32_t percent);
 
 struct trainer;
 /* Errors: INVALID naming the option or the row, NO_MEMORY. */

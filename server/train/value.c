@@ -248,9 +248,7 @@ static enum status open_runner(struct measure *m, struct runner *r, uint64_t see
         return st;
     opt.seed = seed;
     if (!j->fixed_warmup)
-        opt.optim.warmup =
-            (uint32_t)(((uint64_t)((r->rows.n + opt.batch - 1) / opt.batch) * opt.epochs * 3 + 99) /
-                       100);
+        opt.optim.warmup = train_warmup(&opt, r->rows.n, TRAIN_WARMUP_PERCENT);
     return trainer_create(&r->trainer, &r->lora, &r->rows, &opt, err);
 }
 
