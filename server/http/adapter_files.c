@@ -4,6 +4,7 @@
 #include "server/base/check.h"
 #include "server/base/file.h"
 #include "server/base/mem.h"
+#include "server/http/adapters.h"
 #include "server/http/state.h"
 
 #include <limits.h>
@@ -50,8 +51,7 @@ static enum status read_part(struct exchange *x, const struct adapter_entry *e, 
 void adapter_files_send(struct exchange *x, const struct adapter_entry *e, const char *part)
 {
     struct errtext err = ERRTEXT_INIT;
-    bool mine = x->key && e->publisher[0] && strcmp(e->publisher, x->key->name) == 0;
-    enum status st = mine || (x->roles & HTTP_ROLE_ADMIN)
+    enum status st = adapters_may_dispose(x, e)
                          ? read_part(x, e, part, &err)
                          : err_param(&err, STATUS_DENIED, "name",
                                      "'%s' was published with another key; only that key or an "

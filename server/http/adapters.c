@@ -211,6 +211,12 @@ enum status adapters_unload(struct http_server *s, const char *name, bool forget
     return st;
 }
 
+bool adapters_may_dispose(const struct exchange *x, const struct adapter_entry *e)
+{
+    bool mine = x->key && e->publisher[0] && strcmp(e->publisher, x->key->name) == 0;
+    return mine || (x->roles & HTTP_ROLE_ADMIN);
+}
+
 void handle_adapter_delete(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
@@ -219,11 +225,11 @@ void handle_adapter_delete(struct exchange *x)
         fail_unknown(x, "name", x->tail);
         return;
     }
-    bool mine = x->key && e->publisher[0] && strcmp(e->publisher, x->key->name) == 0;
+    bool may = adapters_may_dispose(x, e);
     char name[CATALOG_NAME_MAX + 1];
     snprintf(name, sizeof(name), "%s", e->name);
     catalog_release(e);
-    if (!mine && !(x->roles & HTTP_ROLE_ADMIN)) {
+    if (!may) {
         (void)err_param(&err, STATUS_DENIED, "name",
                         "'%s' was published with another key; only that key or an admin may "
                         "delete it",
