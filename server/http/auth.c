@@ -125,6 +125,11 @@ uint64_t auth_fair_key(const struct http_key *key)
     return key && id == 0 ? 1 : id;
 }
 
+const char *auth_key_name(const struct http_key *key)
+{
+    return key ? key->name : "";
+}
+
 const uint8_t *auth_account(const struct http_key *key)
 {
     return key && !sodium_is_zero(key->account, sizeof(key->account)) ? key->account : NULL;

@@ -25,6 +25,8 @@ MUST_CHECK enum status auth_check_origin(const struct keyring *keys, const char 
 bool auth_allows_adapter(const struct http_key *key, const char *name);
 /* The key's identity for fair sharing and receipts; 0 for NULL. */
 uint64_t auth_fair_key(const struct http_key *key);
+/* Its name, under which what it brings is kept; "" for NULL. */
+const char *auth_key_name(const struct http_key *key);
 /* Its account, [20]; NULL: it has none. */
 const uint8_t *auth_account(const struct http_key *key);
 /* "infer, admin" */

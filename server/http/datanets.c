@@ -9,6 +9,7 @@
 #include "server/base/mem.h"
 #include "server/datanet/store.h"
 #include "server/http/audit.h"
+#include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
 #include "server/http/state.h"
@@ -377,11 +378,6 @@ static void fail_put(struct exchange *x, enum status st, const struct errtext *e
         exchange_fail(x, st, err);
 }
 
-static const char *publisher_of(const struct exchange *x)
-{
-    return x->key ? x->key->name : "";
-}
-
 static void put_missing(void *arg, const uint8_t digest[32])
 {
     struct datanet_lines *l = arg;
@@ -401,7 +397,7 @@ static enum status take_list(struct exchange *x, const json_t *root, uint8_t doc
                              struct errtext *err)
 {
     struct datanet_list l = {.datanet = root,
-                             .publisher = publisher_of(x),
+                             .publisher = auth_key_name(x->key),
                              .admin = (x->roles & HTTP_ROLE_ADMIN) != 0,
                              .check = check_licences,
                              .arg = x};
@@ -459,7 +455,7 @@ static enum status take_text(struct exchange *x, const struct datanet_path *p, s
 
 static enum status take_value(struct exchange *x, const struct datanet_path *p, struct errtext *err)
 {
-    struct datanet_value_sent v = {.publisher = publisher_of(x),
+    struct datanet_value_sent v = {.publisher = auth_key_name(x->key),
                                    .admin = (x->roles & HTTP_ROLE_ADMIN) != 0,
                                    .base = x->server->deps.model->id};
     char *text;
@@ -512,10 +508,10 @@ void handle_datanet_delete(struct exchange *x)
     struct errtext err = ERRTEXT_INIT;
     struct datanet_path p = read_path(x->tail);
     bool admin = (x->roles & HTTP_ROLE_ADMIN) != 0;
-    enum status st =
-        p.part == PART_SHOW && !p.version
-            ? datanet_store_remove(x->server->deps.datanets, p.id, publisher_of(x), admin, &err)
-            : err_param(&err, STATUS_NOT_FOUND, "id", "DELETE /v1/datanets/ROOT");
+    enum status st = p.part == PART_SHOW && !p.version
+                         ? datanet_store_remove(x->server->deps.datanets, p.id,
+                                                auth_key_name(x->key), admin, &err)
+                         : err_param(&err, STATUS_NOT_FOUND, "id", "DELETE /v1/datanets/ROOT");
     audit_action(x, "delete datanet", x->tail, st, &err);
     if (st) {
         exchange_fail(x, st, &err);

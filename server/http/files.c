@@ -8,6 +8,7 @@
 #include "server/base/mem.h"
 #include "server/datanet/documents.h"
 #include "server/http/audit.h"
+#include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/state.h"
 #include "server/http/upload.h"
@@ -20,11 +21,6 @@
 
 #define PAGE_FILES_MAX 10000u
 #define CONTENT_SUFFIX "/content"
-
-const char *files_owner(const struct exchange *x)
-{
-    return x->key ? x->key->name : "";
-}
 
 /* ---- paging ---- */
 
@@ -63,7 +59,7 @@ static enum status read_page(const struct exchange *x, struct file_page *page, u
 {
     bool known = !*x->query_order || strcmp(x->query_order, "asc") == 0 ||
                  strcmp(x->query_order, "desc") == 0;
-    *page = (struct file_page){.owner = files_owner(x),
+    *page = (struct file_page){.owner = auth_key_name(x->key),
                                .purpose = *x->query_purpose ? x->query_purpose : NULL,
                                .after = *x->query_after ? x->query_after : NULL,
                                .oldest_first = strcmp(x->query_order, "asc") == 0};
@@ -122,7 +118,7 @@ static enum status find_file(struct exchange *x, struct stored_file *f, bool *co
     char id[FILE_STORE_ID_BYTES];
     *content = split_tail(x->tail, id);
     bool known = !*content || strcmp(x->tail + strlen(id), CONTENT_SUFFIX) == 0;
-    return known && file_store_get(x->server->deps.files, files_owner(x), id, f)
+    return known && file_store_get(x->server->deps.files, auth_key_name(x->key), id, f)
                ? STATUS_OK
                : err_param(err, STATUS_NOT_FOUND, "file_id", "there is no file '%.60s' of this key",
                            x->tail);
@@ -169,7 +165,7 @@ void handle_file_delete(struct exchange *x)
     if (!st && content)
         st = err_param(&err, STATUS_NOT_FOUND, "file_id", "DELETE /v1/files/ID");
     if (!st)
-        st = file_store_remove(x->server->deps.files, files_owner(x), f.id, &err);
+        st = file_store_remove(x->server->deps.files, auth_key_name(x->key), f.id, &err);
     audit_action(x, "delete file", x->tail, st, &err);
     if (st) {
         exchange_fail(x, st, &err);
@@ -262,7 +258,7 @@ static enum status keep_form(struct exchange *x, const char *body, size_t len,
     struct multipart_part *part = mem_array(MULTIPART_PARTS_MAX, sizeof(*part));
     const struct multipart_part *file = NULL;
     uint32_t count;
-    snprintf(f->owner, sizeof(f->owner), "%s", files_owner(x));
+    snprintf(f->owner, sizeof(f->owner), "%s", auth_key_name(x->key));
     enum status st = multipart_parse(body, len, x->upload->boundary, part, &count, err);
     if (!st)
         st = read_form(part, count, f, &file, err);

@@ -33,7 +33,7 @@ static enum status find_job(struct exchange *x, const char *id, struct factory_j
                             struct errtext *err)
 {
     bool found =
-        factory_get(x->server->deps.factory, id, j) && strcmp(j->owner, files_owner(x)) == 0;
+        factory_get(x->server->deps.factory, id, j) && strcmp(j->owner, auth_key_name(x->key)) == 0;
     return found ? STATUS_OK
                  : err_param(err, STATUS_NOT_FOUND, "fine_tuning_job_id",
                              "there is no fine-tuning job '%.60s' of this key", id);
@@ -87,7 +87,7 @@ static enum status submit(struct exchange *x, struct tune_ask *a, char id[FACTOR
                           struct errtext *err)
 {
     char name[CATALOG_NAME_MAX + 1];
-    struct factory_spec s = {.owner = files_owner(x),
+    struct factory_spec s = {.owner = auth_key_name(x->key),
                              .name = name,
                              .quota_bytes = x->key ? x->key->publish_bytes_max : 0,
                              .peft_config = a->config.data,
@@ -146,8 +146,8 @@ static enum status put_jobs(struct exchange *x, const char *after, uint32_t max,
     enum status st = STATUS_OK;
     buf_puts(&x->out, "{\"object\":\"list\",\"data\":[");
     while (!st && more && !full) {
-        uint32_t n =
-            factory_list(x->server->deps.factory, files_owner(x), after, page, PAGE_MAX, &more);
+        uint32_t n = factory_list(x->server->deps.factory, auth_key_name(x->key), after, page,
+                                  PAGE_MAX, &more);
         for (uint32_t i = 0; i < n && !st && !full; i++) {
             if (!tune_has_metadata(x, &page[i]))
                 continue;

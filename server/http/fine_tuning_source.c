@@ -37,7 +37,7 @@ struct source_wanted {
 static bool may_train_on(const struct exchange *x, const struct datanet_held *h)
 {
     bool of_file = strncmp(h->name, FILE_PREFIX, sizeof(FILE_PREFIX) - 1) == 0;
-    return !of_file || strcmp(h->publisher, files_owner(x)) == 0;
+    return !of_file || strcmp(h->publisher, auth_key_name(x->key)) == 0;
 }
 
 static bool look_for(void *arg, const struct datanet_held *h, const struct value_report *value)
@@ -140,7 +140,7 @@ static enum status keep_datanet(struct exchange *x, const struct file_datanet *f
     if (there)
         return STATUS_OK;
     json_t *list = list_of(f);
-    const struct datanet_list l = {.datanet = list, .publisher = files_owner(x)};
+    const struct datanet_list l = {.datanet = list, .publisher = auth_key_name(x->key)};
     enum status st = list ? datanet_store_put_list(s, &l, root, err)
                           : err_set(err, STATUS_NO_MEMORY, "there is no memory for the list now");
     json_decref(list);
@@ -172,7 +172,7 @@ static enum status by_file(struct exchange *x, const char *id, const char *param
     struct stored_file file;
     char *text;
     size_t len;
-    if (!file_store_get(x->server->deps.files, files_owner(x), id, &file) ||
+    if (!file_store_get(x->server->deps.files, auth_key_name(x->key), id, &file) ||
         strcmp(file.purpose, FILES_TO_TRAIN) != 0)
         return err_param(err, STATUS_NOT_FOUND, param,
                          "%s: there is no file '%.60s' of this key with the purpose "

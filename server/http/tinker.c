@@ -8,6 +8,7 @@
 #include "server/base/log.h"
 #include "server/base/mem.h"
 #include "server/base/thread.h"
+#include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/reply.h"
 #include "server/http/tinker_parts.h"
@@ -87,7 +88,7 @@ enum status tinker_session_new(struct exchange *x, char id[TINKER_SESSION_ID], s
     randombytes_buf(random, sizeof(random));
     memcpy(s->id, "ses-", 4);
     hex_encode(s->id + 4, random, sizeof(random));
-    snprintf(s->owner, sizeof(s->owner), "%s", x->key ? x->key->name : "");
+    snprintf(s->owner, sizeof(s->owner), "%s", auth_key_name(x->key));
     s->tinker = t;
     s->fair_key = x->fair_key;
     s->seen_ns = t->server->clock_ns();

@@ -12,6 +12,7 @@
 #include "server/base/hex.h"
 #include "server/base/log.h"
 #include "server/base/mem.h"
+#include "server/http/auth.h"
 #include "server/http/handlers.h"
 #include "server/http/tinker_parts.h"
 
@@ -37,7 +38,7 @@ static void owner_dir(const struct exchange *x, char out[PATH_MAX])
 {
     uint8_t digest[8];
     char hex[17];
-    const char *name = x->key ? x->key->name : "";
+    const char *name = auth_key_name(x->key);
     crypto_generichash(digest, sizeof(digest), (const uint8_t *)name, strlen(name), NULL, 0);
     hex_encode(hex, digest, sizeof(digest));
     snprintf(out, PATH_MAX, "%s/tinker/%s", x->server->opt.train_dir, hex);

@@ -149,7 +149,7 @@ static enum status adapter_of_path(struct exchange *x, const char *path, char *o
     if (!st)
         tinker_adapter_name(out, model, name);
     struct adapter_entry *e = st ? NULL : catalog_find(x->server->deps.catalog, out);
-    bool mine = e && strcmp(e->publisher, x->key ? x->key->name : "") == 0;
+    bool mine = e && strcmp(e->publisher, auth_key_name(x->key)) == 0;
     if (e)
         catalog_release(e);
     if (!st && !mine)

@@ -5,6 +5,7 @@
 #include "server/http/adapters.h"
 #include "server/http/handlers.h"
 #include "server/http/tinker_parts.h"
+#include "server/train/train_config.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -76,16 +77,14 @@ void tinker_put_path(struct tinker_future *f, const char *kind, const char *name
 
 static void put_config(struct buf *out, const struct tinker_lora *lora, const char *base)
 {
-    buf_printf(out,
-               "{\"peft_type\":\"LORA\",\"task_type\":\"CAUSAL_LM\",\"r\":%u,\"lora_alpha\":%d,"
-               "\"lora_dropout\":0.0,\"bias\":\"none\",\"target_modules\":[",
-               lora->rank, TINKER_ALPHA);
-    buf_puts(out, lora->attn ? "\"q_proj\",\"k_proj\",\"v_proj\",\"o_proj\"" : "");
-    buf_puts(out, lora->attn && lora->mlp ? "," : "");
-    buf_puts(out, lora->mlp ? "\"gate_proj\",\"up_proj\",\"down_proj\"" : "");
-    buf_puts(out, "],\"base_model_name_or_path\":");
-    buf_put_json_string(out, base, strlen(base));
-    buf_puts(out, "}");
+    static const char *const module[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                         "gate_proj", "up_proj", "down_proj"};
+    const uint32_t attn = 4, all = (uint32_t)ARRAY_COUNT(module), first = lora->attn ? 0 : attn;
+    train_config_put(out, &(struct train_config){.base = base,
+                                                 .rank = lora->rank,
+                                                 .alpha = TINKER_ALPHA,
+                                                 .module = module + first,
+                                                 .modules = (lora->mlp ? all : attn) - first});
 }
 
 static enum status add_model(struct tinker *t, struct tinker_session *s, struct tinker_model *m,

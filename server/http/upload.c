@@ -356,7 +356,7 @@ static enum status read_request(struct exchange *x, json_t *root, struct publish
 void handle_publish(struct exchange *x)
 {
     struct errtext err = ERRTEXT_INIT;
-    struct publish_upload p = {.key_name = x->key ? x->key->name : "",
+    struct publish_upload p = {.key_name = auth_key_name(x->key),
                                .quota_bytes = x->key ? x->key->publish_bytes_max : 0};
     struct upload_slot *slot = NULL;
     json_t *root = NULL;
